@@ -1,0 +1,2 @@
+//! The kplane command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! A Kubernetes cluster inside your process: the builder that composes kplane's crates

@@ -1,0 +1,1 @@
+//! Pods on a node: the pod machine, the node agent and container runtimes

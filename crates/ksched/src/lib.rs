@@ -1,0 +1,1 @@
+//! The Kubernetes scheduler as a library: framework, plug-ins and explained decisions

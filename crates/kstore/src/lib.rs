@@ -1,0 +1,1 @@
+//! An embeddable, watchable, transactional key-value store with one revision space
