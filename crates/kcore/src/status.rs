@@ -113,7 +113,12 @@ fn qualified(group: &str, resource: &str) -> String {
 }
 
 fn about(group: &str, resource: &str, name: &str) -> Option<StatusDetails> {
-    Some(StatusDetails { name: name.to_owned(), group: group.to_owned(), kind: resource.to_owned(), ..StatusDetails::default() })
+    Some(StatusDetails {
+        name: name.to_owned(),
+        group: group.to_owned(),
+        kind: resource.to_owned(),
+        ..StatusDetails::default()
+    })
 }
 
 impl Status {
@@ -125,7 +130,8 @@ impl Status {
     /// A success about an object, as a deletion answers.
     #[must_use]
     pub fn success(group: &str, resource: &str, name: &str, uid: &str) -> Self {
-        let details = about(group, resource, name).map(|details| StatusDetails { uid: uid.to_owned(), ..details });
+        let details =
+            about(group, resource, name).map(|details| StatusDetails { uid: uid.to_owned(), ..details });
         Self { status: "Success".to_owned(), code: 200, details, ..Self::default() }
     }
 
@@ -154,8 +160,12 @@ impl Status {
     /// 409: an object of that name is there already.
     #[must_use]
     pub fn already_exists(group: &str, resource: &str, name: &str) -> Self {
-        Self::failure(409, "AlreadyExists", format!("{} \"{name}\" already exists", qualified(group, resource)))
-            .about(group, resource, name)
+        Self::failure(
+            409,
+            "AlreadyExists",
+            format!("{} \"{name}\" already exists", qualified(group, resource)),
+        )
+        .about(group, resource, name)
     }
 
     /// 409: the object is not in the state that the request assumes.
@@ -192,7 +202,8 @@ impl Status {
     /// 405: the resource does not know this verb.
     #[must_use]
     pub fn method_not_allowed(group: &str, resource: &str, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind \"{}\"", qualified(group, resource));
+        let message =
+            format!("{verb} is not supported on resources of kind \"{}\"", qualified(group, resource));
         Self::failure(405, "MethodNotAllowed", message).about(group, resource, "")
     }
 
