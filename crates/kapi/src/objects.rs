@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     convert,
     error::{ApiError, ApiResult},
-    registry::{Registry, Resource, ResourceDef, selectable_value},
+    registry::{Registry, Resource, ResourceDef},
 };
 
 /// The table of things that only one object may hold: cluster IPs, node ports. Its keys are claims, its values the holders.
@@ -286,20 +286,15 @@ impl Scope {
                 Box::new(entries.filter(move |entry| after.as_ref().is_none_or(|after| entry.key() > after)))
             }
             Self::All => {
-                let range = after.map_or_else(Range::all, Range::after);
+                let range = after.map_or_else(Range::all, |after| Range::all().after(after));
                 Box::new(snapshot.range(table, range))
             }
             Self::Namespace(namespace) => {
                 let prefix = Bytes::from(format!("{namespace}/"));
                 let range = Range::prefix(prefix);
-                let range = after.map_or(range.clone(), |after| range.after_key(after));
+                let range = after.map_or(range.clone(), |after| range.after(after));
                 Box::new(snapshot.range(table, range))
             }
         }
     }
-}
-
-/// The selectable value of a path in the storage form of an object.
-pub(crate) fn plain_field(object: &Value, path: &str) -> String {
-    selectable_value(object, path)
 }
