@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use self::{
-    namespace::NamespaceLifecycle, priority::Priority, service_account::ServiceAccount, taints::TaintNewNodes,
-    tolerations::DefaultTolerations,
+    namespace::NamespaceLifecycle, priority::Priority, service_account::ServiceAccount,
+    taints::TaintNewNodes, tolerations::DefaultTolerations,
 };
 use crate::{authn::UserInfo, error::ApiResult, objects::Objects, registry::Resource};
 

@@ -44,7 +44,13 @@ impl Authorizer for AuthenticatedOnly {
             return Verdict::Allow;
         }
         let path = request.path.trim_end_matches('/');
-        let public = PUBLIC.iter().any(|public| path == *public || path.strip_prefix(public).is_some_and(|rest| rest.starts_with('/')));
-        if !request.is_resource && request.verb == "get" && public { Verdict::Allow } else { Verdict::NoOpinion }
+        let public = PUBLIC.iter().any(|public| {
+            path == *public || path.strip_prefix(public).is_some_and(|rest| rest.starts_with('/'))
+        });
+        if !request.is_resource && request.verb == "get" && public {
+            Verdict::Allow
+        } else {
+            Verdict::NoOpinion
+        }
     }
 }

@@ -27,7 +27,8 @@ impl Call<'_> {
     /// Deletes one object (`registry/generic/registry.Store.Delete`).
     pub(crate) async fn delete(&self, options: &DeleteOptions) -> ApiResult<Deleted> {
         for _ in 0..RETRIES_MAX {
-            let stored = self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+            let stored =
+                self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
             let old = stored.value().map_err(Status::internal)?;
             self.check_preconditions(options, &stored)?;
             self.validate(Operation::Delete, self.name, &old, Some(&old)).await?;
@@ -50,7 +51,9 @@ impl Call<'_> {
     fn check_preconditions(&self, options: &DeleteOptions, stored: &Stored) -> ApiResult<()> {
         let def = &self.resource.def;
         let fail = |what: &str, wanted: &str, found: &str| {
-            let why = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+            let why = format!(
+                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            );
             Status::conflict(&def.group, &def.plural, self.name, &why)
         };
         if let Some(uid) = options.uid.as_deref().filter(|uid| **uid != *stored.header().uid) {
@@ -96,7 +99,12 @@ impl Call<'_> {
         if meta::is_finished(def, &object) { None } else { Some(object) }
     }
 
-    async fn replace(&self, stored: &Arc<Stored>, old: &Value, mut object: Value) -> ApiResult<Option<Deleted>> {
+    async fn replace(
+        &self,
+        stored: &Arc<Stored>,
+        old: &Value,
+        mut object: Value,
+    ) -> ApiResult<Option<Deleted>> {
         if self.dry_run {
             return Ok(Some(Deleted::Later(object)));
         }
@@ -126,7 +134,13 @@ impl Call<'_> {
         }
     }
 
-    fn write<'b>(&'b self, stored: &Stored, object: Option<&'b Value>, claims: &'b [String], old_claims: &'b [String]) -> Write<'b> {
+    fn write<'b>(
+        &'b self,
+        stored: &Stored,
+        object: Option<&'b Value>,
+        claims: &'b [String],
+        old_claims: &'b [String],
+    ) -> Write<'b> {
         Write {
             resource: self.resource,
             namespace: self.namespace,
@@ -146,7 +160,8 @@ fn set_propagation(object: &mut Value, propagation: Option<Propagation>) {
         return;
     };
     let list = object.pointer("/metadata/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
-    let mut kept: Vec<Value> = list.into_iter().filter(|item| *item != "orphan" && *item != "foregroundDeletion").collect();
+    let mut kept: Vec<Value> =
+        list.into_iter().filter(|item| *item != "orphan" && *item != "foregroundDeletion").collect();
     match propagation {
         Propagation::Orphan => kept.push(json!("orphan")),
         Propagation::Foreground => kept.push(json!("foregroundDeletion")),

@@ -39,13 +39,18 @@ pub struct FieldError {
 impl FieldError {
     /// The field must be given.
     pub fn required(field: impl Into<String>, detail: &str) -> Self {
-        let detail = if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
+        let detail =
+            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
         Self { reason: "FieldValueRequired", field: field.into(), detail }
     }
 
     /// The field's value is wrong; `value` is shown as JSON.
     pub fn invalid(field: impl Into<String>, value: impl fmt::Display, detail: impl fmt::Display) -> Self {
-        Self { reason: "FieldValueInvalid", field: field.into(), detail: format!("Invalid value: {value}: {detail}") }
+        Self {
+            reason: "FieldValueInvalid",
+            field: field.into(),
+            detail: format!("Invalid value: {value}: {detail}"),
+        }
     }
 
     /// The field's text value is wrong.
@@ -62,7 +67,11 @@ impl FieldError {
 
     /// The value stands in another entry already.
     pub fn duplicate(field: impl Into<String>, value: &str) -> Self {
-        Self { reason: "FieldValueDuplicate", field: field.into(), detail: format!("Duplicate value: {value:?}") }
+        Self {
+            reason: "FieldValueDuplicate",
+            field: field.into(),
+            detail: format!("Duplicate value: {value:?}"),
+        }
     }
 
     /// The field may not be set (now).
@@ -90,7 +99,11 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() { f.write_str(&self.detail) } else { write!(f, "{}: {}", self.field, self.detail) }
+        if self.field.is_empty() {
+            f.write_str(&self.detail)
+        } else {
+            write!(f, "{}: {}", self.field, self.detail)
+        }
     }
 }
 

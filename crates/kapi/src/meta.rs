@@ -37,7 +37,10 @@ pub(crate) fn prepare_namespace(def: &ResourceDef, namespace: &str, object: &mut
     if given.is_empty() {
         object["metadata"]["namespace"] = json!(namespace);
     } else if given != namespace {
-        return Err(Status::bad_request("the namespace of the provided object does not match the namespace sent on the request").into());
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        )
+        .into());
     }
     Ok(())
 }
@@ -54,7 +57,13 @@ pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Value, clock: &dyn 
         meta["name"] = json!(format!("{}{}", &prefix[..cut], suffix()));
     }
     if let Some(map) = meta.as_object_mut() {
-        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion", "managedFields"] {
+        for key in [
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "selfLink",
+            "resourceVersion",
+            "managedFields",
+        ] {
             map.remove(key);
         }
         if def.traits.generation {
@@ -73,10 +82,18 @@ fn suffix() -> String {
 }
 
 /// What callers can't change is what it was.
-pub(crate) fn keep_system_fields(def: &ResourceDef, name: &str, object: &mut Value, old: &Value) -> ApiResult<()> {
+pub(crate) fn keep_system_fields(
+    def: &ResourceDef,
+    name: &str,
+    object: &mut Value,
+    old: &Value,
+) -> ApiResult<()> {
     let uid = text(object, "uid");
     if !uid.is_empty() && uid != text(old, "uid") {
-        let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", text(old, "uid"));
+        let why = format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+            text(old, "uid")
+        );
         return Err(Status::conflict(&def.group, &def.plural, name, &why).into());
     }
     let given = text(object, "name");
@@ -88,7 +105,15 @@ pub(crate) fn keep_system_fields(def: &ResourceDef, name: &str, object: &mut Val
         return Err(Status::bad_request(why).into());
     }
     let meta = child(object, "metadata");
-    for key in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "generateName"] {
+    for key in [
+        "uid",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "generation",
+        "selfLink",
+        "generateName",
+    ] {
         keep(meta, &old["metadata"], key);
     }
     Ok(())
@@ -151,7 +176,11 @@ pub(crate) fn validate(def: &ResourceDef, object: &Value) -> Vec<FieldError> {
         controllers += usize::from(owner["controller"] == true);
         for key in ["apiVersion", "kind", "name", "uid"] {
             if owner[key].as_str().is_none_or(str::is_empty) {
-                errors.push(FieldError::invalid_text(format!("metadata.ownerReferences[{index}].{key}"), "", "must not be empty"));
+                errors.push(FieldError::invalid_text(
+                    format!("metadata.ownerReferences[{index}].{key}"),
+                    "",
+                    "must not be empty",
+                ));
             }
         }
     }
@@ -164,12 +193,15 @@ pub(crate) fn validate(def: &ResourceDef, object: &Value) -> Vec<FieldError> {
 }
 
 fn validate_finalizers(meta: &Value) -> Vec<FieldError> {
-    let list: Vec<&str> = meta["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let list: Vec<&str> =
+        meta["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut errors = Vec::new();
     for finalizer in &list {
         if let Some(fault) = selector::key_fault(finalizer) {
             errors.push(FieldError::invalid_text("metadata.finalizers", finalizer, fault));
-        } else if !finalizer.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(finalizer) {
+        } else if !finalizer.contains('/')
+            && !["orphan", "foregroundDeletion", "kubernetes"].contains(finalizer)
+        {
             let why = "name is neither a standard finalizer name nor is it fully qualified";
             errors.push(FieldError::invalid_text("metadata.finalizers", finalizer, why));
         }

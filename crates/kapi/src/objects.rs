@@ -5,14 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kcore::{Clock, Header, Status, Stored, object::encode};
 use kstore::{
-    CommitError, Compare, Entry, IndexFn, Interest, Op, Range, Revision, Snapshot, Store, StoreError, TableId, TableSpec,
-    Term, Txn,
+    CommitError, Compare, Entry, IndexFn, Interest, Op, Range, Revision, Snapshot, Store, StoreError,
+    TableId, TableSpec, Term, Txn,
 };
 use serde_json::Value;
 
 use crate::{
     convert,
-    error::{ApiError, ApiResult},
+    error::ApiError,
     registry::{Registry, Resource, ResourceDef},
 };
 
@@ -33,7 +33,12 @@ impl Objects {
     ///
     /// # Errors
     /// When the store can't open a table.
-    pub fn new(store: Arc<dyn Store>, registry: Arc<Registry>, clock: Arc<dyn Clock>, defs: Vec<ResourceDef>) -> Result<Self, StoreError> {
+    pub fn new(
+        store: Arc<dyn Store>,
+        registry: Arc<Registry>,
+        clock: Arc<dyn Clock>,
+        defs: Vec<ResourceDef>,
+    ) -> Result<Self, StoreError> {
         let claims = store.open_table(TableSpec::new(CLAIMS))?;
         let objects = Self { store, registry, clock, claims };
         objects.register(defs)?;
@@ -49,7 +54,11 @@ impl Objects {
         for def in defs {
             let def = Arc::new(def);
             let spec = TableSpec::new(convert::table_name(&def));
-            let spec = if def.indexed.is_empty() { spec } else { spec.index(Arc::new(FieldIndex(Arc::clone(&def)))) };
+            let spec = if def.indexed.is_empty() {
+                spec
+            } else {
+                spec.index(Arc::new(FieldIndex(Arc::clone(&def))))
+            };
             let table = self.store.open_table(spec)?;
             resources.push((def, table));
         }
@@ -90,7 +99,14 @@ impl Objects {
 
     /// One object of a built-in kind, for admission and authorization.
     #[must_use]
-    pub fn find(&self, group: &str, version: &str, plural: &str, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+    pub fn find(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Stored>> {
         self.get(&*self.registry.find(group, version, plural)?, namespace, name)
     }
 
@@ -109,7 +125,9 @@ impl Objects {
         let key = Bytes::from(resource.key(namespace, name));
         let table = resource.table;
         let mut txn = Txn::new().compare(match expected {
-            Some(revision) => Compare::ModifiedAt { table, key: key.clone(), revision: Revision::from(revision) },
+            Some(revision) => {
+                Compare::ModifiedAt { table, key: key.clone(), revision: Revision::from(revision) }
+            }
             None => Compare::Absent { table, key: key.clone() },
         });
         txn = match object {
@@ -117,7 +135,13 @@ impl Objects {
                 let mut header = Header::of(object);
                 header.fields = selectable_fields(&resource.def, object);
                 let hint: Arc<dyn std::any::Any + Send + Sync> = Arc::new(header);
-                txn.op(Op::Put { table, key: key.clone(), value: encode(object).into(), lease: None, hint: Some(hint) })
+                txn.op(Op::Put {
+                    table,
+                    key: key.clone(),
+                    value: encode(object).into(),
+                    lease: None,
+                    hint: Some(hint),
+                })
             }
             None => txn.op(Op::Delete { table, key: key.clone() }),
         };
@@ -142,9 +166,9 @@ impl Objects {
                 Ok(stored(&resource.def, &entry))
             }
             Err(CommitError::Conflict { index: 0, .. }) => Err(WriteError::Conflict),
-            Err(CommitError::Conflict { index, .. }) => {
-                Err(added.get(index - 1).map_or(WriteError::Conflict, |claim| WriteError::Claimed((*claim).clone())))
-            }
+            Err(CommitError::Conflict { index, .. }) => Err(added
+                .get(index - 1)
+                .map_or(WriteError::Conflict, |claim| WriteError::Claimed((*claim).clone()))),
             Err(error) => Err(WriteError::Store(store_error(&error))),
         }
     }
@@ -273,13 +297,22 @@ impl Scope {
     }
 
     /// The entries of this scope in key order, from after `start`.
-    pub(crate) fn entries(&self, snapshot: &Snapshot, resource: &Resource, start: Option<&[u8]>) -> Box<dyn Iterator<Item = Arc<Entry>> + Send> {
+    pub(crate) fn entries(
+        &self,
+        snapshot: &Snapshot,
+        resource: &Resource,
+        start: Option<&[u8]>,
+    ) -> Box<dyn Iterator<Item = Arc<Entry>> + Send> {
         let table = resource.table;
         let after = start.map(Bytes::copy_from_slice);
         match self {
             Self::Name { namespace, name } => {
                 let entry = snapshot.get(table, &resource.key(namespace, name));
-                Box::new(entry.into_iter().filter(move |entry| after.as_ref().is_none_or(|after| entry.key() > after)))
+                Box::new(
+                    entry
+                        .into_iter()
+                        .filter(move |entry| after.as_ref().is_none_or(|after| entry.key() > after)),
+                )
             }
             Self::Term { term, .. } => {
                 let entries = snapshot.by_term(table, term);

@@ -182,7 +182,11 @@ impl Resource {
     /// The store's key of an object.
     #[must_use]
     pub fn key(&self, namespace: &str, name: &str) -> Vec<u8> {
-        if self.def.namespaced { format!("{namespace}/{name}").into_bytes() } else { name.as_bytes().to_vec() }
+        if self.def.namespaced {
+            format!("{namespace}/{name}").into_bytes()
+        } else {
+            name.as_bytes().to_vec()
+        }
     }
 }
 
@@ -265,7 +269,8 @@ impl Registry {
     pub fn resources(&self, group: &str, version: &str) -> Vec<Arc<Resource>> {
         let groups = self.groups.load();
         let resources = groups.get(group).and_then(|versions| versions.get(version));
-        let mut list: Vec<_> = resources.into_iter().flat_map(|resources| resources.values().cloned()).collect();
+        let mut list: Vec<_> =
+            resources.into_iter().flat_map(|resources| resources.values().cloned()).collect();
         list.sort_by(|a, b| a.def.plural.cmp(&b.def.plural));
         list
     }

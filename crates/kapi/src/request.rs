@@ -126,7 +126,11 @@ impl Query {
     /// The first value of a parameter, if it is there and not empty.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+        self.0
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
+            .filter(|value| !value.is_empty())
     }
 
     /// All values of a parameter.
@@ -137,12 +141,18 @@ impl Query {
     /// A boolean parameter: there without a value, or `true` or `1`.
     #[must_use]
     pub fn flag(&self, key: &str) -> bool {
-        self.0.iter().any(|(name, value)| name == key && matches!(value.as_str(), "" | "1" | "true" | "True" | "TRUE"))
+        self.0
+            .iter()
+            .any(|(name, value)| name == key && matches!(value.as_str(), "" | "1" | "true" | "True" | "TRUE"))
     }
 
     fn number(&self, key: &str) -> ApiResult<Option<i64>> {
         self.get(key)
-            .map(|text| text.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))))
+            .map(|text| {
+                text.parse().map_err(|_| {
+                    Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
+                })
+            })
             .transpose()
             .map_err(Into::into)
     }
@@ -197,7 +207,8 @@ impl ListOptions {
             Some("Exact") => Some(RevisionMatch::Exact),
             Some("NotOlderThan") => Some(RevisionMatch::NotOlderThan),
             Some(other) => {
-                let error = FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]);
+                let error =
+                    FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]);
                 return Err(invalid("meta.k8s.io", "ListOptions", "", &[error]));
             }
         };
@@ -223,13 +234,25 @@ impl ListOptions {
         let mut forbid = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
         if watch {
             match (self.initial_events, self.revision_match) {
-                (None, Some(_)) => forbid("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"),
-                (Some(_), None) => forbid("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
-                (Some(_), Some(RevisionMatch::Exact)) => forbid("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"),
+                (None, Some(_)) => forbid(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+                ),
+                (Some(_), None) => forbid(
+                    "resourceVersionMatch",
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ),
+                (Some(_), Some(RevisionMatch::Exact)) => forbid(
+                    "resourceVersionMatch",
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                ),
                 _ => {}
             }
             if self.initial_events.is_some() && !self.bookmarks && self.initial_events == Some(true) {
-                forbid("allowWatchBookmarks", "sendInitialEvents requires setting allowWatchBookmarks to true");
+                forbid(
+                    "allowWatchBookmarks",
+                    "sendInitialEvents requires setting allowWatchBookmarks to true",
+                );
             }
             return errors;
         }
@@ -241,10 +264,16 @@ impl ListOptions {
                 forbid("resourceVersionMatch", "resourceVersionMatch is forbidden with a continue token");
             }
             if self.revision.is_none() {
-                forbid("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided");
+                forbid(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
+                );
             }
             if self.revision_match == Some(RevisionMatch::Exact) && self.revision == Some(0) {
-                forbid("resourceVersionMatch", "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+                forbid(
+                    "resourceVersionMatch",
+                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+                );
             }
         }
         errors
@@ -257,7 +286,11 @@ impl ListOptions {
 /// 400 when it is none.
 pub fn parse_revision(text: &str) -> ApiResult<u64> {
     text.parse().map_err(|_| {
-        let error = FieldError::invalid_text("resourceVersion", text, format_args!("strconv.ParseUint: parsing {text:?}: invalid syntax"));
+        let error = FieldError::invalid_text(
+            "resourceVersion",
+            text,
+            format_args!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
+        );
         Status::bad_request(error.to_string()).into()
     })
 }
@@ -299,7 +332,8 @@ impl WriteOptions {
             Some("Ignore") => FieldValidation::Ignore,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                let error = FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
+                let error =
+                    FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"]);
                 return Err(invalid("meta.k8s.io", kind, "", &[error]));
             }
         };
@@ -368,7 +402,9 @@ impl DeleteOptions {
             return Err(refuse(FieldError::invalid("gracePeriodSeconds", seconds, why)));
         }
         let policy = body["propagationPolicy"].as_str().or_else(|| query.get("propagationPolicy"));
-        let orphan = body["orphanDependents"].as_bool().or_else(|| query.get("orphanDependents").map(|text| text == "true"));
+        let orphan = body["orphanDependents"]
+            .as_bool()
+            .or_else(|| query.get("orphanDependents").map(|text| text == "true"));
         let propagation = match (policy, orphan) {
             (Some("Orphan"), _) | (None, Some(true)) => Some(Propagation::Orphan),
             (Some("Background"), _) | (None, Some(false)) => Some(Propagation::Background),
@@ -384,7 +420,11 @@ impl DeleteOptions {
             dry_run,
             grace_seconds,
             uid: preconditions["uid"].as_str().map(str::to_owned),
-            revision: preconditions["resourceVersion"].as_str().filter(|text| !text.is_empty()).map(parse_revision).transpose()?,
+            revision: preconditions["resourceVersion"]
+                .as_str()
+                .filter(|text| !text.is_empty())
+                .map(parse_revision)
+                .transpose()?,
             propagation,
         })
     }
@@ -406,12 +446,32 @@ mod tests {
             (Method::GET, "/api/v1/pods", ["list", "", "v1", "", "pods", "", ""]),
             (Method::GET, "/api/v1/namespaces", ["list", "", "v1", "", "namespaces", "", ""]),
             (Method::GET, "/api/v1/namespaces/a", ["get", "", "v1", "a", "namespaces", "a", ""]),
-            (Method::PUT, "/api/v1/namespaces/a/finalize", ["update", "", "v1", "a", "namespaces", "a", "finalize"]),
+            (
+                Method::PUT,
+                "/api/v1/namespaces/a/finalize",
+                ["update", "", "v1", "a", "namespaces", "a", "finalize"],
+            ),
             (Method::GET, "/api/v1/namespaces/a/pods/b/log", ["get", "", "v1", "a", "pods", "b", "log"]),
-            (Method::GET, "/apis/apps/v1/deployments?&watch=true", ["watch", "apps", "v1", "", "deployments", "", ""]),
-            (Method::GET, "/apis/apps/v1/watch/namespaces/a/deployments", ["watch", "apps", "v1", "a", "deployments", "", ""]),
-            (Method::DELETE, "/api/v1/namespaces/a/pods", ["deletecollection", "", "v1", "a", "pods", "", ""]),
-            (Method::POST, "/api/v1/namespaces/a/pods/b/eviction", ["create", "", "v1", "a", "pods", "b", "eviction"]),
+            (
+                Method::GET,
+                "/apis/apps/v1/deployments?&watch=true",
+                ["watch", "apps", "v1", "", "deployments", "", ""],
+            ),
+            (
+                Method::GET,
+                "/apis/apps/v1/watch/namespaces/a/deployments",
+                ["watch", "apps", "v1", "a", "deployments", "", ""],
+            ),
+            (
+                Method::DELETE,
+                "/api/v1/namespaces/a/pods",
+                ["deletecollection", "", "v1", "a", "pods", "", ""],
+            ),
+            (
+                Method::POST,
+                "/api/v1/namespaces/a/pods/b/eviction",
+                ["create", "", "v1", "a", "pods", "b", "eviction"],
+            ),
             (Method::PATCH, "/api/v1/nodes/n%2Fx", ["patch", "", "v1", "", "nodes", "n", "x"]),
             (Method::GET, "/version", ["get", "", "", "", "", "", ""]),
             (Method::GET, "/apis/apps/v1", ["get", "", "", "", "", "", ""]),

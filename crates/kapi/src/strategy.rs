@@ -14,6 +14,7 @@ use std::{fmt::Debug, sync::Arc};
 use serde_json::Value;
 
 pub use self::service::ServiceAddresses;
+pub(crate) use self::workload::selects;
 use crate::error::FieldError;
 
 /// What the server asks about a kind when one of its objects is written.
@@ -96,13 +97,17 @@ impl NameRule {
             }
             _ => name,
         };
-        let too_long = |limit: usize| (text.len() > limit).then(|| format!("must be no more than {limit} bytes"));
+        let too_long =
+            |limit: usize| (text.len() > limit).then(|| format!("must be no more than {limit} bytes"));
         let fault = |good: bool, words: &str| (!good).then(|| words.to_owned());
         match self {
-            Self::Subdomain => too_long(253).or_else(|| fault(kcore::selector::is_dns_subdomain(text), SUBDOMAIN)),
+            Self::Subdomain => {
+                too_long(253).or_else(|| fault(kcore::selector::is_dns_subdomain(text), SUBDOMAIN))
+            }
             Self::Label => too_long(63).or_else(|| fault(kcore::selector::is_dns_label(text), LABEL)),
             Self::Label1035 => too_long(63).or_else(|| {
-                let good = text.starts_with(|c: char| c.is_ascii_lowercase()) && kcore::selector::is_dns_label(text);
+                let good =
+                    text.starts_with(|c: char| c.is_ascii_lowercase()) && kcore::selector::is_dns_label(text);
                 fault(good, LABEL_1035)
             }),
             Self::PathSegment => match text {
@@ -162,7 +167,9 @@ pub(crate) fn not_negative(object: &Value, path: &str, errors: &mut Vec<FieldErr
 
 /// Checks that a field has not changed.
 pub(crate) fn immutable(object: &Value, old: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let find = |object| path.split('.').try_fold(object, |value: &Value, key| value.get(key)).cloned().unwrap_or(Value::Null);
+    let find = |object| {
+        path.split('.').try_fold(object, |value: &Value, key| value.get(key)).cloned().unwrap_or(Value::Null)
+    };
     let new = find(object);
     if new != find(old) {
         errors.push(FieldError::invalid(path, new, "field is immutable"));
@@ -178,7 +185,13 @@ pub(crate) fn one_of(object: &Value, path: &str, supported: &[&str], errors: &mu
 }
 
 /// [`one_of`] for a key of the object that stands at `path`.
-pub(crate) fn one_of_at(object: &Value, key: &str, path: &str, supported: &[&str], errors: &mut Vec<FieldError>) {
+pub(crate) fn one_of_at(
+    object: &Value,
+    key: &str,
+    path: &str,
+    supported: &[&str],
+    errors: &mut Vec<FieldError>,
+) {
     if let Some(value) = object[key].as_str().filter(|value| !supported.contains(value)) {
         errors.push(FieldError::not_supported(format!("{path}.{key}"), value, supported));
     }
@@ -187,7 +200,11 @@ pub(crate) fn one_of_at(object: &Value, key: &str, path: &str, supported: &[&str
 /// [`not_negative`] for a key of the object that stands at `path`.
 pub(crate) fn not_negative_at(object: &Value, key: &str, path: &str, errors: &mut Vec<FieldError>) {
     if let Some(value) = object[key].as_i64().filter(|value| *value < 0) {
-        errors.push(FieldError::invalid(format!("{path}.{key}"), value, "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            format!("{path}.{key}"),
+            value,
+            "must be greater than or equal to 0",
+        ));
     }
 }
 

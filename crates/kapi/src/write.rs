@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How often a write that lost a race is tried again, when the caller did not name the revision it replaces.
-pub const RETRIES_MAX: usize = 16;
+pub(crate) const RETRIES_MAX: usize = 16;
 
 /// One request that writes.
 pub(crate) struct Call<'a> {
@@ -51,7 +51,12 @@ impl Written {
 }
 
 impl<'a> Call<'a> {
-    fn admission_request<'b>(&'b self, operation: Operation, name: &'b str, old: Option<&'b Value>) -> AdmissionRequest<'b> {
+    fn admission_request<'b>(
+        &'b self,
+        operation: Operation,
+        name: &'b str,
+        old: Option<&'b Value>,
+    ) -> AdmissionRequest<'b> {
         AdmissionRequest {
             operation,
             resource: self.resource,
@@ -65,7 +70,13 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn admit(&self, operation: Operation, name: &str, object: &mut Value, old: Option<&Value>) -> ApiResult<()> {
+    async fn admit(
+        &self,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> ApiResult<()> {
         let request = self.admission_request(operation, name, old);
         for step in self.admission {
             step.admit(&request, object).await?;
@@ -74,7 +85,13 @@ impl<'a> Call<'a> {
     }
 
     /// The validating half of the chain; for deletions the only half.
-    pub(crate) async fn validate(&self, operation: Operation, name: &str, object: &Value, old: Option<&Value>) -> ApiResult<()> {
+    pub(crate) async fn validate(
+        &self,
+        operation: Operation,
+        name: &str,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> ApiResult<()> {
         let request = self.admission_request(operation, name, old);
         for step in self.admission {
             step.validate(&request, object).await?;
@@ -87,7 +104,12 @@ impl<'a> Call<'a> {
         let def = &self.resource.def;
         let schema = &def.versions[0].schema;
         check::check(self.objects.registry().catalog(), schema, object).map_err(|error| {
-            Status::bad_request(format!("{} in version {:?} cannot be handled as a {}: {error}", def.kind, def.storage_version(), def.kind))
+            Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: {error}",
+                def.kind,
+                def.storage_version(),
+                def.kind
+            ))
         })?;
         def.strategy.default(object);
         Ok(())
@@ -115,6 +137,7 @@ impl<'a> Call<'a> {
             meta::prepare_create(def, &mut object, &**self.objects.clock());
             let name = meta::text(&object, "name").to_owned();
             strategy.prepare_create(&mut object);
+            let asked = strategy.claims(&object);
             let taken = |claim: &str| self.objects.is_claimed(claim);
             let allocated = strategy.allocate(&mut object, None, &taken);
             let mut errors = meta::validate(def, &object);
@@ -142,10 +165,11 @@ impl<'a> Call<'a> {
                 Ok(stored) => return Ok(Written::Stored(stored)),
                 // KEP-4420: a generated name that is taken is generated anew, up to eight times.
                 Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {}
-                Err(WriteError::Conflict) => return Err(Status::already_exists(&def.group, &def.plural, &name).into()),
+                Err(WriteError::Conflict) => {
+                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
+                }
                 Err(WriteError::Claimed(claim)) => {
                     // Somebody was faster. What the caller asked for by name stays taken, what we picked is picked anew.
-                    let asked = strategy.claims(&self.as_given(&object, &given));
                     if asked.contains(&claim) {
                         return Err(self.claimed(&name, &claim));
                     }
@@ -153,12 +177,13 @@ impl<'a> Call<'a> {
                 Err(WriteError::Store(error)) => return Err(error),
             }
         }
-        Err(Status::conflict(&def.group, &def.plural, &given, "the server could not find a free name in time; please try again").into())
-    }
-
-    /// The object of a create as far as its claims go: only what the caller named.
-    fn as_given(&self, object: &Value, _given: &str) -> Value {
-        object.clone()
+        Err(Status::conflict(
+            &def.group,
+            &def.plural,
+            &given,
+            "the server could not find a free name in time; please try again",
+        )
+        .into())
     }
 
     fn claimed(&self, name: &str, claim: &str) -> ApiError {
@@ -167,7 +192,9 @@ impl<'a> Call<'a> {
                 let why = format!("failed to allocate IP {address}: provided IP is already allocated");
                 FieldError::invalid("spec.clusterIPs", json!([address]), why)
             }
-            Some(("nodeport", port)) => FieldError::invalid("spec.ports[0].nodePort", port, "provided port is already allocated"),
+            Some(("nodeport", port)) => {
+                FieldError::invalid("spec.ports[0].nodePort", port, "provided port is already allocated")
+            }
             _ => FieldError::invalid_text("spec", claim, "is already allocated"),
         };
         invalid(&self.resource.def.group, &self.resource.def.kind, name, &[error])
@@ -180,17 +207,22 @@ impl<'a> Call<'a> {
 
     pub(crate) fn conflict(&self) -> ApiError {
         let def = &self.resource.def;
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Status::conflict(&def.group, &def.plural, self.name, why).into()
     }
 
     /// Changes an object: reads it, lets `change` make the new state of the current one (both in the storage version, with
     /// resource versions), and commits. A lost race is run again from the start, unless the new state names the revision it
     /// replaces.
-    pub(crate) async fn update(&self, change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync)) -> ApiResult<Written> {
+    pub(crate) async fn update(
+        &self,
+        change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
+    ) -> ApiResult<Written> {
         let mut asked_revision = None;
         for _ in 0..RETRIES_MAX {
-            let stored = self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+            let stored =
+                self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
             let old = stored.value().map_err(Status::internal)?;
             let mut object = change(&old)?;
             let wanted = meta::text(&object, "resourceVersion").to_owned();
@@ -199,11 +231,14 @@ impl<'a> Call<'a> {
                 // What the change says about the revision must hold for the state it was first computed from.
                 None if !wanted.is_empty() && wanted != current => return Err(self.conflict()),
                 None => asked_revision = Some(wanted.clone()),
-                Some(asked) if !asked.is_empty() && wanted == *asked && wanted != current => return Err(self.conflict()),
+                Some(asked) if !asked.is_empty() && wanted == *asked && wanted != current => {
+                    return Err(self.conflict());
+                }
                 Some(_) => {}
             }
             if wanted.is_empty() && self.resource.def.traits.needs_revision {
-                let error = FieldError::invalid("metadata.resourceVersion", "0x0", "must be specified for an update");
+                let error =
+                    FieldError::invalid("metadata.resourceVersion", "0x0", "must be specified for an update");
                 return Err(invalid(&self.resource.def.group, &self.resource.def.kind, self.name, &[error]));
             }
             self.finish_update(&old, &mut object).await?;
@@ -235,7 +270,10 @@ impl<'a> Call<'a> {
             let taken = |claim: &str| self.objects.is_claimed(claim);
             errors.extend(strategy.allocate(object, Some(old), &taken).err());
         }
-        if def.traits.generation && self.subresource != "status" && specification(object) != specification(old) {
+        if def.traits.generation
+            && self.subresource != "status"
+            && specification(object) != specification(old)
+        {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             object["metadata"]["generation"] = json!(generation);
         }
@@ -249,10 +287,16 @@ impl<'a> Call<'a> {
     }
 
     /// Commits a changed object, or deletes it when this change lifted its last finalizer. `None`: somebody was faster.
-    async fn commit_update(&self, stored: &Arc<Stored>, old: &Value, mut object: Value) -> ApiResult<Option<Written>> {
+    async fn commit_update(
+        &self,
+        stored: &Arc<Stored>,
+        old: &Value,
+        mut object: Value,
+    ) -> ApiResult<Option<Written>> {
         let old_version = old["metadata"]["resourceVersion"].clone();
         object["metadata"]["resourceVersion"] = old_version;
-        let ends = meta::is_finished(&self.resource.def, &object) && !meta::is_finished(&self.resource.def, old);
+        let ends =
+            meta::is_finished(&self.resource.def, &object) && !meta::is_finished(&self.resource.def, old);
         if object == *old && !ends {
             return Ok(Some(Written::Stored(Arc::clone(stored))));
         }
@@ -307,7 +351,10 @@ fn keep_all_but_status(object: &mut Value, old: &Value) {
 /// What `metadata.generation` counts: everything but metadata and status.
 fn specification(object: &Value) -> Map<String, Value> {
     let entries = object.as_object().into_iter().flatten();
-    entries.filter(|(key, _)| !["metadata", "status"].contains(&key.as_str())).map(|(key, value)| (key.clone(), value.clone())).collect()
+    entries
+        .filter(|(key, _)| !["metadata", "status"].contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 /// The answer in the version that was asked for.

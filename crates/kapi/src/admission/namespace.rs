@@ -31,14 +31,23 @@ impl Admission for NamespaceLifecycle {
             && def.plural == "namespaces"
             && IMMORTAL.contains(&request.name);
         if ends_immortal {
-            return Err(Status::forbidden("", "namespaces", request.name, "this namespace may not be deleted").into());
+            return Err(Status::forbidden(
+                "",
+                "namespaces",
+                request.name,
+                "this namespace may not be deleted",
+            )
+            .into());
         }
         Ok(())
     }
 }
 
 fn check_namespace(request: &AdmissionRequest<'_>) -> ApiResult<()> {
-    if request.operation != Operation::Create || !request.resource.def.namespaced || request.namespace.is_empty() {
+    if request.operation != Operation::Create
+        || !request.resource.def.namespaced
+        || request.namespace.is_empty()
+    {
         return Ok(());
     }
     // Reviews are answered and not kept, so their namespace need not be there.
@@ -52,7 +61,10 @@ fn check_namespace(request: &AdmissionRequest<'_>) -> ApiResult<()> {
         return Ok(());
     }
     let def = &request.resource.def;
-    let why = format!("unable to create new content in namespace {} because it is being terminated", request.namespace);
+    let why = format!(
+        "unable to create new content in namespace {} because it is being terminated",
+        request.namespace
+    );
     let mut status = Status::forbidden(&def.group, &def.plural, request.name, &why);
     if let Some(details) = &mut status.details {
         details.causes.push(StatusCause {

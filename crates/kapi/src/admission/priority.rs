@@ -19,16 +19,22 @@ impl Admission for Priority {
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         let def = &request.resource.def;
-        let is_new_pod = def.plural == "pods" && def.group.is_empty() && request.operation == Operation::Create;
+        let is_new_pod =
+            def.plural == "pods" && def.group.is_empty() && request.operation == Operation::Create;
         if !is_new_pod || !request.subresource.is_empty() || !object["spec"].is_object() {
             return Ok(());
         }
-        let given = object["spec"].get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let class = if given.is_empty() { default_class(request) } else { Some(find_class(request, &given)?) };
+        let given =
+            object["spec"].get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_owned();
+        let class =
+            if given.is_empty() { default_class(request) } else { Some(find_class(request, &given)?) };
         let spec = &mut object["spec"];
-        let (name, value, preemption) = class.unwrap_or_else(|| (String::new(), 0, "PreemptLowerPriority".to_owned()));
+        let (name, value, preemption) =
+            class.unwrap_or_else(|| (String::new(), 0, "PreemptLowerPriority".to_owned()));
         if let Some(asked) = spec.get("priority").and_then(Value::as_i64).filter(|asked| *asked != value) {
-            let why = format!("the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name");
+            let why = format!(
+                "the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+            );
             return Err(Status::forbidden("", "pods", request.name, &why).into());
         }
         if !name.is_empty() {
@@ -64,5 +70,8 @@ fn default_class(request: &AdmissionRequest<'_>) -> Option<Class> {
     let snapshot = request.objects.snapshot();
     let classes = snapshot.range(resource.table, kstore::Range::all());
     let classes = classes.filter_map(|entry| serde_json::from_slice::<Value>(entry.value()).ok());
-    classes.filter(|class| class["globalDefault"] == true).map(|class| class_of(&class)).min_by_key(|class| class.1)
+    classes
+        .filter(|class| class["globalDefault"] == true)
+        .map(|class| class_of(&class))
+        .min_by_key(|class| class.1)
 }

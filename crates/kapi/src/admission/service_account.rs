@@ -46,7 +46,8 @@ impl Admission for ServiceAccount {
             return Ok(());
         }
         let namespace = request.namespace;
-        let why = format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
+        let why =
+            format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found");
         let pod = object["metadata"]["name"].as_str().unwrap_or_default();
         Err(Status::forbidden("", "pods", pod, &why).into())
     }

@@ -12,7 +12,7 @@ use crate::error::ApiResult;
 pub struct DefaultTolerations;
 
 /// How long a pod stays on a node that is not ready or unreachable, in seconds.
-pub const TOLERATION_SECONDS: i64 = 300;
+pub(super) const TOLERATION_SECONDS: i64 = 300;
 
 #[async_trait]
 impl Admission for DefaultTolerations {

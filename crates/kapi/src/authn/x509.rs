@@ -30,7 +30,8 @@ impl Authenticator for ClientCertificates {
         };
         let (_, certificate) = X509Certificate::from_der(der).map_err(|_| Status::unauthorized())?;
         let subject = certificate.subject();
-        let name = subject.iter_common_name().filter_map(|name| name.as_str().ok()).next().unwrap_or_default();
+        let name =
+            subject.iter_common_name().filter_map(|name| name.as_str().ok()).next().unwrap_or_default();
         if name.is_empty() {
             return Ok(None);
         }

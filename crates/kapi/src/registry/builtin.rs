@@ -184,12 +184,15 @@ pub(crate) fn group_priority(group: &str) -> usize {
 /// All built-in resources.
 #[must_use]
 pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<ResourceDef> {
-    let schemas: ahash::HashMap<_, _> =
-        schemas::kinds(catalog).map(|(group, version, kind, id)| ((group, version, kind), Type::Named(id))).collect();
+    let schemas: ahash::HashMap<_, _> = schemas::kinds(catalog)
+        .map(|(group, version, kind, id)| ((group, version, kind), Type::Named(id)))
+        .collect();
     let mut defs: Vec<ResourceDef> = Vec::with_capacity(96);
     for line in TABLE.lines().filter(|line| !line.starts_with('#')) {
         let words: Vec<&str> = line.split(' ').collect();
-        let [group, version, plural, kind, scope, verbs, singular, short_names, categories, subresources] = words[..] else {
+        let [group, version, plural, kind, scope, verbs, singular, short_names, categories, subresources] =
+            words[..]
+        else {
             continue;
         };
         let group = if group == "core" { "" } else { group };
@@ -203,7 +206,8 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
             if text == "-" { Vec::new() } else { text.split(',').map(str::to_owned).collect() }
         };
         let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
-        let fields = SELECTABLE.iter().find(|(name, _)| *name == qualified).map_or(&[][..], |(_, fields)| fields);
+        let fields =
+            SELECTABLE.iter().find(|(name, _)| *name == qualified).map_or(&[][..], |(_, fields)| fields);
         defs.push(ResourceDef {
             group: group.to_owned(),
             versions: vec![version],

@@ -32,7 +32,9 @@ pub fn catalog() -> Arc<Catalog> {
 }
 
 /// The group, version and kind of every definition that has them, with its number.
-pub fn kinds(catalog: &Catalog) -> impl Iterator<Item = (&'static str, &'static str, &'static str, DefinitionId)> + '_ {
+pub fn kinds(
+    catalog: &Catalog,
+) -> impl Iterator<Item = (&'static str, &'static str, &'static str, DefinitionId)> + '_ {
     catalog.slots.iter().enumerate().flat_map(|(index, slot)| {
         let head = slot.line.split('\t').next().unwrap_or_default();
         head.split(' ').filter_map(move |mark| {
@@ -52,10 +54,9 @@ pub(crate) fn full_name(short: &str) -> String {
     if let Some(rest) = short.strip_prefix('~') {
         return format!("io.k8s.api.{rest}");
     }
-    short.strip_prefix('^').map_or_else(
-        || short.to_owned(),
-        |rest| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{rest}"),
-    )
+    short
+        .strip_prefix('^')
+        .map_or_else(|| short.to_owned(), |rest| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{rest}"))
 }
 
 pub(super) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
@@ -68,7 +69,8 @@ pub(super) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
 
 /// The defaults of a definition: `defaults.txt` has lines of a definition, a field and the value in JSON.
 fn defaults_of(name: &str) -> Vec<(Box<str>, Value)> {
-    let lines = DEFAULTS.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split_once(' '));
+    let lines =
+        DEFAULTS.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split_once(' '));
     lines.filter_map(|(field, json)| Some((field.into(), serde_json::from_str(json).ok()?))).collect()
 }
 

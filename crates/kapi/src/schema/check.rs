@@ -42,7 +42,9 @@ impl Walk<'_> {
             | (Type::Bool, Value::Bool(_))
             | (Type::Double, Value::Number(_))
             | (Type::IntOrString, Value::String(_)) => true,
-            (Type::Int32 | Type::IntOrString, Value::Number(n)) => n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()),
+            (Type::Int32 | Type::IntOrString, Value::Number(n)) => {
+                n.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
+            }
             (Type::Int64, Value::Number(number)) => number.as_i64().is_some(),
             (Type::Bytes, Value::String(text)) => return check_base64(text),
             (Type::Time | Type::MicroTime, Value::String(text)) => return check_time(ty, text),
@@ -102,7 +104,12 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn map(&mut self, item: &Type, map: &mut Map<String, Value>, holder: Option<&Object>) -> Result<(), TypeError> {
+    fn map(
+        &mut self,
+        item: &Type,
+        map: &mut Map<String, Value>,
+        holder: Option<&Object>,
+    ) -> Result<(), TypeError> {
         for (key, value) in map.iter_mut() {
             let length = self.push(key);
             if value.is_null() {
@@ -128,7 +135,9 @@ impl Walk<'_> {
         let found = match value {
             Value::Null => "null".to_owned(),
             Value::Bool(_) => "bool".to_owned(),
-            Value::Number(number) if matches!(ty, Type::Int32 | Type::Int64 | Type::IntOrString) => format!("number {number}"),
+            Value::Number(number) if matches!(ty, Type::Int32 | Type::Int64 | Type::IntOrString) => {
+                format!("number {number}")
+            }
             Value::Number(_) => "number".to_owned(),
             Value::String(_) => "string".to_owned(),
             Value::Array(_) => "array".to_owned(),
@@ -186,7 +195,11 @@ fn check_base64(text: &str) -> Result<(), TypeError> {
 fn check_time(ty: &Type, text: &mut String) -> Result<(), TypeError> {
     // What the server writes itself needs no rewriting, and is most of what comes back.
     let time: Timestamp = text.parse().map_err(|_| {
-        let layout = if matches!(ty, Type::Time) { "2006-01-02T15:04:05Z07:00" } else { "2006-01-02T15:04:05.000000Z07:00" };
+        let layout = if matches!(ty, Type::Time) {
+            "2006-01-02T15:04:05Z07:00"
+        } else {
+            "2006-01-02T15:04:05.000000Z07:00"
+        };
         TypeError(format!("parsing time {text:?} as {layout:?}: cannot parse {text:?} as \"2006\""))
     })?;
     let canonical = match ty {
@@ -270,13 +283,27 @@ mod tests {
     #[test]
     fn wrong_types_are_refused_in_gos_words() {
         for (spec, message) in [
-            (json!({"replicas": "3"}), "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32"),
-            (json!({"replicas": 3_000_000_000_u32}), "json: cannot unmarshal number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32"),
-            (json!({"template": {"spec": {"containers": {}}}}), "json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container"),
-            (json!([]), "json: cannot unmarshal array into Go struct field Deployment.spec of type v1.DeploymentSpec"),
+            (
+                json!({"replicas": "3"}),
+                "json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                json!({"replicas": 3_000_000_000_u32}),
+                "json: cannot unmarshal number 3000000000 into Go struct field DeploymentSpec.spec.replicas of type int32",
+            ),
+            (
+                json!({"template": {"spec": {"containers": {}}}}),
+                "json: cannot unmarshal object into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container",
+            ),
+            (
+                json!([]),
+                "json: cannot unmarshal array into Go struct field Deployment.spec of type v1.DeploymentSpec",
+            ),
         ] {
             assert_eq!(run("~apps.v1.Deployment", json!({"spec": spec})).unwrap_err(), message);
         }
-        assert!(run("~core.v1.Secret", json!({"data": {"a": "***"}})).unwrap_err().contains("illegal base64"));
+        assert!(
+            run("~core.v1.Secret", json!({"data": {"a": "***"}})).unwrap_err().contains("illegal base64")
+        );
     }
 }

@@ -25,7 +25,9 @@ fn default_job(spec: &mut Value) {
 }
 
 fn validate_job(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    for key in ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"] {
+    for key in
+        ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"]
+    {
         super::not_negative_at(spec, key, path, errors);
     }
     super::one_of_at(spec, "completionMode", path, &["Indexed", "NonIndexed"], errors);
@@ -37,7 +39,11 @@ fn validate_job(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     if !["OnFailure", "Never"].contains(&policy) {
         let field = format!("{path}.template.spec.restartPolicy");
         let why = "valid values: \"OnFailure\", \"Never\"";
-        errors.push(if policy == "Always" { FieldError::required(field, why) } else { FieldError::not_supported(field, policy, &["OnFailure", "Never"]) });
+        errors.push(if policy == "Always" {
+            FieldError::required(field, why)
+        } else {
+            FieldError::not_supported(field, policy, &["OnFailure", "Never"])
+        });
     }
     pod_spec::validate(&spec["template"]["spec"], &format!("{path}.template.spec"), errors);
 }
@@ -70,14 +76,23 @@ impl Strategy for Jobs {
         validate_job(&object["spec"], "spec", errors);
         if object["spec"]["selector"].is_null() {
             errors.push(FieldError::required("spec.selector", ""));
-        } else if !workload::selects(&object["spec"]["selector"], &object["spec"]["template"]["metadata"]["labels"]) {
+        } else if !workload::selects(
+            &object["spec"]["selector"],
+            &object["spec"]["template"]["metadata"]["labels"],
+        ) {
             let labels = &object["spec"]["template"]["metadata"]["labels"];
-            errors.push(FieldError::invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`"));
+            errors.push(FieldError::invalid(
+                "spec.template.metadata.labels",
+                labels,
+                "`selector` does not match template `labels`",
+            ));
         }
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        for path in ["spec.selector", "spec.completionMode", "spec.podFailurePolicy", "spec.backoffLimitPerIndex"] {
+        for path in
+            ["spec.selector", "spec.completionMode", "spec.podFailurePolicy", "spec.backoffLimitPerIndex"]
+        {
             immutable(object, old, path, errors);
         }
         if object["spec"]["completionMode"] != "Indexed" {
@@ -107,7 +122,9 @@ impl Strategy for CronJobs {
             errors.push(FieldError::required("spec.schedule", ""));
         }
         one_of(object, "spec.concurrencyPolicy", &["Allow", "Forbid", "Replace"], errors);
-        for path in ["spec.startingDeadlineSeconds", "spec.successfulJobsHistoryLimit", "spec.failedJobsHistoryLimit"] {
+        for path in
+            ["spec.startingDeadlineSeconds", "spec.successfulJobsHistoryLimit", "spec.failedJobsHistoryLimit"]
+        {
             not_negative(object, path, errors);
         }
         validate_job(&object["spec"]["jobTemplate"]["spec"], "spec.jobTemplate.spec", errors);

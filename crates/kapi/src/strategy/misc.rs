@@ -21,9 +21,10 @@ pub(super) fn strategy(qualified: &str) -> Option<Arc<dyn Strategy>> {
         "networkpolicies.networking.k8s.io" => Arc::new(NetworkPolicies),
         "priorityclasses.scheduling.k8s.io" => Arc::new(PriorityClasses),
         "customresourcedefinitions.apiextensions.k8s.io" => Arc::new(CustomResourceDefinitions),
-        "clusterroles.rbac.authorization.k8s.io"
-        | "roles.rbac.authorization.k8s.io" => Arc::new(Roles),
-        "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => Arc::new(Bindings),
+        "clusterroles.rbac.authorization.k8s.io" | "roles.rbac.authorization.k8s.io" => Arc::new(Roles),
+        "clusterrolebindings.rbac.authorization.k8s.io" | "rolebindings.rbac.authorization.k8s.io" => {
+            Arc::new(Bindings)
+        }
         "leases.coordination.k8s.io" => Arc::new(Leases),
         _ => return None,
     })
@@ -37,7 +38,11 @@ fn validate_keys(object: &Value, list: &str, errors: &mut Vec<FieldError>) {
         if !good {
             errors.push(FieldError::invalid_text(format!("{list}[{key}]"), key, WORDS));
         } else if key.len() > 253 {
-            errors.push(FieldError::invalid_text(format!("{list}[{key}]"), key, "must be no more than 253 characters"));
+            errors.push(FieldError::invalid_text(
+                format!("{list}[{key}]"),
+                key,
+                "must be no more than 253 characters",
+            ));
         }
     }
 }
@@ -83,7 +88,8 @@ struct Secrets;
 impl Strategy for Secrets {
     /// `stringData` is written into `data` and never read back.
     fn default(&self, object: &mut Value) {
-        let Some(Value::Object(texts)) = object.as_object_mut().and_then(|map| map.remove("stringData")) else {
+        let Some(Value::Object(texts)) = object.as_object_mut().and_then(|map| map.remove("stringData"))
+        else {
             return;
         };
         for (key, text) in texts {
@@ -133,7 +139,11 @@ struct NetworkPolicies;
 impl Strategy for NetworkPolicies {
     fn default(&self, object: &mut Value) {
         let spec = child(object, "spec");
-        let kinds = if spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty()) { json!(["Ingress", "Egress"]) } else { json!(["Ingress"]) };
+        let kinds = if spec.get("egress").and_then(Value::as_array).is_some_and(|rules| !rules.is_empty()) {
+            json!(["Ingress", "Egress"])
+        } else {
+            json!(["Ingress"])
+        };
         set_default(spec, "policyTypes", kinds);
     }
 }
@@ -150,10 +160,16 @@ impl Strategy for PriorityClasses {
         let value = object["value"].as_i64().unwrap_or_default();
         let system = ["system-cluster-critical", "system-node-critical"].contains(&name);
         if name.starts_with("system-") && !system {
-            errors.push(FieldError::forbidden("metadata.name", "priority class names with 'system-' prefix are reserved for system use only"));
+            errors.push(FieldError::forbidden(
+                "metadata.name",
+                "priority class names with 'system-' prefix are reserved for system use only",
+            ));
         }
         if value > USER_MAX && !system {
-            errors.push(FieldError::forbidden("value", format_args!("maximum allowed value of a user defined priority is {USER_MAX}")));
+            errors.push(FieldError::forbidden(
+                "value",
+                format_args!("maximum allowed value of a user defined priority is {USER_MAX}"),
+            ));
         }
     }
 
@@ -188,11 +204,24 @@ impl Strategy for CustomResourceDefinitions {
         let expected = format!("{}.{}", text(&spec["names"]["plural"]), text(&spec["group"]));
         let name = text(&object["metadata"]["name"]);
         if name != expected {
-            errors.push(FieldError::invalid_text("metadata.name", &name, "must be spec.names.plural+\".\"+spec.group"));
+            errors.push(FieldError::invalid_text(
+                "metadata.name",
+                &name,
+                "must be spec.names.plural+\".\"+spec.group",
+            ));
         }
-        let stored = spec["versions"].as_array().into_iter().flatten().filter(|version| version["storage"] == true).count();
+        let stored = spec["versions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter(|version| version["storage"] == true)
+            .count();
         if stored != 1 {
-            errors.push(FieldError::invalid("spec.versions", &spec["versions"], "must have exactly one version marked as storage version"));
+            errors.push(FieldError::invalid(
+                "spec.versions",
+                &spec["versions"],
+                "must have exactly one version marked as storage version",
+            ));
         }
     }
 }
@@ -256,7 +285,11 @@ impl Strategy for Leases {
             errors.push(FieldError::invalid("spec.leaseDurationSeconds", seconds, "must be greater than 0"));
         }
         if let Some(count) = spec["leaseTransitions"].as_i64().filter(|count| *count < 0) {
-            errors.push(FieldError::invalid("spec.leaseTransitions", count, "must be greater than or equal to 0"));
+            errors.push(FieldError::invalid(
+                "spec.leaseTransitions",
+                count,
+                "must be greater than or equal to 0",
+            ));
         }
     }
 }

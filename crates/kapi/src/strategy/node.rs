@@ -26,7 +26,11 @@ impl Strategy for Nodes {
             let effect = taint["effect"].as_str().unwrap_or_default();
             let supported = ["NoSchedule", "PreferNoSchedule", "NoExecute"];
             if !supported.contains(&effect) {
-                errors.push(FieldError::not_supported(format!("spec.taints[{index}].effect"), effect, &supported));
+                errors.push(FieldError::not_supported(
+                    format!("spec.taints[{index}].effect"),
+                    effect,
+                    &supported,
+                ));
             }
         }
     }

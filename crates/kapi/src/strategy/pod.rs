@@ -90,14 +90,19 @@ fn qos_class(spec: &Value) -> &'static str {
         })
     };
     let pod_level = &spec["resources"];
-    let holders: Vec<&Value> = if pod_level.is_object() { vec![pod_level] } else { containers.iter().map(|c| &c["resources"]).collect() };
+    let holders: Vec<&Value> = if pod_level.is_object() {
+        vec![pod_level]
+    } else {
+        containers.iter().map(|c| &c["resources"]).collect()
+    };
     if !holders.iter().any(|resources| counted(&resources["requests"]) || counted(&resources["limits"])) {
         return "BestEffort";
     }
     let guaranteed = holders.iter().all(|resources| {
         ["cpu", "memory"].iter().all(|name| {
             let limit = &resources["limits"][*name];
-            limit.is_string() && (resources["requests"][*name].is_null() || resources["requests"][*name] == *limit)
+            limit.is_string()
+                && (resources["requests"][*name].is_null() || resources["requests"][*name] == *limit)
         })
     });
     if guaranteed { "Guaranteed" } else { "Burstable" }
@@ -108,7 +113,9 @@ fn validate_pod_update(object: &Value, old: &Value, errors: &mut Vec<FieldError>
     let mut munged = object["spec"].clone();
     let before = &old["spec"];
     for list in ["containers", "initContainers"] {
-        let (Some(new), Some(was)) = (munged.get_mut(list).and_then(Value::as_array_mut), before[list].as_array()) else {
+        let (Some(new), Some(was)) =
+            (munged.get_mut(list).and_then(Value::as_array_mut), before[list].as_array())
+        else {
             continue;
         };
         if new.len() != was.len() {
@@ -120,7 +127,14 @@ fn validate_pod_update(object: &Value, old: &Value, errors: &mut Vec<FieldError>
             keep(new, was, "image");
         }
     }
-    for key in ["activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates", "nodeName", "ephemeralContainers"] {
+    for key in [
+        "activeDeadlineSeconds",
+        "tolerations",
+        "terminationGracePeriodSeconds",
+        "schedulingGates",
+        "nodeName",
+        "ephemeralContainers",
+    ] {
         keep(&mut munged, before, key);
     }
     let gates = |object: &Value| object["spec"]["schedulingGates"].as_array().cloned().unwrap_or_default();
@@ -131,12 +145,18 @@ fn validate_pod_update(object: &Value, old: &Value, errors: &mut Vec<FieldError>
         keep(&mut munged, before, "affinity");
     }
     if gates(object).iter().any(|gate| !gated.contains(gate)) {
-        errors.push(FieldError::forbidden("spec.schedulingGates", "only deletion is allowed, but found new scheduling gate"));
+        errors.push(FieldError::forbidden(
+            "spec.schedulingGates",
+            "only deletion is allowed, but found new scheduling gate",
+        ));
     }
     let kept = before["tolerations"].as_array().map(Vec::as_slice).unwrap_or_default();
     let now = object["spec"]["tolerations"].as_array().map(Vec::as_slice).unwrap_or_default();
     if !kept.iter().all(|toleration| now.contains(toleration)) {
-        errors.push(FieldError::forbidden("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"));
+        errors.push(FieldError::forbidden(
+            "spec.tolerations",
+            "existing toleration can not be modified except its tolerationSeconds",
+        ));
     }
     if munged != *before {
         errors.push(FieldError::forbidden(

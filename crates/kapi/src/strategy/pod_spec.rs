@@ -55,10 +55,20 @@ fn is_latest(image: &str) -> bool {
 pub(super) fn validate(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let restart = ["Always", "OnFailure", "Never"];
     super::one_of_at(spec, "restartPolicy", path, &restart, errors);
-    super::one_of_at(spec, "dnsPolicy", path, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], errors);
+    super::one_of_at(
+        spec,
+        "dnsPolicy",
+        path,
+        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
+        errors,
+    );
     if spec["terminationGracePeriodSeconds"].as_i64().is_some_and(|seconds| seconds < 0) {
         let field = format!("{path}.terminationGracePeriodSeconds");
-        errors.push(FieldError::invalid(field, &spec["terminationGracePeriodSeconds"], "must be greater than or equal to 0"));
+        errors.push(FieldError::invalid(
+            field,
+            &spec["terminationGracePeriodSeconds"],
+            "must be greater than or equal to 0",
+        ));
     }
     if let Some(seconds) = spec["activeDeadlineSeconds"].as_i64().filter(|seconds| *seconds < 1) {
         let field = format!("{path}.activeDeadlineSeconds");
@@ -95,7 +105,13 @@ fn validate_volumes<'a>(spec: &'a Value, path: &str, errors: &mut Vec<FieldError
             errors.push(FieldError::duplicate(field, name));
         }
         if volume.as_object().is_some_and(|map| map.len() > 2) {
-            let second = volume.as_object().into_iter().flatten().map(|(key, _)| key).filter(|key| *key != "name").nth(1);
+            let second = volume
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(key, _)| key)
+                .filter(|key| *key != "name")
+                .nth(1);
             let field = format!("{path}.volumes[{index}].{}", second.map_or("", String::as_str));
             errors.push(FieldError::forbidden(field, "may not specify more than 1 volume type"));
         }
@@ -114,7 +130,11 @@ fn validate_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, e
     if image.is_empty() {
         errors.push(FieldError::required(format!("{path}.image"), ""));
     } else if image.trim() != image {
-        errors.push(FieldError::invalid_text(format!("{path}.image"), image, "must not have leading or trailing whitespace"));
+        errors.push(FieldError::invalid_text(
+            format!("{path}.image"),
+            image,
+            "must not have leading or trailing whitespace",
+        ));
     }
     super::one_of_at(container, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], errors);
     super::one_of_at(container, "terminationMessagePolicy", path, &["File", "FallbackToLogsOnError"], errors);
@@ -125,10 +145,15 @@ fn validate_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, e
         if variable["name"].as_str().is_none_or(str::is_empty) {
             errors.push(FieldError::required(format!("{path}.env[{index}].name"), ""));
         }
-        let both = variable["value"].as_str().is_some_and(|value| !value.is_empty()) && variable["valueFrom"].is_object();
+        let both = variable["value"].as_str().is_some_and(|value| !value.is_empty())
+            && variable["valueFrom"].is_object();
         if both {
             let field = format!("{path}.env[{index}].valueFrom");
-            errors.push(FieldError::invalid_text(field, "", "may not be specified when `value` is not empty"));
+            errors.push(FieldError::invalid_text(
+                field,
+                "",
+                "may not be specified when `value` is not empty",
+            ));
         }
     }
     let mut mounts = BTreeSet::new();
@@ -196,17 +221,25 @@ fn validate_probe(probe: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let Some(map) = probe.as_object() else {
         return;
     };
-    let handlers = ["exec", "httpGet", "tcpSocket", "grpc"].iter().filter(|kind| map.contains_key(**kind)).count();
+    let handlers =
+        ["exec", "httpGet", "tcpSocket", "grpc"].iter().filter(|kind| map.contains_key(**kind)).count();
     match handlers {
         0 => errors.push(FieldError::required(path, "must specify a handler type")),
         1 => {}
         _ => errors.push(FieldError::forbidden(path, "may not specify more than 1 handler type")),
     }
-    for key in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"] {
+    for key in
+        ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
+    {
         super::not_negative_at(probe, key, path, errors);
     }
-    if !path.ends_with("readinessProbe") && probe["successThreshold"].as_i64().is_some_and(|count| count > 1) {
-        errors.push(FieldError::invalid(format!("{path}.successThreshold"), &probe["successThreshold"], "must be 1"));
+    if !path.ends_with("readinessProbe") && probe["successThreshold"].as_i64().is_some_and(|count| count > 1)
+    {
+        errors.push(FieldError::invalid(
+            format!("{path}.successThreshold"),
+            &probe["successThreshold"],
+            "must be 1",
+        ));
     }
 }
 
@@ -216,7 +249,14 @@ mod tests {
 
     #[test]
     fn the_pull_policy_follows_the_tag() {
-        for (image, latest) in [("nginx", true), ("nginx:latest", true), ("nginx:1.2", false), ("a:5000/nginx", true), ("a:5000/n:1", false), ("n@sha256:0", false)] {
+        for (image, latest) in [
+            ("nginx", true),
+            ("nginx:latest", true),
+            ("nginx:1.2", false),
+            ("a:5000/nginx", true),
+            ("a:5000/n:1", false),
+            ("n@sha256:0", false),
+        ] {
             assert_eq!(is_latest(image), latest, "{image}");
         }
     }
@@ -228,9 +268,17 @@ mod tests {
         let mut errors = Vec::new();
         validate(&spec, "spec", &mut errors);
         let fields: Vec<_> = errors.iter().map(FieldError::field).collect();
-        assert_eq!(fields, [
-            "spec.restartPolicy", "spec.containers[0].name", "spec.containers[0].image", "spec.containers[0].ports[0].containerPort",
-            "spec.containers[0].volumeMounts[0].name", "spec.containers[0].volumeMounts[0].mountPath", "spec.containers[0].livenessProbe",
-        ]);
+        assert_eq!(
+            fields,
+            [
+                "spec.restartPolicy",
+                "spec.containers[0].name",
+                "spec.containers[0].image",
+                "spec.containers[0].ports[0].containerPort",
+                "spec.containers[0].volumeMounts[0].name",
+                "spec.containers[0].volumeMounts[0].mountPath",
+                "spec.containers[0].livenessProbe",
+            ]
+        );
     }
 }

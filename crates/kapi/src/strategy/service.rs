@@ -72,16 +72,19 @@ impl Services {
     fn free_address(&self, seed: u32, taken: &dyn Fn(&str) -> bool) -> Option<Ipv4Addr> {
         let usable = self.addresses.size().saturating_sub(2);
         let tries = usable.min(ALLOCATION_TRIES_MAX);
-        (0..tries).map(|step| u32::from(self.addresses.network) + 1 + (seed.wrapping_add(step)) % usable).map(Ipv4Addr::from).find(
-            |address| *address != self.addresses.first() && !taken(&ip_claim(&address.to_string())),
-        )
+        (0..tries)
+            .map(|step| u32::from(self.addresses.network) + 1 + (seed.wrapping_add(step)) % usable)
+            .map(Ipv4Addr::from)
+            .find(|address| *address != self.addresses.first() && !taken(&ip_claim(&address.to_string())))
     }
 
     fn free_port(&self, seed: u32, used: &BTreeSet<i64>, taken: &dyn Fn(&str) -> bool) -> Option<u16> {
         let (first, last) = (*self.addresses.node_ports.start(), *self.addresses.node_ports.end());
         let count = u32::from(last.saturating_sub(first)) + 1;
         let port = |step: u32| first + u16::try_from(seed.wrapping_add(step) % count).unwrap_or(0);
-        (0..count).map(port).find(|port| !used.contains(&i64::from(*port)) && !taken(&port_claim(i64::from(*port))))
+        (0..count)
+            .map(port)
+            .find(|port| !used.contains(&i64::from(*port)) && !taken(&port_claim(i64::from(*port))))
     }
 }
 
@@ -150,7 +153,9 @@ impl Strategy for Services {
             if old_kind != "ExternalName"
                 && let Some(map) = spec.as_object_mut()
             {
-                for key in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+                for key in
+                    ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"]
+                {
                     map.remove(key);
                 }
             }
@@ -181,9 +186,16 @@ impl Strategy for Services {
         validate_ports(ports, errors);
         if let Some(address) = spec["clusterIP"].as_str().filter(|text| !text.is_empty() && *text != "None") {
             match address.parse::<Ipv4Addr>() {
-                Err(_) => errors.push(FieldError::invalid_text("spec.clusterIPs[0]", address, "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)")),
+                Err(_) => errors.push(FieldError::invalid_text(
+                    "spec.clusterIPs[0]",
+                    address,
+                    "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
+                )),
                 Ok(parsed) if !self.addresses.contains(parsed) => {
-                    let why = format!("failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {}", self.addresses.cidr());
+                    let why = format!(
+                        "failed to allocate IP {address}: the provided IP ({address}) is not in the valid range. The range of valid IPs is {}",
+                        self.addresses.cidr()
+                    );
                     errors.push(FieldError::invalid("spec.clusterIPs", json!([address]), why));
                 }
                 Ok(_) => {}
@@ -193,7 +205,11 @@ impl Strategy for Services {
             let number = port["nodePort"].as_i64().unwrap_or_default();
             let range = &self.addresses.node_ports;
             if number != 0 && !u16::try_from(number).is_ok_and(|number| range.contains(&number)) {
-                let why = format!("provided port is not in the valid range. The range of valid ports is {}-{}", range.start(), range.end());
+                let why = format!(
+                    "provided port is not in the valid range. The range of valid ports is {}-{}",
+                    range.start(),
+                    range.end()
+                );
                 errors.push(FieldError::invalid(format!("spec.ports[{index}].nodePort"), number, why));
             }
         }
@@ -221,18 +237,33 @@ impl Strategy for Services {
         if let Some(address) = spec["clusterIP"].as_str().filter(|text| !text.is_empty() && *text != "None") {
             claims.push(ip_claim(address));
         }
-        let ports: BTreeSet<i64> = spec["ports"].as_array().into_iter().flatten().filter_map(|port| port["nodePort"].as_i64()).filter(|port| *port > 0).collect();
+        let ports: BTreeSet<i64> = spec["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|port| port["nodePort"].as_i64())
+            .filter(|port| *port > 0)
+            .collect();
         claims.extend(ports.into_iter().map(port_claim));
         claims
     }
 
-    fn allocate(&self, object: &mut Value, old: Option<&Value>, taken: &dyn Fn(&str) -> bool) -> Result<(), FieldError> {
+    fn allocate(
+        &self,
+        object: &mut Value,
+        old: Option<&Value>,
+        taken: &dyn Fn(&str) -> bool,
+    ) -> Result<(), FieldError> {
         let kind = service_type(object).to_owned();
         if kind == "ExternalName" {
             return Ok(());
         }
         let meta = &object["metadata"];
-        let seed = spread(&format!("{}/{}", meta["namespace"].as_str().unwrap_or_default(), meta["name"].as_str().unwrap_or_default()));
+        let seed = spread(&format!(
+            "{}/{}",
+            meta["namespace"].as_str().unwrap_or_default(),
+            meta["name"].as_str().unwrap_or_default()
+        ));
         let node_ports = has_node_ports(object);
         let spec = child(object, "spec");
         if spec.get("clusterIP").is_none_or(|address| *address == "") {
@@ -240,9 +271,15 @@ impl Strategy for Services {
             let named = spec.pointer("/clusterIPs/0").and_then(Value::as_str).map(str::to_owned);
             let address = match named {
                 Some(address) => address,
-                None => self.free_address(seed, taken).map(|address| address.to_string()).ok_or_else(|| {
-                    FieldError::invalid("spec.clusterIPs", json!([]), "failed to allocate a serviceIP: range is full")
-                })?,
+                None => {
+                    self.free_address(seed, taken).map(|address| address.to_string()).ok_or_else(|| {
+                        FieldError::invalid(
+                            "spec.clusterIPs",
+                            json!([]),
+                            "failed to allocate a serviceIP: range is full",
+                        )
+                    })?
+                }
             };
             spec["clusterIP"] = json!(address);
         }
@@ -254,12 +291,21 @@ impl Strategy for Services {
             let same = |old: &&Value| old["port"] == port["port"] && old["protocol"] == port["protocol"];
             old_ports.into_iter().find(same).and_then(|old| old["nodePort"].as_i64())
         };
-        let mut used: BTreeSet<i64> = spec["ports"].as_array().into_iter().flatten().filter_map(|port| port["nodePort"].as_i64()).collect();
+        let mut used: BTreeSet<i64> = spec["ports"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|port| port["nodePort"].as_i64())
+            .collect();
         for port in items_mut(spec, "ports") {
             let given = port.get("nodePort").and_then(Value::as_i64).unwrap_or_default();
             if !node_ports {
                 // A type without node ports gives them back.
-                if old.is_some() && given != 0 && was_allocated(port) == Some(given) && let Some(map) = port.as_object_mut() {
+                if old.is_some()
+                    && given != 0
+                    && was_allocated(port) == Some(given)
+                    && let Some(map) = port.as_object_mut()
+                {
                     map.remove("nodePort");
                 }
             } else if given == 0 {
@@ -268,7 +314,13 @@ impl Strategy for Services {
                     Some(number) => number,
                     None => {
                         let seed = seed.wrapping_add(u32::try_from(used.len()).unwrap_or(0));
-                        self.free_port(seed, &used, taken).map(i64::from).ok_or_else(|| FieldError::invalid("spec.ports[0].nodePort", 0, "failed to allocate a nodePort: range is full"))?
+                        self.free_port(seed, &used, taken).map(i64::from).ok_or_else(|| {
+                            FieldError::invalid(
+                                "spec.ports[0].nodePort",
+                                0,
+                                "failed to allocate a nodePort: range is full",
+                            )
+                        })?
                     }
                 };
                 used.insert(number);
@@ -298,7 +350,11 @@ fn validate_ports(ports: &[Value], errors: &mut Vec<FieldError>) {
             errors.push(FieldError::invalid(field("port"), number, "must be between 1 and 65535, inclusive"));
         }
         if let Some(target) = port["targetPort"].as_i64().filter(|target| !(1..=65_535).contains(target)) {
-            errors.push(FieldError::invalid(field("targetPort"), target, "must be between 1 and 65535, inclusive"));
+            errors.push(FieldError::invalid(
+                field("targetPort"),
+                target,
+                "must be between 1 and 65535, inclusive",
+            ));
         }
         super::one_of_at(port, "protocol", &format!("spec.ports[{index}]"), &["SCTP", "TCP", "UDP"], errors);
     }
@@ -326,7 +382,8 @@ mod tests {
 
     #[test]
     fn a_full_range_is_an_error_and_not_a_loop() {
-        let services = Services::new(Arc::new(ServiceAddresses { prefix: 30, ..ServiceAddresses::default() }));
+        let services =
+            Services::new(Arc::new(ServiceAddresses { prefix: 30, ..ServiceAddresses::default() }));
         let mut object = json!({"metadata": {}, "spec": {"ports": []}});
         assert!(services.allocate(&mut object, None, &|_| true).is_err());
     }

@@ -32,7 +32,10 @@ pub(super) fn default_template(object: &mut Value, path: &[&str]) {
 /// Selector and template: both are there, the selector selects something, and it selects the template.
 pub(super) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
     let (selector, template) = (&object["spec"]["selector"], &object["spec"]["template"]);
-    let empty = |key: &str| selector[key].as_object().is_none_or(serde_json::Map::is_empty) && selector[key].as_array().is_none_or(Vec::is_empty);
+    let empty = |key: &str| {
+        selector[key].as_object().is_none_or(serde_json::Map::is_empty)
+            && selector[key].as_array().is_none_or(Vec::is_empty)
+    };
     if selector.is_null() {
         errors.push(FieldError::required("spec.selector", ""));
     } else if empty("matchLabels") && empty("matchExpressions") {
@@ -40,7 +43,11 @@ pub(super) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
     } else if !selects(selector, &template["metadata"]["labels"]) {
         let labels = &template["metadata"]["labels"];
         let shown = if labels.is_null() { json!({}) } else { labels.clone() };
-        errors.push(FieldError::invalid("spec.template.metadata.labels", shown, "`selector` does not match template `labels`"));
+        errors.push(FieldError::invalid(
+            "spec.template.metadata.labels",
+            shown,
+            "`selector` does not match template `labels`",
+        ));
     }
     validate_always(template, errors);
 }
@@ -52,19 +59,21 @@ fn validate_always(template: &Value, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
     }
     if template["spec"].get("activeDeadlineSeconds").is_some() {
-        errors.push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", "must not be specified"));
+        errors
+            .push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", "must not be specified"));
     }
     pod_spec::validate(&template["spec"], "spec.template.spec", errors);
 }
 
 /// Whether a `metav1.LabelSelector` selects these labels.
-pub(super) fn selects(selector: &Value, labels: &Value) -> bool {
+pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
     let label = |key: &str| labels[key].as_str();
     let pairs = selector["matchLabels"].as_object().into_iter().flatten();
     pairs.into_iter().all(|(key, value)| label(key) == value.as_str())
         && selector["matchExpressions"].as_array().into_iter().flatten().all(|expression| {
             let value = expression["key"].as_str().and_then(label);
-            let listed = || expression["values"].as_array().into_iter().flatten().any(|item| item.as_str() == value);
+            let listed =
+                || expression["values"].as_array().into_iter().flatten().any(|item| item.as_str() == value);
             match expression["operator"].as_str() {
                 Some("In") => value.is_some() && listed(),
                 Some("NotIn") => value.is_none() || !listed(),
@@ -88,7 +97,12 @@ impl Strategy for Deployments {
     }
 
     fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        for path in ["spec.replicas", "spec.minReadySeconds", "spec.revisionHistoryLimit", "spec.progressDeadlineSeconds"] {
+        for path in [
+            "spec.replicas",
+            "spec.minReadySeconds",
+            "spec.revisionHistoryLimit",
+            "spec.progressDeadlineSeconds",
+        ] {
             not_negative(object, path, errors);
         }
         one_of(object, "spec.strategy.type", &["Recreate", "RollingUpdate"], errors);
@@ -101,16 +115,25 @@ impl Strategy for Deployments {
         let zero = |value: &Value| *value == 0 || *value == "0%";
         if rolling.is_object() && zero(&rolling["maxUnavailable"]) && zero(&rolling["maxSurge"]) {
             let why = "may not be 0 when `maxSurge` is 0";
-            errors.push(FieldError::invalid("spec.strategy.rollingUpdate.maxUnavailable", &rolling["maxUnavailable"], why));
+            errors.push(FieldError::invalid(
+                "spec.strategy.rollingUpdate.maxUnavailable",
+                &rolling["maxUnavailable"],
+                why,
+            ));
         }
         for key in ["maxUnavailable", "maxSurge"] {
             validate_share(&rolling[key], &format!("spec.strategy.rollingUpdate.{key}"), errors);
         }
         let spec = &object["spec"];
-        if let (Some(ready), Some(deadline)) = (spec["minReadySeconds"].as_i64(), spec["progressDeadlineSeconds"].as_i64())
+        if let (Some(ready), Some(deadline)) =
+            (spec["minReadySeconds"].as_i64(), spec["progressDeadlineSeconds"].as_i64())
             && deadline <= ready
         {
-            errors.push(FieldError::invalid("spec.progressDeadlineSeconds", deadline, "must be greater than minReadySeconds"));
+            errors.push(FieldError::invalid(
+                "spec.progressDeadlineSeconds",
+                deadline,
+                "must be greater than minReadySeconds",
+            ));
         }
         validate_template(object, errors);
     }
@@ -183,7 +206,16 @@ impl Strategy for StatefulSets {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        const FREE: [&str; 8] = ["replicas", "ordinals", "template", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "minReadySeconds", "revisionHistoryLimit", "selector"];
+        const FREE: [&str; 8] = [
+            "replicas",
+            "ordinals",
+            "template",
+            "updateStrategy",
+            "persistentVolumeClaimRetentionPolicy",
+            "minReadySeconds",
+            "revisionHistoryLimit",
+            "selector",
+        ];
         let fixed = |object: &Value| {
             let mut spec = object["spec"].clone();
             if let Some(map) = spec.as_object_mut() {
@@ -248,7 +280,11 @@ impl Strategy for ReplicationControllers {
             errors.push(FieldError::required("spec.selector", ""));
         } else if !selects(&json!({"matchLabels": selector}), &template["metadata"]["labels"]) {
             let labels = &template["metadata"]["labels"];
-            errors.push(FieldError::invalid("spec.template.metadata.labels", labels, "`selector` does not match template `labels`"));
+            errors.push(FieldError::invalid(
+                "spec.template.metadata.labels",
+                labels,
+                "`selector` does not match template `labels`",
+            ));
         }
         validate_always(template, errors);
     }
