@@ -16,7 +16,7 @@ use crate::key::ObjectKey;
 /// - *Idempotent*: a second call with nothing changed in between must change nothing.
 /// - *Stale reads*: what an informer says may be some moments old. Writes carry a resource version or a uid so that they
 ///   fail rather than undo somebody's work; what must not be done twice is guarded by
-///   an expectation.
+///   [`Expectations`](crate::Expectations).
 /// - *One at a time*: calls for one key never overlap. Calls for different keys do, up to the controller's number of
 ///   workers.
 /// - *Cancellation*: the future may be dropped at any await when the controller stops for longer than its grace period;

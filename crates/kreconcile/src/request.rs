@@ -102,15 +102,15 @@ impl Requests {
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
-        self.send(Method::GET, path, "", Vec::new()).await
+        self.send(Method::GET, path, "", Bytes::new()).await
     }
 
     pub(crate) async fn create<T: DeserializeOwned>(
         &self,
         path: &str,
-        body: Vec<u8>,
+        body: impl Into<Bytes>,
     ) -> Result<T, kube::Error> {
-        self.send(Method::POST, path, "application/json", body).await
+        self.send(Method::POST, path, "application/json", body.into()).await
     }
 
     pub(crate) async fn replace<T: DeserializeOwned>(
@@ -156,7 +156,7 @@ impl Requests {
         method: Method,
         path: &str,
         media_type: &str,
-        body: Vec<u8>,
+        body: Bytes,
     ) -> Result<T, kube::Error> {
         let mut request =
             Request::builder().method(method).uri(path).header(header::ACCEPT, "application/json");
@@ -169,8 +169,37 @@ impl Requests {
     }
 }
 
-fn encode(body: &Value) -> Result<Vec<u8>, kube::Error> {
-    serde_json::to_vec(body).map_err(kube::Error::SerdeError)
+fn encode(body: &Value) -> Result<Bytes, kube::Error> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(kube::Error::SerdeError)
+}
+
+/// The merge patch that makes the status `new` of `old`, for exactly this revision of the object.
+pub(crate) fn status_patch(revision: u64, old: &Value, new: &Value) -> Value {
+    serde_json::json!({
+        "metadata": {"resourceVersion": revision.to_string()},
+        "status": merge_difference(old, new),
+    })
+}
+
+/// The merge patch that makes `new` of `old`: what is only in `old` becomes null, at any depth.
+pub(crate) fn merge_difference(old: &Value, new: &Value) -> Value {
+    let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return new.clone() };
+    let mut patch = serde_json::Map::new();
+    for (key, value) in new {
+        match old.get(key) {
+            Some(known) if known == value => {}
+            Some(known) => {
+                patch.insert(key.clone(), merge_difference(known, value));
+            }
+            None => {
+                patch.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    for key in old.keys().filter(|key| !new.contains_key(*key)) {
+        patch.insert(key.clone(), Value::Null);
+    }
+    Value::Object(patch)
 }
 
 async fn read(body: Body) -> Result<Bytes, kube::Error> {
@@ -224,4 +253,27 @@ pub(crate) fn is_namespace_terminating(error: &kube::Error) -> bool {
 
 fn code_of(error: &kube::Error) -> u16 {
     if let kube::Error::Api(status) = error { status.code } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn queries_are_escaped() {
+        let mut query = Query::new("/api/v1/pods".into());
+        query.add("labelSelector", "a in (b,c)");
+        query.add_unless_empty("fieldSelector", "");
+        query.add("limit", "5");
+        assert_eq!(query.finish(), "/api/v1/pods?labelSelector=a%20in%20%28b%2Cc%29&limit=5");
+    }
+
+    #[test]
+    fn a_difference_says_what_goes() {
+        let (old, new) =
+            (json!({"a": 1, "b": {"x": 1, "y": 2}, "c": 3}), json!({"a": 1, "b": {"x": 5}, "d": [1]}));
+        assert_eq!(merge_difference(&old, &new), json!({"b": {"x": 5, "y": null}, "c": null, "d": [1]}));
+    }
 }
