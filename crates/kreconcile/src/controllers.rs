@@ -12,11 +12,17 @@ use kube::Client;
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
 mod claim;
+mod deployment;
+mod namespace;
 mod pod_state;
 mod pod_writes;
 mod replica_set;
+mod service_account;
 
-pub use replica_set::replica_set;
+pub use deployment::deployment;
+pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
+pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
+pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -126,5 +132,5 @@ impl Context {
 /// Every built-in controller, by name, in the order in which they are started.
 #[must_use]
 pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
-    vec![Arc::new(replica_set(context))]
+    vec![Arc::new(deployment(context)), Arc::new(replica_set(context))]
 }

@@ -38,6 +38,8 @@ pub mod change;
 pub mod controller;
 #[cfg(feature = "controllers")]
 pub mod controllers;
+#[cfg(feature = "controllers")]
+mod discovery;
 pub mod events;
 pub mod expectations;
 pub mod informer;

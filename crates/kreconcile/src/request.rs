@@ -101,6 +101,10 @@ impl Requests {
         Self { client }
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
         self.send(Method::GET, path, "", Bytes::new()).await
     }
