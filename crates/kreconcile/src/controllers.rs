@@ -11,8 +11,12 @@ use kube::Client;
 
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
+mod backends;
 mod claim;
 mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod garbage_collector;
 mod namespace;
 mod pod_state;
 mod pod_writes;
@@ -20,6 +24,11 @@ mod replica_set;
 mod service_account;
 
 pub use deployment::deployment;
+pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
+pub use endpoints::{ADDRESSES_MAX, endpoints};
+pub use garbage_collector::{
+    ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
+};
 pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
