@@ -18,10 +18,13 @@ mod endpoint_slice;
 mod endpoints;
 mod garbage_collector;
 mod namespace;
+mod node_lifecycle;
+mod pod_gc;
 mod pod_state;
 mod pod_writes;
 mod replica_set;
 mod service_account;
+mod taint_eviction;
 
 pub use deployment::deployment;
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
@@ -30,8 +33,14 @@ pub use garbage_collector::{
     ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
 };
 pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
+pub use node_lifecycle::{
+    EVICTION_BURST_MAX, EVICTIONS_PER_SECOND_DISRUPTED_MAX, EVICTIONS_PER_SECOND_MAX, LARGE_CLUSTER_NODES,
+    UNHEALTHY_ZONE_SHARE, node_lifecycle,
+};
+pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
+pub use taint_eviction::taint_eviction;
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
