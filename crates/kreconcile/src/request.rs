@@ -52,10 +52,8 @@ impl Query {
 /// How a patch is meant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PatchKind {
-    /// RFC 7386.
+    /// RFC 7386: every server takes it for every kind.
     Merge,
-    /// Kubernetes' own, with lists merged by key.
-    Strategic,
 }
 
 /// What a writer wants to know of the object it has written.
@@ -133,7 +131,6 @@ impl Requests {
     ) -> Result<T, kube::Error> {
         let media_type = match kind {
             PatchKind::Merge => "application/merge-patch+json",
-            PatchKind::Strategic => "application/strategic-merge-patch+json",
         };
         self.send(Method::PATCH, path, media_type, encode(body)?).await
     }
