@@ -51,6 +51,8 @@ pub mod reconciler;
 pub mod reflector;
 mod request;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod trigger;
 mod watch_lines;
 
