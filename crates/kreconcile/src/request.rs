@@ -1,5 +1,7 @@
 //! Requests to the API server, and what its answers mean.
 
+#![cfg_attr(not(feature = "controllers"), allow(dead_code, reason = "some of it only the controllers use"))]
+
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Limited};

@@ -43,6 +43,8 @@ pub const CONCURRENT_GC_MAX: usize = 20;
 pub const DISCOVERY_PERIOD: Duration = Duration::from_secs(30);
 /// How many owners are remembered as absent (upstream's cache of absent owners).
 pub const ABSENT_OWNERS_MAX: usize = 500;
+/// How long the first look at changes waits for the first lists of all kinds.
+const FIRST_LISTS_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How many items wait to be queued, before reading changes waits.
 const WAITING_ITEMS_MAX: usize = 1024;
 
@@ -116,12 +118,20 @@ impl GarbageCollector {
                         }
                         !gone(kind)
                     });
-                    for kind in kinds {
-                        running.entry(kind).or_insert_with_key(|kind| {
-                            let informer = self.collector.add(kind);
-                            let collector = Arc::clone(&self.collector);
-                            readers.spawn(read(collector, informer))
-                        });
+                    let new: Vec<ResourceType> =
+                        kinds.into_iter().filter(|kind| !running.contains_key(kind)).collect();
+                    let informers: Vec<_> = new.iter().map(|kind| self.collector.add(kind)).collect();
+                    // An owner that is not known yet would have to be asked for. A kind that can't be read does not
+                    // hold up the others for long.
+                    let synced = async {
+                        for informer in &informers {
+                            informer.synced().await;
+                        }
+                    };
+                    let _ = tokio::time::timeout(FIRST_LISTS_WAIT_MAX, synced).await;
+                    for (kind, informer) in new.into_iter().zip(informers) {
+                        let reader = readers.spawn(read(Arc::clone(&self.collector), informer));
+                        running.insert(kind, reader);
                     }
                 }
             }
@@ -205,7 +215,10 @@ impl Collector {
         let selection = Selection::all().metadata_only();
         let informer: Informer<()> = self.informers.dynamic(kind.clone(), selection);
         informer.add_index(Index::owner());
-        self.kinds.write().unwrap_or_else(PoisonError::into_inner).push(informer.clone());
+        let mut kinds = self.kinds.write().unwrap_or_else(PoisonError::into_inner);
+        if !kinds.iter().any(|known| known.resource() == kind) {
+            kinds.push(informer.clone());
+        }
         informer
     }
 

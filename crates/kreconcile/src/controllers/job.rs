@@ -103,6 +103,10 @@ impl Reconciler for Jobs {
             return Ok(Action::Done);
         }
         if decide::is_finished(&job) {
+            // A pod that was not seen in time must not be held for ever.
+            let mut left = self.pods.lister().by_index(PODS_BY_OWNER, &stored.header().uid);
+            left.retain(|pod| pod.header().finalizers.iter().any(|finalizer| **finalizer == *TRACKING));
+            self.release(key, left).await?;
             self.forget(key);
             return Ok(Action::Done);
         }

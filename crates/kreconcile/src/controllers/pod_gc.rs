@@ -47,14 +47,17 @@ pub fn pod_gc(context: &Context) -> Controller {
         nodes: nodes.clone(),
         pods: pods.clone(),
     };
-    // One key for all pods: what a pod's fate depends on is the others and the nodes. The first node or pod starts it.
+    // One key for all pods, for a pod's fate depends on the others and on the nodes.
     let everything = MapTo::one(ObjectKey::cluster("pods"));
-    let start = futures::stream::iter([ObjectKey::cluster("pods")]);
+    let periodic = futures::stream::unfold((), |()| async {
+        tokio::time::sleep(POD_GC_PERIOD).await;
+        Some((ObjectKey::cluster("pods"), ()))
+    });
     Controller::new(NAME, reconciler)
         .workers(1)
         .reads(&pods)
         .on(Trigger::new(&nodes, everything).when(Predicate::when(|change| change.new.is_none())))
-        .on(Trigger::stream(start))
+        .on(Trigger::stream(periodic))
 }
 
 /// Why a pod has to go.
@@ -146,7 +149,7 @@ impl Reconciler for PodGc {
                 tracing::warn!(%error, pod = pod_state::name(&pod), "a pod can't be cleaned up");
             }
         }
-        Ok(Action::After(POD_GC_PERIOD))
+        Ok(Action::Done)
     }
 }
 

@@ -1,5 +1,7 @@
 //! Just enough of an API server to run controllers against: objects in memory, one revision, watches.
 
+#![allow(clippy::result_large_err, reason = "an error is the answer here, and made once per request")]
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
