@@ -330,3 +330,17 @@ async fn owners_wait_for_or_let_go_of_what_they_own() {
     assert!(survivor["metadata"]["ownerReferences"].is_null());
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_are_made_once_each_and_with_few_other_writes() {
+    let (api, running) = start();
+    api.add("deployments", deployment(2000));
+    api.until("two thousand pods", |api| api.count("pods") >= 2000).await;
+    let replicas =
+        |api: &FakeApi| api.list("replicasets").first().map(|set| set["status"]["replicas"].clone());
+    api.until("the count in the status", |api| replicas(api) == Some(json!(2000))).await;
+    assert_eq!(api.count("pods"), 2000, "a cache that is behind makes no second pod");
+    let writes = api.writes.load(Ordering::Relaxed);
+    assert!(writes < 2200, "{writes} writes for 2000 pods");
+    running.stop().await;
+}

@@ -93,6 +93,10 @@ impl FakeApi {
         state.objects.get(&(plural.into(), namespace.into(), name.into())).cloned()
     }
 
+    pub(crate) fn count(&self, plural: &str) -> usize {
+        self.state.lock().unwrap().objects.keys().filter(|id| id.0 == plural).count()
+    }
+
     pub(crate) fn list(&self, plural: &str) -> Vec<Value> {
         let state = self.state.lock().unwrap();
         state.objects.iter().filter(|(id, _)| id.0 == plural).map(|(_, object)| object.clone()).collect()
@@ -342,7 +346,8 @@ impl FakeApi {
             }
             _ => true,
         };
-        let later = state.log.iter().filter(|(at, plural, _)| *at > from && *plural == target.kind.plural);
+        let start = state.log.partition_point(|(at, _, _)| *at <= from);
+        let later = state.log[start..].iter().filter(|(_, plural, _)| *plural == target.kind.plural);
         let events = later.map(|(_, _, event)| event).filter(|event| wanted(event));
         (events.cloned().collect(), state.revision)
     }
