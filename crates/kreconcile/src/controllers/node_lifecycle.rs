@@ -133,12 +133,15 @@ impl Reconciler for Nodes {
         if let Some(conditions) = health::silence(&node, &record, grace, now) {
             self.write_conditions(&stored, &conditions).await?;
             node.status.get_or_insert_default().conditions = Some(conditions);
+            self.tell(&stored, &node).await?;
+            // The taints follow when the new revision is seen, so that nobody else's are lost.
+            return Ok(Action::After(self.settings.node_monitor_period));
         }
         self.tell(&stored, &node).await?;
         let may_evict = self.may_evict(&key.name, &node);
         let (taints, _) = health::taints(&node, may_evict, now);
         if let Some(taints) = taints {
-            self.write_taints(&stored, &node, &taints).await?;
+            self.write_taints(&stored, &taints).await?;
         }
         Ok(Action::After(self.settings.node_monitor_period))
     }
@@ -245,26 +248,15 @@ impl Nodes {
         swaps || memory.zones.may_evict(&zone, Instant::now())
     }
 
-    async fn write_taints(
-        &self,
-        stored: &Stored,
-        node: &Node,
-        taints: &[Taint],
-    ) -> Result<(), ReconcileError> {
+    async fn write_taints(&self, stored: &Stored, taints: &[Taint]) -> Result<(), ReconcileError> {
         let taints: Vec<Value> = taints.iter().map(taint_value).collect();
         let taints = if taints.is_empty() { Value::Null } else { taints.into() };
-        let uid = node.metadata.uid.as_deref().unwrap_or_default();
-        let mut patch = json!({"metadata": {"uid": uid}, "spec": {"taints": taints}});
-        let known = self.nodes.lister().get("", &stored.header().name);
-        let unchanged = known.is_some_and(|known| known.revision() == stored.revision());
-        // After this controller's own write of the status the revision is another; until it is shown, the taints wait.
-        let same_status = serde_json::to_value(&node.status)? == stored.value()?["status"];
-        if unchanged && same_status {
-            patch["metadata"]["resourceVersion"] = stored.revision().to_string().into();
-        }
-        self.requests
-            .patch::<Value>(&self.resource.path("", &stored.header().name), PatchKind::Merge, &patch)
-            .await?;
+        let patch = json!({
+            "metadata": {"resourceVersion": stored.revision().to_string()},
+            "spec": {"taints": taints},
+        });
+        let path = self.resource.path("", &stored.header().name);
+        self.requests.patch::<Value>(&path, PatchKind::Merge, &patch).await?;
         Ok(())
     }
 }
