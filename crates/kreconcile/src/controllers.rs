@@ -1,0 +1,209 @@
+//! The controllers of kube-controller-manager. See [`defaults`] for the table.
+//!
+//! Each is a function from a [`Context`] to something that runs, so any of them can be left out or replaced. What a
+//! controller decides is a pure function in its file; the loop around it does the requests. Names, reasons, messages and
+//! conditions are those of Kubernetes 1.37.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use kcore::Clock;
+use kube::Client;
+
+use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
+
+mod backends;
+mod claim;
+mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod garbage_collector;
+mod job;
+mod namespace;
+mod node_lifecycle;
+mod pod_gc;
+mod pod_state;
+mod pod_writes;
+mod replica_set;
+mod service_account;
+mod taint_eviction;
+
+pub use deployment::deployment;
+pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
+pub use endpoints::{ADDRESSES_MAX, endpoints};
+pub use garbage_collector::{
+    ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
+};
+pub use job::{
+    POD_FAILURE_BACKOFF_MAX, POD_FAILURE_BACKOFF_MIN, PODS_PER_LOOK_MAX, UNCOUNTED_PODS_MAX, job,
+    ttl_after_finished,
+};
+pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
+pub use node_lifecycle::{
+    EVICTION_BURST_MAX, EVICTIONS_PER_SECOND_DISRUPTED_MAX, EVICTIONS_PER_SECOND_MAX, LARGE_CLUSTER_NODES,
+    UNHEALTHY_ZONE_SHARE, node_lifecycle,
+};
+pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
+pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
+pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
+pub use taint_eviction::taint_eviction;
+
+/// Gives the client of the controller with this name.
+pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
+
+/// What the built-in controllers share: informers, time, events and settings.
+#[derive(Clone)]
+pub struct Context {
+    informers: Informers,
+    clock: Arc<dyn Clock>,
+    recorder: EventRecorder,
+    identities: Option<IdentityFn>,
+    settings: Settings,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What can be set, with upstream's defaults.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Settings {
+    /// The bundle in PEM that goes into each namespace's ConfigMap `kube-root-ca.crt`. Default: none, and no ConfigMap.
+    pub root_ca: Option<Arc<str>>,
+    /// How long a node may be silent before it counts as lost (`--node-monitor-grace-period`). Default: 50 s.
+    pub node_monitor_grace: Duration,
+    /// How long a node that has just appeared may be silent (`--node-startup-grace-period`). Default: 60 s.
+    pub node_startup_grace: Duration,
+    /// How often nodes are looked at (`--node-monitor-period`). Default: 5 s.
+    pub node_monitor_period: Duration,
+    /// How many ended pods are kept in the cluster (`--terminated-pod-gc-threshold`); 0 keeps all. Default: 12,500.
+    pub terminated_pods_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            root_ca: None,
+            node_monitor_grace: Duration::from_secs(50),
+            node_startup_grace: Duration::from_secs(60),
+            node_monitor_period: Duration::from_secs(5),
+            terminated_pods_max: 12_500,
+        }
+    }
+}
+
+impl Context {
+    /// A context whose controllers all use `client`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(client: Client, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            recorder: EventRecorder::new(client.clone(), Arc::clone(&clock), "kube-controller-manager"),
+            informers: Informers::new(client),
+            clock,
+            identities: None,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Each controller writes with an identity of its own, which this function gives by the controller's name. Informers
+    /// and events keep the shared one.
+    #[must_use]
+    pub fn identities(mut self, identities: IdentityFn) -> Self {
+        self.identities = Some(identities);
+        self
+    }
+
+    /// Other settings than the defaults.
+    #[must_use]
+    pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Self {
+        change(&mut self.settings);
+        self
+    }
+
+    /// The informers that all controllers share.
+    #[must_use]
+    pub fn informers(&self) -> &Informers {
+        &self.informers
+    }
+
+    /// The clock that all controllers go by.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// A recorder for the events of a component.
+    #[must_use]
+    pub fn recorder(&self, component: &str) -> EventRecorder {
+        self.recorder.component(component)
+    }
+
+    pub(crate) fn requests(&self, controller: &str) -> Requests {
+        let client = match &self.identities {
+            Some(identities) => identities(controller),
+            None => self.informers.client().clone(),
+        };
+        Requests::new(client)
+    }
+}
+
+/// Every built-in controller, in the order in which they are started. What is not wanted is left out by its
+/// [`name`](Runnable::name), and something else put in its place:
+///
+/// | name | from |
+/// |---|---|
+/// | `namespace-controller` | [`namespace`] |
+/// | `serviceaccount-controller` | [`service_account`] |
+/// | `root-ca-certificate-publisher-controller` | [`root_ca`], if [`Settings::root_ca`] is set |
+/// | `deployment-controller` | [`deployment`] |
+/// | `replicaset-controller` | [`replica_set`] |
+/// | `job-controller` | [`job`] |
+/// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
+/// | `endpointslice-controller` | [`endpoint_slice`] |
+/// | `endpoints-controller` | [`endpoints`] |
+/// | `garbage-collector-controller` | [`garbage_collector`] |
+/// | `node-lifecycle-controller` | [`node_lifecycle`] |
+/// | `taint-eviction-controller` | [`taint_eviction`] |
+/// | `pod-garbage-collector-controller` | [`pod_gc`] |
+///
+/// ```no_run
+/// # async fn example(client: kube::Client) {
+/// use std::sync::Arc;
+/// use kcore::TokioClock;
+/// use kreconcile::{Manager, Start, controllers::{self, Context}};
+///
+/// let context = Context::new(client, Arc::new(TokioClock::new()));
+/// let mut manager = Manager::new().informers(context.informers());
+/// for controller in controllers::defaults(&context) {
+///     if controller.name() != "pod-garbage-collector-controller" {
+///         manager = manager.add(Start::Leading, controller);
+///     }
+/// }
+/// let running = manager.start();
+/// # running.stop().await;
+/// # }
+/// ```
+#[must_use]
+pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
+    let mut all: Vec<Arc<dyn Runnable>> =
+        vec![Arc::new(namespace(context)), Arc::new(service_account(context))];
+    if let Some(bundle) = &context.settings.root_ca {
+        all.push(Arc::new(root_ca(context, bundle)));
+    }
+    all.push(Arc::new(deployment(context)));
+    all.push(Arc::new(replica_set(context)));
+    all.push(Arc::new(job(context)));
+    all.push(Arc::new(ttl_after_finished(context)));
+    all.push(Arc::new(endpoint_slice(context)));
+    all.push(Arc::new(endpoints(context)));
+    all.push(Arc::new(garbage_collector(context)));
+    all.push(Arc::new(node_lifecycle(context)));
+    all.push(Arc::new(taint_eviction(context)));
+    all.push(Arc::new(pod_gc(context)));
+    all
+}
