@@ -33,6 +33,7 @@ pub mod authz;
 
 // The server.
 pub mod body;
+pub mod bootstrap;
 pub mod error;
 mod http;
 pub mod node;
@@ -41,6 +42,6 @@ pub mod server;
 
 pub use self::{
     body::Body,
-    server::{ApiServer, ApiServerBuilder},
+    server::{ApiServer, ApiServerBuilder, AsUser},
     strategy::ServiceAddresses,
 };

@@ -65,6 +65,7 @@ pub(crate) struct Inner {
     pub(crate) audit: Option<Arc<dyn AuditSink>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) anonymous: bool,
+    pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
 }
 
@@ -111,6 +112,20 @@ impl ApiServer {
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
         }
+    }
+
+    /// The server as this user sees it: requests need no credentials. For clients and components in the same process.
+    #[must_use]
+    pub fn as_user(&self, user: UserInfo) -> AsUser {
+        AsUser { server: self.clone(), identity: Identity(Arc::new(user)) }
+    }
+
+    /// Creates what a fresh cluster has (see [`bootstrap`](crate::bootstrap)); what is there already stays as it is.
+    ///
+    /// # Errors
+    /// When something can't be created.
+    pub async fn bootstrap(&self) -> ApiResult<()> {
+        crate::bootstrap::run(&self.0).await
     }
 
     /// The server's objects, for code that runs beside it and must not go through requests, such as its own tests.
@@ -194,7 +209,7 @@ impl ApiServerBuilder {
     pub fn build(self) -> Result<ApiServer, StoreError> {
         let catalog = schema::builtin::catalog();
         let registry = Arc::new(Registry::new(Arc::clone(&catalog)));
-        let strategies = Strategies { addresses: Arc::new(self.addresses) };
+        let strategies = Strategies { addresses: Arc::new(self.addresses.clone()) };
         let mut defs = builtin::resources(&catalog, &strategies);
         defs.extend(self.kinds);
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
@@ -215,6 +230,7 @@ impl ApiServerBuilder {
             audit: self.audit,
             nodes: self.nodes,
             anonymous: self.anonymous,
+            addresses: self.addresses,
             documents: transport::Documents::default(),
         })))
     }
@@ -354,6 +370,32 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let inner = Arc::clone(&self.0);
         Box::pin(inner.answer(request).map(Ok))
+    }
+}
+
+/// An [`ApiServer`] whose callers are all one user. Made by [`ApiServer::as_user`].
+#[derive(Clone, Debug)]
+pub struct AsUser {
+    server: ApiServer,
+    identity: Identity,
+}
+
+impl<B> Service<Request<B>> for AsUser
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: fmt::Display + Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        request.extensions_mut().insert(self.identity.clone());
+        self.server.call(request)
     }
 }
 

@@ -269,15 +269,22 @@ mod tests {
 
     #[test]
     fn unknown_fields_and_nulls_are_dropped_and_forms_made_canonical() {
-        let pod = json!({"spec": {"foo": 1, "hostname": null, "containers": [{"name": "c", "bar": {},
-            "resources": {"limits": {"cpu": 0.5, "memory": "1.5Gi"}}}]},
+        let node = json!({"spec": {"foo": 1, "externalID": null, "taints": [{"key": "a", "effect": "NoSchedule", "bar": {}}]},
+            "status": {"capacity": {"cpu": 0.5, "memory": "1.5Gi"}},
             "metadata": {"creationTimestamp": "2026-01-02T03:04:05.678+01:00"}});
-        let (value, unknown) = run("~core.v1.Pod", pod).unwrap();
-        assert_eq!(unknown, ["spec.containers[0].bar", "spec.foo"]);
-        let expected = json!({"spec": {"containers": [{"name": "c",
-            "resources": {"limits": {"cpu": "500m", "memory": "1536Mi"}}}]},
+        let (value, unknown) = run("~core.v1.Node", node).unwrap();
+        assert_eq!(unknown, ["spec.foo", "spec.taints[0].bar"]);
+        let expected = json!({"spec": {"taints": [{"key": "a", "effect": "NoSchedule"}]},
+            "status": {"capacity": {"cpu": "500m", "memory": "1536Mi"}},
             "metadata": {"creationTimestamp": "2026-01-02T02:04:05Z"}});
         assert_eq!(value, expected);
+    }
+
+    #[test]
+    fn plain_defaults_are_filled_in() {
+        let (value, _) = run("~core.v1.Service", json!({"spec": {"ports": [{"port": 80}]}})).unwrap();
+        let ports = json!([{"port": 80, "protocol": "TCP"}]);
+        assert_eq!(value, json!({"spec": {"ports": ports, "sessionAffinity": "None", "type": "ClusterIP"}}));
     }
 
     #[test]
