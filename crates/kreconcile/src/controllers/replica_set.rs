@@ -1,0 +1,413 @@
+//! ReplicaSets: as many pods as are asked for.
+
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+    core::v1::Pod,
+};
+use kcore::{Clock, Stored, selector::LabelSelector};
+use serde_json::Value;
+
+use crate::{
+    cache::Index,
+    change::Change,
+    controller::Controller,
+    controllers::{
+        Context,
+        claim::{self, Owner},
+        pod_state,
+        pod_writes::{PodWriter, error_message, pod_from_template},
+    },
+    events::{EventRecorder, Regarding},
+    expectations::{EXPECTATION_RECHECK, Expectations},
+    informer::Informer,
+    key::ObjectKey,
+    reconciler::{Action, ReconcileError, Reconciler},
+    request::{self, PatchKind, Requests, Written},
+    resource::{ResourceType, Selection},
+    trigger::{MapTo, Trigger},
+};
+
+/// How many pods are made or deleted before the informer is waited for (upstream's `BurstReplicas`).
+pub const BURST_REPLICAS_MAX: usize = 500;
+
+/// Pods by the uid of their controller, and those without one by namespace.
+pub(crate) const PODS_BY_OWNER: &str = "pods-by-owner";
+
+/// The value in [`PODS_BY_OWNER`] of pods without a controller.
+pub(crate) fn orphans_of(namespace: &str) -> String {
+    format!("orphans/{namespace}")
+}
+
+/// The index [`PODS_BY_OWNER`].
+pub(crate) fn pods_by_owner() -> Index {
+    Index::new(PODS_BY_OWNER, |object, emit| match object.header().controller() {
+        Some(owner) => emit(&owner.uid),
+        None => emit(&orphans_of(&object.header().namespace)),
+    })
+}
+
+/// The controller `replicaset-controller`: makes and deletes pods until there are as many as each ReplicaSet asks for,
+/// adopts and releases them by selector, and keeps the status.
+///
+/// Pods are deleted in upstream's order (`ActivePodsWithRanks`, with `controller.kubernetes.io/pod-deletion-cost`).
+pub fn replica_set(context: &Context) -> Controller {
+    const NAME: &str = "replicaset-controller";
+    let sets = context.informers().of::<ReplicaSet>(Selection::all());
+    let pods = context.informers().of::<Pod>(Selection::all());
+    sets.add_index(Index::controller());
+    pods.add_index(pods_by_owner());
+    let reconciler = ReplicaSets {
+        resource: ResourceType::of::<ReplicaSet>(),
+        pod_resource: ResourceType::of::<Pod>(),
+        made: Expectations::new(pods.lister().clone()),
+        written: Expectations::new(sets.lister().clone()),
+        requests: context.requests(NAME),
+        recorder: context.recorder(NAME),
+        clock: Arc::clone(context.clock()),
+        sets: sets.clone(),
+        pods: pods.clone(),
+    };
+    let for_pods = {
+        let sets = sets.clone();
+        let resource = ResourceType::of::<ReplicaSet>();
+        MapTo::Keys(Arc::new(move |change, keys| {
+            MapTo::Controller(resource.clone()).keys(change, keys);
+            sets_that_want(&sets, change, keys);
+        }))
+    };
+    Controller::new(NAME, reconciler).on(Trigger::new(&sets, MapTo::Itself)).on(Trigger::new(&pods, for_pods))
+}
+
+/// The sets whose selector matches a pod that has no controller and is new, or new to having none, or has new labels.
+fn sets_that_want(sets: &Informer<ReplicaSet>, change: &Change, keys: &mut Vec<ObjectKey>) {
+    let Some(pod) = change.new.as_deref().map(Stored::header) else { return };
+    let is_orphan = pod.controller().is_none() && pod.deletion.is_none();
+    let known = change.old.as_deref().map(Stored::header);
+    if !is_orphan || known.is_some_and(|old| old.controller().is_none() && old.labels == pod.labels) {
+        return;
+    }
+    for set in sets.in_namespace(&pod.namespace) {
+        let selector = pod_state::label_selector(&set.spec.selector);
+        if selector.is_some_and(|selector| !selector.is_empty() && selector.matches(&pod.labels)) {
+            keys.push(ObjectKey::new(&*pod.namespace, set.metadata.name.clone().unwrap_or_default()));
+        }
+    }
+}
+
+struct ReplicaSets {
+    resource: ResourceType,
+    pod_resource: ResourceType,
+    sets: Informer<ReplicaSet>,
+    pods: Informer<Pod>,
+    /// Pods that were made or deleted and are not shown yet.
+    made: Expectations,
+    /// Statuses that were written and are not shown yet.
+    written: Expectations,
+    requests: Requests,
+    recorder: EventRecorder,
+    clock: Arc<dyn Clock>,
+}
+
+#[async_trait]
+impl Reconciler for ReplicaSets {
+    async fn reconcile(&self, key: &ObjectKey) -> Result<Action, ReconcileError> {
+        let Some(stored) = self.sets.lister().get(&key.namespace, &key.name) else {
+            self.made.forget(key);
+            self.written.forget(key);
+            return Ok(Action::Done);
+        };
+        if !self.written.met(key) {
+            return Ok(Action::After(EXPECTATION_RECHECK));
+        }
+        let may_act = self.made.met(key);
+        let set = stored.typed::<ReplicaSet>()?;
+        let spec = &set.spec;
+        let Some(selector) = pod_state::label_selector(&spec.selector) else { return Ok(Action::Done) };
+        let owned = self.owned_pods(&stored, &selector).await?;
+        let (active, terminating) = split(&owned)?;
+        let now = self.clock.now();
+        let step = plan(spec.replicas.unwrap_or(1), &active, |pod| self.rank(&stored, pod), now);
+        let alive = stored.header().deletion.is_none();
+        let failure = if may_act && alive { self.act(key, &stored, &step).await.err() } else { None };
+        let min_ready = spec.min_ready_seconds.unwrap_or_default();
+        let status = status_of(&set, &active, terminating, failure.as_ref(), now);
+        self.write_status(key, &stored, &set, &status).await?;
+        if let Some(error) = failure {
+            return Err(error.into());
+        }
+        let next = active.iter().filter_map(|pod| pod_state::available_in(pod, min_ready, now));
+        let next = next.filter(|wait| !wait.is_zero()).min().map_or(Action::Done, Action::After);
+        Ok(if may_act { next } else { next.or_sooner(Action::After(EXPECTATION_RECHECK)) })
+    }
+}
+
+impl ReplicaSets {
+    async fn owned_pods(
+        &self,
+        set: &Stored,
+        selector: &LabelSelector,
+    ) -> Result<Vec<Arc<Stored>>, ReconcileError> {
+        let header = set.header();
+        let lister = self.pods.lister();
+        let mut candidates = lister.by_index(PODS_BY_OWNER, &header.uid);
+        let orphans = lister.by_index(PODS_BY_OWNER, &orphans_of(&header.namespace));
+        candidates.extend(orphans.into_iter().filter(|pod| selector.matches(&pod.header().labels)));
+        let owner = Owner { resource: &self.resource, header, selector };
+        claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
+    }
+
+    /// How many ready pods of the same owner as this set's are on the pod's node.
+    fn rank(&self, set: &Stored, pod: &Pod) -> usize {
+        let node = pod_state::node_name(pod);
+        if node.is_empty() {
+            return 0;
+        }
+        let relatives = match set.header().controller() {
+            Some(owner) => self.sets.lister().by_index(Index::CONTROLLER, &owner.uid),
+            None => Vec::new(),
+        };
+        let uids = relatives.iter().map(|set| &*set.header().uid);
+        let uids = uids.chain(relatives.is_empty().then_some(&*set.header().uid));
+        let pods = uids.flat_map(|uid| self.pods.by_index(PODS_BY_OWNER, uid));
+        let counts = |pod: &Arc<Pod>| {
+            pod_state::node_name(pod) == node && pod_state::is_active(pod) && pod_state::is_ready(pod)
+        };
+        pods.filter(counts).count()
+    }
+
+    async fn act(&self, key: &ObjectKey, set: &Stored, step: &Step) -> Result<(), kube::Error> {
+        let writer = PodWriter {
+            requests: self.requests.clone(),
+            recorder: self.recorder.clone(),
+            about: Arc::new(Regarding::of(set, &self.resource)),
+        };
+        match step {
+            Step::Nothing => Ok(()),
+            Step::Create(count) => {
+                let object = set.value().map_err(kube::Error::SerdeError)?;
+                let pod = pod_from_template(&object["spec"]["template"], &self.resource, set.header());
+                let body = Bytes::from(serde_json::to_vec(&pod).map_err(kube::Error::SerdeError)?);
+                let bodies = vec![body; *count];
+                writer.create_slowly(bodies, |revision| self.made.wrote(key, revision)).await.1
+            }
+            Step::Delete(pods) => {
+                for (name, uid) in pods {
+                    self.made.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
+                }
+                let result = writer.delete_all(pods.clone()).await;
+                if result.is_err() {
+                    // Which ones are left is what the informer will show.
+                    self.made.forget(key);
+                }
+                result
+            }
+        }
+    }
+
+    async fn write_status(
+        &self,
+        key: &ObjectKey,
+        stored: &Stored,
+        set: &ReplicaSet,
+        status: &ReplicaSetStatus,
+    ) -> Result<(), ReconcileError> {
+        if set.status.as_ref() == Some(status) {
+            return Ok(());
+        }
+        let old = serde_json::to_value(&set.status)?;
+        let patch = request::status_patch(stored.revision(), &old, &serde_json::to_value(status)?);
+        let path = self.resource.path(&key.namespace, &key.name) + "/status";
+        match self.requests.patch::<Written>(&path, PatchKind::Merge, &patch).await {
+            Ok(written) => self.written.wrote(key, written.revision()),
+            Err(error) if request::is_not_found(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+}
+
+/// The active pods, and how many are on their way out.
+fn split(owned: &[Arc<Stored>]) -> Result<(Vec<Arc<Pod>>, usize), serde_json::Error> {
+    let (mut active, mut terminating) = (Vec::with_capacity(owned.len()), 0);
+    for pod in owned {
+        let pod = pod.typed::<Pod>()?;
+        if pod_state::is_active(&pod) {
+            active.push(pod);
+        } else if pod_state::is_terminating(&pod) {
+            terminating += 1;
+        }
+    }
+    Ok((active, terminating))
+}
+
+/// What to do about the number of pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Nothing,
+    Create(usize),
+    /// Names and uids.
+    Delete(Vec<(String, String)>),
+}
+
+fn plan(replicas: i32, active: &[Arc<Pod>], rank: impl Fn(&Pod) -> usize, now: Timestamp) -> Step {
+    let wanted = usize::try_from(replicas).unwrap_or_default();
+    if active.len() < wanted {
+        return Step::Create((wanted - active.len()).min(BURST_REPLICAS_MAX));
+    }
+    let surplus = (active.len() - wanted).min(BURST_REPLICAS_MAX);
+    if surplus == 0 {
+        return Step::Nothing;
+    }
+    let mut pods: Vec<&Pod> = active.iter().map(|pod| &**pod).collect();
+    if surplus < pods.len() {
+        let mut by_node = HashMap::new();
+        let mut ranked: Vec<(&Pod, usize)> = Vec::with_capacity(pods.len());
+        for pod in pods {
+            let node = pod_state::node_name(pod).to_owned();
+            ranked.push((pod, *by_node.entry(node).or_insert_with(|| rank(pod))));
+        }
+        ranked.sort_by(|one, two| pod_state::deletion_order(*one, *two, now));
+        pods = ranked.into_iter().map(|(pod, _)| pod).collect();
+    }
+    let chosen = pods.into_iter().take(surplus);
+    Step::Delete(
+        chosen.map(|pod| (pod_state::name(pod).to_owned(), pod_state::uid(pod).to_owned())).collect(),
+    )
+}
+
+/// The status that follows from the pods that were seen.
+fn status_of(
+    set: &ReplicaSet,
+    active: &[Arc<Pod>],
+    terminating: usize,
+    failure: Option<&kube::Error>,
+    now: Timestamp,
+) -> ReplicaSetStatus {
+    let spec = &set.spec;
+    let min_ready = spec.min_ready_seconds.unwrap_or_default();
+    let template = spec.template.as_ref().and_then(|template| template.metadata.as_ref()?.labels.as_ref());
+    let count = |holds: &dyn Fn(&Pod) -> bool| to_i32(active.iter().filter(|pod| holds(pod)).count());
+    let labelled = |pod: &Pod| {
+        let labels = pod.metadata.labels.as_ref();
+        template
+            .into_iter()
+            .flatten()
+            .all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+    };
+    let available =
+        |pod: &Pod| pod_state::available_in(pod, min_ready, now).is_some_and(|wait| wait.is_zero());
+    let old = set.status.as_ref();
+    let mut conditions = old.and_then(|status| status.conditions.clone()).unwrap_or_default();
+    let failing = conditions.iter().any(|condition| condition.type_.as_deref() == Some("ReplicaFailure"));
+    match failure {
+        Some(error) if !failing => {
+            let wanted = spec.replicas.unwrap_or(1);
+            let reason = if to_i32(active.len()) < wanted { "FailedCreate" } else { "FailedDelete" };
+            conditions.push(ReplicaSetCondition {
+                type_: Some("ReplicaFailure".to_owned()),
+                status: Some("True".to_owned()),
+                reason: Some(reason.to_owned()),
+                message: Some(error_message(error)),
+                last_transition_time: Some(pod_state::stored_time(now)),
+            });
+        }
+        None => conditions.retain(|condition| condition.type_.as_deref() != Some("ReplicaFailure")),
+        Some(_) => {}
+    }
+    let nonzero = |count: i32| (count != 0).then_some(count);
+    ReplicaSetStatus {
+        replicas: to_i32(active.len()),
+        fully_labeled_replicas: nonzero(count(&labelled)),
+        ready_replicas: nonzero(count(&pod_state::is_ready)),
+        available_replicas: nonzero(count(&available)),
+        terminating_replicas: Some(to_i32(terminating)),
+        observed_generation: set.metadata.generation.filter(|generation| *generation != 0),
+        conditions: (!conditions.is_empty()).then_some(conditions),
+    }
+}
+
+pub(crate) fn to_i32(count: usize) -> i32 {
+    i32::try_from(count).unwrap_or(i32::MAX)
+}
+
+/// The template's labels as JSON, for those who add to them.
+pub(crate) fn labels_of(template: &Value) -> serde_json::Map<String, Value> {
+    template["metadata"]["labels"].as_object().cloned().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, node: &str, phase: &str, ready: Option<&str>, cost: Option<&str>) -> Arc<Pod> {
+        let condition =
+            ready.map(|at| json!([{"type": "Ready", "status": "True", "lastTransitionTime": at}]));
+        let annotations = cost.map(|cost| json!({"controller.kubernetes.io/pod-deletion-cost": cost}));
+        let pod = json!({
+            "metadata": {"name": name, "uid": name, "annotations": annotations,
+                "creationTimestamp": "2030-01-01T00:00:00Z"},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"phase": phase, "conditions": condition},
+        });
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    fn now() -> Timestamp {
+        "2030-01-02T00:00:00Z".parse().unwrap()
+    }
+
+    #[test]
+    fn pods_that_are_worth_least_are_deleted_first() {
+        let early = Some("2030-01-01T01:00:00Z");
+        let late = Some("2030-01-01T23:59:00Z");
+        let pods = [
+            pod("old", "a", "Running", early, None),
+            pod("young", "a", "Running", late, None),
+            pod("cheap", "a", "Running", early, Some("-5")),
+            pod("dear", "a", "Running", late, Some("5")),
+            pod("not-ready", "a", "Running", None, None),
+            pod("pending", "a", "Pending", None, None),
+            pod("unassigned", "", "Pending", None, None),
+            pod("crowded", "b", "Running", early, None),
+        ];
+        let rank = |pod: &Pod| if pod_state::node_name(pod) == "b" { 9 } else { 1 };
+        let Step::Delete(chosen) = plan(1, &pods, rank, now()) else { panic!("seven are too many") };
+        let names: Vec<&str> = chosen.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["unassigned", "pending", "not-ready", "cheap", "crowded", "young", "old"]);
+    }
+
+    #[test]
+    fn the_number_of_pods_is_brought_to_what_is_asked_for() {
+        let pods: Vec<_> = (0..3).map(|n| pod(&n.to_string(), "a", "Running", None, None)).collect();
+        assert_eq!(plan(3, &pods, |_| 0, now()), Step::Nothing);
+        assert_eq!(plan(5, &pods, |_| 0, now()), Step::Create(2));
+        assert_eq!(plan(5000, &pods, |_| 0, now()), Step::Create(BURST_REPLICAS_MAX));
+        assert!(matches!(plan(0, &pods, |_| 0, now()), Step::Delete(all) if all.len() == 3));
+    }
+
+    #[test]
+    fn the_status_counts_what_is_ready_and_available() {
+        let set: ReplicaSet = serde_json::from_value(json!({
+            "metadata": {"generation": 4},
+            "spec": {"replicas": 3, "minReadySeconds": 300, "selector": {}, "template": {"metadata": {}}},
+            "status": {"replicas": 0, "conditions": [{"type": "ReplicaFailure", "status": "True"}]},
+        }))
+        .unwrap();
+        let pods = [
+            pod("a", "n", "Running", Some("2030-01-01T00:00:00Z"), None),
+            pod("b", "n", "Running", Some("2030-01-01T23:59:00Z"), None),
+            pod("c", "n", "Pending", None, None),
+        ];
+        let status = serde_json::to_value(status_of(&set, &pods, 1, None, now())).unwrap();
+        let expected = json!({"replicas": 3, "fullyLabeledReplicas": 3, "readyReplicas": 2, "availableReplicas": 1,
+            "terminatingReplicas": 1, "observedGeneration": 4});
+        assert_eq!(status, expected);
+    }
+}
