@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Probe;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub mod changes;
 #[cfg(target_os = "linux")]
 pub mod process;
 pub mod simulated;
