@@ -21,8 +21,6 @@ mod conditions;
 mod containers;
 mod phase;
 mod restart;
-#[cfg(test)]
-mod tests;
 
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};

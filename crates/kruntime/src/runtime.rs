@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Probe;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod changes;
-#[cfg(target_os = "linux")]
+#[cfg(any())]
 pub mod process;
 pub mod simulated;
 

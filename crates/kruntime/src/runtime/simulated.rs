@@ -4,7 +4,10 @@
 use std::{
     collections::{BinaryHeap, HashMap},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,6 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Probe;
 use kcore::Clock;
 use tokio::{sync::Notify, time::Instant};
-use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, Exit, LogOptions, LogStream,
@@ -38,7 +40,6 @@ pub use script::{ANNOTATION_PREFIX, AnnotationScript, Plan, Script, parse_durati
 #[derive(Debug)]
 pub struct SimulatedRuntime {
     shared: Arc<Shared>,
-    _stop: DropGuard,
 }
 
 #[derive(Debug)]
@@ -49,6 +50,8 @@ struct Shared {
     changes: Changes,
     timer: Notify,
     stopped: Notify,
+    /// Set when the runtime is dropped; the timer ends then.
+    dropped: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -92,8 +95,9 @@ impl SimulatedRuntime {
             changes: Changes::default(),
             timer: Notify::new(),
             stopped: Notify::new(),
+            dropped: AtomicBool::new(false),
         };
-        Self { shared: Arc::new(shared), _stop: CancellationToken::new().drop_guard() }
+        Self { shared: Arc::new(shared) }
     }
 
     /// Ends a container from outside, as a crash does. Says whether it ran.
@@ -111,6 +115,9 @@ impl SimulatedRuntime {
 
 impl Drop for SimulatedRuntime {
     fn drop(&mut self) {
+        self.shared.dropped.store(true, Ordering::Release);
+        self.shared.state().pods.clear();
+        self.shared.stopped.notify_waiters();
         self.shared.timer.notify_one();
     }
 }
@@ -152,15 +159,10 @@ impl Shared {
 }
 
 /// Waits for the ends of all containers of a runtime; ends with it.
-async fn run_timer(shared: Weak<Shared>) {
-    loop {
-        let Some(strong) = shared.upgrade() else { return };
-        let next = strong.end_due();
-        // One other strong reference is the runtime's. Without it there is nobody to tell.
-        if Arc::strong_count(&strong) == 1 {
-            return;
-        }
-        let timer = strong.timer.notified();
+async fn run_timer(shared: Arc<Shared>) {
+    while !shared.dropped.load(Ordering::Acquire) {
+        let next = shared.end_due();
+        let timer = shared.timer.notified();
         match next {
             Some(at) => {
                 let _ = tokio::time::timeout_at(at, timer).await;
@@ -269,7 +271,7 @@ impl ContainerRuntime for SimulatedRuntime {
             let end = (Instant::now() + run_time, pod.clone(), Arc::clone(&config.name), config.attempt);
             state.ends.push(std::cmp::Reverse(end));
             if !std::mem::replace(&mut state.timer_runs, true) {
-                tokio::spawn(run_timer(Arc::downgrade(&self.shared)));
+                tokio::spawn(run_timer(Arc::clone(&self.shared)));
             }
             self.shared.timer.notify_one();
         }
