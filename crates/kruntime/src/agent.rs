@@ -37,6 +37,7 @@ mod pod;
 mod write;
 
 pub(crate) use pod::PodEntry;
+pub(crate) use write::WriteError;
 
 /// How many pods are worked on at the same time.
 pub const WORKERS: usize = 32;
@@ -99,6 +100,10 @@ impl NodeConfig {
 pub(crate) struct Node {
     pub(crate) config: NodeConfig,
     pub(crate) scheme: String,
+    /// The runtime's name and version.
+    pub(crate) version: String,
+    /// Since when the agent has it.
+    pub(crate) since: jiff::Timestamp,
     pub(crate) materialises: bool,
     pub(crate) volumes: Option<Volumes>,
     /// Ends the node's heartbeats and its pods' work, as when the machine dies.
@@ -196,6 +201,8 @@ impl NodeAgent {
         let volumes = config.state_dir.clone().filter(|_| info.materialises).map(Volumes::new);
         let node = Node {
             scheme: info.version.split("://").next().unwrap_or_default().to_owned(),
+            version: info.version,
+            since: self.inner.clock.now(),
             materialises: info.materialises,
             volumes,
             stop: self.inner.stop.child_token(),
