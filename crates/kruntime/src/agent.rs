@@ -219,8 +219,8 @@ impl NodeAgent {
         node.stop.cancel();
         let lost: Vec<_> = {
             let mut entries = self.inner.entries();
-            let uids: Vec<_> = entries.iter().filter(|(_, e)| e.node.config.name == node.config.name);
-            let uids: Vec<PodUid> = uids.into_iter().map(|(uid, _)| uid.clone()).collect();
+            let here = entries.iter().filter(|(_, entry)| entry.node.config.name == node.config.name);
+            let uids: Vec<PodUid> = here.map(|(uid, _)| uid.clone()).collect();
             uids.iter().filter_map(|uid| entries.remove(uid)).collect()
         };
         for entry in lost {

@@ -1,6 +1,6 @@
 //! Nodes as the API sees them: the Node object, its conditions, and the Lease that says that it lives.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::{HashMap, HashSet}, sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
@@ -21,6 +21,8 @@ pub const LEASE_SECONDS: i32 = 40;
 pub const STATUS_EVERY: Duration = Duration::from_secs(300);
 /// How soon a failed write is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked who is due: one look at all nodes costs less than a look for each.
+const TICK: Duration = Duration::from_millis(100);
 /// How many nodes write at the same time.
 const WRITES_MAX: usize = 16;
 /// The namespace of the Leases.
@@ -39,23 +41,24 @@ pub(crate) async fn run(inner: &Inner) {
     let mut beats: HashMap<Arc<str>, Beat, ahash::RandomState> = HashMap::default();
     loop {
         let nodes: Vec<Arc<Node>> = inner.nodes().values().cloned().collect();
-        beats.retain(|name, _| nodes.iter().any(|node| node.config.name == *name) || nodes.len() > 1024);
+        let names: HashSet<&Arc<str>, ahash::RandomState> = nodes.iter().map(|node| &node.config.name).collect();
+        beats.retain(|name, _| names.contains(name));
         let now = Instant::now();
         let fresh = Beat { registered: false, lease_at: now, status_at: now };
         let due: Vec<_> = nodes
             .iter()
-            .map(|node| (node, *beats.get(&node.config.name).unwrap_or(&fresh)))
+            .map(|node| (Arc::clone(node), *beats.get(&node.config.name).unwrap_or(&fresh)))
             .filter(|(_, beat)| beat.lease_at.min(beat.status_at) <= now)
             .collect();
         let done: Vec<_> = futures::stream::iter(due)
-            .map(|(node, beat)| async move { (Arc::clone(&node.config.name), beat_once(inner, node, beat).await) })
+            .map(|(node, beat)| async move { (Arc::clone(&node.config.name), beat_once(inner, &node, beat).await) })
             .buffer_unordered(WRITES_MAX)
             .collect()
             .await;
         beats.extend(done);
         let next = nodes.iter().filter_map(|node| beats.get(&node.config.name));
         let next = next.map(|beat| beat.lease_at.min(beat.status_at)).min();
-        let next = next.unwrap_or_else(|| Instant::now() + LEASE_EVERY);
+        let next = next.unwrap_or_else(|| now + LEASE_EVERY).max(now + TICK);
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = inner.node_changed.notified() => {}
@@ -124,7 +127,7 @@ async fn write_status(inner: &Inner, node: &Node) -> Result<(), WriteError> {
 }
 
 async fn renew(inner: &Inner, node: &Node) -> Result<(), WriteError> {
-    let name = &node.config.name;
+    let name = &*node.config.name;
     let now = format_micro_time(inner.clock.now());
     let patch = json!({"spec": {
         "renewTime": now, "holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS,
@@ -212,7 +215,7 @@ fn status(node: &Node, now: Timestamp) -> Value {
         .iter()
         .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
         .collect();
-    addresses.push(json!({"type": "Hostname", "address": node.config.name}));
+    addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
     json!({
         "addresses": addresses,
         "allocatable": node.config.capacity,

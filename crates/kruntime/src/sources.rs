@@ -101,8 +101,8 @@ impl Sources {
         let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
         let account = account.filter(|name| !name.is_empty()).unwrap_or("default");
         let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: audience.map(|audience| vec![audience.to_owned()]).unwrap_or_default(),
+            spec: Some(TokenRequestSpec {
+                audiences: Some(audience.map(|audience| vec![audience.to_owned()]).unwrap_or_default()),
                 expiration_seconds: Some(seconds),
                 bound_object_ref: Some(BoundObjectReference {
                     api_version: Some("v1".to_owned()),
@@ -110,7 +110,8 @@ impl Sources {
                     name: pod.metadata.name.clone(),
                     uid: pod.metadata.uid.clone(),
                 }),
-            },
+                ..TokenRequestSpec::default()
+            }),
             ..TokenRequest::default()
         };
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
@@ -118,10 +119,10 @@ impl Sources {
             .create_token_request(account, &PostParams::default(), &request)
             .await
             .map_err(|error| RuntimeError::Config(format!("no token for service account {account:?}: {error}")))?;
-        let status = answer
+        answer
             .status
-            .ok_or_else(|| RuntimeError::Config(format!("empty token for service account {account:?}")))?;
-        Ok(Token { token: status.token, expires_at: status.expiration_timestamp.0 })
+            .and_then(|status| Some(Token { token: status.token?, expires_at: status.expiration_timestamp?.0 }))
+            .ok_or_else(|| RuntimeError::Config(format!("empty token for service account {account:?}")))
     }
 
     /// The Services whose addresses a pod of `namespace` finds in its environment: `default/kubernetes`, and with
