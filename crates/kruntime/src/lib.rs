@@ -1,1 +1,22 @@
-//! Pods on a node: the pod machine, the node agent and container runtimes
+//! Pods on a node: the pod machine, the node agent and container runtimes.
+//!
+//! A newcomer starts at [`NodeAgent`](agent::NodeAgent), which brings the pods of its nodes to life, and at
+//! [`ContainerRuntime`], the trait to implement for whatever runs containers: processes of the user, nothing at all
+//! (simulated), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
+//! function. Around it, in the order of a pod's life: [`volumes`] and [`env`](mod@env) prepare, [`probe`] asks, [`logs`] and
+//! [`serve`] let others look in, and [`node`] tells the API server that the node lives.
+
+pub mod agent;
+pub mod downward;
+pub mod env;
+mod handler;
+pub mod logs;
+pub mod machine;
+pub mod node;
+pub mod probe;
+pub mod runtime;
+pub mod sources;
+pub mod volumes;
+
+pub use agent::{NodeAgent, NodeConfig};
+pub use runtime::{ContainerRuntime, PodUid, RuntimeError};

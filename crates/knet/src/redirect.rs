@@ -1,0 +1,51 @@
+//! Addresses that are served elsewhere.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+/// Where connections to an address really go. Shared by whoever could not listen where it should and by whoever
+/// connects.
+///
+/// Without privileges nobody listens on a port below 1024. So a proxy that can't have port 80 of a cluster address
+/// listens on another port and says so here, and a runtime that sees its processes' connections (by seccomp) sends them
+/// there. The same holds for a pod's process that binds port 80. Cheap to clone; all clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Redirects {
+    map: Arc<RwLock<HashMap<(Transport, SocketAddr), SocketAddr>>>,
+}
+
+/// TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Redirects {
+    /// Where a connection to `address` goes: `address` itself, if nothing else is known.
+    #[must_use]
+    pub fn resolve(&self, transport: Transport, address: SocketAddr) -> SocketAddr {
+        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
+        map.get(&(transport, address)).copied().unwrap_or(address)
+    }
+
+    /// Sends connections to `from` to `to` from now on.
+    pub fn set(&self, transport: Transport, from: SocketAddr, to: SocketAddr) {
+        self.map.write().unwrap_or_else(PoisonError::into_inner).insert((transport, from), to);
+    }
+
+    /// Forgets what was set for `from`.
+    pub fn remove(&self, transport: Transport, from: SocketAddr) {
+        self.map.write().unwrap_or_else(PoisonError::into_inner).remove(&(transport, from));
+    }
+
+    /// Forgets all that was set for addresses of `host`.
+    pub fn remove_host(&self, host: std::net::IpAddr) {
+        self.map.write().unwrap_or_else(PoisonError::into_inner).retain(|(_, from), _| from.ip() != host);
+    }
+}

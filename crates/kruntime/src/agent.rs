@@ -1,0 +1,339 @@
+//! The node agent: brings the pods that are bound to its nodes to life, and says what became of them.
+//!
+//! One agent serves one node or thousands: with more than one it reads all bound pods through one watch and finds the
+//! node by `spec.nodeName`, and all pods share a few workers. A pod has no task of its own; what takes time (a start with a
+//! hook, a stop with a grace, a probe) runs beside the workers.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use k8s_openapi::{
+    api::core::v1::{Pod, Service, Taint},
+    apimachinery::pkg::api::resource::Quantity,
+};
+use kcore::Clock;
+use kreconcile::{
+    Change, EventRecorder, Informer, Informers, RunError, Runnable, Selection, WorkQueue,
+};
+use kube::Client;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    machine::PodMachine,
+    node,
+    runtime::{ContainerRuntime, PodUid},
+    sources::Sources,
+    volumes::Volumes,
+};
+
+mod act;
+mod pod;
+mod write;
+
+pub(crate) use pod::PodEntry;
+pub(crate) use write::WriteError;
+
+/// How many pods are worked on at the same time.
+pub const WORKERS: usize = 32;
+
+/// One node that an agent serves.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The node's name.
+    pub name: Arc<str>,
+    /// What runs its containers. Several nodes may share one.
+    pub runtime: Arc<dyn ContainerRuntime>,
+    /// The node's addresses; the first is its `InternalIP`.
+    pub addresses: Vec<IpAddr>,
+    /// Labels beyond the well-known ones.
+    pub labels: BTreeMap<String, String>,
+    /// The taints to register with.
+    pub taints: Vec<Taint>,
+    /// What the node has. All of it is allocatable.
+    pub capacity: BTreeMap<String, Quantity>,
+    /// The kubelet version to report.
+    pub kubelet_version: String,
+    /// The port that the node's API is said to be on.
+    pub kubelet_port: i32,
+    /// Where volumes are made: a directory of the agent's own, needed by runtimes that materialise pods.
+    pub state_dir: Option<PathBuf>,
+    /// The addresses of the cluster's DNS servers.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain.
+    pub cluster_domain: String,
+    /// Whether events are written for the node's pods.
+    pub events: bool,
+}
+
+impl NodeConfig {
+    /// A node with 4 CPUs, 16 GiB of memory and room for 110 pods at 127.0.0.1, which writes events if its runtime
+    /// really runs something. Change the fields to taste.
+    #[must_use]
+    pub fn new(name: impl Into<Arc<str>>, runtime: Arc<dyn ContainerRuntime>) -> Self {
+        let capacity = [("cpu", "4"), ("memory", "16Gi"), ("ephemeral-storage", "100Gi"), ("pods", "110")];
+        let events = runtime.info().materialises;
+        Self {
+            name: name.into(),
+            runtime,
+            addresses: vec![IpAddr::from([127, 0, 0, 1])],
+            labels: BTreeMap::new(),
+            taints: Vec::new(),
+            capacity: capacity.map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned()))).into(),
+            kubelet_version: "v1.37.0".to_owned(),
+            kubelet_port: 10250,
+            state_dir: None,
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            events,
+        }
+    }
+}
+
+/// A node as the agent keeps it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) scheme: String,
+    /// The runtime's name and version.
+    pub(crate) version: String,
+    /// Since when the agent has it.
+    pub(crate) since: jiff::Timestamp,
+    pub(crate) materialises: bool,
+    pub(crate) volumes: Option<Volumes>,
+    /// Ends the node's heartbeats and its pods' work, as when the machine dies.
+    pub(crate) stop: CancellationToken,
+}
+
+/// The agent. Cheap to clone; all clones are one.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use kreconcile::Informers;
+/// use kruntime::{agent::{NodeAgent, NodeConfig}, runtime::simulated::SimulatedRuntime};
+///
+/// # async fn example(client: kube::Client) {
+/// let clock = Arc::new(kcore::TokioClock::new());
+/// let runtime = Arc::new(SimulatedRuntime::new(clock.clone()));
+/// let informers = Informers::new(client);
+/// let nodes = (0..1000).map(|n| NodeConfig::new(format!("node-{n}"), runtime.clone()));
+/// let agent = NodeAgent::new(&informers, clock, nodes);
+/// let manager = kreconcile::Manager::new().add(kreconcile::Start::Always, agent.clone());
+/// let running = manager.start();
+/// # running.stop().await;
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct NodeAgent {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) client: Client,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) pods: Informer<Pod>,
+    pub(crate) sources: Sources,
+    pub(crate) recorder: EventRecorder,
+    pub(crate) queue: WorkQueue<PodUid>,
+    nodes: Mutex<HashMap<Arc<str>, Arc<Node>>>,
+    entries: Mutex<HashMap<PodUid, Arc<PodEntry>, ahash::RandomState>>,
+    pub(crate) node_changed: tokio::sync::Notify,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("pods", &self.entries().len()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl NodeAgent {
+    /// An agent for `nodes`. With exactly one it watches that node's pods only, and no other can be added.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(informers: &Informers, clock: Arc<dyn Clock>, nodes: impl IntoIterator<Item = NodeConfig>) -> Self {
+        let nodes: Vec<NodeConfig> = nodes.into_iter().collect();
+        let selection = match &nodes[..] {
+            [only] => Selection::all().fields(format!("spec.nodeName={}", only.name)),
+            _ => Selection::all().fields("spec.nodeName!="),
+        };
+        let materialises = nodes.iter().any(|node| node.runtime.info().materialises);
+        let services = materialises.then(|| informers.of::<Service>(Selection::all()));
+        let client = informers.client().clone();
+        let inner = Inner {
+            recorder: EventRecorder::new(client.clone(), Arc::clone(&clock), "kubelet"),
+            sources: Sources::new(client.clone(), services),
+            client,
+            clock,
+            pods: informers.of(selection),
+            queue: WorkQueue::new(),
+            nodes: Mutex::default(),
+            entries: Mutex::default(),
+            node_changed: tokio::sync::Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        };
+        let agent = Self { inner: Arc::new(inner) };
+        nodes.into_iter().for_each(|node| agent.add_node(node));
+        agent
+    }
+
+    /// Adds a node, or replaces one that was stopped. It is registered when the agent runs.
+    pub fn add_node(&self, config: NodeConfig) {
+        let info = config.runtime.info();
+        for limitation in &info.limitations {
+            tracing::warn!(node = %config.name, "{limitation}");
+        }
+        let volumes = config.state_dir.clone().filter(|_| info.materialises).map(Volumes::new);
+        let node = Node {
+            scheme: info.version.split("://").next().unwrap_or_default().to_owned(),
+            version: info.version,
+            since: self.inner.clock.now(),
+            materialises: info.materialises,
+            volumes,
+            stop: self.inner.stop.child_token(),
+            config,
+        };
+        self.inner.nodes().insert(Arc::clone(&node.config.name), Arc::new(node));
+        self.inner.node_changed.notify_one();
+    }
+
+    /// Lets a node go silent, as if its machine had lost power: no heartbeat, no status, and its containers are gone.
+    /// The Node object stays. Says whether there was such a node.
+    pub async fn stop_node(&self, name: &str) -> bool {
+        let Some(node) = self.inner.nodes().remove(name) else { return false };
+        node.stop.cancel();
+        let lost: Vec<_> = {
+            let mut entries = self.inner.entries();
+            let here = entries.iter().filter(|(_, entry)| entry.node.config.name == node.config.name);
+            let uids: Vec<PodUid> = here.map(|(uid, _)| uid.clone()).collect();
+            uids.iter().filter_map(|uid| entries.remove(uid)).collect()
+        };
+        for entry in lost {
+            entry.abandon();
+            if let Err(error) = node.config.runtime.remove_pod(&entry.uid).await {
+                tracing::warn!(node = name, pod = %entry.uid, %error, "a pod of a stopped node is left");
+            }
+        }
+        true
+    }
+
+    /// The names of the nodes, in no order.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Arc<str>> {
+        self.inner.nodes().keys().cloned().collect()
+    }
+}
+
+impl Inner {
+    pub(crate) fn nodes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn entries(&self) -> MutexGuard<'_, HashMap<PodUid, Arc<PodEntry>, ahash::RandomState>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn entry(&self, uid: &PodUid) -> Option<Arc<PodEntry>> {
+        self.entries().get(uid).cloned()
+    }
+
+    /// The entry of a pod by name, the one that isn't gone first.
+    pub(crate) fn entry_named(&self, node: &str, namespace: &str, name: &str) -> Option<Arc<PodEntry>> {
+        let pod = self.pods.get(namespace, name)?;
+        let uid = PodUid::from(pod.metadata.uid.as_deref()?);
+        self.entry(&uid).filter(|entry| *entry.node.config.name == *node)
+    }
+
+    /// Takes note of a change that the API reports.
+    fn noted(&self, change: &Change) {
+        let new_uid = change.new.as_ref().map(|stored| PodUid::from(&*stored.header().uid));
+        if let Some(old) = &change.old {
+            let uid = PodUid::from(&*old.header().uid);
+            if new_uid.as_ref() != Some(&uid)
+                && let Some(entry) = self.entry(&uid)
+            {
+                entry.set_gone();
+                self.queue.add(uid);
+            }
+        }
+        let (Some(uid), Some(pod)) = (new_uid, change.new_as::<Pod>()) else { return };
+        let known = self.entry(&uid);
+        if let Some(entry) = known {
+            if entry.set_pod(pod) {
+                self.queue.add(uid);
+            }
+            return;
+        }
+        let node_name = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).unwrap_or_default();
+        let Some(node) = self.nodes().get(node_name).cloned() else { return };
+        if is_over(&pod) {
+            return;
+        }
+        let entry = PodEntry::new(uid.clone(), node, pod, PodMachine::default());
+        self.entries().insert(uid.clone(), Arc::new(entry));
+        self.queue.add(uid);
+    }
+}
+
+/// Whether a pod has ended for good and nobody deletes it: an agent that starts anew leaves it alone.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed")) && pod.metadata.deletion_timestamp.is_none()
+}
+
+#[async_trait]
+impl Runnable for NodeAgent {
+    fn name(&self) -> &str {
+        "node-agent"
+    }
+
+    /// Registers the nodes and works until `stop`. Containers go on running until their runtime is dropped.
+    async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
+        let inner = &self.inner;
+        let ended = inner.stop.clone();
+        let work = async {
+            let mut runtimes: Vec<Arc<dyn ContainerRuntime>> = Vec::new();
+            for node in inner.nodes().values() {
+                if !runtimes.iter().any(|known| Arc::ptr_eq(known, &node.config.runtime)) {
+                    runtimes.push(Arc::clone(&node.config.runtime));
+                }
+            }
+            let mut changes = futures::stream::select_all(runtimes.iter().map(|runtime| runtime.changes()));
+            let told = async {
+                while let Some(uid) = changes.next().await {
+                    inner.queue.add(uid);
+                }
+                std::future::pending::<()>().await;
+            };
+            let mut pods = inner.pods.subscribe();
+            let noted = async {
+                while let Some(batch) = pods.next().await {
+                    batch.iter().for_each(|change| inner.noted(change));
+                }
+            };
+            let workers = futures::future::join_all((0..WORKERS).map(|_| inner.work()));
+            tokio::join!(told, noted, workers, node::run(inner));
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = ended.cancelled() => {}
+            () = work => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+//! Carrying out what the machine decided.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{Container, Lifecycle, Pod, PodSpec};
+use kreconcile::EventType;
+
+use super::{Inner, PodEntry};
+use crate::{
+    downward::Facts,
+    env, handler,
+    machine::{Action, GRACE_MIN, StopReason},
+    runtime::{ContainerConfig, RuntimeError, SandboxConfig},
+};
+
+/// What came of an action.
+pub(super) enum Outcome {
+    Done,
+    PodRefused,
+    StartRefused { container: Arc<str>, reason: &'static str, message: String },
+}
+
+impl Inner {
+    pub(super) async fn act(self: Arc<Self>, entry: Arc<PodEntry>, action: Action) -> Outcome {
+        match action {
+            Action::RunPod => self.run_pod(&entry).await,
+            Action::Start { container, attempt } => self.start(&entry, &container, attempt).await,
+            Action::Stop { container, grace, why } => {
+                self.stop(&entry, &container, grace, why).await;
+                Outcome::Done
+            }
+            Action::Finish => Outcome::Done,
+        }
+    }
+
+    async fn run_pod(&self, entry: &PodEntry) -> Outcome {
+        let pod = entry.pod();
+        if let Some(volumes) = &entry.node.volumes {
+            let now = self.clock.now();
+            if let Err(error) = volumes.refresh(&pod, &entry.node.config, &self.sources, now).await {
+                let message = format!("MountVolume.SetUp failed: {error}");
+                self.event(entry, None, EventType::Warning, "FailedMount", message);
+                return Outcome::PodRefused;
+            }
+        }
+        let config = sandbox_config(&pod, entry);
+        match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
+            Ok(_) => Outcome::Done,
+            Err(error) => {
+                let message = format!("Failed to create pod sandbox: {error}");
+                self.event(entry, None, EventType::Warning, "FailedCreatePodSandBox", message);
+                Outcome::PodRefused
+            }
+        }
+    }
+
+    async fn start(&self, entry: &Arc<PodEntry>, name: &Arc<str>, attempt: u32) -> Outcome {
+        let pod = entry.pod();
+        let Some(container) = container_of(&pod, name) else { return Outcome::Done };
+        let started = async {
+            let config = self.container_config(entry, &pod, &container, attempt).await?;
+            self.event(entry, Some(name), EventType::Normal, "Created", format!("Created container: {name}"));
+            entry.node.config.runtime.start(&entry.uid, &config).await
+        };
+        if let Err(error) = started.await {
+            let reason = error.waiting_reason();
+            self.event(entry, Some(name), EventType::Warning, "Failed", format!("Error: {error}"));
+            return Outcome::StartRefused { container: Arc::clone(name), reason, message: error.to_string() };
+        }
+        self.event(entry, Some(name), EventType::Normal, "Started", format!("Started container {name}"));
+        let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+        if let Some(hook) = hook
+            && let Err(error) = handler::run_hook(entry, &container, hook).await
+        {
+            let message = format!("PostStartHook failed: {error}");
+            self.event(entry, Some(name), EventType::Warning, "FailedPostStartHook", message);
+            let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+            let grace = Duration::from_secs(grace.max(0).unsigned_abs());
+            if let Err(error) = entry.node.config.runtime.stop(&entry.uid, name, grace).await {
+                tracing::warn!(pod = %entry.uid, %error, "a container whose hook failed is not stopped");
+            }
+        }
+        Outcome::Done
+    }
+
+    /// The `preStop` hook and the stop share the grace; the stop gets two seconds of it at least.
+    async fn stop(&self, entry: &PodEntry, name: &Arc<str>, grace: Duration, why: StopReason) {
+        let pod = entry.pod();
+        let message = match why {
+            StopReason::PodEnds => format!("Stopping container {name}"),
+            StopReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
+            StopReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
+        };
+        self.event(entry, Some(name), EventType::Normal, "Killing", message);
+        let begun = tokio::time::Instant::now();
+        let container = container_of(&pod, name);
+        let hook = container.as_ref().and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
+        if let Some((container, hook)) = hook {
+            match tokio::time::timeout(grace, handler::run_hook(entry, container, hook)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    let message = format!("PreStopHook failed: {error}");
+                    self.event(entry, Some(name), EventType::Warning, "FailedPreStopHook", message);
+                }
+                Err(_) => tracing::debug!(pod = %entry.uid, "the preStop hook used up the grace"),
+            }
+        }
+        let left = grace.saturating_sub(begun.elapsed());
+        let left = if hook.is_some() { left.max(GRACE_MIN) } else { left };
+        if let Err(error) = entry.node.config.runtime.stop(&entry.uid, name, left).await {
+            let message = format!("error killing pod: {error}");
+            self.event(entry, None, EventType::Warning, "FailedKillPod", message);
+        }
+    }
+
+    async fn container_config(
+        &self,
+        entry: &PodEntry,
+        pod: &Pod,
+        container: &Container,
+        attempt: u32,
+    ) -> Result<ContainerConfig, RuntimeError> {
+        let mut config = ContainerConfig {
+            name: container.name.as_str().into(),
+            attempt,
+            image: container.image.clone().unwrap_or_default(),
+            stdin: container.stdin.unwrap_or(false),
+            tty: container.tty.unwrap_or(false),
+            ..ContainerConfig::default()
+        };
+        if !entry.node.materialises {
+            return Ok(config);
+        }
+        let node = &entry.node.config;
+        let pod_ips: Vec<IpAddr> = node.runtime.observe(&entry.uid).addresses.unwrap_or_default();
+        let facts =
+            Facts { pod, pod_ips: &pod_ips, host_ips: &node.addresses, allocatable: &node.capacity };
+        let env = env::resolve(&facts, container, &self.sources).await?;
+        let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
+            list.iter().flatten().map(|text| env::expand(text, &env)).collect()
+        };
+        config.command = expanded(&container.command);
+        config.args = expanded(&container.args);
+        config.working_dir = container.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        if let Some(volumes) = &entry.node.volumes {
+            config.mounts = volumes.mounts(pod, container, &env)?;
+        }
+        let hostname = hostname(pod);
+        config.env = vec![("HOSTNAME".to_owned(), hostname)];
+        config.env.extend(env);
+        set_security(&mut config, pod, container)?;
+        let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        config.termination_message_path = Some(PathBuf::from(path));
+        config.termination_message_from_log =
+            container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError");
+        config.stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone());
+        Ok(config)
+    }
+}
+
+fn set_security(config: &mut ContainerConfig, pod: &Pod, container: &Container) -> Result<(), RuntimeError> {
+    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let own = container.security_context.as_ref();
+    let id = |id: Option<i64>| {
+        id.map(u32::try_from)
+            .transpose()
+            .map_err(|_| RuntimeError::Config("a user or group id is out of range".to_owned()))
+    };
+    config.run_as_user = id(own.and_then(|c| c.run_as_user).or(of_pod.and_then(|c| c.run_as_user)))?;
+    config.run_as_group = id(own.and_then(|c| c.run_as_group).or(of_pod.and_then(|c| c.run_as_group)))?;
+    let non_root = own.and_then(|c| c.run_as_non_root).or(of_pod.and_then(|c| c.run_as_non_root));
+    config.run_as_non_root = non_root.unwrap_or(false);
+    Ok(())
+}
+
+/// The container of that name, of whatever list; an ephemeral one as if it were a usual one.
+pub(crate) fn container_of(pod: &Pod, name: &str) -> Option<Container> {
+    let spec = pod.spec.as_ref()?;
+    let usual = spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|c| c.name == name);
+    usual.cloned().or_else(|| {
+        let found = spec.ephemeral_containers.iter().flatten().find(|c| c.name == name)?;
+        Some(Container {
+            name: found.name.clone(),
+            image: found.image.clone(),
+            command: found.command.clone(),
+            args: found.args.clone(),
+            env: found.env.clone(),
+            env_from: found.env_from.clone(),
+            working_dir: found.working_dir.clone(),
+            volume_mounts: found.volume_mounts.clone(),
+            security_context: found.security_context.clone(),
+            stdin: found.stdin,
+            tty: found.tty,
+            lifecycle: None::<Lifecycle>,
+            ..Container::default()
+        })
+    })
+}
+
+/// `spec.hostname`, else the pod's name, cut to the 63 characters of a host name.
+fn hostname(pod: &Pod) -> String {
+    let wanted = pod.spec.as_ref().and_then(|spec| spec.hostname.as_deref()).filter(|name| !name.is_empty());
+    let name = wanted.or(pod.metadata.name.as_deref()).unwrap_or_default();
+    name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
+
+fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
+    let node = &entry.node.config;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let annotations = Arc::new(pod.metadata.annotations.clone().unwrap_or_default());
+    let mut config = SandboxConfig {
+        namespace: namespace.into(),
+        name: pod.metadata.name.as_deref().unwrap_or_default().into(),
+        node: Arc::clone(&node.name),
+        annotations,
+        ..SandboxConfig::default()
+    };
+    let Some(spec) = pod.spec.as_ref().filter(|_| entry.node.materialises) else { return config };
+    config.hostname = hostname(pod);
+    config.fqdn = spec
+        .subdomain
+        .as_ref()
+        .filter(|subdomain| !subdomain.is_empty())
+        .map(|subdomain| format!("{}.{subdomain}.{namespace}.svc.{}", config.hostname, node.cluster_domain));
+    config.host_network = spec.host_network.unwrap_or(false);
+    let aliases = spec.host_aliases.iter().flatten();
+    config.host_aliases =
+        aliases.map(|alias| (alias.ip.clone(), alias.hostnames.clone().unwrap_or_default())).collect();
+    config.resolv_conf = resolv_conf(spec, namespace, &node.cluster_dns, &node.cluster_domain);
+    config
+}
+
+/// The resolver's configuration by `spec.dnsPolicy` and `spec.dnsConfig`; `None` means the machine's own.
+fn resolv_conf(spec: &PodSpec, namespace: &str, cluster_dns: &[IpAddr], domain: &str) -> Option<String> {
+    let own = spec.dns_config.as_ref();
+    let policy = match (spec.dns_policy.as_deref().unwrap_or("ClusterFirst"), spec.host_network) {
+        ("ClusterFirst", Some(true)) => "Default",
+        (policy, _) => policy,
+    };
+    let (mut servers, mut searches, mut options) = (Vec::new(), Vec::new(), BTreeMap::new());
+    match policy {
+        "ClusterFirst" | "ClusterFirstWithHostNet" if !cluster_dns.is_empty() => {
+            servers.extend(cluster_dns.iter().map(ToString::to_string));
+            searches.extend([format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()]);
+            options.insert("ndots".to_owned(), Some("5".to_owned()));
+        }
+        "None" => {}
+        _ if own.is_none() => return None,
+        _ => {}
+    }
+    if let Some(own) = own {
+        servers.extend(own.nameservers.iter().flatten().cloned());
+        searches.extend(own.searches.iter().flatten().cloned());
+        options.extend(own.options.iter().flatten().filter_map(|o| Some((o.name.clone()?, o.value.clone()))));
+    }
+    let mut text = String::new();
+    if !searches.is_empty() {
+        text.push_str(&format!("search {}\n", searches.join(" ")));
+    }
+    servers.iter().for_each(|server| text.push_str(&format!("nameserver {server}\n")));
+    if !options.is_empty() {
+        let options: Vec<_> = options
+            .into_iter()
+            .map(|(name, value)| value.map_or_else(|| name.clone(), |value| format!("{name}:{value}")))
+            .collect();
+        text.push_str(&format!("options {}\n", options.join(" ")));
+    }
+    Some(text)
+}

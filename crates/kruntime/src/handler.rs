@@ -1,0 +1,218 @@
+//! Asking a container something: by a command, by HTTP, by a connection, or by gRPC's health protocol. Probes and
+//! lifecycle hooks are made of it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use k8s_openapi::{
+    api::core::v1::{Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, TCPSocketAction},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use tokio::{io::AsyncReadExt, net::TcpStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    agent::PodEntry,
+    runtime::{ExecRequest, RuntimeError},
+};
+
+/// So much of an answer is kept for messages.
+pub(crate) const ANSWER_BYTES_MAX: usize = 10 * 1024;
+
+/// Why a handler failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HandlerError {
+    #[error("{0}")]
+    Runtime(#[from] RuntimeError),
+    #[error("dial tcp {address}: {source}")]
+    Dial { address: SocketAddr, source: std::io::Error },
+    #[error("{0}")]
+    Http(#[from] hyper::Error),
+    #[error("{0}")]
+    Request(#[from] http::Error),
+    #[error("command exited with {code}: {output}")]
+    Exit { code: i32, output: String },
+    #[error("HTTP probe failed with statuscode: {0}")]
+    Status(u16),
+    #[error("service unhealthy (responded with {0:?})")]
+    Unhealthy(&'static str),
+    #[error("{0}")]
+    Bad(String),
+}
+
+/// Runs a lifecycle hook to its end.
+pub(crate) async fn run_hook(
+    entry: &PodEntry,
+    container: &Container,
+    hook: &LifecycleHandler,
+) -> Result<(), HandlerError> {
+    if let Some(action) = &hook.exec {
+        exec(entry, container, action).await
+    } else if let Some(action) = &hook.http_get {
+        http_get(entry, container, action).await
+    } else if let Some(action) = &hook.tcp_socket {
+        tcp_socket(entry, container, action).await
+    } else if let Some(action) = &hook.sleep {
+        tokio::time::sleep(Duration::from_secs(action.seconds.max(0).unsigned_abs())).await;
+        Ok(())
+    } else {
+        Err(HandlerError::Bad("the hook has no action".to_owned()))
+    }
+}
+
+/// A command succeeds when it exits with 0.
+pub(crate) async fn exec(
+    entry: &PodEntry,
+    container: &Container,
+    action: &ExecAction,
+) -> Result<(), HandlerError> {
+    let request = ExecRequest { command: action.command.clone().unwrap_or_default(), ..ExecRequest::default() };
+    let session = entry.node.config.runtime.exec(&entry.uid, &container.name, request).await?;
+    let read = |reader: Option<crate::runtime::Reader>| async move {
+        let mut text = Vec::new();
+        if let Some(reader) = reader {
+            let mut limited = reader.take(ANSWER_BYTES_MAX as u64);
+            let _ = limited.read_to_end(&mut text).await;
+            // The rest is read too, or the program would wait for a reader.
+            let _ = tokio::io::copy(&mut limited.into_inner(), &mut tokio::io::sink()).await;
+        }
+        text
+    };
+    let (mut output, errors, code) = tokio::join!(read(session.stdout), read(session.stderr), session.exit);
+    match code? {
+        0 => Ok(()),
+        code => {
+            output.extend(errors);
+            Err(HandlerError::Exit { code, output: String::from_utf8_lossy(&output).into_owned() })
+        }
+    }
+}
+
+/// The number of a port that may be given by name.
+fn port(container: &Container, port: &IntOrString) -> Result<u16, HandlerError> {
+    let number = match port {
+        IntOrString::Int(number) => Some(*number),
+        IntOrString::String(name) => {
+            let ports = container.ports.iter().flatten();
+            let named = ports.filter(|port| port.name.as_ref() == Some(name)).map(|port| port.container_port);
+            named.chain(name.parse()).next()
+        }
+    };
+    number
+        .and_then(|number| u16::try_from(number).ok())
+        .filter(|number| *number > 0)
+        .ok_or_else(|| HandlerError::Bad(format!("invalid port {port:?}")))
+}
+
+fn pod_address(entry: &PodEntry) -> Result<IpAddr, HandlerError> {
+    let addresses = entry.node.config.runtime.observe(&entry.uid).addresses.unwrap_or_default();
+    addresses.first().copied().ok_or_else(|| HandlerError::Bad("the pod has no address".to_owned()))
+}
+
+async fn dial(entry: &PodEntry, host: Option<&str>, port: u16) -> Result<TcpStream, HandlerError> {
+    let address = match host.filter(|host| !host.is_empty()) {
+        Some(host) => {
+            let found = tokio::net::lookup_host((host, port)).await;
+            let first = found.ok().and_then(|mut found| found.next());
+            first.ok_or_else(|| HandlerError::Bad(format!("host {host:?} is not known")))?
+        }
+        None => SocketAddr::new(pod_address(entry)?, port),
+    };
+    let target = entry.node.config.runtime.dial_address(address);
+    TcpStream::connect(target).await.map_err(|source| HandlerError::Dial { address, source })
+}
+
+/// A connection that is accepted is a success.
+pub(crate) async fn tcp_socket(
+    entry: &PodEntry,
+    container: &Container,
+    action: &TCPSocketAction,
+) -> Result<(), HandlerError> {
+    dial(entry, action.host.as_deref(), port(container, &action.port)?).await.map(drop)
+}
+
+/// An answer with a status from 200 to 399 is a success.
+pub(crate) async fn http_get(
+    entry: &PodEntry,
+    container: &Container,
+    action: &HTTPGetAction,
+) -> Result<(), HandlerError> {
+    if action.scheme.as_deref() == Some("HTTPS") {
+        return Err(HandlerError::Bad("the scheme HTTPS is not supported by this node".to_owned()));
+    }
+    let port = port(container, &action.port)?;
+    let stream = dial(entry, action.host.as_deref(), port).await?;
+    let host = match action.host.clone().filter(|host| !host.is_empty()) {
+        Some(host) => host,
+        None => pod_address(entry)?.to_string(),
+    };
+    let path = action.path.as_deref().unwrap_or("/");
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let mut request = Request::get(path);
+    let mut has_host = false;
+    for header in action.http_headers.iter().flatten() {
+        has_host |= header.name.eq_ignore_ascii_case("host");
+        request = request.header(&header.name, &header.value);
+    }
+    if !has_host {
+        request = request.header("host", format!("{host}:{port}"));
+    }
+    let request = request
+        .header("user-agent", "kube-probe/1.37")
+        .header("accept", "*/*")
+        .header("connection", "close")
+        .body(Full::<Bytes>::default())?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let response = sender.send_request(request).await?;
+    match response.status().as_u16() {
+        200..=399 => Ok(()),
+        status => Err(HandlerError::Status(status)),
+    }
+}
+
+/// `grpc.health.v1.Health/Check` has to answer SERVING. The two messages have one field each, so they are written and
+/// read here without a protobuf library.
+pub(crate) async fn grpc(entry: &PodEntry, action: &GRPCAction) -> Result<(), HandlerError> {
+    let port = u16::try_from(action.port).map_err(|_| HandlerError::Bad("invalid port".to_owned()))?;
+    let stream = dial(entry, None, port).await?;
+    let service = action.service.as_deref().unwrap_or_default();
+    let length = u8::try_from(service.len())
+        .ok()
+        .filter(|length| *length < 0x80)
+        .ok_or_else(|| HandlerError::Bad("the service's name is too long".to_owned()))?;
+    let mut message = Vec::new();
+    if length > 0 {
+        message.extend([0x0a, length]);
+        message.extend(service.as_bytes());
+    }
+    let mut body = vec![0];
+    body.extend(u32::try_from(message.len()).unwrap_or_default().to_be_bytes());
+    body.extend(message);
+    let request = Request::post(format!("http://{}:{port}/grpc.health.v1.Health/Check", pod_address(entry)?))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("user-agent", "kube-probe/1.37")
+        .body(Full::new(Bytes::from(body)))?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    let response = sender.send_request(request).await?;
+    if response.status() != StatusCode::OK {
+        return Err(HandlerError::Status(response.status().as_u16()));
+    }
+    let collected = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let answer = collected.map_err(|error| HandlerError::Bad(error.to_string()))?.to_bytes();
+    match answer.get(5..7) {
+        Some([0x08, 1]) => Ok(()),
+        Some([0x08, 2]) => Err(HandlerError::Unhealthy("NOT_SERVING")),
+        Some([0x08, 3]) => Err(HandlerError::Unhealthy("SERVICE_UNKNOWN")),
+        _ => Err(HandlerError::Unhealthy("UNKNOWN")),
+    }
+}

@@ -1,0 +1,249 @@
+//! Nodes as the API sees them: the Node object, its conditions, and the Lease that says that it lives.
+
+use std::{collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use http::{Method, Request, StatusCode};
+use jiff::Timestamp;
+use kcore::clock::{format_micro_time, format_time};
+use kube::client::Body;
+use rand::Rng;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::agent::{Inner, Node, WriteError};
+
+/// How often a node renews its Lease (a quarter of its duration, as upstream).
+pub const LEASE_EVERY: Duration = Duration::from_secs(10);
+/// How long a Lease holds.
+pub const LEASE_SECONDS: i32 = 40;
+/// How often a status that has not changed is written (upstream's `nodeStatusReportFrequency`).
+pub const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// How soon a failed write is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked who is due: one look at all nodes costs less than a look for each.
+const TICK: Duration = Duration::from_millis(100);
+/// How many nodes write at the same time.
+const WRITES_MAX: usize = 16;
+/// The namespace of the Leases.
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+
+#[derive(Clone, Copy, Debug)]
+struct Beat {
+    registered: bool,
+    lease_at: Instant,
+    status_at: Instant,
+}
+
+/// Registers nodes and keeps them alive. One task for all nodes of the agent: it sleeps until the next one is due.
+/// First renewals are spread over the interval, so that many nodes don't write at once ever after.
+pub(crate) async fn run(inner: &Inner) {
+    let mut beats: HashMap<Arc<str>, Beat, ahash::RandomState> = HashMap::default();
+    loop {
+        let nodes: Vec<Arc<Node>> = inner.nodes().values().cloned().collect();
+        let names: HashSet<&Arc<str>, ahash::RandomState> = nodes.iter().map(|node| &node.config.name).collect();
+        beats.retain(|name, _| names.contains(name));
+        let now = Instant::now();
+        let fresh = Beat { registered: false, lease_at: now, status_at: now };
+        let due: Vec<_> = nodes
+            .iter()
+            .map(|node| (Arc::clone(node), *beats.get(&node.config.name).unwrap_or(&fresh)))
+            .filter(|(_, beat)| beat.lease_at.min(beat.status_at) <= now)
+            .collect();
+        let done: Vec<_> = futures::stream::iter(due)
+            .map(|(node, beat)| async move { (Arc::clone(&node.config.name), beat_once(inner, &node, beat).await) })
+            .buffer_unordered(WRITES_MAX)
+            .collect()
+            .await;
+        beats.extend(done);
+        let next = nodes.iter().filter_map(|node| beats.get(&node.config.name));
+        let next = next.map(|beat| beat.lease_at.min(beat.status_at)).min();
+        let next = next.unwrap_or_else(|| now + LEASE_EVERY).max(now + TICK);
+        tokio::select! {
+            () = tokio::time::sleep_until(next) => {}
+            () = inner.node_changed.notified() => {}
+        }
+    }
+}
+
+async fn beat_once(inner: &Inner, node: &Node, mut beat: Beat) -> Beat {
+    if node.stop.is_cancelled() {
+        return beat;
+    }
+    let now = Instant::now();
+    let first = !beat.registered;
+    if beat.status_at <= now {
+        let written = if first { register(inner, node).await } else { write_status(inner, node).await };
+        match written {
+            Ok(()) => {
+                beat.registered = true;
+                beat.status_at = now + STATUS_EVERY;
+            }
+            Err(error) => {
+                // A node that somebody deleted registers again.
+                beat.registered &= !error.is_gone();
+                beat.status_at = now + RETRY_AFTER;
+                tracing::debug!(node = %node.config.name, %error, "the node's status is not written yet");
+            }
+        }
+    }
+    if beat.registered && beat.lease_at <= now {
+        beat.lease_at = match renew(inner, node).await {
+            Ok(()) if first => now + LEASE_EVERY.mul_f64(rand::rng().random_range(0.1..1.0)),
+            Ok(()) => now + LEASE_EVERY,
+            Err(error) => {
+                tracing::debug!(node = %node.config.name, %error, "the node's lease is not renewed yet");
+                now + RETRY_AFTER
+            }
+        };
+    }
+    if !beat.registered {
+        beat.lease_at = beat.status_at;
+    }
+    beat
+}
+
+/// Creates the Node with its status; one that is there already gets its labels and its status anew.
+async fn register(inner: &Inner, node: &Node) -> Result<(), WriteError> {
+    let object = object(node, inner.clock.now());
+    match send(inner, Method::POST, "/api/v1/nodes".to_owned(), "application/json", &object).await {
+        // The status of a new object is ignored by most kinds, not by Node; where it is, the next write sets it.
+        Ok(()) => {}
+        Err(WriteError::Refused(StatusCode::CONFLICT)) => {
+            let labels = json!({"metadata": {"labels": object["metadata"]["labels"]}});
+            let path = format!("/api/v1/nodes/{}", node.config.name);
+            send(inner, Method::PATCH, path, "application/strategic-merge-patch+json", &labels).await?;
+            return write_status(inner, node).await;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+async fn write_status(inner: &Inner, node: &Node) -> Result<(), WriteError> {
+    let body = json!({"status": status(node, inner.clock.now())});
+    let path = format!("/api/v1/nodes/{}/status", node.config.name);
+    send(inner, Method::PATCH, path, "application/strategic-merge-patch+json", &body).await
+}
+
+async fn renew(inner: &Inner, node: &Node) -> Result<(), WriteError> {
+    let name = &*node.config.name;
+    let now = format_micro_time(inner.clock.now());
+    let patch = json!({"spec": {
+        "renewTime": now, "holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS,
+    }});
+    let path = format!("{LEASES}/{name}");
+    match send(inner, Method::PATCH, path, "application/merge-patch+json", &patch).await {
+        Err(WriteError::Refused(StatusCode::NOT_FOUND)) => {
+            let lease = json!({
+                "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+                "metadata": {"name": name, "namespace": "kube-node-lease"},
+                "spec": patch["spec"],
+            });
+            send(inner, Method::POST, LEASES.to_owned(), "application/json", &lease).await
+        }
+        other => other,
+    }
+}
+
+async fn send(
+    inner: &Inner,
+    method: Method,
+    path: String,
+    content_type: &str,
+    body: &Value,
+) -> Result<(), WriteError> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("content-type", content_type)
+        .body(Body::from(serde_json::to_vec(body)?))?;
+    inner.send(request).await
+}
+
+/// Go's name of the machine's architecture, as Kubernetes uses it in labels.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn object(node: &Node, now: Timestamp) -> Value {
+    let name = &*node.config.name;
+    let mut labels = serde_json::Map::new();
+    for (key, value) in [
+        ("kubernetes.io/hostname", name),
+        ("kubernetes.io/os", "linux"),
+        ("kubernetes.io/arch", architecture()),
+        ("beta.kubernetes.io/os", "linux"),
+        ("beta.kubernetes.io/arch", architecture()),
+    ] {
+        labels.insert(key.to_owned(), value.into());
+    }
+    labels.extend(node.config.labels.iter().map(|(key, value)| (key.clone(), value.as_str().into())));
+    let mut spec = serde_json::Map::new();
+    if !node.config.taints.is_empty() {
+        spec.insert("taints".to_owned(), serde_json::to_value(&node.config.taints).unwrap_or_default());
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": labels},
+        "spec": spec,
+        "status": status(node, now),
+    })
+}
+
+fn status(node: &Node, now: Timestamp) -> Value {
+    let now = format_time(now);
+    let condition = |type_: &str, status: &str, reason: &str, message: &str| {
+        json!({
+            "type": type_, "status": status, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": format_time(node.since),
+        })
+    };
+    let conditions = json!([
+        condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+    ]);
+    let mut addresses: Vec<_> = node
+        .config
+        .addresses
+        .iter()
+        .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
+    json!({
+        "addresses": addresses,
+        "allocatable": node.config.capacity,
+        "capacity": node.config.capacity,
+        "conditions": conditions,
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": node.config.kubelet_port}},
+        "nodeInfo": {
+            "architecture": architecture(),
+            "bootID": file("/proc/sys/kernel/random/boot_id"),
+            "containerRuntimeVersion": node.version,
+            "kernelVersion": file("/proc/sys/kernel/osrelease"),
+            "kubeProxyVersion": "",
+            "kubeletVersion": node.config.kubelet_version,
+            "machineID": file("/etc/machine-id"),
+            "operatingSystem": "linux",
+            "osImage": os_image(),
+            "systemUUID": file("/etc/machine-id"),
+        },
+    })
+}
+
+/// A small file of the kernel; reading it does not block.
+fn file(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default().trim().to_owned()
+}
+
+fn os_image() -> String {
+    let release = file("/etc/os-release");
+    let line = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
+    line.unwrap_or("Linux").trim_matches('"').to_owned()
+}

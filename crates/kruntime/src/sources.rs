@@ -1,0 +1,143 @@
+//! The objects that a pod's containers and volumes refer to.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
+    core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+};
+use kreconcile::Informer;
+use kube::{Api, Client, api::PostParams};
+
+use crate::runtime::RuntimeError;
+
+/// Reads ConfigMaps, Secrets and Services, and asks for tokens, with the node's own identity.
+#[derive(Clone)]
+pub struct Sources {
+    client: Client,
+    services: Option<Informer<Service>>,
+}
+
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("services", &self.services.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// A token for a service account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// The token.
+    pub token: String,
+    /// When it ends.
+    pub expires_at: Timestamp,
+}
+
+fn refused(what: &str, name: &str, error: &kube::Error) -> RuntimeError {
+    RuntimeError::Config(format!("failed to read {what} {name:?}: {error}"))
+}
+
+impl Sources {
+    /// Sources that read through `client`; Services come from `services`, when there is that informer.
+    #[must_use]
+    pub fn new(client: Client, services: Option<Informer<Service>>) -> Self {
+        Self { client, services }
+    }
+
+    /// A ConfigMap's data, text and binary alike.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Config`] when it can't be read, or isn't there and isn't optional.
+    pub async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+        optional: bool,
+    ) -> Result<Option<BTreeMap<String, Vec<u8>>>, RuntimeError> {
+        let found = Api::<ConfigMap>::namespaced(self.client.clone(), namespace).get_opt(name).await;
+        match found.map_err(|error| refused("configmap", name, &error))? {
+            Some(map) => {
+                let text = map.data.into_iter().flatten().map(|(key, value)| (key, value.into_bytes()));
+                let binary = map.binary_data.into_iter().flatten().map(|(key, value)| (key, value.0));
+                Ok(Some(text.chain(binary).collect()))
+            }
+            None if optional => Ok(None),
+            None => Err(RuntimeError::Config(format!("configmap {name:?} not found"))),
+        }
+    }
+
+    /// A Secret's data.
+    ///
+    /// # Errors
+    /// As [`config_map`](Self::config_map).
+    pub async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        optional: bool,
+    ) -> Result<Option<BTreeMap<String, Vec<u8>>>, RuntimeError> {
+        let found = Api::<Secret>::namespaced(self.client.clone(), namespace).get_opt(name).await;
+        match found.map_err(|error| refused("secret", name, &error))? {
+            Some(secret) => {
+                Ok(Some(secret.data.into_iter().flatten().map(|(key, value)| (key, value.0)).collect()))
+            }
+            None if optional => Ok(None),
+            None => Err(RuntimeError::Config(format!("secret {name:?} not found"))),
+        }
+    }
+
+    /// A token of the pod's service account, bound to the pod (TokenRequest).
+    ///
+    /// # Errors
+    /// [`RuntimeError::Config`] when the API gives none.
+    pub async fn token(
+        &self,
+        pod: &Pod,
+        audience: Option<&str>,
+        seconds: i64,
+    ) -> Result<Token, RuntimeError> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref());
+        let account = account.filter(|name| !name.is_empty()).unwrap_or("default");
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(audience.map(|audience| vec![audience.to_owned()]).unwrap_or_default()),
+                expiration_seconds: Some(seconds),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: pod.metadata.name.clone(),
+                    uid: pod.metadata.uid.clone(),
+                }),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let answer = accounts
+            .create_token_request(account, &PostParams::default(), &request)
+            .await
+            .map_err(|error| RuntimeError::Config(format!("no token for service account {account:?}: {error}")))?;
+        answer
+            .status
+            .and_then(|status| Some(Token { token: status.token?, expires_at: status.expiration_timestamp?.0 }))
+            .ok_or_else(|| RuntimeError::Config(format!("empty token for service account {account:?}")))
+    }
+
+    /// The Services whose addresses a pod of `namespace` finds in its environment: `default/kubernetes`, and with
+    /// `links` all of its own namespace.
+    #[must_use]
+    pub fn services(&self, namespace: &str, links: bool) -> Vec<Arc<Service>> {
+        let Some(informer) = &self.services else { return Vec::new() };
+        let mut services: Vec<_> = informer.get("default", "kubernetes").into_iter().collect();
+        if links {
+            let own = informer.in_namespace(namespace);
+            services.extend(own.into_iter().filter(|service| {
+                namespace != "default" || service.metadata.name.as_deref() != Some("kubernetes")
+            }));
+        }
+        services.sort_by(|one, other| one.metadata.name.cmp(&other.metadata.name));
+        services
+    }
+}
