@@ -61,6 +61,9 @@ mod backup;
 mod checksum;
 mod memory;
 
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
 pub use backup::{Backup, BackupReader};
 pub use entry::{Entry, Opaque};
 pub use error::{CommitError, LeaseError, ReadError, RestoreError, StoreError, WatchError};
