@@ -18,11 +18,11 @@ use crate::{
     compaction::History,
     entry::Opaque,
     events::Log,
+    hub::Hub,
     lease::{LEASES_ENDED_MAX, LeaseBook},
     root::{Root, TableRoot, Tables},
     table::{TABLES_MAX, TERMS_MAX},
     txn::{KEY_BYTES_MAX, TXN_CHANGES_MAX, TXN_OPS_MAX, VALUE_BYTES_MAX},
-    watch::Hub,
 };
 
 /// The store as it will be published next.

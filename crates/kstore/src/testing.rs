@@ -87,6 +87,7 @@ where
         watch::a_list_continues_without_a_gap,
         watch::watches_hold_under_load,
         watch::interests_are_kept_to,
+        watch::far_back_nothing_is_overlooked,
         watch::a_deletion_right_after_the_floor_is_seen,
         watch::below_the_floor_is_refused,
         watch::a_slow_watch_is_told_what_it_missed,

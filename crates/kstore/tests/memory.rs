@@ -297,6 +297,30 @@ impl futures::task::ArcWake for Holder {
     fn wake_by_ref(_: &Arc<Holder>) {}
 }
 
+/// A waker may own the very watch that waits with it (a future that is dropped with its last waker); letting go of it must
+/// not happen under the lock that the watch needs to leave.
+#[test]
+fn a_waker_may_own_a_watch() -> Result {
+    let store = MemoryStore::new();
+    let table = store.open_table(TableSpec::new("t"))?;
+    let begin = || store.watch(WatchRequest::new(table, Revision::ZERO));
+    let mut watch = begin()?;
+    for _ in 0..3 {
+        let waker = futures::task::waker(Arc::new(Owner(std::sync::Mutex::new(begin()?))));
+        assert!(watch.poll_next(&mut std::task::Context::from_waker(&waker)).is_pending());
+    }
+    drop(watch);
+    Ok(())
+}
+
+struct Owner(
+    #[expect(dead_code, reason = "owned, to be dropped with the waker")] std::sync::Mutex<kstore::Watch>,
+);
+
+impl futures::task::ArcWake for Owner {
+    fn wake_by_ref(_: &Arc<Owner>) {}
+}
+
 #[test]
 fn without_a_runtime_commits_work_and_due_leases_end_with_the_next() -> Result {
     let store = MemoryStore::new();

@@ -146,6 +146,35 @@ pub async fn interests_are_kept_to(store: Arc<dyn Store>) {
     }
 }
 
+/// A watch of a term, a key or a prefix from far back gets what a watch of everything gets, less what it does not want.
+pub async fn far_back_nothing_is_overlooked(store: Arc<dyn Store>) {
+    let table = store.open_table(table_by_first_byte("t")).unwrap_or_else(|error| panic!("{error}"));
+    let mut random = Random::new(29);
+    for _ in 0..3_000 {
+        let (key, value) = (random.below(200).to_string(), random.below(40).to_string());
+        done(&store, Txn::new().op(Op::put(table, key, value))).await;
+    }
+    for interest in [
+        Interest::Term(Term::from("1")),
+        Interest::Term(Term::from("9")),
+        Interest::Term(Term::from("none")),
+        Interest::Key(Bytes::from_static(b"17")),
+        Interest::Prefix(Bytes::from_static(b"18")),
+    ] {
+        for after in [0, 7, 8, 255, 256, 1_111, 2_990].map(Revision) {
+            let all = store.snapshot().events(table, after).unwrap_or_else(|error| panic!("{error}"));
+            let expected: Vec<Revision> =
+                all.iter().filter(|event| interest.wants(event)).map(|event| event.revision).collect();
+            let mut watch = watch(&store, WatchRequest::new(table, after).interest(interest.clone()));
+            let mut found = Vec::new();
+            while let Ok(Some(batch)) = watch.try_next() {
+                found.extend(batch.events.iter().map(|event| event.revision));
+            }
+            assert_eq!(found, expected, "{interest:?} after {after}");
+        }
+    }
+}
+
 /// At the floor exactly a watch is legal, and sees the deletion right behind it. (etcd #19179, #18089.)
 pub async fn a_deletion_right_after_the_floor_is_seen(store: Arc<dyn Store>) {
     let table = open(&store, "t");
