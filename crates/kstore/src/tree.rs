@@ -154,14 +154,16 @@ impl<T: Item> Tree<T> {
         }
     }
 
-    /// How many items come before what is sought: those for which `compare` is less.
+    /// How many items come before what is sought: those for which `compare` is less. It may be equal for several that stand
+    /// side by side.
     pub(crate) fn rank(&self, compare: impl Fn(&T::Key) -> Ordering) -> usize {
         let Some(mut node) = self.root.as_deref() else { return 0 };
         let mut before = 0;
         loop {
             match node {
                 Node::Inner(inner) => {
-                    let at = inner.child_at(&compare);
+                    // A child that begins with what is sought may not be the first that has it.
+                    let at = inner.lows.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
                     before += inner.children[..at].iter().map(|child| child.count).sum::<usize>();
                     node = &inner.children[at].node;
                 }
@@ -547,6 +549,11 @@ mod tests {
                 prop_assert_eq!(rank, map.range(..key).count());
                 let slice: Vec<u16> = tree.slice(rank, end).map(|pair| pair.0).collect();
                 prop_assert_eq!(slice, map.range(key..key + 50).map(|(key, _)| *key).collect::<Vec<_>>());
+            }
+            // What is sought may be a whole group that stands side by side.
+            for group in 0..12u16 {
+                let fifties = |key: &u16| (key / 50).cmp(&group);
+                prop_assert_eq!(tree.rank(fifties), map.range(..group * 50).count());
             }
             let changes = diff(&copy, &tree, |old, new| old == new);
             let mut replayed = copied;

@@ -412,3 +412,21 @@ async fn another_stores_table_is_refused() -> Result {
     assert!(two.snapshot().get(table, b"k").is_none());
     Ok(())
 }
+
+/// Entries of one term that fill several leaves of the index are all found. (A search for the first went to the last leaf
+/// that begins with the term.)
+#[tokio::test]
+async fn a_term_of_many_entries_leads_to_all_of_them() -> Result {
+    let store = MemoryStore::new();
+    let table = store.open_table(testing::model::table_by_first_byte("t"))?;
+    for number in 0..2_000 {
+        put(&store, table, &format!("{number:04}"), if number % 5 == 0 { "a" } else { "b" }).await?;
+    }
+    let snapshot = store.snapshot();
+    for (term, count) in [("a", 400), ("b", 1_600), ("c", 0)] {
+        let entries = snapshot.by_term(table, &Term::from(term));
+        assert_eq!(entries.len(), count);
+        assert_eq!(entries.count(), count);
+    }
+    Ok(())
+}
