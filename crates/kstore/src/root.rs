@@ -92,8 +92,11 @@ impl TableRoot {
 
     /// The term as it is kept already, so that equal terms share their bytes.
     pub(crate) fn intern(&self, term: Term) -> Term {
-        let (from, to) = self.term_ranks(&term);
-        if from == to { term } else { self.terms.slice(from, to).next().map_or(term, |kept| kept.term) }
+        // One descent: it finds any entry with the term, or, after deletions, now and then none; that costs some bytes only.
+        match self.terms.get(|other| other.term.cmp(&term)) {
+            Some(kept) => kept.term.clone(),
+            None => term,
+        }
     }
 
     pub(crate) fn term_ranks(&self, term: &Term) -> (usize, usize) {

@@ -204,10 +204,8 @@ impl<T: Item> Tree<T> {
         replaced
     }
 
-    /// Takes an item out.
+    /// Takes an item out; if it isn't there, the nodes on the way to it have been copied for nothing.
     pub(crate) fn remove(&mut self, key: &T::Key) -> Option<T> {
-        // Looked for first, so that nothing is copied for a key that is not there.
-        self.get(|other| other.cmp(key))?;
         let root = self.root.as_mut()?;
         let removed = remove(root, key);
         let only = match &**root {
