@@ -221,6 +221,12 @@ async fn the_index_of_a_restored_table_comes_with_its_first_opening() -> Result 
     let store = MemoryStore::new();
     store.restore(origin.backup().await?.into()).await?;
     let plain = store.tables();
+    // An index that can't do it leaves the table as it was, for the next to open.
+    let bad = index_fn(|_, terms| {
+        terms.extend((0..=kstore::TERMS_MAX).map(|number| Term::from(number.to_string())))
+    });
+    let refused = store.open_table(TableSpec::new("t").index(bad));
+    assert!(matches!(refused, Err(StoreError::TooManyTerms { .. })), "{refused:?}");
     let table = store.open_table(testing::model::table_by_first_byte("t"))?;
     assert_eq!(plain, [("t".to_owned(), table)]);
     assert_eq!(store.snapshot().by_term(table, &Term::from("1")).len(), 1);
