@@ -83,23 +83,12 @@ impl History {
     /// The first event that is young enough.
     fn aged(&mut self, now: Duration, end: u64) -> u64 {
         let Some(oldest) = now.checked_sub(self.limits.age_max) else { return 0 };
-        // Events lie between one mark and the next, so they are old enough when the next mark is.
-        while let Some((time, _)) = self.marks.get(1)
-            && *time <= oldest
-        {
+        // What was added from a mark on, up to the next, came within the granule.
+        let granule = self.limits.age_max / AGE_STEPS;
+        while self.marks.front().is_some_and(|(time, _)| time.saturating_add(granule) <= oldest) {
             self.marks.pop_front();
         }
-        match self.marks.front() {
-            Some((time, _))
-                if self.marks.len() == 1
-                    && time.saturating_add(self.limits.age_max / AGE_STEPS) <= oldest =>
-            {
-                self.marks.clear();
-                end
-            }
-            Some((_, at)) => *at,
-            None => end,
-        }
+        self.marks.front().map_or(end, |(_, at)| *at)
     }
 
     /// What the past keeps in memory, in bytes.

@@ -18,11 +18,11 @@ use crate::{
     compaction::History,
     entry::Opaque,
     events::Log,
+    hub::Hub,
     lease::{LEASES_ENDED_MAX, LeaseBook},
     root::{Root, TableRoot, Tables},
     table::{TABLES_MAX, TERMS_MAX},
     txn::{KEY_BYTES_MAX, TXN_CHANGES_MAX, TXN_OPS_MAX, VALUE_BYTES_MAX},
-    watch::Hub,
 };
 
 /// The store as it will be published next.
@@ -125,12 +125,14 @@ impl Core {
             table.opened = true;
             return Ok(id);
         };
-        let table = &mut self.tables[id.index()];
-        if !table.opened {
+        if !self.tables[id.index()].opened {
+            if let Some(index) = &spec.index {
+                self.reindex(id, &**index)?;
+            }
+            let table = &mut self.tables[id.index()];
             table.opened = true;
             table.history.set_limits(spec.history);
             table.index = spec.index;
-            self.reindex(id)?;
         }
         Ok(id)
     }
@@ -151,14 +153,13 @@ impl Core {
 
     /// Gives every entry of a table its terms. They are new entries, since published ones don't change; the history before,
     /// which has none, goes.
-    fn reindex(&mut self, id: TableId) -> Result<(), StoreError> {
+    fn reindex(&mut self, id: TableId, index: &dyn IndexFn) -> Result<(), StoreError> {
         let revision = self.revision;
         let table = &mut self.tables[id.index()];
-        let Some(index) = table.index.clone() else { return Ok(()) };
         let mut now = table.now.clone();
         for old in table.now.entries.iter() {
             let mut new = old.renewed();
-            new.terms = terms_of(&*index, &new, None, &now)?;
+            new.terms = terms_of(index, &new, None, &now)?;
             now.replace(Some(&old), Some(&Arc::new(new)));
         }
         now.log.raise_floor(revision);

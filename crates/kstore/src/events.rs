@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::{Entry, Revision, Term};
+use crate::{Entry, Revision, Term, checksum::crc32c};
 
 /// Chunks begin small, so that a quiet table is small, and double up to here. Also what is freed at once.
 const CHUNK_EVENTS_MAX: usize = 256;
@@ -54,6 +54,40 @@ pub(crate) struct Chunk {
     first_seq: u64,
     first_revision: Revision,
     slots: Box<[OnceLock<Event>]>,
+    /// Where which terms are, by their hash: made for a full chunk by the first search that comes by.
+    terms: OnceLock<Box<[(u32, u16)]>>,
+}
+
+fn hash(term: &Term) -> u32 {
+    crc32c(0, term.as_bytes())
+}
+
+impl Chunk {
+    /// The slots of a full chunk whose events touch a term of that hash, in order, among some others perhaps; none if the
+    /// chunk is not full.
+    fn candidates(&self, hash: u32) -> Option<impl Iterator<Item = usize>> {
+        self.slots.last()?.get()?;
+        let terms = self.terms.get_or_init(|| {
+            let mut terms = Vec::new();
+            for (at, event) in self.slots.iter().enumerate().filter_map(|(at, slot)| Some((at, slot.get()?)))
+            {
+                let before = event.previous.as_ref().map(|previous| previous.terms()).unwrap_or_default();
+                terms.extend(
+                    event.entry.terms().iter().chain(before).map(|term| (self::hash(term), at as u16)),
+                );
+            }
+            terms.sort_unstable();
+            terms.dedup();
+            terms.into()
+        });
+        let first = terms.partition_point(|(other, _)| *other < hash);
+        Some(
+            terms[first..]
+                .iter()
+                .take_while(move |(other, _)| *other == hash)
+                .map(|(_, at)| usize::from(*at)),
+        )
+    }
 }
 
 /// The log of a table as one root sees it. Events are numbered from 0 by a sequence that never goes back.
@@ -125,7 +159,8 @@ impl Log {
                 .map_or(CHUNK_EVENTS_MIN, |last| last.slots.len() * 2)
                 .min(CHUNK_EVENTS_MAX);
             let slots = (0..size).map(|_| OnceLock::new()).collect();
-            let chunk = Chunk { first_seq: self.end, first_revision: event.revision, slots };
+            let (first_seq, first_revision) = (self.end, event.revision);
+            let chunk = Chunk { first_seq, first_revision, slots, terms: OnceLock::new() };
             Arc::make_mut(&mut self.chunks).push(Arc::new(chunk));
             self.sealed = false;
         }
@@ -157,6 +192,33 @@ impl Log {
             range
                 .filter_map(move |seq| Some((seq, chunk.slots.get((seq - chunk.first_seq) as usize)?.get()?)))
         })
+    }
+
+    /// The first event from `from` up to but without `to` that touches the term and is after `after`. Full chunks are not
+    /// looked through event by event.
+    pub(crate) fn find_term(&self, term: &Term, after: Revision, from: u64, to: u64) -> Option<u64> {
+        let (mut from, to) = (from.max(self.start), to.min(self.end));
+        let hash = hash(term);
+        let wanted = |event: &Event| event.revision > after && event.touches(term);
+        let first = self.chunks.partition_point(|chunk| chunk.first_seq <= from).saturating_sub(1);
+        for (at, chunk) in self.chunks.iter().enumerate().skip(first) {
+            let end = self.chunks.get(at + 1).map_or(self.end, |next| next.first_seq).min(to);
+            if from >= end {
+                break;
+            }
+            let found = match chunk.candidates(hash) {
+                Some(mut slots) => slots.find_map(|slot| {
+                    let seq = chunk.first_seq + slot as u64;
+                    ((from..end).contains(&seq) && wanted(chunk.slots[slot].get()?)).then_some(seq)
+                }),
+                None => self.iter(from, end).find(|(_, event)| wanted(event)).map(|(seq, _)| seq),
+            };
+            if found.is_some() {
+                return found;
+            }
+            from = end;
+        }
+        None
     }
 
     /// The first event after `revision`; the end if there is none.

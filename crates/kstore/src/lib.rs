@@ -46,20 +46,25 @@ mod txn;
 
 // What is read.
 mod events;
-mod root;
-mod tree;
+mod snapshot;
 mod watch;
 
 // How it is done.
 mod compaction;
 mod core;
+mod hub;
 mod lease;
+mod root;
 mod sequencer;
+mod tree;
 
 // Engines and what they share.
 mod backup;
 mod checksum;
 mod memory;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use backup::{Backup, BackupReader};
 pub use entry::{Entry, Opaque};
@@ -69,7 +74,7 @@ pub use lease::{LEASE_TTL_MAX, LEASES_MAX, LeaseId, LeaseInfo, Leases};
 pub use memory::{MemoryStore, MemoryStoreBuilder};
 pub use range::Range;
 pub use revision::Revision;
-pub use root::{Difference, Entries, Snapshot, VerifyError};
+pub use snapshot::{Difference, Entries, Snapshot, VerifyError};
 pub use store::Store;
 pub use table::{HistoryLimits, IndexFn, TABLES_MAX, TERMS_MAX, TableId, TableSpec, Term, index_fn};
 pub use txn::{

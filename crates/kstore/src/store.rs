@@ -12,7 +12,7 @@ use crate::{
 /// A store: tables of keys and values with one revision space, atomic commits, snapshots and watches.
 ///
 /// It is held as `Arc<dyn Store>` and may be used from any number of tasks at once. What an engine promises, and what
-/// [`testing::conformance`](crate::testing) checks:
+/// `testing::conformance` checks:
 ///
 /// - **Atomic.** A commit's comparisons and operations are one step, over all tables; of two commits that exclude each
 ///   other one gets [`CommitError::Conflict`].

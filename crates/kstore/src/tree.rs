@@ -7,7 +7,7 @@
 use std::{cmp::Ordering, sync::Arc};
 
 /// A leaf is shared item by item when it is copied, so it is kept small.
-const LEAF_MAX: usize = 24;
+const LEAF_MAX: usize = 16;
 const INNER_MAX: usize = 32;
 
 /// What a tree holds: something with an order.
@@ -24,13 +24,18 @@ pub(crate) struct Tree<T: Item> {
 enum Node<T: Item> {
     /// Sorted, never empty.
     Leaf(Vec<T>),
-    /// Sorted by `low`, never empty.
-    Inner(Vec<Child<T>>),
+    Inner(Inner<T>),
+}
+
+struct Inner<T: Item> {
+    /// One for each child, sorted: not greater than any key below it, greater than every key before. They change seldom, so
+    /// copies of the node share them.
+    lows: Arc<Vec<T::Key>>,
+    /// In order, never empty.
+    children: Vec<Child<T>>,
 }
 
 struct Child<T: Item> {
-    /// Not greater than any key below; greater than every key before.
-    low: T::Key,
     /// How many items are below.
     count: usize,
     node: Arc<Node<T>>,
@@ -50,7 +55,7 @@ impl<T: Item> Default for Tree<T> {
 
 impl<T: Item> Clone for Child<T> {
     fn clone(&self) -> Self {
-        Child { low: self.low.clone(), count: self.count, node: self.node.clone() }
+        Child { count: self.count, node: self.node.clone() }
     }
 }
 
@@ -59,7 +64,9 @@ impl<T: Item> Clone for Node<T> {
     fn clone(&self) -> Self {
         match self {
             Node::Leaf(items) => Node::Leaf(with_room(items)),
-            Node::Inner(children) => Node::Inner(with_room(children)),
+            Node::Inner(inner) => {
+                Node::Inner(Inner { lows: inner.lows.clone(), children: with_room(&inner.children) })
+            }
         }
     }
 }
@@ -75,7 +82,7 @@ impl<T: Item> Node<T> {
     fn count(&self) -> usize {
         match self {
             Node::Leaf(items) => items.len(),
-            Node::Inner(children) => children.iter().map(|child| child.count).sum(),
+            Node::Inner(inner) => inner.children.iter().map(|child| child.count).sum(),
         }
     }
 
@@ -83,7 +90,7 @@ impl<T: Item> Node<T> {
     fn width(&self) -> usize {
         match self {
             Node::Leaf(items) => items.len(),
-            Node::Inner(children) => children.len(),
+            Node::Inner(inner) => inner.children.len(),
         }
     }
 
@@ -101,9 +108,10 @@ impl<T: Item> Node<T> {
                 let right = items.split_off(at);
                 (right[0].key().clone(), Node::Leaf(right))
             }
-            Node::Inner(children) => {
-                let right = children.split_off(at);
-                (right[0].low.clone(), Node::Inner(right))
+            Node::Inner(inner) => {
+                let lows = Arc::make_mut(&mut inner.lows).split_off(at);
+                let children = inner.children.split_off(at);
+                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
             }
         }
     }
@@ -112,15 +120,20 @@ impl<T: Item> Node<T> {
     fn append(&mut self, right: Node<T>) {
         match (self, right) {
             (Node::Leaf(items), Node::Leaf(more)) => items.extend(more),
-            (Node::Inner(children), Node::Inner(more)) => children.extend(more),
+            (Node::Inner(inner), Node::Inner(more)) => {
+                Arc::make_mut(&mut inner.lows).extend(Arc::unwrap_or_clone(more.lows));
+                inner.children.extend(more.children);
+            }
             _ => unreachable!("siblings are of one level"),
         }
     }
 }
 
-/// In which child a key belongs.
-fn child_at<T: Item>(children: &[Child<T>], compare: &impl Fn(&T::Key) -> Ordering) -> usize {
-    children.partition_point(|child| compare(&child.low).is_le()).saturating_sub(1)
+impl<T: Item> Inner<T> {
+    /// In which child a key belongs.
+    fn child_at(&self, compare: &impl Fn(&T::Key) -> Ordering) -> usize {
+        self.lows.partition_point(|low| compare(low).is_le()).saturating_sub(1)
+    }
 }
 
 impl<T: Item> Tree<T> {
@@ -133,7 +146,7 @@ impl<T: Item> Tree<T> {
         let mut node = self.root.as_deref()?;
         loop {
             match node {
-                Node::Inner(children) => node = &children[child_at(children, &compare)].node,
+                Node::Inner(inner) => node = &inner.children[inner.child_at(&compare)].node,
                 Node::Leaf(items) => {
                     return items.binary_search_by(|item| compare(item.key())).ok().map(|at| &items[at]);
                 }
@@ -141,16 +154,18 @@ impl<T: Item> Tree<T> {
         }
     }
 
-    /// How many items come before what is sought: those for which `compare` is less.
+    /// How many items come before what is sought: those for which `compare` is less. It may be equal for several that stand
+    /// side by side.
     pub(crate) fn rank(&self, compare: impl Fn(&T::Key) -> Ordering) -> usize {
         let Some(mut node) = self.root.as_deref() else { return 0 };
         let mut before = 0;
         loop {
             match node {
-                Node::Inner(children) => {
-                    let at = child_at(children, &compare);
-                    before += children[..at].iter().map(|child| child.count).sum::<usize>();
-                    node = &children[at].node;
+                Node::Inner(inner) => {
+                    // A child that begins with what is sought may not be the first that has it.
+                    let at = inner.lows.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
+                    before += inner.children[..at].iter().map(|child| child.count).sum::<usize>();
+                    node = &inner.children[at].node;
                 }
                 Node::Leaf(items) => {
                     return before + items.partition_point(|item| compare(item.key()).is_lt());
@@ -181,22 +196,21 @@ impl<T: Item> Tree<T> {
         let (replaced, split) = insert(root, item);
         if let Some((low, right)) = split {
             let left = root.clone();
-            let first = Child { low: low_of(&left), count: left.count(), node: left };
-            let second = Child { low, count: right.count(), node: Arc::new(right) };
-            self.root = Some(Arc::new(Node::Inner(vec![first, second])));
+            let lows = Arc::new(vec![low_of(&left), low]);
+            let first = Child { count: left.count(), node: left };
+            let second = Child { count: right.count(), node: Arc::new(right) };
+            self.root = Some(Arc::new(Node::Inner(Inner { lows, children: vec![first, second] })));
         }
         replaced
     }
 
-    /// Takes an item out.
+    /// Takes an item out; if it isn't there, the nodes on the way to it have been copied for nothing.
     pub(crate) fn remove(&mut self, key: &T::Key) -> Option<T> {
-        // Looked for first, so that nothing is copied for a key that is not there.
-        self.get(|other| other.cmp(key))?;
         let root = self.root.as_mut()?;
         let removed = remove(root, key);
         let only = match &**root {
             Node::Leaf(items) if items.is_empty() => Some(None),
-            Node::Inner(children) if children.len() == 1 => Some(Some(children[0].node.clone())),
+            Node::Inner(inner) if inner.children.len() == 1 => Some(Some(inner.children[0].node.clone())),
             _ => None,
         };
         if let Some(root) = only {
@@ -218,7 +232,7 @@ impl<T: Item> Tree<T> {
 fn low_of<T: Item>(node: &Node<T>) -> T::Key {
     match node {
         Node::Leaf(items) => items[0].key().clone(),
-        Node::Inner(children) => children[0].low.clone(),
+        Node::Inner(inner) => inner.lows[0].clone(),
     }
 }
 
@@ -234,18 +248,19 @@ fn insert<T: Item>(node: &mut Arc<Node<T>>, item: T) -> (Option<T>, Split<T>) {
                 None
             }
         },
-        Node::Inner(children) => {
-            let at = child_at(children, &|low| low.cmp(item.key()));
-            let child = &mut children[at];
-            if *item.key() < child.low {
-                child.low = item.key().clone();
+        Node::Inner(inner) => {
+            let at = inner.child_at(&|low| low.cmp(item.key()));
+            if *item.key() < inner.lows[at] {
+                Arc::make_mut(&mut inner.lows)[at] = item.key().clone();
             }
+            let child = &mut inner.children[at];
             let (replaced, split) = insert(&mut child.node, item);
             match split {
                 None => child.count += usize::from(replaced.is_none()),
                 Some((low, right)) => {
                     child.count = child.node.count();
-                    children.insert(at + 1, Child { low, count: right.count(), node: Arc::new(right) });
+                    inner.children.insert(at + 1, Child { count: right.count(), node: Arc::new(right) });
+                    Arc::make_mut(&mut inner.lows).insert(at + 1, low);
                 }
             }
             replaced
@@ -263,12 +278,13 @@ fn remove<T: Item>(node: &mut Arc<Node<T>>, key: &T::Key) -> Option<T> {
             let at = items.binary_search_by(|other| other.key().cmp(key)).ok()?;
             Some(items.remove(at))
         }
-        Node::Inner(children) => {
-            let at = child_at(children, &|low| low.cmp(key));
-            let removed = remove(&mut children[at].node, key)?;
-            children[at].count -= 1;
-            if children[at].node.width() < children[at].node.width_max() / 3 {
-                refill(children, at);
+        Node::Inner(inner) => {
+            let at = inner.child_at(&|low| low.cmp(key));
+            let child = &mut inner.children[at];
+            let removed = remove(&mut child.node, key)?;
+            child.count -= 1;
+            if child.node.width() < child.node.width_max() / 3 {
+                refill(inner, at);
             }
             Some(removed)
         }
@@ -276,23 +292,27 @@ fn remove<T: Item>(node: &mut Arc<Node<T>>, key: &T::Key) -> Option<T> {
 }
 
 /// Joins a child that has become narrow with a neighbour, and parts them again where they are too wide for one node.
-fn refill<T: Item>(children: &mut Vec<Child<T>>, at: usize) {
-    if children.len() < 2 {
-        if children[at].count == 0 {
-            children.remove(at);
+fn refill<T: Item>(inner: &mut Inner<T>, at: usize) {
+    let lows = Arc::make_mut(&mut inner.lows);
+    if inner.children.len() < 2 {
+        if inner.children[at].count == 0 {
+            inner.children.remove(at);
+            lows.remove(at);
         }
         return;
     }
     let left_at = at.saturating_sub(1);
-    let right = children.remove(left_at + 1);
-    let left = &mut children[left_at];
+    let right = inner.children.remove(left_at + 1);
+    lows.remove(left_at + 1);
+    let left = &mut inner.children[left_at];
     let node = Arc::make_mut(&mut left.node);
     node.append(Arc::unwrap_or_clone(right.node));
     let (width, width_max) = (node.width(), node.width_max());
     if width > width_max {
         let (low, parted) = node.split_off(width / 2);
         left.count = left.node.count();
-        children.insert(left_at + 1, Child { low, count: parted.count(), node: Arc::new(parted) });
+        inner.children.insert(left_at + 1, Child { count: parted.count(), node: Arc::new(parted) });
+        lows.insert(left_at + 1, low);
     } else {
         left.count += right.count;
     }
@@ -315,8 +335,8 @@ fn verify<T: Item>(
             }
             Ok(1)
         }
-        Node::Inner(children) => {
-            if !children.is_sorted_by(|a, b| a.low < b.low) {
+        Node::Inner(Inner { lows, children }) => {
+            if lows.len() != children.len() || !lows.is_sorted_by(|a, b| a < b) {
                 return Err("the children of a node are out of order");
             }
             let mut depths = Vec::with_capacity(children.len());
@@ -324,11 +344,7 @@ fn verify<T: Item>(
                 if child.count != child.node.count() {
                     return Err("a node counts its items wrongly");
                 }
-                depths.push(verify(
-                    &child.node,
-                    Some(&child.low),
-                    children.get(at + 1).map(|next| &next.low).or(high),
-                )?);
+                depths.push(verify(&child.node, Some(&lows[at]), lows.get(at + 1).or(high))?);
             }
             if depths.windows(2).any(|pair| pair[0] != pair[1]) {
                 return Err("the leaves are not of one depth");
@@ -351,7 +367,7 @@ impl<T: Item> Slice<T> {
         loop {
             let below = match &*node {
                 Node::Leaf(_) => break,
-                Node::Inner(children) => {
+                Node::Inner(Inner { children, .. }) => {
                     let mut at = 0;
                     while at + 1 < children.len() && rank >= children[at].count {
                         rank -= children[at].count;
@@ -372,8 +388,8 @@ impl<T: Item> Slice<T> {
             if *at < node.width() {
                 match &**node {
                     Node::Leaf(_) => return,
-                    Node::Inner(children) => {
-                        let below = children[*at].node.clone();
+                    Node::Inner(inner) => {
+                        let below = inner.children[*at].node.clone();
                         self.descend(below, 0);
                         return;
                     }
@@ -471,5 +487,102 @@ pub(crate) fn diff<T: Item>(
         if !unchanged {
             changes.push((before, after));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Pair(u16, u32);
+
+    impl Item for Pair {
+        type Key = u16;
+        fn key(&self) -> &u16 {
+            &self.0
+        }
+    }
+
+    fn pairs(tree: &Tree<Pair>) -> Vec<(u16, u32)> {
+        tree.iter().map(|Pair(key, value)| (key, value)).collect()
+    }
+
+    fn step(tree: &mut Tree<Pair>, map: &mut BTreeMap<u16, u32>, at: u32, (key, insert): (u16, bool)) {
+        if insert {
+            assert_eq!(tree.insert(Pair(key, at)).map(|Pair(_, value)| value), map.insert(key, at));
+        } else {
+            assert_eq!(tree.remove(&key).map(|Pair(_, value)| value), map.remove(&key));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_is_a_map_and_copies_stay(
+            first in prop::collection::vec((0u16..600, prop::bool::weighted(0.8)), 0..1_500),
+            second in prop::collection::vec((0u16..600, prop::bool::weighted(0.3)), 0..900),
+        ) {
+            let (mut tree, mut map) = (Tree::default(), BTreeMap::new());
+            for (at, change) in first.into_iter().enumerate() {
+                step(&mut tree, &mut map, at as u32, change);
+            }
+            prop_assert_eq!(tree.verify(), Ok(()));
+            let (copy, copied) = (tree.clone(), map.clone());
+            for (at, change) in second.into_iter().enumerate() {
+                step(&mut tree, &mut map, 10_000 + at as u32, change);
+            }
+            prop_assert_eq!(tree.verify(), Ok(()));
+            prop_assert_eq!(copy.verify(), Ok(()));
+            prop_assert_eq!(pairs(&tree), map.clone().into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(pairs(&copy), copied.clone().into_iter().collect::<Vec<_>>());
+            for key in (0..600).step_by(37) {
+                prop_assert_eq!(tree.get(|other| other.cmp(&key)).map(|pair| pair.1), map.get(&key).copied());
+                let (rank, end) = (tree.rank(|other| other.cmp(&key)), tree.rank(|other| other.cmp(&(key + 50))));
+                prop_assert_eq!(rank, map.range(..key).count());
+                let slice: Vec<u16> = tree.slice(rank, end).map(|pair| pair.0).collect();
+                prop_assert_eq!(slice, map.range(key..key + 50).map(|(key, _)| *key).collect::<Vec<_>>());
+            }
+            // What is sought may be a whole group that stands side by side.
+            for group in 0..12u16 {
+                let fifties = |key: &u16| (key / 50).cmp(&group);
+                prop_assert_eq!(tree.rank(fifties), map.range(..group * 50).count());
+            }
+            let changes = diff(&copy, &tree, |old, new| old == new);
+            let mut replayed = copied;
+            for (before, after) in changes {
+                match (before, after) {
+                    (before, Some(Pair(key, value))) => {
+                        prop_assert_eq!(before.map(|pair| pair.1), replayed.insert(key, value));
+                    }
+                    (Some(Pair(key, value)), None) => prop_assert_eq!(replayed.remove(&key), Some(value)),
+                    (None, None) => prop_assert!(false, "a difference of nothing"),
+                }
+            }
+            prop_assert_eq!(replayed, map);
+        }
+    }
+
+    /// A difference of two trees of 60,000 that differ in one item looks at a few nodes.
+    #[test]
+    fn a_difference_costs_what_differs() {
+        let mut tree = Tree::default();
+        for number in 0..60_000 {
+            tree.insert(Pair(number, 0));
+        }
+        let copy = tree.clone();
+        tree.insert(Pair(31_000, 1));
+        let compared = std::cell::Cell::new(0);
+        let changes = diff(&copy, &tree, |old, new| {
+            compared.set(compared.get() + 1);
+            old == new
+        });
+        assert_eq!(changes, [(Some(Pair(31_000, 0)), Some(Pair(31_000, 1)))]);
+        assert!(compared.get() <= LEAF_MAX, "{} items were compared", compared.get());
     }
 }

@@ -1,11 +1,10 @@
-//! Watches: cursors over a table's log, and where they wait.
+//! Watches: cursors over a table's log.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
     fmt,
     future::poll_fn,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
-    task::{Context, Poll, Waker},
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -13,13 +12,12 @@ use bytes::Bytes;
 use crate::{
     Event, ReadError, Revision, StoreError, TableId, Term, WatchError,
     events::Log,
+    hub::{Hub, Step, Ticket},
     root::{Published, TableRoot},
 };
 
 /// How many events a batch has at most, unless one revision alone has more: a revision is never split.
 pub const BATCH_EVENTS_MAX: usize = 1_024;
-/// How many places of events a wait list remembers, to spare its watches the search.
-const TRAIL_MAX: usize = 1_024;
 
 /// Which events of a table a watch is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -292,6 +290,9 @@ impl Watch {
     }
 
     fn search(&self, log: &Log, from: u64, to: u64) -> Option<u64> {
+        if let Interest::Term(term) = &self.interest {
+            return log.find_term(term, self.after, from, to);
+        }
         log.iter(from, to)
             .find(|(_, event)| event.revision > self.after && self.interest.wants(event))
             .map(|(at, _)| at)
@@ -319,269 +320,5 @@ impl fmt::Debug for Watch {
             .field("seen", &self.seen.0)
             .field("ended", &self.ended)
             .finish()
-    }
-}
-
-/// Where the watches of one table wait. A published batch wakes the lists that want one of its events, once.
-#[derive(Default)]
-pub(crate) struct Hub {
-    lists: Mutex<Lists>,
-}
-
-#[derive(Default)]
-struct Lists {
-    /// Every event before this place has been told to the lists.
-    told: u64,
-    all: WaitList,
-    terms: HashMap<Term, WaitList, ahash::RandomState>,
-    keys: HashMap<Bytes, WaitList, ahash::RandomState>,
-    prefixes: HashMap<Bytes, WaitList, ahash::RandomState>,
-    /// How many lists there are for prefixes of each length.
-    prefix_lengths: BTreeMap<usize, usize>,
-}
-
-/// The watches of one interest.
-#[derive(Default)]
-struct WaitList {
-    watches: usize,
-    /// Counts the wake-ups; a ticket of an earlier one is void.
-    generation: u64,
-    waiters: Vec<Option<Waker>>,
-    free: Vec<usize>,
-    /// Where events of interest are, complete from `since` to what was told.
-    trail: VecDeque<u64>,
-    since: u64,
-}
-
-/// A place in a wait list.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ticket {
-    generation: u64,
-    place: usize,
-}
-
-/// What a wait list knows about the events from a place on.
-#[derive(Clone, Copy)]
-enum Step {
-    /// None is of interest before that place.
-    Skip(u64),
-    /// The next of interest is there.
-    Event(u64),
-    /// Nothing is known before that place.
-    Search(u64),
-}
-
-impl WaitList {
-    fn new(since: u64) -> WaitList {
-        WaitList { since, ..WaitList::default() }
-    }
-
-    fn wait(&mut self, ticket: &mut Option<Ticket>, waker: &Waker) {
-        if let Some(Ticket { generation, place }) = *ticket
-            && generation == self.generation
-            && let Some(Some(present)) = self.waiters.get_mut(place)
-        {
-            present.clone_from(waker);
-            return;
-        }
-        let place = match self.free.pop() {
-            Some(place) => {
-                self.waiters[place] = Some(waker.clone());
-                place
-            }
-            None => {
-                self.waiters.push(Some(waker.clone()));
-                self.waiters.len() - 1
-            }
-        };
-        *ticket = Some(Ticket { generation: self.generation, place });
-    }
-
-    fn cancel(&mut self, ticket: Ticket) {
-        if ticket.generation == self.generation
-            && self.waiters.get_mut(ticket.place).is_some_and(|w| w.take().is_some())
-        {
-            self.free.push(ticket.place);
-        }
-    }
-
-    fn wake(&mut self, wakers: &mut Vec<Waker>) {
-        if !self.waiters.is_empty() {
-            self.generation += 1;
-            self.free.clear();
-            wakers.extend(self.waiters.drain(..).flatten());
-        }
-    }
-
-    fn tell(&mut self, at: u64, wakers: &mut Vec<Waker>) {
-        if self.trail.back() != Some(&at) {
-            if self.trail.len() == TRAIL_MAX
-                && let Some(dropped) = self.trail.pop_front()
-            {
-                self.since = dropped + 1;
-            }
-            self.trail.push_back(at);
-        }
-        self.wake(wakers);
-    }
-
-    fn step(&self, from: u64, told: u64) -> Step {
-        if from < self.since {
-            return Step::Search(self.since);
-        }
-        match self.trail.get(self.trail.partition_point(|at| *at < from)) {
-            Some(at) => Step::Event(*at),
-            None if from < told => Step::Skip(told),
-            None => Step::Search(u64::MAX),
-        }
-    }
-}
-
-impl Lists {
-    fn list(&mut self, interest: &Interest) -> Option<&mut WaitList> {
-        match interest {
-            Interest::All => Some(&mut self.all),
-            Interest::Term(term) => self.terms.get_mut(term),
-            Interest::Key(key) => self.keys.get_mut(key),
-            Interest::Prefix(prefix) => self.prefixes.get_mut(prefix),
-        }
-    }
-
-    fn tell(&mut self, at: u64, event: &Event, wakers: &mut Vec<Waker>) {
-        if !self.terms.is_empty() {
-            let before = event.previous.as_ref().map(|previous| previous.terms()).unwrap_or_default();
-            for term in event.entry.terms().iter().chain(before) {
-                if let Some(list) = self.terms.get_mut(term) {
-                    list.tell(at, wakers);
-                }
-            }
-        }
-        let key = event.entry.key();
-        if !self.keys.is_empty()
-            && let Some(list) = self.keys.get_mut(key)
-        {
-            list.tell(at, wakers);
-        }
-        for length in self.prefix_lengths.keys().take_while(|length| **length <= key.len()) {
-            if let Some(list) = self.prefixes.get_mut(&key[..*length]) {
-                list.tell(at, wakers);
-            }
-        }
-    }
-}
-
-impl Hub {
-    /// The hub of a table whose events before `told` concern nobody.
-    pub(crate) fn new(told: u64) -> Hub {
-        Hub { lists: Mutex::new(Lists { told, ..Lists::default() }) }
-    }
-
-    fn lists(&self) -> MutexGuard<'_, Lists> {
-        // No code of others runs under this lock but the clone of a waker; the lists are whole even if that panics.
-        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A watch of this interest begins.
-    fn enter(&self, interest: &Interest) {
-        let mut lists = self.lists();
-        let told = lists.told;
-        let list = match interest {
-            Interest::All => &mut lists.all,
-            Interest::Term(term) => lists.terms.entry(term.clone()).or_insert_with(|| WaitList::new(told)),
-            Interest::Key(key) => lists.keys.entry(key.clone()).or_insert_with(|| WaitList::new(told)),
-            Interest::Prefix(prefix) => {
-                if !lists.prefixes.contains_key(prefix) {
-                    *lists.prefix_lengths.entry(prefix.len()).or_default() += 1;
-                }
-                lists.prefixes.entry(prefix.clone()).or_insert_with(|| WaitList::new(told))
-            }
-        };
-        list.watches += 1;
-    }
-
-    /// A watch of this interest ends.
-    fn leave(&self, interest: &Interest, ticket: Option<Ticket>) {
-        let mut lists = self.lists();
-        let Some(list) = lists.list(interest) else { return };
-        if let Some(ticket) = ticket {
-            list.cancel(ticket);
-        }
-        list.watches -= 1;
-        if list.watches > 0 {
-            return;
-        }
-        match interest {
-            Interest::All => {
-                lists.all.waiters = Vec::new();
-                lists.all.free = Vec::new();
-            }
-            Interest::Term(term) => drop(lists.terms.remove(term)),
-            Interest::Key(key) => drop(lists.keys.remove(key)),
-            Interest::Prefix(prefix) => {
-                lists.prefixes.remove(prefix);
-                if let Some(count) = lists.prefix_lengths.get_mut(&prefix.len()) {
-                    *count -= 1;
-                    if *count == 0 {
-                        lists.prefix_lengths.remove(&prefix.len());
-                    }
-                }
-            }
-        }
-    }
-
-    fn wait(&self, interest: &Interest, ticket: &mut Option<Ticket>, waker: &Waker) {
-        if let Some(list) = self.lists().list(interest) {
-            list.wait(ticket, waker);
-        }
-    }
-
-    fn step(&self, interest: &Interest, from: u64) -> Step {
-        if *interest == Interest::All {
-            // Every event is of interest; whether there is one, the log says.
-            return Step::Event(from);
-        }
-        let mut lists = self.lists();
-        let told = lists.told;
-        lists.list(interest).map_or(Step::Search(u64::MAX), |list| list.step(from, told))
-    }
-
-    /// Tells the lists of what was published since the last time. Called in the order of publication; the wakers are to be
-    /// woken by the caller, once no lock is held.
-    pub(crate) fn tell(&self, log: &Log, wakers: &mut Vec<Waker>) {
-        let mut lists = self.lists();
-        let end = log.end();
-        if lists.told < end {
-            lists.all.wake(wakers);
-        }
-        if !(lists.terms.is_empty() && lists.keys.is_empty() && lists.prefixes.is_empty()) {
-            for (at, event) in log.iter(lists.told, end) {
-                lists.tell(at, event, wakers);
-            }
-        }
-        lists.told = end;
-    }
-
-    /// Everything before `told` is gone: who has not read it must begin anew.
-    pub(crate) fn reset(&self, told: u64, wakers: &mut Vec<Waker>) {
-        {
-            let mut lists = self.lists();
-            lists.told = told;
-            let Lists { terms, keys, prefixes, .. } = &mut *lists;
-            for list in terms.values_mut().chain(keys.values_mut()).chain(prefixes.values_mut()) {
-                list.trail.clear();
-                list.since = told;
-            }
-        }
-        self.wake_all(wakers);
-    }
-
-    /// Wakes everyone: the store is closed.
-    pub(crate) fn wake_all(&self, wakers: &mut Vec<Waker>) {
-        let mut lists = self.lists();
-        let Lists { all, terms, keys, prefixes, .. } = &mut *lists;
-        all.wake(wakers);
-        for list in terms.values_mut().chain(keys.values_mut()).chain(prefixes.values_mut()) {
-            list.wake(wakers);
-        }
     }
 }
