@@ -22,7 +22,7 @@ use crate::{
     body::Body,
     error::{ApiError, ApiResult},
     request::{Query, RequestInfo},
-    schema::json as reader,
+    schema::{Catalog, json as reader, protobuf},
     server::{BODY_BYTES_MAX, Inner},
 };
 
@@ -176,8 +176,8 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
     if essence.is_empty() { "application/json".to_owned() } else { essence }
 }
 
-/// Decodes a body of JSON or YAML; the second value holds the paths of duplicate fields.
-pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+/// Decodes a body of JSON, YAML or protobuf; the second value holds the paths of duplicate fields.
+pub(crate) fn decode(catalog: &Catalog, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
     match media_type {
         "application/json" | "*/*" => {
             reader::parse(bytes).map_err(|error| Status::bad_request(format!("couldn't get version/kind; json parse error: {error}")).into())
@@ -187,8 +187,15 @@ pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<St
             let value: Value = serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
             Ok((value, Vec::new()))
         }
+        "application/vnd.kubernetes.protobuf" => {
+            let object = protobuf::decode(catalog, bytes).map_err(|error| match error {
+                protobuf::ProtobufError::Unknown(_) => Status::unsupported_media_type(error.to_string()),
+                error => Status::bad_request(error.to_string()),
+            })?;
+            Ok((object, Vec::new()))
+        }
         other => Err(Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format ({other}) - accepted media types include: application/json, application/yaml"
+            "the body of the request was in an unknown format ({other}) - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
         ))
         .into()),
     }

@@ -6,6 +6,7 @@
 pub mod builtin;
 pub mod check;
 pub mod json;
+pub mod protobuf;
 
 use std::{
     collections::HashMap,
@@ -118,6 +119,7 @@ pub enum ListKind {
 pub struct Catalog {
     slots: Vec<Slot>,
     by_name: HashMap<&'static str, DefinitionId, ahash::RandomState>,
+    messages: OnceLock<protobuf::Messages>,
 }
 
 #[derive(Debug)]
@@ -142,6 +144,11 @@ impl Catalog {
             Type::Object(object) => Some(object),
             _ => None,
         }
+    }
+
+    /// The protobuf messages of the definitions.
+    pub(crate) fn messages(&self) -> &protobuf::Messages {
+        self.messages.get_or_init(protobuf::Messages::default)
     }
 
     /// The definition of this name, in the table's short form (`~core.v1.Pod`, `^ObjectMeta`).

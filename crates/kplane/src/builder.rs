@@ -169,6 +169,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// Runs containers as processes of this user.
+    ///
+    /// # Errors
+    /// When this machine can't do that.
+    pub fn processes(self) -> std::io::Result<Self> {
+        Err(std::io::Error::other("not built in"))
+    }
+
     /// Changes each node before it is registered: labels, taints, capacity.
     pub fn configure_node(mut self, change: impl Fn(&mut NodeConfig) + Send + 'static) -> Self {
         self.configure_node = Some(Box::new(change));
@@ -204,7 +212,8 @@ impl ClusterBuilder {
         let mut manager = Manager::new();
         if self.controllers || !self.reconcilers.is_empty() {
             let root_ca: Arc<str> = ca.certificate_pem().into();
-            let mut context = controllers::Context::new(component("system:kube-controller-manager"), Arc::clone(&clock));
+            let mut context =
+                controllers::Context::new(component("system:kube-controller-manager"), Arc::clone(&clock));
             context = context.settings(|settings| {
                 settings.root_ca = Some(root_ca);
                 for change in self.settings {
@@ -212,7 +221,9 @@ impl ClusterBuilder {
                 }
             });
             let builtin = if self.controllers { controllers::defaults(&context) } else { Vec::new() };
-            let builtin = builtin.into_iter().filter(|runnable| !self.without.iter().any(|name| name == runnable.name()));
+            let builtin = builtin
+                .into_iter()
+                .filter(|runnable| !self.without.iter().any(|name| name == runnable.name()));
             let own = self.reconcilers.into_iter().flat_map(|make| make(&context)).collect::<Vec<_>>();
             for runnable in builtin.chain(own) {
                 manager = manager.add(Start::Leading, runnable);
@@ -224,7 +235,8 @@ impl ClusterBuilder {
         if self.nodes > 0 {
             let runtime = self.runtime.unwrap_or_else(|| defaults::runtime(&clock));
             let configs = (1..=self.nodes).map(|number| {
-                let mut config = NodeConfig::new(format!("{}{number}", self.node_prefix), Arc::clone(&runtime));
+                let mut config =
+                    NodeConfig::new(format!("{}{number}", self.node_prefix), Arc::clone(&runtime));
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
                 }
@@ -247,6 +259,7 @@ impl ClusterBuilder {
             running,
             nodes,
             serving: std::sync::Mutex::default(),
+            notes: Vec::new(),
             startup: startup.steps,
             _kept: Vec::new(),
         })

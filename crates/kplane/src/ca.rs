@@ -3,8 +3,8 @@
 use std::{net::IpAddr, sync::Arc};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -57,7 +57,8 @@ impl Ca {
         let key = KeyPair::generate()?;
         let mut params = params(now, "kplane", &[]);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let certificate = params.self_signed(&key)?;
         let (certificate_pem, der) = (certificate.pem(), certificate.der().clone());
         Ok(Self { issuer: Issuer::new(params, key), certificate_pem, certificate: der, now })
@@ -78,7 +79,11 @@ impl Ca {
     }
 
     /// TLS for a server with these names, which asks for client certificates of this authority and takes callers without.
-    pub(crate) fn server_config(&self, names: &[&str], addresses: &[IpAddr]) -> Result<ServerConfig, CaError> {
+    pub(crate) fn server_config(
+        &self,
+        names: &[&str],
+        addresses: &[IpAddr],
+    ) -> Result<ServerConfig, CaError> {
         let key = KeyPair::generate()?;
         let mut params = params(self.now, "kube-apiserver", &[]);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];

@@ -39,6 +39,7 @@ pub struct Cluster {
     pub(crate) running: Option<Running>,
     pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
+    pub(crate) notes: Vec<String>,
     pub(crate) startup: Vec<(&'static str, Duration)>,
     /// What must outlive everything else: directories of the runtime, for example. Fields are dropped in order.
     pub(crate) _kept: Vec<Box<dyn std::any::Any + Send + Sync>>,
@@ -126,6 +127,12 @@ impl Cluster {
         &self.startup
     }
 
+    /// What the cluster can't do on this machine, for people.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The certificate of the cluster's authority, in PEM.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
@@ -138,12 +145,19 @@ impl Cluster {
     /// # Errors
     /// When the address can't be listened on or a certificate can't be made.
     pub async fn serve(&self, address: SocketAddr) -> Result<Serving, ServeError> {
-        let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen { address, source })?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
         // A listener on all addresses is reached by the loopback address from here.
         let reachable = if address.ip().is_unspecified() { loopback } else { address.ip() };
-        let names = ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+        let names = [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ];
         let config = self.ca.server_config(&names, &[loopback, reachable])?;
         self.tasks.spawn(serve::listen(self.server.clone(), listener, Arc::new(config), self.tasks.clone()));
         let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
@@ -254,4 +268,3 @@ async fn request_over_duplex(
     request.headers_mut().entry(http::header::HOST).or_insert(http::HeaderValue::from_static("kubernetes"));
     sender.send_request(request).await
 }
-

@@ -50,7 +50,12 @@ impl Tasks {
 }
 
 /// Accepts TLS connections and serves the API on them, until the cluster ends.
-pub(crate) async fn listen(server: ApiServer, listener: TcpListener, config: Arc<rustls::ServerConfig>, tasks: Tasks) {
+pub(crate) async fn listen(
+    server: ApiServer,
+    listener: TcpListener,
+    config: Arc<rustls::ServerConfig>,
+    tasks: Tasks,
+) {
     let acceptor = TlsAcceptor::from(config);
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
@@ -93,19 +98,26 @@ async fn serve_tls(server: ApiServer, acceptor: TlsAcceptor, stream: TcpStream) 
 /// Serves HTTP/1.1 or HTTP/2 on a connection, upgrades included.
 pub(crate) async fn serve_connection<S, I>(service: S, stream: I) -> io::Result<()>
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send + 'static,
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let builder = auto::Builder::new(TokioExecutor::new());
-    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+    let served =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service)).await;
     served.map_err(io::Error::other)
 }
 
 /// A connection within the process to a service that speaks HTTP.
 pub(crate) fn connect<S>(service: S, tasks: &Tasks) -> DuplexStream
 where
-    S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>
+        + Clone
+        + Send
+        + 'static,
     S::Future: Send + 'static,
 {
     let (near, far) = tokio::io::duplex(DUPLEX_BYTES);

@@ -251,6 +251,10 @@ impl Request<'_> {
         ))
     }
 
+    fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+        decode(self.server.objects.registry().catalog(), media_type, bytes)
+    }
+
     /// Decodes an object of the resource: its type is checked, unknown fields go as the options say.
     pub(super) fn decode_object(
         &self,
@@ -260,7 +264,7 @@ impl Request<'_> {
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<Value> {
-        let (mut object, duplicates) = decode(media_type, bytes)?;
+        let (mut object, duplicates) = self.decode(media_type, bytes)?;
         if !object.is_object() {
             let why = "couldn't get version/kind; json parse error: json: cannot unmarshal a value that is not an object into Go value of type struct";
             return Err(Status::bad_request(why).into());
@@ -330,7 +334,7 @@ impl Request<'_> {
         let form = negotiate::form(&self.parts.headers)?;
         let media_type = media_type(&self.parts.headers);
         if !self.info.subresource.is_empty() || resource.def.verbs == Verbs::CreateOnly {
-            let (object, _) = decode(&media_type, &body)?;
+            let (object, _) = self.decode(&media_type, &body)?;
             let (code, value) =
                 subresource::create(self.server, self.user, &self.call(resource, options.dry_run), object)
                     .await?;
@@ -371,7 +375,7 @@ impl Request<'_> {
         let mut warnings = Vec::new();
         let call = self.call(resource, options.dry_run);
         if self.info.subresource == "scale" {
-            let (scale, _) = decode(&media_type, &body)?;
+            let (scale, _) = self.decode(&media_type, &body)?;
             let value = subresource::update_scale(&call, &|_| Ok(scale.clone())).await?;
             return self.object_response(resource, StatusCode::OK, &value, form);
         }
@@ -408,7 +412,7 @@ impl Request<'_> {
         let patch_type = media_type(&self.parts.headers);
         let known = crate::patch::MEDIA_TYPES.contains(&patch_type.as_str());
         let (patch, duplicates) =
-            if known { decode("application/json", &body)? } else { (Value::Null, Vec::new()) };
+            if known { self.decode("application/json", &body)? } else { (Value::Null, Vec::new()) };
         let patch = Patch::parse(&patch_type, patch)?;
         let call = self.call(resource, options.dry_run);
         let catalog = self.server.objects.registry().catalog();
@@ -438,7 +442,7 @@ impl Request<'_> {
 
     async fn delete(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
         let media_type = media_type(&self.parts.headers);
-        let body = if body.is_empty() { None } else { Some(decode(&media_type, &body)?.0) };
+        let body = if body.is_empty() { None } else { Some(self.decode(&media_type, &body)?.0) };
         let options = DeleteOptions::parse(self.query, body.as_ref())?;
         if self.info.verb == "deletecollection" {
             return self.delete_collection(resource, &options).await;

@@ -28,7 +28,7 @@ pub fn catalog() -> Arc<Catalog> {
         by_name.insert(name_of(line), DefinitionId(u32::try_from(index).unwrap_or(u32::MAX)));
         slots.push(Slot { line, object: OnceLock::new() });
     }
-    Arc::new(Catalog { slots, by_name })
+    Arc::new(Catalog { slots, by_name, messages: OnceLock::new() })
 }
 
 /// The group, version and kind of every definition that has them, with its number.
@@ -57,6 +57,15 @@ pub(crate) fn full_name(short: &str) -> String {
     short
         .strip_prefix('^')
         .map_or_else(|| short.to_owned(), |rest| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{rest}"))
+}
+
+/// A full name in the table's short form.
+pub(crate) fn short_name(full: &str) -> String {
+    if let Some(rest) = full.strip_prefix("io.k8s.api.") {
+        return format!("~{rest}");
+    }
+    full.strip_prefix("io.k8s.apimachinery.pkg.apis.meta.v1.")
+        .map_or_else(|| full.to_owned(), |rest| format!("^{rest}"))
 }
 
 pub(super) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
