@@ -10,6 +10,7 @@ pub mod agent;
 pub mod downward;
 pub mod env;
 mod handler;
+pub mod images;
 pub mod logs;
 pub mod machine;
 pub mod node;
