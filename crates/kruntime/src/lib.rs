@@ -17,6 +17,8 @@ pub mod node;
 pub mod probe;
 pub mod runtime;
 pub mod sources;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod volumes;
 
 pub use agent::{NodeAgent, NodeConfig};

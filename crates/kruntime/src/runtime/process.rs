@@ -164,10 +164,10 @@ impl ProcessRuntime {
 
 impl Drop for ProcessRuntime {
     fn drop(&mut self) {
-        for pod in self.shared.pods().values() {
+        for (_, pod) in self.shared.pods().drain() {
             pod.kill_all();
+            pod.containers().iter().for_each(|container| container.end());
         }
-        self.shared.pods().clear();
     }
 }
 

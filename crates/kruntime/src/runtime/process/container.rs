@@ -104,6 +104,13 @@ impl Container {
         }
     }
 
+    /// Ends the container at once, without anybody hearing of it.
+    pub(super) fn end(&self) {
+        if let Some(program) = &self.program {
+            program.end();
+        }
+    }
+
     /// Waits until the container has ended.
     pub(super) async fn ended(&self) {
         let mut exit = self.exit.subscribe();
@@ -111,7 +118,7 @@ impl Container {
     }
 
     pub(super) async fn stop(&self, grace: Duration) {
-        if let Some(program) = &self.program {
+        if let Some(program) = self.program.as_ref().filter(|_| !grace.is_zero()) {
             program.signal(self.stop_signal);
         }
         if tokio::time::timeout(grace, self.ended()).await.is_err() {
@@ -235,7 +242,7 @@ pub(super) async fn start(
     let image = shared.options.images.config(&config.image);
     let program = command_line(config, image.as_ref())?;
     let user = identity(shared, config)?;
-    let id = uuid(uid, &config.name, config.attempt);
+    let id = new_id();
     let mut env = environment(config, image.as_ref(), &id);
     let dir = pod.dir.join(file_name(&config.name));
     std::fs::create_dir_all(&dir).map_err(wrong)?;
@@ -422,15 +429,10 @@ fn remove_logs_before(dir: &Path, attempt: u32) {
     }
 }
 
-/// The id of a start: 64 hexadecimal digits as other runtimes have it, the same for the same start.
-fn uuid(pod: &PodUid, name: &str, attempt: u32) -> String {
-    use std::hash::{BuildHasher, Hash, Hasher};
-    let part = |salt: u64| {
-        let mut hasher = ahash::RandomState::with_seeds(salt, 2, 3, 4).build_hasher();
-        (pod, name, attempt).hash(&mut hasher);
-        hasher.finish()
-    };
-    (0..4).map(|salt| format!("{:016x}", part(salt))).collect()
+/// The id of a start: 64 hexadecimal digits, as other runtimes have it.
+fn new_id() -> String {
+    let random: [u64; 4] = rand::random();
+    random.iter().map(|part| format!("{part:016x}")).collect()
 }
 
 impl Container {
@@ -515,7 +517,8 @@ pub(super) fn attach(container: &Arc<Container>) -> Session {
     let reader = |wanted: bool| -> Reader {
         let (mut writer, reader) = tokio::io::duplex(64 * 1024);
         let mut pieces = container.attached.subscribe();
-        let owner = Arc::clone(container);
+        // Not the container itself: an attached reader must not keep it.
+        let mut exit = container.exit.subscribe();
         tokio::spawn(async move {
             let copy = async {
                 loop {
@@ -532,14 +535,13 @@ pub(super) fn attach(container: &Arc<Container>) -> Session {
             };
             tokio::select! {
                 () = copy => {}
-                () = owner.ended() => {}
+                _ = exit.wait_for(Option::is_some) => {}
             }
         });
         Box::pin(reader)
     };
-    let ended = Arc::clone(container);
+    let mut exit = container.exit.subscribe();
     let exit = async move {
-        let mut exit = ended.exit.subscribe();
         let code = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.as_ref().map(|exit| exit.code));
         Ok(code.unwrap_or(255))
     };

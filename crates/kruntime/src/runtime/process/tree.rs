@@ -126,16 +126,22 @@ impl Program {
     }
 }
 
-impl Drop for Program {
-    fn drop(&mut self) {
-        let child = self.child.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+impl Program {
+    /// Kills the program and all that it started, and reaps it, at once. It was killed: that does not take long.
+    pub(super) fn end(&self) {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(mut child) = child {
             let _ = child.kill();
             self.kill_group();
             self.kill_rest();
-            // It was killed: this does not take long.
             let _ = child.wait();
         }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
