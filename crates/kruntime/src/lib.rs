@@ -10,12 +10,15 @@ pub mod agent;
 pub mod downward;
 pub mod env;
 mod handler;
+pub mod images;
 pub mod logs;
 pub mod machine;
 pub mod node;
 pub mod probe;
 pub mod runtime;
 pub mod sources;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod volumes;
 
 pub use agent::{NodeAgent, NodeConfig};

@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Probe;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub mod changes;
-#[cfg(any())]
+#[cfg(target_os = "linux")]
 pub mod process;
 pub mod simulated;
 

@@ -370,8 +370,9 @@ impl ContainerRuntime for SimulatedRuntime {
             }
         };
         let bytes = logs::select(text.as_bytes(), &options);
+        let full = options.limit_bytes.is_some_and(|limit| bytes.len() as u64 >= limit);
         let first = futures::stream::once(async move { Ok(bytes) });
-        if !options.follow {
+        if !options.follow || full {
             return Ok(first.boxed());
         }
         let (shared, pod, name) = (Arc::clone(&self.shared), pod.clone(), name.to_owned());

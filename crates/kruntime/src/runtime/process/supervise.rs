@@ -143,7 +143,7 @@ fn judge(listener: RawFd, notification: &Notification, rewrite: &Rewrite) -> io:
     let bytes = read_memory(notification.pid, notification.args[1], length)?;
     let Some((address, shape)) = parse(&bytes) else { return Ok(Judged::Now(Verdict::Continue)) };
     let bind = i64::from(notification.nr) == libc::SYS_bind as i64;
-    let local = is_local(address.ip());
+    let local = is_local(address.ip()) || address.ip() == IpAddr::V4(rewrite.pod);
     let target = if local { SocketAddr::new(rewrite.pod.into(), address.port()) } else { address };
     if bind && !local {
         return Ok(Judged::Now(Verdict::Continue));

@@ -1,0 +1,165 @@
+//! Ending a program with all that it started.
+
+use std::{
+    io,
+    os::{
+        fd::{FromRawFd, OwnedFd},
+        unix::process::ExitStatusExt,
+    },
+    process::{Child, ExitStatus},
+    sync::{Mutex, PoisonError},
+};
+
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// The variable that marks every process of a container, so that those are found that left its session.
+pub(super) const MARK: &str = "KPLANE_CONTAINER";
+/// How often a container's processes are looked for: each round may find what the last one's victims started.
+const ROUNDS_MAX: usize = 8;
+
+/// A program that was started, as the leader of a session of its own. Dropping it kills it, and all that it started.
+#[derive(Debug)]
+pub(super) struct Program {
+    pid: libc::pid_t,
+    mark: String,
+    /// `None` once it was reaped: after that its number may be somebody else's.
+    child: Mutex<Option<Child>>,
+}
+
+impl Program {
+    pub(super) fn new(child: Child, mark: String) -> Self {
+        let pid = libc::pid_t::try_from(child.id()).unwrap_or(0);
+        Self { pid, mark, child: Mutex::new(Some(child)) }
+    }
+
+    pub(super) fn pid(&self) -> libc::pid_t {
+        self.pid
+    }
+
+    /// Sends a signal to the program itself, as long as it has not been reaped.
+    pub(super) fn signal(&self, signal: libc::c_int) {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        if child.is_some() && self.pid > 0 {
+            // SAFETY: a plain system call; the child is not reaped, so its number is its own.
+            unsafe { libc::kill(self.pid, signal) };
+        }
+    }
+
+    /// Waits for the program's end, then ends what it left behind. Only one caller waits.
+    pub(super) async fn wait(&self) -> io::Result<ExitStatus> {
+        // SAFETY: a plain system call; a descriptor that comes back is ours alone.
+        let pidfd = unsafe {
+            let fd = libc::syscall(libc::SYS_pidfd_open, self.pid, 0) as libc::c_int;
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        loop {
+            let mut ready = pidfd.readable().await?;
+            if let Some(status) = self.reap()? {
+                return Ok(status);
+            }
+            ready.clear_ready();
+        }
+    }
+
+    fn reap(&self) -> io::Result<Option<ExitStatus>> {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(running) = child.as_mut() else { return Ok(Some(ExitStatus::from_raw(0))) };
+        let has_ended = {
+            // The session is ended before its leader is reaped: until then nobody else can have its number.
+            // SAFETY: the buffer is plain data; `WNOWAIT` leaves the child to be reaped.
+            let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            // SAFETY: as above.
+            unsafe {
+                libc::waitid(libc::P_PID, self.pid as libc::id_t, &raw mut info, flags) == 0 && info.si_pid() != 0
+            }
+        };
+        if !has_ended {
+            return Ok(None);
+        }
+        self.kill_rest();
+        let status = running.try_wait()?;
+        if status.is_some() {
+            *child = None;
+        }
+        Ok(status)
+    }
+
+    /// Kills the program and all that it started.
+    pub(super) fn kill(&self) {
+        self.signal(libc::SIGKILL);
+        self.kill_group();
+    }
+
+    fn kill_group(&self) {
+        if self.pid > 1 {
+            // SAFETY: a plain system call; the caller knows that the leader is not reaped.
+            unsafe { libc::kill(-self.pid, libc::SIGKILL) };
+        }
+    }
+
+    /// Kills what is left of the session, and what left the session but carries the container's mark.
+    fn kill_rest(&self) {
+        self.kill_group();
+        if self.mark.is_empty() {
+            return;
+        }
+        let mark = format!("{MARK}={}", self.mark);
+        for _ in 0..ROUNDS_MAX {
+            let mut found = false;
+            for pid in processes() {
+                if pid != self.pid && is_marked(pid, mark.as_bytes()) {
+                    found = true;
+                    // SAFETY: a plain system call. The number could be another process's by now only if the marked one
+                    // died within microseconds and all numbers were used up in between.
+                    unsafe { libc::kill(pid, libc::SIGKILL) };
+                }
+            }
+            if !found {
+                return;
+            }
+        }
+    }
+}
+
+impl Program {
+    /// Kills the program and all that it started, and reaps it, at once. It was killed: that does not take long.
+    pub(super) fn end(&self) {
+        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut child) = child {
+            let _ = child.kill();
+            self.kill_group();
+            self.kill_rest();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn processes() -> impl Iterator<Item = libc::pid_t> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+fn is_marked(pid: libc::pid_t, mark: &[u8]) -> bool {
+    // A process that has ended but is not reaped has no environment any more, so the rounds come to an end.
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|variable| variable == mark))
+}
+
+/// The exit code as Kubernetes counts it, and the signal.
+pub(super) fn exit_code(status: ExitStatus) -> (i32, Option<i32>) {
+    match status.signal() {
+        Some(signal) => (128 + signal, Some(signal)),
+        None => (status.code().unwrap_or(255), None),
+    }
+}

@@ -1,0 +1,4 @@
+//! The runtimes as their users see them.
+
+mod process;
+mod simulated;
