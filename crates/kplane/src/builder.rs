@@ -17,6 +17,7 @@ use crate::{
     ca::{Ca, CaError},
     cluster::Cluster,
     defaults,
+    network::LocalNetwork,
     serve::Tasks,
 };
 
@@ -53,6 +54,7 @@ pub struct ClusterBuilder {
     nodes: usize,
     node_prefix: String,
     runtime: Option<Arc<dyn ContainerRuntime>>,
+    local: Option<LocalNetwork>,
     configure_node: Option<Box<dyn Fn(&mut NodeConfig) + Send>>,
 }
 
@@ -69,6 +71,9 @@ pub enum StartError {
     /// The objects of a fresh cluster can't be created.
     #[error("the objects of a fresh cluster can't be created")]
     Bootstrap(#[source] kapi::error::ApiError),
+    /// The runtime can't be used.
+    #[error("the runtime can't be used")]
+    Runtime(#[source] std::io::Error),
     /// More nodes than [`NODES_MAX`].
     #[error("{asked} nodes are asked for, {NODES_MAX} are allowed")]
     TooManyNodes {
@@ -102,6 +107,7 @@ impl ClusterBuilder {
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
             runtime: None,
+            local: None,
             configure_node: None,
         }
     }
@@ -169,12 +175,14 @@ impl ClusterBuilder {
         self
     }
 
-    /// Runs containers as processes of this user.
+    /// Runs containers as processes of this user, in the nodes of this cluster, without root: every pod has its own loopback
+    /// address, and so has every service.
     ///
     /// # Errors
-    /// When this machine can't do that.
-    pub fn processes(self) -> std::io::Result<Self> {
-        Err(std::io::Error::other("not built in"))
+    /// When no block of loopback addresses is free or no directory can be made.
+    pub fn processes(mut self) -> std::io::Result<Self> {
+        self.local = Some(LocalNetwork::claim()?);
+        Ok(self)
     }
 
     /// Changes each node before it is registered: labels, taints, capacity.
@@ -199,6 +207,9 @@ impl ClusterBuilder {
         let mut api = ApiServer::builder().clock(Arc::clone(&clock));
         if let Some(store) = self.store {
             api = api.store(store);
+        }
+        if let Some(local) = &self.local {
+            api = api.service_addresses(local.service_addresses());
         }
         for change in self.api {
             api = change(api);
@@ -232,11 +243,19 @@ impl ClusterBuilder {
             startup.done("controllers");
         }
         let mut nodes = None;
+        let mut notes = Vec::new();
         if self.nodes > 0 {
-            let runtime = self.runtime.unwrap_or_else(|| defaults::runtime(&clock));
+            let runtime = match (self.runtime, &self.local) {
+                (Some(runtime), _) => runtime,
+                (None, Some(local)) => Arc::new(local.runtime(&clock).map_err(StartError::Runtime)?),
+                (None, None) => defaults::runtime(&clock),
+            };
+            notes = runtime.info().limitations;
+            let state_dir = self.local.as_ref().map(LocalNetwork::state_dir);
             let configs = (1..=self.nodes).map(|number| {
                 let mut config =
                     NodeConfig::new(format!("{}{number}", self.node_prefix), Arc::clone(&runtime));
+                config.state_dir = state_dir.as_ref().map(|dir| dir.join(&*config.name));
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
                 }
@@ -259,9 +278,9 @@ impl ClusterBuilder {
             running,
             nodes,
             serving: std::sync::Mutex::default(),
-            notes: Vec::new(),
+            notes,
             startup: startup.steps,
-            _kept: Vec::new(),
+            _local: self.local,
         })
     }
 }

@@ -20,6 +20,7 @@ use tokio::net::TcpListener;
 use crate::{
     ca::{Ca, CaError},
     kubeconfig,
+    network::LocalNetwork,
     serve::{self, Serving, Tasks},
 };
 
@@ -41,8 +42,8 @@ pub struct Cluster {
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
     pub(crate) notes: Vec<String>,
     pub(crate) startup: Vec<(&'static str, Duration)>,
-    /// What must outlive everything else: directories of the runtime, for example. Fields are dropped in order.
-    pub(crate) _kept: Vec<Box<dyn std::any::Any + Send + Sync>>,
+    /// The addresses and directories of the pods; dropped last.
+    pub(crate) _local: Option<LocalNetwork>,
 }
 
 /// Why serving failed.

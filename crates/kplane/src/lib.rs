@@ -10,6 +10,7 @@ mod ca;
 mod cluster;
 pub mod defaults;
 mod kubeconfig;
+mod network;
 mod serve;
 
 pub use self::{
