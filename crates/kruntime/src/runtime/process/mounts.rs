@@ -279,7 +279,7 @@ fn mount(source: Option<&CString>, target: &CString, kind: Option<&'static [u8]>
     let kind = kind.map_or(std::ptr::null(), |kind| kind.as_ptr().cast());
     // Not world-writable with the sticky bit, the default: the kernel then refuses `> /dev/null`, as the file is neither
     // the caller's nor the directory's owner's.
-    let data = if kind.is_null() { std::ptr::null() } else { c"mode=755".as_ptr().cast() };
+    let data: *const libc::c_void = if kind.is_null() { std::ptr::null() } else { c"mode=755".as_ptr().cast() };
     // SAFETY: all pointers are null or to strings that end with a zero byte.
     check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, data) })
 }
