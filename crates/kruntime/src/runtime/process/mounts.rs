@@ -276,9 +276,12 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 fn mount(source: Option<&CString>, target: &CString, kind: Option<&'static [u8]>, flags: libc::c_ulong) -> io::Result<()> {
     let source = source.map_or(std::ptr::null(), |source| source.as_ptr());
-    let kind = kind.map_or(std::ptr::null(), |kind| kind.as_ptr().cast());
+    let kind: *const libc::c_char = kind.map_or(std::ptr::null(), |kind| kind.as_ptr().cast());
+    // Not world-writable with the sticky bit, the default: the kernel then refuses `> /dev/null`, as the file is neither
+    // the caller's nor the directory's owner's.
+    let data: *const libc::c_void = if kind.is_null() { std::ptr::null() } else { c"mode=755".as_ptr().cast() };
     // SAFETY: all pointers are null or to strings that end with a zero byte.
-    check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, std::ptr::null()) })
+    check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, data) })
 }
 
 #[repr(C)]
