@@ -40,7 +40,8 @@ impl LocalNetwork {
 
     /// The runtime whose containers are processes.
     pub(crate) fn runtime(&self, clock: &Arc<dyn Clock>) -> io::Result<ProcessRuntime> {
-        let mut options = ProcessOptions::new(self.dir.path().join("runtime"), Arc::clone(&self.pods), Arc::clone(clock));
+        let mut options =
+            ProcessOptions::new(self.dir.path().join("runtime"), Arc::clone(&self.pods), Arc::clone(clock));
         options.redirects = self.redirects.clone();
         ProcessRuntime::new(options)
     }

@@ -106,7 +106,8 @@ impl PodMachine {
                 });
                 let started = role == Role::Ephemeral || started(input, container);
                 status.started = Some(started);
-                status.ready = started && !is_regular_init(spec, container) && is_ready(input, container, &name);
+                status.ready =
+                    started && !is_regular_init(spec, container) && is_ready(input, container, &name);
             }
             ContainerPhase::Exited(exit) => {
                 status.ready = exit.code == 0 && is_regular_init(spec, container);
@@ -155,11 +156,8 @@ impl PodMachine {
 fn crash_loop(input: &Input<'_>, container: &Container, memory: &Memory) -> String {
     let meta = &input.pod.metadata;
     let seconds = memory.backoff.wait().as_secs();
-    let wait = if seconds < 60 {
-        format!("{seconds}s")
-    } else {
-        format!("{}m{}s", seconds / 60, seconds % 60)
-    };
+    let wait =
+        if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) };
     format!(
         "back-off {wait} restarting failed container={} pod={}_{}({})",
         container.name,
@@ -181,7 +179,8 @@ fn not_started(input: &Input<'_>, spec: &PodSpec, memory: &Memory, container: &C
             waiting(refusal.reason, Some(refusal.message.clone()))
         };
     }
-    let ended = known(input.pod, &container.name).and_then(|status| status.state.as_ref()?.terminated.clone());
+    let ended =
+        known(input.pod, &container.name).and_then(|status| status.state.as_ref()?.terminated.clone());
     if let Some(ended) = ended {
         return ContainerState { terminated: Some(ended), ..ContainerState::default() };
     }

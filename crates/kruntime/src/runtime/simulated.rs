@@ -19,9 +19,9 @@ use kcore::Clock;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    ChangeStream, ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, Exit, LogOptions, LogStream,
-    ObservedContainer, ObservedPod, PodUid, ProbeKind, RuntimeError, RuntimeInfo, SandboxConfig, Session,
-    changes::Changes,
+    ChangeStream, ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, Exit, LogOptions,
+    LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, RuntimeError, RuntimeInfo, SandboxConfig,
+    Session, changes::Changes,
 };
 use crate::logs;
 
@@ -146,7 +146,9 @@ impl Shared {
                 }
                 let Some(std::cmp::Reverse((_, uid, name, attempt))) = state.ends.pop() else { break None };
                 let Some(pod) = state.pods.get_mut(&uid) else { continue };
-                let Some(container) = pod.find(&name).filter(|c| c.observed.attempt == attempt) else { continue };
+                let Some(container) = pod.find(&name).filter(|c| c.observed.attempt == attempt) else {
+                    continue;
+                };
                 let code = container.plan.exit_code;
                 if pod.end(&name, code, self.clock.now()) {
                     told.push(uid);
@@ -387,7 +389,8 @@ impl ContainerRuntime for SimulatedRuntime {
         let state = self.shared.state();
         let running = state.pods.get(pod).and_then(|pod| pod.running(container));
         let Some((container, started_at)) = running else { return Some(false) };
-        let after = container.plan.probe(kind).map(|after| SignedDuration::try_from(after).unwrap_or_default());
+        let after =
+            container.plan.probe(kind).map(|after| SignedDuration::try_from(after).unwrap_or_default());
         Some(after.is_some_and(|after| self.shared.clock.now().duration_since(started_at) >= after))
     }
 

@@ -86,7 +86,11 @@ async fn unmodified_servers_run_side_by_side() {
         let said = futures::StreamExt::next(&mut log).await;
         assert_eq!(said.unwrap().unwrap(), "Serving", "the server of {uid} listens");
         let url = format!("http://{address}:8080/");
-        let output = tokio::process::Command::new("curl").args(["-sS", "--noproxy", "*", &url]).output().await.unwrap();
+        let output = tokio::process::Command::new("curl")
+            .args(["-sS", "--noproxy", "*", &url])
+            .output()
+            .await
+            .unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{uid}\n"), "{output:?}");
         let inside = sh("curl -sS --noproxy '*' http://localhost:8080/");
         assert_eq!(exec(&subject.runtime, uid, "web", inside).await, (format!("{uid}\n"), 0));

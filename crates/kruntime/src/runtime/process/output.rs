@@ -75,7 +75,14 @@ impl Streams {
         let null = std::ptr::null_mut();
         // SAFETY: two ints to fill; the descriptors that come back are ours alone.
         let (master, slave) = unsafe {
-            if libc::openpty(&raw mut master, &raw mut slave, null, std::ptr::null_mut(), std::ptr::null_mut()) != 0 {
+            if libc::openpty(
+                &raw mut master,
+                &raw mut slave,
+                null,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            ) != 0
+            {
                 return Err(io::Error::last_os_error());
             }
             libc::fcntl(master, libc::F_SETFD, libc::FD_CLOEXEC);
@@ -106,7 +113,11 @@ impl Streams {
 struct Terminal(Arc<AsyncFd<File>>);
 
 impl AsyncRead for Terminal {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
             let unfilled = buffer.initialize_unfilled();

@@ -172,7 +172,9 @@ fn judge(listener: RawFd, notification: &Notification, rewrite: &Rewrite) -> io:
 
 /// Addresses that mean "this host": in a pod, the pod.
 fn is_local(address: IpAddr) -> bool {
-    address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::LOCALHOST) || address == IpAddr::V6(Ipv6Addr::LOCALHOST)
+    address.is_unspecified()
+        || address == IpAddr::V4(Ipv4Addr::LOCALHOST)
+        || address == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 fn is_loopback(address: IpAddr) -> bool {
@@ -225,7 +227,8 @@ fn read_memory(pid: u32, address: u64, length: usize) -> io::Result<Vec<u8>> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: length };
     let remote = libc::iovec { iov_base: address as usize as *mut libc::c_void, iov_len: length };
     // SAFETY: the local buffer has the length that is said; the remote one is checked by the kernel.
-    let read = unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0) };
+    let read =
+        unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0) };
     if usize::try_from(read).ok() == Some(length) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 

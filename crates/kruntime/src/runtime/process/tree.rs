@@ -75,7 +75,8 @@ impl Program {
             let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
             // SAFETY: as above.
             unsafe {
-                libc::waitid(libc::P_PID, self.pid as libc::id_t, &raw mut info, flags) == 0 && info.si_pid() != 0
+                libc::waitid(libc::P_PID, self.pid as libc::id_t, &raw mut info, flags) == 0
+                    && info.si_pid() != 0
             }
         };
         if !has_ended {
