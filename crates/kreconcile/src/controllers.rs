@@ -11,12 +11,41 @@ use kube::Client;
 
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
+mod backends;
 mod claim;
+mod deployment;
+mod endpoint_slice;
+mod endpoints;
+mod garbage_collector;
+mod job;
+mod namespace;
+mod node_lifecycle;
+mod pod_gc;
 mod pod_state;
 mod pod_writes;
 mod replica_set;
+mod service_account;
+mod taint_eviction;
 
-pub use replica_set::replica_set;
+pub use deployment::deployment;
+pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
+pub use endpoints::{ADDRESSES_MAX, endpoints};
+pub use garbage_collector::{
+    ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
+};
+pub use job::{
+    POD_FAILURE_BACKOFF_MAX, POD_FAILURE_BACKOFF_MIN, PODS_PER_LOOK_MAX, UNCOUNTED_PODS_MAX, job,
+    ttl_after_finished,
+};
+pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
+pub use node_lifecycle::{
+    EVICTION_BURST_MAX, EVICTIONS_PER_SECOND_DISRUPTED_MAX, EVICTIONS_PER_SECOND_MAX, LARGE_CLUSTER_NODES,
+    UNHEALTHY_ZONE_SHARE, node_lifecycle,
+};
+pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
+pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
+pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
+pub use taint_eviction::taint_eviction;
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -123,8 +152,58 @@ impl Context {
     }
 }
 
-/// Every built-in controller, by name, in the order in which they are started.
+/// Every built-in controller, in the order in which they are started. What is not wanted is left out by its
+/// [`name`](Runnable::name), and something else put in its place:
+///
+/// | name | from |
+/// |---|---|
+/// | `namespace-controller` | [`namespace`] |
+/// | `serviceaccount-controller` | [`service_account`] |
+/// | `root-ca-certificate-publisher-controller` | [`root_ca`], if [`Settings::root_ca`] is set |
+/// | `deployment-controller` | [`deployment`] |
+/// | `replicaset-controller` | [`replica_set`] |
+/// | `job-controller` | [`job`] |
+/// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
+/// | `endpointslice-controller` | [`endpoint_slice`] |
+/// | `endpoints-controller` | [`endpoints`] |
+/// | `garbage-collector-controller` | [`garbage_collector`] |
+/// | `node-lifecycle-controller` | [`node_lifecycle`] |
+/// | `taint-eviction-controller` | [`taint_eviction`] |
+/// | `pod-garbage-collector-controller` | [`pod_gc`] |
+///
+/// ```no_run
+/// # async fn example(client: kube::Client) {
+/// use std::sync::Arc;
+/// use kcore::TokioClock;
+/// use kreconcile::{Manager, Start, controllers::{self, Context}};
+///
+/// let context = Context::new(client, Arc::new(TokioClock::new()));
+/// let mut manager = Manager::new().informers(context.informers());
+/// for controller in controllers::defaults(&context) {
+///     if controller.name() != "pod-garbage-collector-controller" {
+///         manager = manager.add(Start::Leading, controller);
+///     }
+/// }
+/// let running = manager.start();
+/// # running.stop().await;
+/// # }
+/// ```
 #[must_use]
 pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
-    vec![Arc::new(replica_set(context))]
+    let mut all: Vec<Arc<dyn Runnable>> =
+        vec![Arc::new(namespace(context)), Arc::new(service_account(context))];
+    if let Some(bundle) = &context.settings.root_ca {
+        all.push(Arc::new(root_ca(context, bundle)));
+    }
+    all.push(Arc::new(deployment(context)));
+    all.push(Arc::new(replica_set(context)));
+    all.push(Arc::new(job(context)));
+    all.push(Arc::new(ttl_after_finished(context)));
+    all.push(Arc::new(endpoint_slice(context)));
+    all.push(Arc::new(endpoints(context)));
+    all.push(Arc::new(garbage_collector(context)));
+    all.push(Arc::new(node_lifecycle(context)));
+    all.push(Arc::new(taint_eviction(context)));
+    all.push(Arc::new(pod_gc(context)));
+    all
 }

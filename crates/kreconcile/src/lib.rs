@@ -38,6 +38,8 @@ pub mod change;
 pub mod controller;
 #[cfg(feature = "controllers")]
 pub mod controllers;
+#[cfg(feature = "controllers")]
+mod discovery;
 pub mod events;
 pub mod expectations;
 pub mod informer;
@@ -49,6 +51,8 @@ pub mod reconciler;
 pub mod reflector;
 mod request;
 pub mod resource;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod trigger;
 mod watch_lines;
 

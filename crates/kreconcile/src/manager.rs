@@ -43,6 +43,18 @@ pub trait Runnable: Send + Sync + 'static {
 
 const _: Option<&dyn Runnable> = None;
 
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl<R: Runnable + ?Sized> Runnable for Arc<R> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
+        (**self).run(stop).await
+    }
+}
+
 /// Why a runnable ended early.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -267,17 +279,6 @@ mod tests {
                     Ok(())
                 }
             }
-        }
-    }
-
-    #[async_trait]
-    impl<R: Runnable> Runnable for Arc<R> {
-        fn name(&self) -> &str {
-            (**self).name()
-        }
-
-        async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
-            (**self).run(stop).await
         }
     }
 

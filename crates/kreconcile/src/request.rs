@@ -1,5 +1,7 @@
 //! Requests to the API server, and what its answers mean.
 
+#![cfg_attr(not(feature = "controllers"), allow(dead_code, reason = "some of it only the controllers use"))]
+
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Limited};
@@ -52,10 +54,8 @@ impl Query {
 /// How a patch is meant.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum PatchKind {
-    /// RFC 7386.
+    /// RFC 7386: every server takes it for every kind.
     Merge,
-    /// Kubernetes' own, with lists merged by key.
-    Strategic,
 }
 
 /// What a writer wants to know of the object it has written.
@@ -101,6 +101,10 @@ impl Requests {
         Self { client }
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
         self.send(Method::GET, path, "", Bytes::new()).await
     }
@@ -129,7 +133,6 @@ impl Requests {
     ) -> Result<T, kube::Error> {
         let media_type = match kind {
             PatchKind::Merge => "application/merge-patch+json",
-            PatchKind::Strategic => "application/strategic-merge-patch+json",
         };
         self.send(Method::PATCH, path, media_type, encode(body)?).await
     }

@@ -10,7 +10,6 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kcore::{Clock, Stored, selector::LabelSelector};
-use serde_json::Value;
 
 use crate::{
     cache::Index,
@@ -333,11 +332,6 @@ fn status_of(
 
 pub(crate) fn to_i32(count: usize) -> i32 {
     i32::try_from(count).unwrap_or(i32::MAX)
-}
-
-/// The template's labels as JSON, for those who add to them.
-pub(crate) fn labels_of(template: &Value) -> serde_json::Map<String, Value> {
-    template["metadata"]["labels"].as_object().cloned().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,0 +1,346 @@
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet},
+    batch::v1::Job,
+    coordination::v1::Lease,
+    core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount},
+    discovery::v1::EndpointSlice,
+};
+use kcore::TokioClock;
+use kreconcile::{
+    Manager, ResourceType, Running, Start,
+    controllers::{self, Context},
+};
+use serde_json::{Value, json};
+
+use crate::fake::FakeApi;
+
+fn start() -> (Arc<FakeApi>, Running) {
+    let clock = Arc::new(TokioClock::new());
+    let kinds = vec![
+        ResourceType::of::<Namespace>(),
+        ResourceType::of::<ServiceAccount>(),
+        ResourceType::of::<ConfigMap>(),
+        ResourceType::of::<Pod>(),
+        ResourceType::of::<Node>(),
+        ResourceType::of::<Lease>(),
+        ResourceType::of::<Service>(),
+        ResourceType::of::<Endpoints>(),
+        ResourceType::of::<EndpointSlice>(),
+        ResourceType::of::<Event>(),
+        ResourceType::of::<Deployment>(),
+        ResourceType::of::<ReplicaSet>(),
+        ResourceType::of::<Job>(),
+    ];
+    let api = FakeApi::new(kinds, clock.clone());
+    let context =
+        Context::new(api.client(), clock).settings(|settings| settings.root_ca = Some("PEM".into()));
+    let mut manager = Manager::new().informers(context.informers());
+    for controller in controllers::defaults(&context) {
+        manager = manager.add(Start::Always, controller);
+    }
+    let running = manager.start();
+    api.add("namespaces", json!({"metadata": {"name": "shop"}, "spec": {"finalizers": ["kubernetes"]}}));
+    (api, running)
+}
+
+fn template() -> Value {
+    json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "v1"}]}})
+}
+
+fn deployment(replicas: u32) -> Value {
+    json!({
+        "metadata": {"name": "web", "namespace": "shop"},
+        "spec": {
+            "replicas": replicas,
+            "progressDeadlineSeconds": 600,
+            "revisionHistoryLimit": 10,
+            "selector": {"matchLabels": {"app": "web"}},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
+            "template": template(),
+        },
+    })
+}
+
+/// Every pod that waits starts and becomes ready; every pod that is told to go goes.
+fn run_pods(api: &FakeApi) {
+    for pod in api.list("pods") {
+        let (namespace, name) =
+            (pod["metadata"]["namespace"].as_str().unwrap(), pod["metadata"]["name"].as_str().unwrap());
+        if !pod["metadata"]["deletionTimestamp"].is_null() {
+            if pod["metadata"]["finalizers"].as_array().is_none_or(Vec::is_empty) {
+                api.remove("pods", namespace, name);
+            }
+        } else if pod["status"]["phase"].is_null() {
+            api.edit("pods", namespace, name, |pod| {
+                let ip = format!("10.0.0.{}", pod["metadata"]["resourceVersion"].as_str().unwrap());
+                pod["status"] = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+                    "conditions": [{"type": "Ready", "status": "True"}]});
+            });
+        }
+    }
+}
+
+/// Waits until `holds`, with the pods running meanwhile.
+async fn until(api: &Arc<FakeApi>, what: &str, holds: impl Fn(&FakeApi) -> bool) {
+    api.until(what, |api| {
+        if holds(api) {
+            return true;
+        }
+        run_pods(api);
+        holds(api)
+    })
+    .await;
+}
+
+fn available(api: &FakeApi) -> Value {
+    api.get("deployments", "shop", "web")
+        .map(|web| web["status"]["availableReplicas"].clone())
+        .unwrap_or_default()
+}
+
+/// No write for a long time.
+async fn at_rest(api: &Arc<FakeApi>) {
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = api.writes.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(api.writes.load(Ordering::Relaxed), before, "something is written though nothing changes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_comes_up_rolls_over_scales_and_goes() {
+    let (api, running) = start();
+    api.add("deployments", deployment(4));
+    until(&api, "four replicas", |api| available(api) == 4).await;
+    at_rest(&api).await;
+    let set = &api.list("replicasets")[0];
+    assert_eq!(set["metadata"]["ownerReferences"][0]["kind"], "Deployment");
+    assert!(set["metadata"]["name"].as_str().unwrap().starts_with("web-"));
+
+    api.edit("deployments", "shop", "web", |web| {
+        web["spec"]["template"]["spec"]["containers"][0]["image"] = "v2".into()
+    });
+    until(&api, "the new template everywhere", |api| {
+        let pods = api.list("pods");
+        available(api) == 4
+            && pods.len() == 4
+            && pods.iter().all(|pod| pod["spec"]["containers"][0]["image"] == "v2")
+    })
+    .await;
+    until(&api, "the end of the rollout", |api| {
+        let web = api.get("deployments", "shop", "web").unwrap();
+        let conditions = web["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|known| known["reason"] == "NewReplicaSetAvailable")
+            && web["status"]["updatedReplicas"] == 4
+            && web["status"]["replicas"] == 4
+    })
+    .await;
+    at_rest(&api).await;
+    let web = api.get("deployments", "shop", "web").unwrap();
+    assert_eq!(web["metadata"]["annotations"]["deployment.kubernetes.io/revision"], "2");
+    assert_eq!(api.list("replicasets").len(), 2);
+
+    api.edit("deployments", "shop", "web", |web| web["spec"]["replicas"] = 2.into());
+    until(&api, "two replicas", |api| available(api) == 2 && api.list("pods").len() == 2).await;
+
+    // The owner goes, and what it owns follows.
+    api.remove("deployments", "shop", "web");
+    until(&api, "nothing left", |api| api.list("replicasets").is_empty() && api.list("pods").is_empty())
+        .await;
+    let reasons: Vec<Value> = api.list("events").iter().map(|event| event["reason"].clone()).collect();
+    assert!(reasons.iter().any(|reason| reason == "ScalingReplicaSet"), "{reasons:?}");
+    assert!(reasons.iter().any(|reason| reason == "SuccessfulCreate"), "{reasons:?}");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_leads_to_its_ready_pods() {
+    let (api, running) = start();
+    let ports = json!([{"port": 80, "targetPort": 8080, "protocol": "TCP"}]);
+    let spec =
+        json!({"selector": {"app": "web"}, "ports": ports, "clusterIP": "10.1.0.1", "ipFamilies": ["IPv4"]});
+    api.add("services", json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}));
+    api.add("deployments", deployment(150));
+    until(&api, "150 endpoints", |api| {
+        let slices = api.list("endpointslices");
+        let ready = |slice: &Value| {
+            let endpoints = slice["endpoints"].as_array().cloned().unwrap_or_default();
+            endpoints.iter().filter(|endpoint| endpoint["conditions"]["ready"] == true).count()
+        };
+        slices.iter().map(ready).sum::<usize>() == 150
+    })
+    .await;
+    let slices = api.list("endpointslices");
+    let sizes: Vec<usize> = slices.iter().map(|slice| slice["endpoints"].as_array().unwrap().len()).collect();
+    assert!(sizes.iter().all(|size| *size <= 100), "{sizes:?}");
+    assert_eq!(slices[0]["ports"][0]["port"], 8080);
+    until(&api, "the Endpoints", |api| {
+        api.get("endpoints", "shop", "web").is_some_and(|endpoints| {
+            endpoints["subsets"][0]["addresses"].as_array().is_some_and(|addresses| addresses.len() == 150)
+        })
+    })
+    .await;
+    at_rest(&api).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_is_counted_exactly() {
+    let (api, running) = start();
+    let selector = json!({"matchLabels": {"job": "sum"}});
+    let template =
+        json!({"metadata": {"labels": {"job": "sum"}}, "spec": {"containers": [], "restartPolicy": "Never"}});
+    let spec = json!({"completions": 20, "parallelism": 6, "backoffLimit": 6, "selector": selector, "template": template,
+        "ttlSecondsAfterFinished": 100});
+    api.add("jobs", json!({"metadata": {"name": "sum", "namespace": "shop"}, "spec": spec}));
+    let finish = |api: &FakeApi| {
+        for pod in api.list("pods") {
+            if pod["status"]["phase"].is_null() {
+                let name = pod["metadata"]["name"].as_str().unwrap();
+                api.edit("pods", "shop", name, |pod| pod["status"]["phase"] = "Succeeded".into());
+            }
+        }
+    };
+    api.until("the completions", |api| {
+        finish(api);
+        let job = api.get("jobs", "shop", "sum").unwrap();
+        let conditions = job["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|condition| condition["type"] == "Complete")
+    })
+    .await;
+    let job = api.get("jobs", "shop", "sum").unwrap();
+    assert_eq!(job["status"]["succeeded"], 20);
+    assert_eq!(api.list("pods").len(), 20);
+    assert!(api.list("pods").iter().all(|pod| pod["metadata"]["finalizers"].is_null()));
+    api.until("the time to live to be over", |api| api.get("jobs", "shop", "sum").is_none()).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_namespace_has_what_it_needs_and_goes_with_all_it_holds() {
+    let (api, running) = start();
+    api.until("the account and the CA", |api| {
+        api.get("serviceaccounts", "shop", "default").is_some()
+            && api
+                .get("configmaps", "shop", "kube-root-ca.crt")
+                .is_some_and(|map| map["data"]["ca.crt"] == "PEM")
+    })
+    .await;
+    api.add("deployments", deployment(3));
+    until(&api, "three replicas", |api| available(api) == 3).await;
+    let held = json!({"metadata": {"name": "held", "namespace": "shop", "finalizers": ["example.com/hold"]}});
+    api.add("configmaps", held);
+    api.edit("namespaces", "", "shop", |shop| {
+        shop["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into()
+    });
+    until(&api, "what is in the way", |api| {
+        let shop = api.get("namespaces", "", "shop").unwrap();
+        let conditions = shop["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        conditions.iter().any(|known| known["reason"] == "SomeFinalizersRemain")
+    })
+    .await;
+    api.edit("configmaps", "shop", "held", |held| held["metadata"]["finalizers"] = Value::Null);
+    until(&api, "the end", |api| api.get("namespaces", "", "shop").is_none()).await;
+    for plural in ["deployments", "replicasets", "pods", "configmaps", "serviceaccounts"] {
+        assert_eq!(api.list(plural), Vec::<Value>::new(), "{plural}");
+    }
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_leave_a_node_that_falls_silent() {
+    let (api, running) = start();
+    let ready = json!([{"type": "Ready", "status": "True"}]);
+    for name in ["quiet", "alive"] {
+        api.add("nodes", json!({"metadata": {"name": name}, "spec": {}, "status": {"conditions": ready}}));
+    }
+    let tolerations =
+        json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 300}]);
+    let spec = json!({"nodeName": "quiet", "containers": [], "tolerations": tolerations});
+    let status = json!({"phase": "Running", "conditions": ready});
+    api.add("pods", json!({"metadata": {"name": "p", "namespace": "shop"}, "spec": spec, "status": status}));
+    let heartbeat = tokio::spawn({
+        let api = Arc::clone(&api);
+        async move {
+            let mut beat = 0;
+            loop {
+                beat += 1;
+                api.edit("nodes", "", "alive", |node| {
+                    let at = format!("2030-01-01T00:{:02}:{:02}Z", beat / 60 % 60, beat % 60);
+                    node["status"]["conditions"][0]["lastHeartbeatTime"] = at.into();
+                });
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+        }
+    });
+    let begun = tokio::time::Instant::now();
+    api.until("the taint", |api| {
+        let node = api.get("nodes", "", "quiet").unwrap();
+        let taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
+        taints.iter().any(|taint| taint["effect"] == "NoExecute")
+    })
+    .await;
+    let tainted = begun.elapsed().as_secs();
+    assert!((50..=60).contains(&tainted), "after the grace of 50 s, not {tainted} s");
+    api.until("the pod to be not ready", |api| {
+        let pod = api.get("pods", "shop", "p").unwrap();
+        pod["status"]["conditions"][0]["status"] == "False"
+    })
+    .await;
+    api.until("the pod to go", |api| api.get("pods", "shop", "p").is_none()).await;
+    let left = begun.elapsed().as_secs() - tainted;
+    assert!((299..=302).contains(&left), "after the toleration of 300 s, not {left} s");
+    assert!(api.get("nodes", "", "alive").unwrap()["spec"]["taints"].is_null());
+    heartbeat.abort();
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn owners_wait_for_or_let_go_of_what_they_own() {
+    let (api, running) = start();
+    api.until("the namespace to be ready", |api| api.get("serviceaccounts", "shop", "default").is_some())
+        .await;
+    let owned = |name: &str, owner: &str, uid: &str| {
+        let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": owner, "uid": uid, "blockOwnerDeletion": true});
+        json!({"metadata": {"name": name, "namespace": "shop", "ownerReferences": [owner]}})
+    };
+    let owner = |name: &str, finalizer: &str| json!({"metadata": {"name": name, "namespace": "shop", "uid": name, "finalizers": [finalizer]}});
+    api.add("configmaps", owner("front", "foregroundDeletion"));
+    api.add("configmaps", owned("front-child", "front", "front"));
+    api.add("configmaps", owner("orphaner", "orphan"));
+    api.add("configmaps", owned("survivor", "orphaner", "orphaner"));
+    api.add("configmaps", owned("lost", "nobody", "nobody"));
+    api.until("the child of nobody to go", |api| api.get("configmaps", "shop", "lost").is_none()).await;
+    for name in ["front", "orphaner"] {
+        api.edit("configmaps", "shop", name, |map| {
+            map["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into()
+        });
+    }
+    api.until("both owners to go", |api| {
+        api.get("configmaps", "shop", "front").is_none()
+            && api.get("configmaps", "shop", "orphaner").is_none()
+    })
+    .await;
+    assert!(api.get("configmaps", "shop", "front-child").is_none(), "it went before its owner");
+    let survivor = api.get("configmaps", "shop", "survivor").unwrap();
+    assert!(survivor["metadata"]["ownerReferences"].is_null());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_are_made_once_each_and_with_few_other_writes() {
+    let (api, running) = start();
+    api.add("deployments", deployment(2000));
+    api.until("two thousand pods", |api| api.count("pods") >= 2000).await;
+    let replicas =
+        |api: &FakeApi| api.list("replicasets").first().map(|set| set["status"]["replicas"].clone());
+    api.until("the count in the status", |api| replicas(api) == Some(json!(2000))).await;
+    assert_eq!(api.count("pods"), 2000, "a cache that is behind makes no second pod");
+    let writes = api.writes.load(Ordering::Relaxed);
+    assert!(writes < 2200, "{writes} writes for 2000 pods");
+    running.stop().await;
+}

@@ -1,0 +1,6 @@
+//! The framework and the built-in controllers against a small server in memory.
+
+mod controllers;
+mod fake;
+mod informer;
+mod leader;
