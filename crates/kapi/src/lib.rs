@@ -1,1 +1,47 @@
-//! The Kubernetes API server as a tower service
+//! The Kubernetes API server as a [`tower::Service`](tower::Service).
+//!
+//! [`ApiServer::builder`] makes one: all built-in kinds, over a store of your choice, with admission, authentication and
+//! authorization that can be added to or replaced. It answers `http::Request`s, so it can stand behind hyper, inside axum, or
+//! be handed straight to `kube::Client::new` without any socket.
+//!
+//! A newcomer starts at [`ApiServer`], then reads [`registry`] for how a kind is described and [`admission`] for how writes are
+//! changed and refused.
+
+// What is served.
+pub mod registry;
+pub mod schema;
+pub mod strategy;
+
+// How objects are kept and read.
+mod convert;
+mod list;
+mod meta;
+pub mod objects;
+mod watch;
+
+// How they are written.
+pub mod admission;
+mod delete;
+pub mod patch;
+mod subresource;
+mod write;
+
+// Who asks and may.
+pub mod audit;
+pub mod authn;
+pub mod authz;
+
+// The server.
+pub mod body;
+pub mod bootstrap;
+pub mod error;
+mod http;
+pub mod node;
+pub mod request;
+pub mod server;
+
+pub use self::{
+    body::Body,
+    server::{ApiServer, ApiServerBuilder, AsUser},
+    strategy::ServiceAddresses,
+};

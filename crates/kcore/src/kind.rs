@@ -28,7 +28,7 @@ impl Gvk {
 
 impl fmt::Display for Gvk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, Kind={}", join(&self.group, &self.version), self.kind)
+        write!(f, "{}/{}, Kind={}", self.group, self.version, self.kind)
     }
 }
 
@@ -58,7 +58,7 @@ impl Gvr {
 
 impl fmt::Display for Gvr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, Resource={}", join(&self.group, &self.version), self.resource)
+        write!(f, "{}/{}, Resource={}", self.group, self.version, self.resource)
     }
 }
 

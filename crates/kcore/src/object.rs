@@ -138,7 +138,7 @@ impl Header {
 ///
 /// It is parsed at most once (its header), encoded at most once per media type, and decoded at most once per Rust type.
 pub struct Stored {
-    header: Header,
+    header: Arc<Header>,
     revision: u64,
     /// The object as JSON without `metadata.resourceVersion`; `apiVersion`, `kind` and `metadata` come first, so that
     /// the first `"metadata":{` is the object's own.
@@ -156,7 +156,8 @@ impl Stored {
     ///
     /// `raw` must be what [`encode`] writes: JSON without a resource version, `metadata` among the first three keys.
     #[must_use]
-    pub fn new(header: Header, revision: u64, raw: Bytes) -> Self {
+    pub fn new(header: impl Into<Arc<Header>>, revision: u64, raw: Bytes) -> Self {
+        let header = header.into();
         let splice = raw
             .windows(METADATA_OPEN.len())
             .position(|window| window == METADATA_OPEN)

@@ -1,1 +1,24 @@
-//! A Kubernetes cluster inside your process: the builder that composes kplane's crates
+//! A Kubernetes cluster inside your process.
+//!
+//! [`Cluster::builder`] composes kplane's crates: an API server over a store, the controllers, the scheduler and nodes. The
+//! cluster is ready in milliseconds, needs no binaries and no root, and ends when it is dropped.
+//!
+//! A newcomer starts at [`ClusterBuilder`]; [`defaults`] lists what each part is unless it is replaced.
+
+mod builder;
+mod ca;
+mod cluster;
+pub mod defaults;
+mod kubeconfig;
+mod network;
+mod serve;
+
+pub use self::{
+    builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},
+    ca::{CaError, Credentials},
+    cluster::{Cluster, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
+    serve::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, Serving},
+};
+
+// The crates that a cluster is made of, so that one dependency is enough.
+pub use {kapi, kcore, knet, kreconcile, kruntime, ksched, kstore};

@@ -1,2 +1,130 @@
-//! The kplane command.
-fn main() {}
+//! `kplane up`: a Kubernetes cluster in one process, without root.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, Subcommand, ValueEnum};
+use kplane::Cluster;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+
+/// A Kubernetes cluster in one process.
+#[derive(Parser)]
+#[command(name = "kplane", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a cluster and keep it running until Ctrl-C or SIGTERM.
+    Up(Up),
+}
+
+#[derive(clap::Args)]
+struct Up {
+    /// How many nodes the cluster has.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=5000))]
+    nodes: u16,
+    /// Where the API is served; port 0 picks a free one.
+    #[arg(long, default_value = "127.0.0.1:6443")]
+    listen: SocketAddr,
+    /// Where the kubeconfig is written.
+    #[arg(long, default_value = "kplane.kubeconfig")]
+    kubeconfig: PathBuf,
+    /// What runs the containers.
+    #[arg(long, value_enum, default_value_t = Runtime::Process)]
+    runtime: Runtime,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Runtime {
+    /// Containers are processes of the user who starts the cluster.
+    Process,
+    /// Nothing really runs.
+    Simulated,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let Command::Up(up) = arguments.command;
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no threads can be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&up)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(up: &Up) -> Result<()> {
+    // Signals are caught from the very start, so that an early Ctrl-C ends cleanly too.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let begin = Instant::now();
+    println!("starting a cluster with {} nodes", up.nodes);
+    let mut builder = Cluster::builder().nodes(usize::from(up.nodes));
+    builder = match up.runtime {
+        Runtime::Process => {
+            builder.processes().context("the process runtime can't be used; try --runtime simulated")?
+        }
+        Runtime::Simulated => builder,
+    };
+    let cluster = builder.start().await.context("the cluster could not be started")?;
+    for (part, took) in cluster.startup() {
+        report(part, *took);
+    }
+    for note in cluster.notes() {
+        println!("  note: {note}");
+    }
+    let before = Instant::now();
+    let serving = cluster.serve(up.listen).await?;
+    write_private(&up.kubeconfig, &serving.kubeconfig)
+        .with_context(|| format!("{} can't be written", up.kubeconfig.display()))?;
+    report(&format!("https://{}", serving.address), before.elapsed());
+    report("ready", begin.elapsed());
+    println!(
+        "\n  export KUBECONFIG={}\n  kubectl get nodes\n\nCtrl-C ends the cluster.",
+        absolute(&up.kubeconfig).display()
+    );
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    println!("\nending the cluster");
+    let before = Instant::now();
+    cluster.shutdown().await?;
+    report("ended", before.elapsed());
+    Ok(())
+}
+
+fn report(what: &str, took: Duration) {
+    println!("  {what:<32} {:>8.1} ms", took.as_secs_f64() * 1000.0);
+}
+
+fn absolute(path: &std::path::Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+/// A kubeconfig holds a key: only its owner may read it. It is written whole or not at all.
+fn write_private(path: &std::path::Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    file.write_all(text.as_bytes())?;
+    file.persist(path)?;
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! What may be written: the chain that every create, update and delete passes through.
+
+mod namespace;
+mod priority;
+mod service_account;
+mod taints;
+mod tolerations;
+
+use std::{fmt::Debug, sync::Arc};
+
+use async_trait::async_trait;
+use serde_json::Value;
+
+pub use self::{
+    namespace::NamespaceLifecycle, priority::Priority, service_account::ServiceAccount,
+    taints::TaintNewNodes, tolerations::DefaultTolerations,
+};
+use crate::{authn::UserInfo, error::ApiResult, objects::Objects, registry::Resource};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A new object.
+    Create,
+    /// A changed object.
+    Update,
+    /// The end of an object.
+    Delete,
+}
+
+/// A request on its way through the chain.
+#[derive(Debug)]
+pub struct AdmissionRequest<'a> {
+    /// What is asked for.
+    pub operation: Operation,
+    /// The kind.
+    pub resource: &'a Resource,
+    /// The subresource; empty for the object itself.
+    pub subresource: &'a str,
+    /// The namespace; empty for cluster-scoped objects.
+    pub namespace: &'a str,
+    /// The object's name; empty while it is still to be generated.
+    pub name: &'a str,
+    /// Who asks.
+    pub user: &'a UserInfo,
+    /// The state before, for updates and deletions.
+    pub old: Option<&'a Value>,
+    /// Whether nothing will be kept.
+    pub dry_run: bool,
+    /// What is in the server, to look things up.
+    pub objects: &'a Objects,
+}
+
+/// A step of the admission chain.
+///
+/// The server calls [`admit`](Self::admit) of every step in the order of the chain, then checks the object, then calls
+/// [`validate`](Self::validate) of every step. Both may be called several times for one request, because a write that lost a
+/// race is tried again; so a step must not act outside of the object. An error ends the request and is shown to the caller
+/// as it is. A dropped future means that the caller went away.
+///
+/// ```
+/// use kapi::admission::{Admission, AdmissionRequest};
+/// use kapi::error::ApiResult;
+/// use serde_json::Value;
+///
+/// /// Every object carries the name of who made it.
+/// #[derive(Debug)]
+/// struct Stamp;
+///
+/// #[async_trait::async_trait]
+/// impl Admission for Stamp {
+///     fn name(&self) -> &str { "Stamp" }
+///
+///     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
+///         object["metadata"]["annotations"]["made-by"] = request.user.name.clone().into();
+///         Ok(())
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait Admission: Debug + Send + Sync + 'static {
+    /// The step's name, for messages and for taking it out of the chain.
+    fn name(&self) -> &str;
+
+    /// Changes the object, or refuses it. Not called for deletions.
+    async fn admit(&self, _request: &AdmissionRequest<'_>, _object: &mut Value) -> ApiResult<()> {
+        Ok(())
+    }
+
+    /// Refuses the object, or lets it pass. For deletions `object` is the object that would go.
+    async fn validate(&self, _request: &AdmissionRequest<'_>, _object: &Value) -> ApiResult<()> {
+        Ok(())
+    }
+}
+
+/// The steps that upstream turns on by default and that are built so far, in upstream's order.
+#[must_use]
+pub fn defaults() -> Vec<Arc<dyn Admission>> {
+    vec![
+        Arc::new(NamespaceLifecycle),
+        Arc::new(ServiceAccount),
+        Arc::new(TaintNewNodes),
+        Arc::new(Priority),
+        Arc::new(DefaultTolerations),
+    ]
+}

@@ -1,0 +1,58 @@
+//! Bearer tokens that are known beforehand.
+
+use std::{collections::HashMap, fmt};
+
+use async_trait::async_trait;
+use http::{header::AUTHORIZATION, request::Parts};
+use kcore::Status;
+use sha2::{Digest, Sha256};
+
+use super::{Authenticator, UserInfo};
+use crate::error::ApiResult;
+
+/// A table of bearer tokens. Only their digests are kept, and the digest is what is looked up, so neither memory nor timing
+/// tells a token.
+#[derive(Clone, Default)]
+pub struct StaticTokens(HashMap<[u8; 32], UserInfo>);
+
+impl StaticTokens {
+    /// An empty table.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a token.
+    #[must_use]
+    pub fn with(mut self, token: &str, user: UserInfo) -> Self {
+        self.0.insert(Sha256::digest(token).into(), user);
+        self
+    }
+}
+
+impl fmt::Debug for StaticTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StaticTokens").field("count", &self.0.len()).finish()
+    }
+}
+
+#[async_trait]
+impl Authenticator for StaticTokens {
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<UserInfo>> {
+        let Some(header) = parts.headers.get(AUTHORIZATION) else {
+            return Ok(None);
+        };
+        let token = header.to_str().ok().and_then(|text| {
+            let (scheme, token) = text.trim().split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+        let Some(token) = token else {
+            return Ok(None);
+        };
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        match self.0.get(&digest) {
+            Some(user) => Ok(Some(user.clone())),
+            None => Err(Status::unauthorized().into()),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! What exists in every cluster from its first moment: the system's namespaces, the service `kubernetes`, the priority
+//! classes of system pods, the range of cluster IPs.
+//!
+//! Service accounts and the CA's ConfigMap come from controllers, roles and priority levels with the features they
+//! belong to.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::{
+    authn::{MASTERS, UserInfo},
+    error::ApiResult,
+    server::Inner,
+    write::Call,
+};
+
+/// The user that the server writes as.
+const USER: &str = "system:apiserver";
+
+/// Creates what is missing.
+pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
+    for name in ["kube-system", "kube-public", "kube-node-lease", "default"] {
+        create(
+            server,
+            "",
+            "namespaces",
+            "",
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        )
+        .await?;
+    }
+    for (name, value, description) in [
+        (
+            "system-cluster-critical",
+            2_000_000_000,
+            "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+        ),
+        (
+            "system-node-critical",
+            2_000_001_000,
+            "Used for system critical pods that must not be moved from their current node.",
+        ),
+    ] {
+        let class = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}, "value": value,
+            "description": description,
+        });
+        create(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+    }
+    let addresses = &server.addresses;
+    let range = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [addresses.cidr()]},
+    });
+    create(server, "networking.k8s.io", "servicecidrs", "", range).await?;
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "clusterIP": addresses.first().to_string(), "type": "ClusterIP",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
+        },
+    });
+    create(server, "", "services", "default", service).await
+}
+
+async fn create(
+    server: &Arc<Inner>,
+    group: &str,
+    plural: &str,
+    namespace: &str,
+    object: Value,
+) -> ApiResult<()> {
+    let Some(resource) = server.objects.registry().find(group, "v1", plural) else {
+        return Ok(());
+    };
+    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    if server.objects.get(&resource, namespace, &name).is_some() {
+        return Ok(());
+    }
+    let user = UserInfo::new(USER, [MASTERS]);
+    let call = Call {
+        objects: &server.objects,
+        admission: &server.admission,
+        user: &user,
+        resource: &resource,
+        subresource: "",
+        namespace,
+        name: &name,
+        dry_run: false,
+    };
+    match call.create(object).await {
+        Err(error) if error.0.is("AlreadyExists") => Ok(()),
+        result => result.map(|_| ()),
+    }
+}

@@ -1,0 +1,139 @@
+//! Conversion between the versions of a resource and the form it is stored in.
+//!
+//! A resource is stored in its first version. `core/v1` and `events.k8s.io/v1` events are one thing under two names
+//! (KEP-383) and are stored as the former. Versions whose fields are the same differ in `apiVersion` alone; fields that the
+//! asked-for version doesn't know are dropped by its schema.
+
+use serde_json::{Map, Value, json};
+
+use crate::registry::{Resource, ResourceDef, selectable_value};
+
+/// The table that holds a resource's objects.
+pub(crate) fn table_name(def: &ResourceDef) -> String {
+    if is_new_event(def) { "events".to_owned() } else { def.table_name() }
+}
+
+fn is_new_event(def: &ResourceDef) -> bool {
+    def.group == "events.k8s.io" && def.plural == "events"
+}
+
+fn is_old_scaler(resource: &Resource) -> bool {
+    resource.def.group == "autoscaling" && resource.version().name == "v1"
+}
+
+/// Whether objects of this resource and version are stored as they are served.
+pub(crate) fn is_identity(resource: &Resource) -> bool {
+    resource.is_storage_version() && !is_new_event(&resource.def)
+}
+
+/// Turns an object of the resource's version into the stored form.
+pub(crate) fn to_storage(resource: &Resource, object: &mut Value) {
+    if is_identity(resource) {
+        return;
+    }
+    if is_new_event(&resource.def) {
+        rename(object, EVENT_FIELDS.iter().map(|(core, new)| (*new, *core)));
+        object["apiVersion"] = json!("v1");
+        return;
+    }
+    if is_old_scaler(resource) {
+        scaler_to_v2(object);
+    }
+    object["apiVersion"] = json!(api_version(&resource.def, resource.def.storage_version()));
+}
+
+/// Turns a stored object into one of the resource's version.
+pub(crate) fn from_storage(resource: &Resource, object: &mut Value) {
+    if is_identity(resource) {
+        return;
+    }
+    if is_new_event(&resource.def) {
+        rename(object, EVENT_FIELDS.iter().copied());
+    } else if is_old_scaler(resource) {
+        scaler_to_v1(object);
+    }
+    object["apiVersion"] = json!(resource.api_version());
+}
+
+fn api_version(def: &ResourceDef, version: &str) -> String {
+    if def.group.is_empty() { version.to_owned() } else { format!("{}/{version}", def.group) }
+}
+
+/// The fields of an event in core/v1 and in events.k8s.io/v1.
+const EVENT_FIELDS: [(&str, &str); 7] = [
+    ("involvedObject", "regarding"),
+    ("message", "note"),
+    ("source", "deprecatedSource"),
+    ("firstTimestamp", "deprecatedFirstTimestamp"),
+    ("lastTimestamp", "deprecatedLastTimestamp"),
+    ("count", "deprecatedCount"),
+    ("reportingComponent", "reportingController"),
+];
+
+fn rename<'a>(object: &mut Value, names: impl Iterator<Item = (&'a str, &'a str)>) {
+    let Some(map) = object.as_object_mut() else {
+        return;
+    };
+    for (from, to) in names {
+        if let Some(value) = map.remove(from) {
+            map.insert(to.to_owned(), value);
+        }
+    }
+}
+
+fn scaler_to_v2(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    if let Some(percent) = spec.remove("targetCPUUtilizationPercentage") {
+        let target = json!({"type": "Utilization", "averageUtilization": percent});
+        spec.insert(
+            "metrics".into(),
+            json!([{"type": "Resource", "resource": {"name": "cpu", "target": target}}]),
+        );
+    }
+}
+
+fn scaler_to_v1(object: &mut Value) {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+        return;
+    };
+    let metrics = spec.remove("metrics").unwrap_or_default();
+    let is_cpu = |metric: &&Value| metric["type"] == "Resource" && metric["resource"]["name"] == "cpu";
+    let cpu = metrics.as_array().into_iter().flatten().find(is_cpu);
+    if let Some(percent) = cpu.and_then(|metric| metric["resource"]["target"].get("averageUtilization")) {
+        spec.insert("targetCPUUtilizationPercentage".into(), percent.clone());
+    }
+    if let Some(status) = object.get_mut("status").and_then(Value::as_object_mut) {
+        let kept = ["observedGeneration", "lastScaleTime", "currentReplicas", "desiredReplicas"];
+        let old = std::mem::take(status);
+        *status = old.into_iter().filter(|(key, _)| kept.contains(&key.as_str())).collect::<Map<_, _>>();
+    }
+}
+
+/// The value of a selectable field in a stored object.
+pub(crate) fn field(def: &ResourceDef, object: &Value, path: &str) -> String {
+    match (def.plural.as_str(), path) {
+        ("events", "source") => {
+            let source = selectable_value(object, "source.component");
+            if source.is_empty() { selectable_value(object, "reportingComponent") } else { source }
+        }
+        ("pods", "status.podIPs") => {
+            let addresses = object["status"]["podIPs"].as_array().into_iter().flatten();
+            addresses.filter_map(|entry| entry["ip"].as_str()).collect::<Vec<_>>().join(",")
+        }
+        ("nodes", "spec.unschedulable") | ("pods", "spec.hostNetwork") => {
+            let value = selectable_value(object, path);
+            if value.is_empty() { "false".to_owned() } else { value }
+        }
+        ("jobs", "status.successful") => {
+            let value = selectable_value(object, "status.succeeded");
+            if value.is_empty() { "0".to_owned() } else { value }
+        }
+        ("replicasets" | "replicationcontrollers", "status.replicas") => {
+            let value = selectable_value(object, path);
+            if value.is_empty() { "0".to_owned() } else { value }
+        }
+        _ => selectable_value(object, path),
+    }
+}

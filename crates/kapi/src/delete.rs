@@ -1,0 +1,177 @@
+//! Deleting objects: preconditions, grace, finalizers, and what happens to dependents.
+
+use std::sync::Arc;
+
+use jiff::SignedDuration;
+use kcore::{Status, Stored, clock::format_time};
+use serde_json::{Value, json};
+
+use crate::{
+    admission::Operation,
+    error::ApiResult,
+    meta,
+    objects::{Write, WriteError},
+    request::{DeleteOptions, Propagation},
+    write::{Call, RETRIES_MAX},
+};
+
+/// What a deletion did.
+pub(crate) enum Deleted {
+    /// The object is gone; its last state, in the storage version.
+    Gone(Value),
+    /// The object is still there and will go later; its present state.
+    Later(Value),
+}
+
+impl Call<'_> {
+    /// Deletes one object (`registry/generic/registry.Store.Delete`).
+    pub(crate) async fn delete(&self, options: &DeleteOptions) -> ApiResult<Deleted> {
+        for _ in 0..RETRIES_MAX {
+            let stored =
+                self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+            let old = stored.value().map_err(Status::internal)?;
+            self.check_preconditions(options, &stored)?;
+            self.validate(Operation::Delete, self.name, &old, Some(&old)).await?;
+            let marked = self.mark(&old, options);
+            let written = match marked {
+                Some(object) if object == old => return Ok(Deleted::Later(old)),
+                Some(object) => self.replace(&stored, &old, object).await?,
+                None => self.remove(&stored, &old).await?,
+            };
+            if let Some(deleted) = written {
+                return Ok(deleted);
+            }
+            if options.revision.is_some() {
+                return Err(self.conflict());
+            }
+        }
+        Err(self.conflict())
+    }
+
+    fn check_preconditions(&self, options: &DeleteOptions, stored: &Stored) -> ApiResult<()> {
+        let def = &self.resource.def;
+        let fail = |what: &str, wanted: &str, found: &str| {
+            let why = format!(
+                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            );
+            Status::conflict(&def.group, &def.plural, self.name, &why)
+        };
+        if let Some(uid) = options.uid.as_deref().filter(|uid| **uid != *stored.header().uid) {
+            return Err(fail("UID", uid, &stored.header().uid).into());
+        }
+        if let Some(revision) = options.revision.filter(|revision| *revision != stored.revision()) {
+            return Err(fail("ResourceVersion", &revision.to_string(), &stored.revision().to_string()).into());
+        }
+        Ok(())
+    }
+
+    /// The object with the mark of its deletion; `None` when it may go at once.
+    fn mark(&self, old: &Value, options: &DeleteOptions) -> Option<Value> {
+        let def = &self.resource.def;
+        let now = self.objects.clock().now();
+        let mut object = old.clone();
+        set_propagation(&mut object, options.propagation);
+        let is_namespace = def.group.is_empty() && def.plural == "namespaces";
+        let grace = def.strategy.grace_seconds(old, options.grace_seconds);
+        let marked = old["metadata"]["deletionTimestamp"].is_string();
+        let old_grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
+        let grace = match (grace, old_grace.filter(|_| marked)) {
+            // A grace that runs can only be shortened.
+            (Some(asked), Some(running)) => {
+                let explicit = options.grace_seconds.is_some() || asked == 0;
+                if explicit { asked.min(running) } else { running }
+            }
+            (asked, _) => asked.unwrap_or(0),
+        };
+        let meta = &mut object["metadata"];
+        if !marked || old_grace.is_some_and(|running| grace < running) {
+            let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+            meta["deletionTimestamp"] = json!(format_time(at));
+            meta["deletionGracePeriodSeconds"] = json!(grace);
+            if def.traits.generation && !marked {
+                let generation = meta["generation"].as_i64().unwrap_or(0);
+                meta["generation"] = json!(generation + 1);
+            }
+        }
+        if is_namespace {
+            object["status"]["phase"] = json!("Terminating");
+        }
+        if meta::is_finished(def, &object) { None } else { Some(object) }
+    }
+
+    async fn replace(
+        &self,
+        stored: &Arc<Stored>,
+        old: &Value,
+        mut object: Value,
+    ) -> ApiResult<Option<Deleted>> {
+        if self.dry_run {
+            return Ok(Some(Deleted::Later(object)));
+        }
+        meta::drop_revision(&mut object);
+        let claims = self.resource.def.strategy.claims(old);
+        let write = self.write(stored, Some(&object), &claims, &claims);
+        match self.objects.commit(write).await {
+            Ok(written) => Ok(Some(Deleted::Later(written.value().map_err(Status::internal)?))),
+            Err(WriteError::Store(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    async fn remove(&self, stored: &Arc<Stored>, old: &Value) -> ApiResult<Option<Deleted>> {
+        if self.dry_run {
+            return Ok(Some(Deleted::Gone(old.clone())));
+        }
+        let claims = self.resource.def.strategy.claims(old);
+        match self.objects.commit(self.write(stored, None, &[], &claims)).await {
+            Ok(written) => {
+                let mut last = old.clone();
+                last["metadata"]["resourceVersion"] = json!(written.revision().to_string());
+                Ok(Some(Deleted::Gone(last)))
+            }
+            Err(WriteError::Store(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn write<'b>(
+        &'b self,
+        stored: &Stored,
+        object: Option<&'b Value>,
+        claims: &'b [String],
+        old_claims: &'b [String],
+    ) -> Write<'b> {
+        Write {
+            resource: self.resource,
+            namespace: self.namespace,
+            name: self.name,
+            expected: Some(stored.revision()),
+            object,
+            claims,
+            old_claims,
+        }
+    }
+}
+
+/// Sets the finalizers that make the garbage collector orphan the dependents or delete them first. Without a wish the
+/// finalizers stay as they are.
+fn set_propagation(object: &mut Value, propagation: Option<Propagation>) {
+    let Some(propagation) = propagation else {
+        return;
+    };
+    let list = object.pointer("/metadata/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let mut kept: Vec<Value> =
+        list.into_iter().filter(|item| *item != "orphan" && *item != "foregroundDeletion").collect();
+    match propagation {
+        Propagation::Orphan => kept.push(json!("orphan")),
+        Propagation::Foreground => kept.push(json!("foregroundDeletion")),
+        Propagation::Background => {}
+    }
+    if let Some(meta) = object["metadata"].as_object_mut() {
+        if kept.is_empty() {
+            meta.remove("finalizers");
+        } else {
+            meta.insert("finalizers".to_owned(), Value::Array(kept));
+        }
+    }
+}

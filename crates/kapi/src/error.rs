@@ -1,0 +1,135 @@
+//! The server's one error type: a `Status` on its way to the client, and the field errors that make a 422.
+
+use std::fmt;
+
+use kcore::{
+    Status,
+    status::{StatusCause, StatusDetails},
+};
+
+/// A [`Status`] that ends a request. Boxed, because it travels through every `Result` of the request path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError(pub Box<Status>);
+
+/// What a step of the request path returns.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl From<Status> for ApiError {
+    fn from(status: Status) -> Self {
+        Self(Box::new(status))
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for ApiError {}
+
+/// One fault in one field, with the words of `k8s.io/apimachinery/pkg/util/validation/field`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    reason: &'static str,
+    field: String,
+    detail: String,
+}
+
+impl FieldError {
+    /// The field must be given.
+    pub fn required(field: impl Into<String>, detail: &str) -> Self {
+        let detail =
+            if detail.is_empty() { "Required value".to_owned() } else { format!("Required value: {detail}") };
+        Self { reason: "FieldValueRequired", field: field.into(), detail }
+    }
+
+    /// The field's value is wrong; `value` is shown as JSON.
+    pub fn invalid(field: impl Into<String>, value: impl fmt::Display, detail: impl fmt::Display) -> Self {
+        Self {
+            reason: "FieldValueInvalid",
+            field: field.into(),
+            detail: format!("Invalid value: {value}: {detail}"),
+        }
+    }
+
+    /// The field's text value is wrong.
+    pub fn invalid_text(field: impl Into<String>, value: &str, detail: impl fmt::Display) -> Self {
+        Self::invalid(field, format_args!("{value:?}"), detail)
+    }
+
+    /// The field's value is none of those supported.
+    pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
+        let list = supported.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+        let detail = format!("Unsupported value: {value:?}: supported values: {list}");
+        Self { reason: "FieldValueNotSupported", field: field.into(), detail }
+    }
+
+    /// The value stands in another entry already.
+    pub fn duplicate(field: impl Into<String>, value: &str) -> Self {
+        Self {
+            reason: "FieldValueDuplicate",
+            field: field.into(),
+            detail: format!("Duplicate value: {value:?}"),
+        }
+    }
+
+    /// The field may not be set (now).
+    pub fn forbidden(field: impl Into<String>, detail: impl fmt::Display) -> Self {
+        Self { reason: "FieldValueForbidden", field: field.into(), detail: format!("Forbidden: {detail}") }
+    }
+
+    /// The field names something that is not there.
+    pub fn not_found(field: impl Into<String>, value: &str) -> Self {
+        Self { reason: "FieldValueNotFound", field: field.into(), detail: format!("Not found: {value:?}") }
+    }
+
+    /// The value is longer than allowed.
+    pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
+        let detail = format!("Too long: may not be more than {limit} bytes");
+        Self { reason: "FieldValueTooLong", field: field.into(), detail }
+    }
+
+    /// The field's path.
+    #[must_use]
+    pub fn field(&self) -> &str {
+        &self.field
+    }
+}
+
+impl fmt::Display for FieldError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.field.is_empty() {
+            f.write_str(&self.detail)
+        } else {
+            write!(f, "{}: {}", self.field, self.detail)
+        }
+    }
+}
+
+/// 422: the object was read, but what it says is not allowed. `errors` is not empty.
+#[must_use]
+pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> ApiError {
+    let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
+    let faults = match errors {
+        [one] => one.to_string(),
+        several => {
+            let texts: Vec<_> = several.iter().map(ToString::to_string).collect();
+            format!("[{}]", texts.join(", "))
+        }
+    };
+    let mut status = Status::failure(422, "Invalid", format!("{qualified} {name:?} is invalid: {faults}"));
+    let causes = errors.iter().map(|error| StatusCause {
+        reason: error.reason.to_owned(),
+        message: error.detail.clone(),
+        field: error.field.clone(),
+    });
+    status.details = Some(StatusDetails {
+        name: name.to_owned(),
+        group: group.to_owned(),
+        kind: kind.to_owned(),
+        causes: causes.collect(),
+        ..StatusDetails::default()
+    });
+    status.into()
+}

@@ -1,0 +1,202 @@
+//! HTTP: the only place that knows paths, media types and the bytes of answers.
+
+mod discovery;
+mod negotiate;
+mod openapi;
+mod resource;
+mod table;
+mod upgrade;
+mod watch;
+
+use std::{fmt, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
+use http_body_util::BodyExt as _;
+use kcore::Status;
+use serde_json::{Value, json};
+
+pub(crate) use self::discovery::Documents;
+use crate::{
+    authn::UserInfo,
+    body::Body,
+    error::{ApiError, ApiResult},
+    request::{Query, RequestInfo},
+    schema::{Catalog, json as reader, protobuf},
+    server::{BODY_BYTES_MAX, Inner},
+};
+
+/// The Kubernetes version that the server says it is.
+pub(crate) const VERSION: (&str, &str) = ("1", "37");
+
+/// Finds what answers a request.
+pub(crate) async fn route<B>(
+    server: &Arc<Inner>,
+    parts: &Parts,
+    info: &RequestInfo,
+    query: &Query,
+    user: &Arc<UserInfo>,
+    body: B,
+) -> ApiResult<Response<Body>>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: fmt::Display + Send,
+{
+    if info.is_resource {
+        let request = resource::Request { server, parts, info, query, user };
+        return request.serve(body).await;
+    }
+    if parts.method != Method::GET && parts.method != Method::HEAD {
+        return Err(Status::no_such_path().into());
+    }
+    let segments: Vec<&str> = info.path.split('/').filter(|part| !part.is_empty()).collect();
+    match segments.as_slice() {
+        [] => Ok(discovery::paths(&server.objects)),
+        ["healthz" | "livez" | "readyz", rest @ ..] => health(segments[0], rest, query),
+        ["version"] => Ok(json_response(StatusCode::OK, &version())),
+        ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers),
+        ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers),
+        _ => Err(Status::no_such_path().into()),
+    }
+}
+
+/// The server is healthy as soon as it answers: its store is opened before.
+fn health(endpoint: &str, rest: &[&str], query: &Query) -> ApiResult<Response<Body>> {
+    const CHECKS: [&str; 2] = ["ping", "etcd"];
+    let body = match rest {
+        [] if query.flag("verbose") => {
+            let lines: String = CHECKS.iter().map(|check| format!("[+]{check} ok\n")).collect();
+            format!("{lines}{endpoint} check passed\n")
+        }
+        [] => "ok".to_owned(),
+        [check] if CHECKS.contains(check) => "ok".to_owned(),
+        _ => return Err(Status::no_such_path().into()),
+    };
+    let mut response = Response::new(Body::from(body));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    Ok(response)
+}
+
+fn version() -> Value {
+    let (major, minor) = VERSION;
+    json!({
+        "major": major, "minor": minor, "gitVersion": format!("v{major}.{minor}.0+kplane-{}", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z", "goVersion": "none",
+        "compiler": "rustc", "platform": format!("{}/{}", std::env::consts::OS, platform_arch()),
+        "emulationMajor": major, "emulationMinor": minor, "minCompatibilityMajor": major, "minCompatibilityMinor": "36",
+    })
+}
+
+fn platform_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// An answer with a JSON body.
+pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
+    bytes_response(code, serde_json::to_vec(value).unwrap_or_default())
+}
+
+/// An answer with JSON that is encoded already.
+pub(crate) fn bytes_response(code: StatusCode, json: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::from(json));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// An answer that is a `Status`.
+pub(crate) fn status_response(status: &Status) -> Response<Body> {
+    let code = StatusCode::from_u16(status.code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = bytes_response(code, serde_json::to_vec(status).unwrap_or_default());
+    let wait = status.details.as_ref().map_or(0, |details| details.retry_after_seconds);
+    if wait > 0 {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait));
+    }
+    response
+}
+
+/// Adds a `Warning` header (RFC 7234, code 299) for each text.
+pub(crate) fn add_warnings(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let text = warning.replace('\\', "\\\\").replace('"', "\\\"").replace(['\n', '\r'], " ");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+/// Reads a whole body, up to [`BODY_BYTES_MAX`].
+pub(crate) async fn read_body<B>(body: B) -> ApiResult<Bytes>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: fmt::Display + Send,
+{
+    let too_large =
+        || ApiError::from(Status::too_large(format!("Request entity too large: limit is {BODY_BYTES_MAX}")));
+    let mut body = std::pin::pin!(body);
+    let mut first: Option<Bytes> = None;
+    let mut all = BytesMut::new();
+    let mut length = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Status::bad_request(format!("unable to read the request's body: {error}")))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        length += data.len();
+        if length > BODY_BYTES_MAX {
+            return Err(too_large());
+        }
+        // Most bodies come in one piece, which needs no copy.
+        match first.take() {
+            None if all.is_empty() => first = Some(data),
+            None => all.extend_from_slice(&data),
+            Some(before) => {
+                all.extend_from_slice(&before);
+                all.extend_from_slice(&data);
+            }
+        }
+    }
+    Ok(first.unwrap_or_else(|| all.freeze()))
+}
+
+/// The media type of a body, without parameters; JSON if it is not said.
+pub(crate) fn media_type(headers: &HeaderMap) -> String {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = value.split(';').next().unwrap_or_default().trim().to_lowercase();
+    if essence.is_empty() { "application/json".to_owned() } else { essence }
+}
+
+/// Decodes a body of JSON, YAML or protobuf; the second value holds the paths of duplicate fields.
+pub(crate) fn decode(catalog: &Catalog, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+    match media_type {
+        "application/json" | "*/*" => {
+            reader::parse(bytes).map_err(|error| Status::bad_request(format!("couldn't get version/kind; json parse error: {error}")).into())
+        }
+        "application/yaml" | "application/x-yaml" | "text/yaml" => {
+            let text = std::str::from_utf8(bytes).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
+            let value: Value = serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
+            Ok((value, Vec::new()))
+        }
+        "application/vnd.kubernetes.protobuf" => {
+            let object = protobuf::decode(catalog, bytes).map_err(|error| match error {
+                protobuf::ProtobufError::Unknown(_) => Status::unsupported_media_type(error.to_string()),
+                error => Status::bad_request(error.to_string()),
+            })?;
+            Ok((object, Vec::new()))
+        }
+        other => Err(Status::unsupported_media_type(format!(
+            "the body of the request was in an unknown format ({other}) - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"
+        ))
+        .into()),
+    }
+}

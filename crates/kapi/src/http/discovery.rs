@@ -1,0 +1,278 @@
+//! Discovery: what the server serves, in the old form (one document per group version) and the aggregated one.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use kcore::Status;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{bytes_response, json_response, negotiate};
+use crate::{
+    body::Body,
+    error::ApiResult,
+    objects::Objects,
+    registry::{Registry, Resource, Verbs},
+    server::Inner,
+};
+
+/// Documents that are made once for a state of the registry.
+#[derive(Debug, Default)]
+pub(crate) struct Documents {
+    cached: Mutex<ahash::HashMap<String, Document>>,
+}
+
+/// A document with its hash.
+#[derive(Clone, Debug)]
+pub(crate) struct Document {
+    pub(crate) bytes: Bytes,
+    pub(crate) hash: String,
+}
+
+impl Documents {
+    /// The document of this name, made by `make` if it is not there yet.
+    pub(crate) fn get(&self, name: &str, make: impl FnOnce() -> Value) -> Document {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(document) = cached.get(name) {
+            return document.clone();
+        }
+        let bytes = Bytes::from(serde_json::to_vec(&make()).unwrap_or_default());
+        let hash = hex(&Sha256::digest(&bytes));
+        let document = Document { bytes, hash };
+        cached.insert(name.to_owned(), document.clone());
+        document
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02X}");
+        text
+    })
+}
+
+/// The root: the paths that are served.
+pub(super) fn paths(objects: &Objects) -> Response<Body> {
+    let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
+    for (group, versions) in objects.registry().groups().into_iter().filter(|(group, _)| !group.is_empty()) {
+        paths.push(format!("/apis/{group}"));
+        paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
+    }
+    paths.extend(
+        ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
+    );
+    paths.sort_unstable();
+    json_response(StatusCode::OK, &json!({ "paths": paths }))
+}
+
+/// Answers `/api`, `/apis` and what is below, except resources.
+pub(super) fn serve(
+    server: &Arc<Inner>,
+    segments: &[&str],
+    headers: &HeaderMap,
+) -> ApiResult<Response<Body>> {
+    let registry = server.objects.registry();
+    let value = match segments {
+        ["api" | "apis"] => {
+            if let Some(version) = aggregated_version(headers) {
+                return Ok(aggregated(server, segments[0] == "api", version));
+            }
+            if segments[0] == "api" { core_versions() } else { group_list(registry) }
+        }
+        ["api", version] if registry.has_version("", version) => resource_list(registry, "", version),
+        ["apis", group] => group_of(registry, group).ok_or_else(Status::no_such_path)?,
+        ["apis", group, version] if registry.has_version(group, version) => {
+            resource_list(registry, group, version)
+        }
+        _ => return Err(Status::no_such_path().into()),
+    };
+    Ok(json_response(StatusCode::OK, &value))
+}
+
+fn core_versions() -> Value {
+    json!({
+        "kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": ""}],
+    })
+}
+
+fn group_value(group: &str, versions: &[String]) -> Value {
+    let all: Vec<Value> = versions
+        .iter()
+        .map(|version| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
+        .collect();
+    json!({"name": group, "versions": all, "preferredVersion": all.first()})
+}
+
+fn group_list(registry: &Registry) -> Value {
+    let groups = registry.groups();
+    let groups: Vec<Value> = groups
+        .iter()
+        .filter(|(group, _)| !group.is_empty())
+        .map(|(group, versions)| group_value(group, versions))
+        .collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+fn group_of(registry: &Registry, name: &str) -> Option<Value> {
+    let groups = registry.groups();
+    let (group, versions) = groups.iter().find(|(group, _)| group == name && !group.is_empty())?;
+    let mut value = group_value(group, versions);
+    value["kind"] = json!("APIGroup");
+    value["apiVersion"] = json!("v1");
+    Some(value)
+}
+
+/// The kind of a subresource, its group version when that is another, and its verbs.
+fn subresource(
+    resource: &Resource,
+    name: &str,
+) -> (String, Option<(&'static str, &'static str)>, &'static [&'static str]) {
+    let own = || resource.def.kind.clone();
+    match name {
+        "scale" => ("Scale".to_owned(), Some(("autoscaling", "v1")), &["get", "patch", "update"]),
+        "binding" => ("Binding".to_owned(), None, &["create"]),
+        "eviction" => ("Eviction".to_owned(), Some(("policy", "v1")), &["create"]),
+        "token" => ("TokenRequest".to_owned(), Some(("authentication.k8s.io", "v1")), &["create"]),
+        "log" => (own(), None, &["get"]),
+        "exec" => ("PodExecOptions".to_owned(), None, &["create", "get"]),
+        "attach" => ("PodAttachOptions".to_owned(), None, &["create", "get"]),
+        "portforward" => ("PodPortForwardOptions".to_owned(), None, &["create", "get"]),
+        "proxy" => {
+            let verbs = &["create", "delete", "get", "patch", "update"];
+            (format!("{}ProxyOptions", resource.def.kind), None, verbs)
+        }
+        "finalize" => (own(), None, &["update"]),
+        _ => (own(), None, &["get", "patch", "update"]),
+    }
+}
+
+fn resource_list(registry: &Registry, group: &str, version: &str) -> Value {
+    let mut resources = Vec::new();
+    for resource in registry.resources(group, version) {
+        let def = &resource.def;
+        let mut entry = json!({
+            "name": def.plural, "singularName": def.singular, "namespaced": def.namespaced, "kind": def.kind,
+            "verbs": def.verbs.names(),
+        });
+        if !def.short_names.is_empty() {
+            entry["shortNames"] = json!(def.short_names);
+        }
+        if !def.categories.is_empty() {
+            entry["categories"] = json!(def.categories);
+        }
+        if matches!(def.verbs, Verbs::All | Verbs::NoDeleteCollection) {
+            entry["storageVersionHash"] = json!(storage_hash(&resource));
+        }
+        resources.push(entry);
+        for name in &def.subresources {
+            let (kind, other, verbs) = subresource(&resource, name);
+            let mut entry = json!({"name": format!("{}/{name}", def.plural), "singularName": "", "namespaced": def.namespaced, "kind": kind, "verbs": verbs});
+            if let Some((group, version)) = other {
+                entry["group"] = json!(group);
+                entry["version"] = json!(version);
+            }
+            resources.push(entry);
+        }
+    }
+    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources})
+}
+
+/// The first eight bytes of the SHA-256 of the storage version, in base64 (`discovery.StorageVersionHash`).
+fn storage_hash(resource: &Resource) -> String {
+    use base64::Engine as _;
+    let def = &resource.def;
+    let digest = Sha256::digest(format!("{}/{}/{}", def.group, def.storage_version(), def.kind));
+    base64::engine::general_purpose::STANDARD.encode(&digest[..8])
+}
+
+/// The version of aggregated discovery that the caller prefers, if any (KEP-3352).
+fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
+    negotiate::ranges(headers).iter().find_map(|range| {
+        let wanted = range.essence == "application/json"
+            && range.parameter("g") == "apidiscovery.k8s.io"
+            && range.parameter("as") == "APIGroupDiscoveryList";
+        match range.parameter("v") {
+            "v2" if wanted => Some(Some("v2")),
+            "v2beta1" if wanted => Some(Some("v2beta1")),
+            _ if range.essence == "application/json" && range.parameter("as").is_empty() => Some(None),
+            _ => None,
+        }
+    })?
+}
+
+fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Response<Body> {
+    let registry = server.objects.registry();
+    let make = || {
+        let groups = registry.groups();
+        let groups = groups.iter().filter(|(group, _)| group.is_empty() == core);
+        let items: Vec<Value> =
+            groups.map(|(group, versions)| aggregated_group(registry, group, versions)).collect();
+        json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items})
+    };
+    let document = server.documents.get(&format!("discovery/{version}/{core}"), make);
+    let mut response = bytes_response(StatusCode::OK, document.bytes);
+    let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+    if let (Ok(kind), Ok(tag)) =
+        (HeaderValue::from_str(&kind), HeaderValue::from_str(&format!("\"{}\"", document.hash)))
+    {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response.headers_mut().insert(header::ETAG, tag);
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    }
+    response
+}
+
+fn aggregated_group(registry: &Registry, group: &str, versions: &[String]) -> Value {
+    let versions: Vec<Value> = versions
+        .iter()
+        .map(|version| {
+            let resources: Vec<Value> = registry
+                .resources(group, version)
+                .iter()
+                .map(|resource| aggregated_resource(resource))
+                .collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        })
+        .collect();
+    let metadata = if group.is_empty() {
+        json!({"creationTimestamp": null})
+    } else {
+        json!({"name": group, "creationTimestamp": null})
+    };
+    json!({"metadata": metadata, "versions": versions})
+}
+
+fn aggregated_resource(resource: &Resource) -> Value {
+    let def = &resource.def;
+    let kind =
+        |group: &str, version: &str, kind: &str| json!({"group": group, "version": version, "kind": kind});
+    let own = &resource.version().name;
+    let mut value = json!({
+        "resource": def.plural, "responseKind": kind(&def.group, own, &def.kind),
+        "scope": if def.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": def.singular, "verbs": def.verbs.names(),
+    });
+    if !def.short_names.is_empty() {
+        value["shortNames"] = json!(def.short_names);
+    }
+    if !def.categories.is_empty() {
+        value["categories"] = json!(def.categories);
+    }
+    let subresources: Vec<Value> = def
+        .subresources
+        .iter()
+        .map(|name| {
+            let (sub_kind, other, verbs) = subresource(resource, name);
+            let (group, version) = other.unwrap_or((&def.group, own));
+            json!({"subresource": name, "responseKind": kind(group, version, &sub_kind), "verbs": verbs})
+        })
+        .collect();
+    if !subresources.is_empty() {
+        value["subresources"] = json!(subresources);
+    }
+    value
+}

@@ -1,0 +1,58 @@
+//! Tables: what `kubectl get` shows.
+
+mod columns;
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::{registry::Resource, request::Query};
+
+/// How much of each object stands beside its row (`includeObject`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Include {
+    /// Its metadata; the default.
+    #[default]
+    Metadata,
+    /// All of it.
+    Object,
+    /// Nothing.
+    None,
+}
+
+impl Include {
+    pub(super) fn of_query(query: &Query) -> Self {
+        match query.get("includeObject") {
+            Some("Object") => Self::Object,
+            Some("None") => Self::None,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// The table of these objects; `with_columns`: whether it defines its columns, which a watch does only once.
+/// `now` is what ages are counted to.
+pub(super) fn of(
+    resource: &Resource,
+    objects: &[Value],
+    metadata: &Value,
+    with_columns: bool,
+    include: Include,
+    now: Timestamp,
+) -> Value {
+    let columns = columns::of(&resource.def.qualified());
+    let definitions: Vec<Value> = if with_columns { columns.definitions() } else { Vec::new() };
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| {
+            let mut row = json!({"cells": columns.cells(object, now)});
+            match include {
+                Include::Metadata => row["object"] = super::resource::metadata_of(object),
+                Include::Object => row["object"] = object.clone(),
+                Include::None => {}
+            }
+            row
+        })
+        .collect();
+    let metadata = if metadata.is_null() { json!({}) } else { metadata.clone() };
+    json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": definitions, "rows": rows})
+}

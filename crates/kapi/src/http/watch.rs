@@ -1,0 +1,136 @@
+//! Watches on the wire: a JSON object a line, or a local hand-over.
+
+use std::sync::Arc;
+
+use super::{negotiate::Form, table};
+use crate::{body::Body, convert, registry::Resource, watch::Session, write::in_version};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
+use http::{HeaderValue, Response, header};
+use kcore::{
+    Clock, Stored,
+    local::{LocalEvent, LocalEvents, WantLocal},
+};
+use serde_json::{Value, json};
+
+/// The answer to a watch.
+pub(super) fn respond(
+    session: Session,
+    resource: &Arc<Resource>,
+    form: Form,
+    include: table::Include,
+    clock: &Arc<dyn Clock>,
+    wants_local: Option<&WantLocal>,
+) -> Response<Body> {
+    if wants_local.is_some() && form == Form::Object && convert::is_identity(resource) {
+        let mut response = Response::new(Body::empty());
+        response.extensions_mut().insert(LocalEvents::new(session.into_stream()));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        return response;
+    }
+    let mut response = Response::new(Body::stream(lines(
+        session,
+        Writer {
+            resource: Arc::clone(resource),
+            form,
+            columns_sent: false,
+            include,
+            clock: Arc::clone(clock),
+        },
+    )));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+fn lines(session: Session, mut writer: Writer) -> impl Stream<Item = Bytes> + Send {
+    session.into_stream().map(move |batch| {
+        let mut out = Vec::with_capacity(batch.len() * 1024);
+        for event in &batch {
+            writer.write(event, &mut out);
+        }
+        Bytes::from(out)
+    })
+}
+
+struct Writer {
+    resource: Arc<Resource>,
+    form: Form,
+    columns_sent: bool,
+    include: table::Include,
+    clock: Arc<dyn Clock>,
+}
+
+impl Writer {
+    fn write(&mut self, event: &LocalEvent, out: &mut Vec<u8>) {
+        let (kind, object) = match event {
+            LocalEvent::Added(object) => ("ADDED", object),
+            LocalEvent::Modified(object) => ("MODIFIED", object),
+            LocalEvent::Deleted(object) => ("DELETED", object),
+            LocalEvent::Bookmark { revision, initial_events_end } => {
+                return write_line("BOOKMARK", &self.bookmark(*revision, *initial_events_end), out);
+            }
+            LocalEvent::Error(status) => {
+                return write_line("ERROR", &serde_json::to_value(status).unwrap_or_default(), out);
+            }
+        };
+        out.extend_from_slice(b"{\"type\":\"");
+        out.extend_from_slice(kind.as_bytes());
+        out.extend_from_slice(b"\",\"object\":");
+        self.write_object(object, out);
+        out.extend_from_slice(b"}\n");
+    }
+
+    fn write_object(&mut self, object: &Stored, out: &mut Vec<u8>) {
+        if self.form == Form::Object && convert::is_identity(&self.resource) {
+            out.extend_from_slice(object.json());
+            return;
+        }
+        let value = in_version(&self.resource, object.value().unwrap_or_default());
+        let shown = match self.form {
+            Form::Object => value,
+            Form::Metadata => super::resource::metadata_of(&value),
+            Form::Table => {
+                let first = !std::mem::replace(&mut self.columns_sent, true);
+                table::of(
+                    &self.resource,
+                    std::slice::from_ref(&value),
+                    &Value::Null,
+                    first,
+                    self.include,
+                    self.clock.now(),
+                )
+            }
+        };
+        // Writing a `Value` into a `Vec` cannot fail.
+        let _ = serde_json::to_writer(out, &shown);
+    }
+
+    fn bookmark(&self, revision: u64, initial_events_end: bool) -> Value {
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if initial_events_end {
+            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        match self.form {
+            Form::Object => {
+                json!({"kind": self.resource.def.kind, "apiVersion": self.resource.api_version(), "metadata": metadata})
+            }
+            Form::Metadata => {
+                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
+            }
+            Form::Table => {
+                let mut bookmark =
+                    table::of(&self.resource, &[], &metadata, false, self.include, self.clock.now());
+                let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                bookmark["rows"] = json!([{"cells": [], "object": partial}]);
+                bookmark
+            }
+        }
+    }
+}
+
+fn write_line(kind: &str, object: &Value, out: &mut Vec<u8>) {
+    let _ = serde_json::to_writer(&mut *out, &json!({"type": kind, "object": object}));
+    out.push(b'\n');
+}

@@ -1,0 +1,202 @@
+//! Lists: which revision they show, and how they are cut into pages.
+
+use std::sync::Arc;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use kcore::{Status, Stored, status::StatusMeta};
+use kstore::{Entry, ReadError, Revision, Snapshot};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::{ApiError, ApiResult},
+    objects::{Objects, Scope, stored},
+    registry::Resource,
+    request::{ListOptions, RevisionMatch},
+};
+
+/// A page of a list: a revision and the objects that it selects, read from the snapshot as they are asked for.
+pub(crate) struct Page {
+    /// The revision that the list shows.
+    pub(crate) revision: u64,
+    /// The token for the next page; known when the page has been read.
+    pub(crate) continue_: String,
+    /// How many objects follow this page, if that can be told.
+    pub(crate) remaining: Option<usize>,
+    /// The objects.
+    pub(crate) items: Vec<Arc<Stored>>,
+}
+
+/// Where a list goes on: the revision it shows and the last key that was given out.
+#[derive(Debug, Deserialize, Serialize)]
+struct Token {
+    v: String,
+    rv: u64,
+    start: String,
+}
+
+impl Token {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn decode(text: &str) -> ApiResult<Self> {
+        let invalid = || Status::bad_request("continue key is not valid: the token cannot be read");
+        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| invalid())?;
+        let token: Self = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
+        if token.v != "meta.k8s.io/v1" || token.rv == 0 {
+            return Err(invalid().into());
+        }
+        Ok(token)
+    }
+}
+
+/// Lists the objects of a resource.
+///
+/// The rules for the revision are those of the API concepts, "Resource versions": none is the most recent, 0 any, with
+/// `NotOlderThan` (or nothing) at least that one, with `Exact` just that one. All but the last are the most recent here,
+/// because the store is its own cache.
+pub(crate) async fn list(
+    objects: &Objects,
+    resource: &Resource,
+    namespace: &str,
+    options: &ListOptions,
+) -> ApiResult<Page> {
+    let scope = Scope::new(resource, namespace, &options.fields);
+    let (snapshot, start) = view(objects, resource, options).await?;
+    let selects_all = options.labels.is_empty() && options.fields.is_empty();
+    let mut items = Vec::new();
+    let mut more = false;
+    for entry in scope.entries(&snapshot, resource, start.as_deref()) {
+        let object = stored(&resource.def, &entry);
+        let header = object.header();
+        if !scope.admits(header) || !options.labels.matches(&header.labels) || !options.fields.matches(header)
+        {
+            continue;
+        }
+        if options.limit > 0 && items.len() == options.limit {
+            more = true;
+            break;
+        }
+        items.push(object);
+    }
+    let last = items.last().filter(|_| more).map(|object| {
+        let header = object.header();
+        String::from_utf8_lossy(&resource.key(&header.namespace, &header.name)).into_owned()
+    });
+    let remaining =
+        last.as_ref().filter(|_| selects_all).map(|last| count_after(&scope, &snapshot, resource, last));
+    let revision = snapshot.revision().get();
+    let continue_ = last.map(|start| Token { v: "meta.k8s.io/v1".to_owned(), rv: revision, start }.encode());
+    Ok(Page { revision, continue_: continue_.unwrap_or_default(), remaining, items })
+}
+
+fn count_after(scope: &Scope, snapshot: &Snapshot, resource: &Resource, last: &str) -> usize {
+    let range = match scope {
+        Scope::Namespace(namespace) => kstore::Range::prefix(Bytes::from(format!("{namespace}/"))),
+        _ => kstore::Range::all(),
+    };
+    snapshot.count(resource.table, range.after(last))
+}
+
+/// The snapshot that a list shows and the key after which it begins.
+async fn view(
+    objects: &Objects,
+    resource: &Resource,
+    options: &ListOptions,
+) -> ApiResult<(Snapshot, Option<Vec<u8>>)> {
+    let store = objects.store();
+    if let Some(text) = &options.continue_ {
+        let token = Token::decode(text)?;
+        if options.revision.is_some_and(|revision| revision != 0) {
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            )
+            .into());
+        }
+        let snapshot = at(&store.snapshot(), resource, token.rv).map_err(|error| match error {
+            ReadError::Compacted { .. } => expired_token(&token, store.snapshot().revision()),
+            other => read_error(&other),
+        })?;
+        return Ok((snapshot, Some(token.start.into_bytes())));
+    }
+    let wanted = options.revision.unwrap_or(0);
+    if options.revision_match == Some(RevisionMatch::Exact) {
+        let snapshot = at(&store.snapshot(), resource, wanted).map_err(|error| read_error(&error))?;
+        return Ok((snapshot, None));
+    }
+    if options.revision.is_none() {
+        store.barrier().await.map_err(|error| Status::internal(error))?;
+    }
+    let snapshot = store.snapshot();
+    if wanted > snapshot.revision().get() {
+        return Err(too_large_revision(wanted, snapshot.revision().get()));
+    }
+    Ok((snapshot, None))
+}
+
+fn at(snapshot: &Snapshot, resource: &Resource, revision: u64) -> Result<Snapshot, ReadError> {
+    if snapshot.revision().get() == revision {
+        return Ok(snapshot.clone());
+    }
+    snapshot.at_table(resource.table, Revision::from(revision))
+}
+
+/// 410 with a token that goes on at the present revision (API concepts, "Retrieving large results sets in chunks").
+fn expired_token(token: &Token, now: Revision) -> ApiError {
+    let next = Token { v: token.v.clone(), rv: now.get(), start: token.start.clone() };
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    );
+    status.metadata = StatusMeta { continue_: next.encode() };
+    status.into()
+}
+
+/// A read of a revision that is gone or not there yet.
+pub(crate) fn read_error(error: &ReadError) -> ApiError {
+    match error {
+        ReadError::Compacted { asked, floor } => Status::expired(format!(
+            "The resourceVersion for the provided list is too old: {asked} ({floor})"
+        ))
+        .into(),
+        ReadError::Future { asked, published } => too_large_revision(asked.get(), published.get()),
+        other => Status::internal(other).into(),
+    }
+}
+
+/// 504: the revision has not been reached (`storage.NewTooLargeResourceVersionError`).
+pub(crate) fn too_large_revision(wanted: u64, current: u64) -> ApiError {
+    let mut status = Status::failure(
+        504,
+        "Timeout",
+        format!("Timeout: Too large resource version: {wanted}, current: {current}"),
+    );
+    status.details = Some(kcore::status::StatusDetails {
+        causes: vec![kcore::status::StatusCause {
+            reason: "ResourceVersionTooLarge".to_owned(),
+            message: "Too large resource version".to_owned(),
+            field: String::new(),
+        }],
+        retry_after_seconds: 1,
+        ..kcore::status::StatusDetails::default()
+    });
+    status.into()
+}
+
+/// The entries of one page as they were stored; for deleting a collection.
+pub(crate) fn entries(
+    objects: &Objects,
+    resource: &Resource,
+    namespace: &str,
+    options: &ListOptions,
+) -> Vec<Arc<Entry>> {
+    let scope = Scope::new(resource, namespace, &options.fields);
+    let snapshot = objects.snapshot();
+    let all = scope.entries(&snapshot, resource, None);
+    all.filter(|entry| {
+        let object = stored(&resource.def, entry);
+        let header = object.header();
+        scope.admits(header) && options.labels.matches(&header.labels) && options.fields.matches(header)
+    })
+    .collect()
+}

@@ -1,0 +1,333 @@
+//! Objects in the store: how they are kept, indexed, read and committed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kcore::{Clock, Header, Status, Stored, object::encode};
+use kstore::{
+    CommitError, Compare, Entry, IndexFn, Interest, Op, Range, Revision, Snapshot, Store, StoreError,
+    TableId, TableSpec, Term, Txn,
+};
+use serde_json::Value;
+
+use crate::{
+    convert,
+    error::ApiError,
+    registry::{Registry, Resource, ResourceDef},
+};
+
+/// The table of things that only one object may hold: cluster IPs, node ports. Its keys are claims, its values the holders.
+const CLAIMS: &str = "kplane/claims";
+
+/// The objects of a server: its store seen through its registry.
+#[derive(Debug)]
+pub struct Objects {
+    store: Arc<dyn Store>,
+    registry: Arc<Registry>,
+    clock: Arc<dyn Clock>,
+    claims: TableId,
+}
+
+impl Objects {
+    /// Opens the tables of `defs` and registers them.
+    ///
+    /// # Errors
+    /// When the store can't open a table.
+    pub fn new(
+        store: Arc<dyn Store>,
+        registry: Arc<Registry>,
+        clock: Arc<dyn Clock>,
+        defs: Vec<ResourceDef>,
+    ) -> Result<Self, StoreError> {
+        let claims = store.open_table(TableSpec::new(CLAIMS))?;
+        let objects = Self { store, registry, clock, claims };
+        objects.register(defs)?;
+        Ok(objects)
+    }
+
+    /// Opens the tables of further kinds and serves them from now on.
+    ///
+    /// # Errors
+    /// When the store can't open a table.
+    pub fn register(&self, defs: Vec<ResourceDef>) -> Result<(), StoreError> {
+        let mut resources = Vec::with_capacity(defs.len());
+        for def in defs {
+            let def = Arc::new(def);
+            let spec = TableSpec::new(convert::table_name(&def));
+            let spec = if def.indexed.is_empty() {
+                spec
+            } else {
+                spec.index(Arc::new(FieldIndex(Arc::clone(&def))))
+            };
+            let table = self.store.open_table(spec)?;
+            resources.push((def, table));
+        }
+        self.registry.extend(resources);
+        Ok(())
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The registry.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// What is published now.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.store.snapshot()
+    }
+
+    /// One object, if it is there.
+    #[must_use]
+    pub fn get(&self, resource: &Resource, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+        let entry = self.snapshot().get(resource.table, &resource.key(namespace, name))?;
+        Some(stored(&resource.def, &entry))
+    }
+
+    /// One object of a built-in kind, for admission and authorization.
+    #[must_use]
+    pub fn find(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Option<Arc<Stored>> {
+        self.get(&*self.registry.find(group, version, plural)?, namespace, name)
+    }
+
+    /// Whether a claim is held.
+    #[must_use]
+    pub fn is_claimed(&self, claim: &str) -> bool {
+        self.snapshot().get(self.claims, claim.as_bytes()).is_some()
+    }
+
+    /// Writes or deletes one object together with its claims.
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    pub async fn commit(&self, write: Write<'_>) -> Result<Arc<Stored>, WriteError> {
+        let Write { resource, namespace, name, expected, object, claims, old_claims } = write;
+        let key = Bytes::from(resource.key(namespace, name));
+        let table = resource.table;
+        let mut txn = Txn::new().compare(match expected {
+            Some(revision) => {
+                Compare::ModifiedAt { table, key: key.clone(), revision: Revision::from(revision) }
+            }
+            None => Compare::Absent { table, key: key.clone() },
+        });
+        txn = match object {
+            Some(object) => {
+                let mut header = Header::of(object);
+                header.fields = selectable_fields(&resource.def, object);
+                let hint: Arc<dyn std::any::Any + Send + Sync> = Arc::new(header);
+                txn.op(Op::Put {
+                    table,
+                    key: key.clone(),
+                    value: encode(object).into(),
+                    lease: None,
+                    hint: Some(hint),
+                })
+            }
+            None => txn.op(Op::Delete { table, key: key.clone() }),
+        };
+        let added: Vec<&String> = claims.iter().filter(|claim| !old_claims.contains(claim)).collect();
+        for claim in &added {
+            let claim = Bytes::copy_from_slice(claim.as_bytes());
+            txn = txn.compare(Compare::Absent { table: self.claims, key: claim.clone() }).op(Op::Put {
+                table: self.claims,
+                key: claim,
+                value: key.clone(),
+                lease: None,
+                hint: None,
+            });
+        }
+        for claim in old_claims.iter().filter(|claim| !claims.contains(claim)) {
+            txn = txn.op(Op::Delete { table: self.claims, key: Bytes::copy_from_slice(claim.as_bytes()) });
+        }
+        match self.store.commit(txn).await {
+            Ok(committed) => {
+                let outcome = committed.outcomes.into_iter().next();
+                let entry = outcome.and_then(|outcome| outcome.entry).ok_or(WriteError::Conflict)?;
+                Ok(stored(&resource.def, &entry))
+            }
+            Err(CommitError::Conflict { index: 0, .. }) => Err(WriteError::Conflict),
+            Err(CommitError::Conflict { index, .. }) => Err(added
+                .get(index - 1)
+                .map_or(WriteError::Conflict, |claim| WriteError::Claimed((*claim).clone()))),
+            Err(error) => Err(WriteError::Store(store_error(&error))),
+        }
+    }
+}
+
+/// One write of one object.
+pub struct Write<'a> {
+    /// The kind.
+    pub resource: &'a Resource,
+    /// The namespace.
+    pub namespace: &'a str,
+    /// The name.
+    pub name: &'a str,
+    /// The revision that is replaced; `None`: the object must not be there.
+    pub expected: Option<u64>,
+    /// The new state in the storage version, without a resource version; `None` deletes.
+    pub object: Option<&'a Value>,
+    /// What the new state holds.
+    pub claims: &'a [String],
+    /// What the old state held.
+    pub old_claims: &'a [String],
+}
+
+/// Why a write did not happen.
+#[derive(Debug)]
+pub enum WriteError {
+    /// The object is not in the expected state any more.
+    Conflict,
+    /// Another object holds this claim.
+    Claimed(String),
+    /// The store refused or failed.
+    Store(ApiError),
+}
+
+/// A store's error as clients see it.
+pub(crate) fn store_error(error: &dyn std::fmt::Display) -> ApiError {
+    Status::internal(error).into()
+}
+
+/// The object that an entry holds; its header is parsed at most once.
+pub(crate) fn stored(def: &ResourceDef, entry: &Arc<Entry>) -> Arc<Stored> {
+    entry.derived(|entry| {
+        let header = header_of(def, entry);
+        Arc::new(Stored::new(header, entry.modified().get(), entry.value().clone()))
+    })
+}
+
+/// The header: what the writer left, or else read from the bytes.
+fn header_of(def: &ResourceDef, entry: &Entry) -> Arc<Header> {
+    if let Some(header) = entry.hint().and_then(|hint| Arc::clone(hint).downcast::<Header>().ok()) {
+        return header;
+    }
+    let object: Value = serde_json::from_slice(entry.value()).unwrap_or(Value::Null);
+    let mut header = Header::of(&object);
+    header.fields = selectable_fields(def, &object);
+    Arc::new(header)
+}
+
+fn selectable_fields(def: &ResourceDef, object: &Value) -> Box<[(Arc<str>, Box<str>)]> {
+    def.selectable.iter().map(|path| (Arc::clone(path), convert::field(def, object, path).into())).collect()
+}
+
+/// The term under which objects with this value of an indexed field are found.
+pub(crate) fn field_term(path: &str, value: &str) -> Term {
+    Term::from(format!("{path}={value}").as_str())
+}
+
+/// Finds objects by the values of their indexed fields.
+struct FieldIndex(Arc<ResourceDef>);
+
+impl IndexFn for FieldIndex {
+    fn terms(&self, entry: &Entry, terms: &mut Vec<Term>) {
+        let header = header_of(&self.0, entry);
+        for path in &self.0.indexed {
+            let value = header.field(path).unwrap_or_default();
+            if !value.is_empty() {
+                terms.push(field_term(path, value));
+            }
+        }
+    }
+}
+
+/// What a list or watch is restricted to before its selectors are looked at.
+#[derive(Clone, Debug)]
+pub(crate) enum Scope {
+    /// The whole table.
+    All,
+    /// One namespace.
+    Namespace(String),
+    /// One object.
+    Name { namespace: String, name: String },
+    /// The objects with one value of an indexed field, in one namespace or all.
+    Term { term: Term, namespace: String },
+}
+
+impl Scope {
+    /// The narrowest scope that holds everything the selectors allow.
+    pub(crate) fn new(resource: &Resource, namespace: &str, fields: &kcore::selector::FieldSelector) -> Self {
+        let single = fields.required("metadata.name");
+        if let Some(name) = single.filter(|_| !namespace.is_empty() || !resource.def.namespaced) {
+            return Self::Name { namespace: namespace.to_owned(), name: name.to_owned() };
+        }
+        let indexed = resource.def.indexed.iter().find_map(|path| Some((path, fields.required(path)?)));
+        if let Some((path, value)) = indexed.filter(|(_, value)| !value.is_empty()) {
+            return Self::Term { term: field_term(path, value), namespace: namespace.to_owned() };
+        }
+        if namespace.is_empty() { Self::All } else { Self::Namespace(namespace.to_owned()) }
+    }
+
+    /// What a watch of this scope is woken by.
+    pub(crate) fn interest(&self, resource: &Resource) -> Interest {
+        match self {
+            Self::All => Interest::All,
+            Self::Namespace(namespace) => Interest::Prefix(format!("{namespace}/").into()),
+            Self::Name { namespace, name } => Interest::Key(resource.key(namespace, name).into()),
+            Self::Term { term, .. } => Interest::Term(term.clone()),
+        }
+    }
+
+    /// Whether an object lies in the namespace of the scope; terms are not bound to one.
+    pub(crate) fn admits(&self, header: &Header) -> bool {
+        match self {
+            Self::Term { namespace, .. } => namespace.is_empty() || *header.namespace == **namespace,
+            _ => true,
+        }
+    }
+
+    /// The entries of this scope in key order, from after `start`.
+    pub(crate) fn entries(
+        &self,
+        snapshot: &Snapshot,
+        resource: &Resource,
+        start: Option<&[u8]>,
+    ) -> Box<dyn Iterator<Item = Arc<Entry>> + Send> {
+        let table = resource.table;
+        let after = start.map(Bytes::copy_from_slice);
+        match self {
+            Self::Name { namespace, name } => {
+                let entry = snapshot.get(table, &resource.key(namespace, name));
+                Box::new(
+                    entry
+                        .into_iter()
+                        .filter(move |entry| after.as_ref().is_none_or(|after| entry.key() > after)),
+                )
+            }
+            Self::Term { term, .. } => {
+                let entries = snapshot.by_term(table, term);
+                Box::new(entries.filter(move |entry| after.as_ref().is_none_or(|after| entry.key() > after)))
+            }
+            Self::All => {
+                let range = after.map_or_else(Range::all, |after| Range::all().after(after));
+                Box::new(snapshot.range(table, range))
+            }
+            Self::Namespace(namespace) => {
+                let prefix = Bytes::from(format!("{namespace}/"));
+                let range = Range::prefix(prefix);
+                let range = after.map_or(range.clone(), |after| range.after(after));
+                Box::new(snapshot.range(table, range))
+            }
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Patches: pure functions from an object and a patch to the new object.
+
+mod strategic;
+
+use kcore::Status;
+use serde_json::Value;
+
+use crate::{
+    error::ApiResult,
+    schema::{Catalog, Type},
+};
+
+/// How many operations a JSON patch may have (`maxJSONPatchOperations`).
+pub const OPERATIONS_MAX: usize = 10_000;
+/// How large a JSON patch may make an object by copying, in bytes.
+pub const PATCHED_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// A patch, by its media type.
+#[derive(Clone, Debug)]
+pub enum Patch {
+    /// RFC 6902.
+    Json(json_patch::Patch),
+    /// RFC 7386.
+    Merge(Value),
+    /// Kubernetes' own, which merges lists by their keys.
+    Strategic(Value),
+}
+
+/// The media types of patches that are read here, as a 415 lists them.
+pub const MEDIA_TYPES: [&str; 3] =
+    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+
+impl Patch {
+    /// Reads a patch of this media type.
+    ///
+    /// # Errors
+    /// 415 for another media type, 400 for a body that is no patch, 413 for too many operations.
+    pub fn parse(media_type: &str, body: Value) -> ApiResult<Self> {
+        match media_type {
+            "application/json-patch+json" => {
+                let patch: json_patch::Patch =
+                    serde_json::from_value(body).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+                if patch.0.len() > OPERATIONS_MAX {
+                    let count = patch.0.len();
+                    return Err(Status::too_large(format!(
+                        "The allowed maximum operations in a JSON patch is {OPERATIONS_MAX}, got {count}"
+                    ))
+                    .into());
+                }
+                Ok(Self::Json(patch))
+            }
+            "application/merge-patch+json" => Ok(Self::Merge(body)),
+            "application/strategic-merge-patch+json" if body.is_object() => Ok(Self::Strategic(body)),
+            "application/strategic-merge-patch+json" => {
+                Err(Status::bad_request("error decoding patch: json: cannot unmarshal a value that is not an object into Go value of type map[string]interface {}").into())
+            }
+            other => Err(Status::unsupported_media_type(format!(
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                MEDIA_TYPES.join(", ")
+            ))
+            .about("", "", other)
+            .into()),
+        }
+    }
+
+    /// The patched object.
+    ///
+    /// # Errors
+    /// 422 when a JSON patch does not apply, 400 when a strategic patch makes no sense for the schema.
+    pub fn apply(&self, catalog: &Catalog, schema: &Type, object: &Value) -> ApiResult<Value> {
+        match self {
+            Self::Json(patch) => {
+                let mut patched = object.clone();
+                json_patch::patch(&mut patched, patch).map_err(|error| {
+                    let why = match &error.kind {
+                        json_patch::PatchErrorKind::TestFailed => {
+                            format!("testing path {} failed: test failed", error.path)
+                        }
+                        kind => format!(
+                            "{} operation does not apply: doc is missing path: {:?}: {kind}",
+                            operation(patch, error.operation),
+                            error.path.to_string()
+                        ),
+                    };
+                    Status::failure(
+                        422,
+                        "Invalid",
+                        format!("the server rejected our request due to an error in our request: {why}"),
+                    )
+                })?;
+                Ok(patched)
+            }
+            Self::Merge(patch) => {
+                let mut patched = object.clone();
+                json_patch::merge(&mut patched, patch);
+                if !patched.is_object() {
+                    return Err(Status::bad_request("a merge patch must be an object").into());
+                }
+                Ok(patched)
+            }
+            Self::Strategic(patch) => strategic::apply(catalog, schema, object, patch),
+        }
+    }
+}
+
+fn operation(patch: &json_patch::Patch, index: usize) -> &'static str {
+    match patch.0.get(index) {
+        Some(json_patch::PatchOperation::Add(_)) => "add",
+        Some(json_patch::PatchOperation::Remove(_)) => "remove",
+        Some(json_patch::PatchOperation::Replace(_)) => "replace",
+        Some(json_patch::PatchOperation::Move(_)) => "move",
+        Some(json_patch::PatchOperation::Copy(_)) => "copy",
+        Some(json_patch::PatchOperation::Test(_)) => "test",
+        None => "unknown",
+    }
+}

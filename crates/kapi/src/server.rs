@@ -1,0 +1,406 @@
+//! The API server as a [`tower::Service`].
+
+use std::{
+    collections::HashSet,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::{Request, Response, request::Parts};
+use kcore::{Clock, Status, TokioClock};
+use kstore::{MemoryStore, Store, StoreError};
+use tower::Service;
+use tracing::{debug, error};
+
+use crate::{
+    admission::{self, Admission},
+    audit::{AuditEvent, AuditSink},
+    authn::{AUTHENTICATED, Authenticator, ClientCertificates, Identity, UNAUTHENTICATED, UserInfo},
+    authz::{AuthenticatedOnly, Authorizer, Verdict},
+    body::Body,
+    error::{ApiError, ApiResult},
+    http as transport,
+    node::NodeDialer,
+    objects::Objects,
+    registry::{Registry, ResourceDef, builtin},
+    request::{Query, RequestInfo},
+    schema,
+    strategy::{ServiceAddresses, Strategies},
+};
+
+/// The largest body that is read, in bytes (`MaxRequestBodyBytes`).
+pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// The API server: cheap to clone, every clone is the same server.
+///
+/// A request passes, in this order: panic guard, request info, audit, authentication, authorization, and then the verb:
+/// decoding, defaults, mutating admission, validation, validating admission, commit.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use kapi::{ApiServer, authn::{Identity, UserInfo}};
+/// use tower::ServiceExt as _;
+///
+/// let server = ApiServer::builder().build()?;
+/// let admin = std::sync::Arc::new(UserInfo::new("admin", ["system:masters"]));
+/// let request = http::Request::get("/api/v1/namespaces").extension(Identity(admin)).body(http_body_util::Empty::<bytes::Bytes>::new())?;
+/// assert_eq!(server.oneshot(request).await?.status(), 200);
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct ApiServer(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) objects: Objects,
+    pub(crate) admission: Vec<Arc<dyn Admission>>,
+    pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
+    pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
+    pub(crate) audit: Option<Arc<dyn AuditSink>>,
+    pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
+    pub(crate) anonymous: bool,
+    pub(crate) addresses: ServiceAddresses,
+    pub(crate) documents: transport::Documents,
+}
+
+/// Builds an [`ApiServer`]. Every part has a default.
+///
+/// | part | default |
+/// |---|---|
+/// | store | [`MemoryStore`] |
+/// | clock | [`TokioClock`] |
+/// | authenticators | client certificates, then what is added |
+/// | authorizers | [`AuthenticatedOnly`] |
+/// | admission | [`admission::defaults`], then what is added |
+/// | anonymous callers | allowed, to read health and version |
+/// | service addresses | 10.96.0.0/12, ports 30000-32767 |
+/// | nodes | unreachable: logs and exec answer 503 |
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct ApiServerBuilder {
+    store: Option<Arc<dyn Store>>,
+    clock: Option<Arc<dyn Clock>>,
+    admission: Vec<Arc<dyn Admission>>,
+    without_admission: HashSet<String>,
+    authenticators: Vec<Arc<dyn Authenticator>>,
+    authorizers: Vec<Arc<dyn Authorizer>>,
+    audit: Option<Arc<dyn AuditSink>>,
+    nodes: Option<Arc<dyn NodeDialer>>,
+    anonymous: bool,
+    addresses: ServiceAddresses,
+    kinds: Vec<ResourceDef>,
+}
+
+impl ApiServer {
+    /// Starts a builder.
+    pub fn builder() -> ApiServerBuilder {
+        ApiServerBuilder {
+            store: None,
+            clock: None,
+            admission: Vec::new(),
+            without_admission: HashSet::new(),
+            authenticators: vec![Arc::new(ClientCertificates)],
+            authorizers: Vec::new(),
+            audit: None,
+            nodes: None,
+            anonymous: true,
+            addresses: ServiceAddresses::default(),
+            kinds: Vec::new(),
+        }
+    }
+
+    /// The server as this user sees it: requests need no credentials. For clients and components in the same process.
+    #[must_use]
+    pub fn as_user(&self, user: UserInfo) -> AsUser {
+        AsUser { server: self.clone(), identity: Identity(Arc::new(user)) }
+    }
+
+    /// Creates what a fresh cluster has (see [`bootstrap`](crate::bootstrap)); what is there already stays as it is.
+    ///
+    /// # Errors
+    /// When something can't be created.
+    pub async fn bootstrap(&self) -> ApiResult<()> {
+        crate::bootstrap::run(&self.0).await
+    }
+
+    /// The server's objects, for code that runs beside it and must not go through requests, such as its own tests.
+    #[must_use]
+    pub fn objects(&self) -> &Objects {
+        &self.0.objects
+    }
+}
+
+impl ApiServerBuilder {
+    /// Keeps the objects here.
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Takes the time from here.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Adds a step to the end of the admission chain.
+    pub fn admission(mut self, step: Arc<dyn Admission>) -> Self {
+        self.admission.push(step);
+        self
+    }
+
+    /// Takes a default step out of the admission chain, by its name.
+    pub fn without_admission(mut self, name: impl Into<String>) -> Self {
+        self.without_admission.insert(name.into());
+        self
+    }
+
+    /// Adds a way to find out who asks.
+    pub fn authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.authenticators.push(authenticator);
+        self
+    }
+
+    /// Adds a way to decide who may do what; the first one takes the place of the default.
+    pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
+        self.authorizers.push(authorizer);
+        self
+    }
+
+    /// Tells every request to this sink.
+    pub fn audit(mut self, sink: Arc<dyn AuditSink>) -> Self {
+        self.audit = Some(sink);
+        self
+    }
+
+    /// Reaches the nodes' agents this way, for logs and exec.
+    pub fn nodes(mut self, dialer: Arc<dyn NodeDialer>) -> Self {
+        self.nodes = Some(dialer);
+        self
+    }
+
+    /// Whether callers who don't say who they are are let in as `system:anonymous`.
+    pub fn anonymous(mut self, allowed: bool) -> Self {
+        self.anonymous = allowed;
+        self
+    }
+
+    /// The addresses and ports that services get.
+    pub fn service_addresses(mut self, addresses: ServiceAddresses) -> Self {
+        self.addresses = addresses;
+        self
+    }
+
+    /// Serves a further kind.
+    pub fn kind(mut self, def: ResourceDef) -> Self {
+        self.kinds.push(def);
+        self
+    }
+
+    /// Opens the store's tables and makes the server.
+    ///
+    /// # Errors
+    /// When the store can't open a table.
+    pub fn build(self) -> Result<ApiServer, StoreError> {
+        let catalog = schema::builtin::catalog();
+        let registry = Arc::new(Registry::new(Arc::clone(&catalog)));
+        let strategies = Strategies { addresses: Arc::new(self.addresses.clone()) };
+        let mut defs = builtin::resources(&catalog, &strategies);
+        defs.extend(self.kinds);
+        let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
+        let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
+        let objects = Objects::new(store, registry, clock, defs)?;
+        let defaults =
+            admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
+        let authorizers = if self.authorizers.is_empty() {
+            vec![Arc::new(AuthenticatedOnly) as _]
+        } else {
+            self.authorizers
+        };
+        Ok(ApiServer(Arc::new(Inner {
+            objects,
+            admission: defaults.chain(self.admission).collect(),
+            authenticators: self.authenticators,
+            authorizers,
+            audit: self.audit,
+            nodes: self.nodes,
+            anonymous: self.anonymous,
+            addresses: self.addresses,
+            documents: transport::Documents::default(),
+        })))
+    }
+}
+
+impl Inner {
+    /// Answers a request; whatever goes wrong becomes a `Status`.
+    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: fmt::Display + Send,
+    {
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let info = RequestInfo::new(&parts.method, parts.uri.path(), &query);
+        let handled = AssertUnwindSafe(self.handle(&parts, &info, &query, body)).catch_unwind().await;
+        let (user, result) = handled.unwrap_or_else(|_| {
+            error!(path = %info.path, verb = %info.verb, "a request panicked");
+            let status =
+                Status::internal("this request caused apiserver to panic; look in the log for details");
+            (None, Err(status.into()))
+        });
+        let response = result.unwrap_or_else(|ApiError(status)| {
+            debug!(path = %info.path, verb = %info.verb, %status, "refused");
+            transport::status_response(&status)
+        });
+        if let Some(sink) = &self.audit {
+            sink.record(&AuditEvent {
+                user: user.as_deref(),
+                request: &info,
+                code: response.status().as_u16(),
+            });
+        }
+        response
+    }
+
+    async fn handle<B>(
+        self: &Arc<Self>,
+        parts: &Parts,
+        info: &RequestInfo,
+        query: &Query,
+        body: B,
+    ) -> (Option<Arc<UserInfo>>, ApiResult<Response<Body>>)
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: fmt::Display + Send,
+    {
+        let user = match self.authenticate(parts).await {
+            Ok(user) => user,
+            Err(error) => return (None, Err(error)),
+        };
+        if let Err(error) = self.authorize(&user, info).await {
+            return (Some(user), Err(error));
+        }
+        let result = transport::route(self, parts, info, query, &user, body).await;
+        (Some(user), result)
+    }
+
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Arc<UserInfo>> {
+        if let Some(Identity(user)) = parts.extensions.get::<Identity>() {
+            return Ok(Arc::clone(user));
+        }
+        let mut refused = false;
+        for authenticator in &self.authenticators {
+            match authenticator.authenticate(parts).await {
+                Ok(Some(mut user)) => {
+                    if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+                        user.groups.push(AUTHENTICATED.to_owned());
+                    }
+                    return Ok(Arc::new(user));
+                }
+                Ok(None) => {}
+                Err(_) => refused = true,
+            }
+        }
+        if refused || !self.anonymous || parts.headers.contains_key(http::header::AUTHORIZATION) {
+            return Err(Status::unauthorized().into());
+        }
+        Ok(Arc::new(UserInfo::anonymous()))
+    }
+
+    async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
+        let mut reason = String::new();
+        for authorizer in &self.authorizers {
+            match authorizer.authorize(user, info).await {
+                Verdict::Allow => return Ok(()),
+                Verdict::Deny(why) => {
+                    reason = why;
+                    break;
+                }
+                Verdict::NoOpinion => {}
+            }
+        }
+        Err(forbidden(user, info, &reason))
+    }
+}
+
+/// 403 in upstream's words (`responsewriters.ForbiddenStatusError`).
+fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &str) -> ApiError {
+    let mut why = if info.is_resource {
+        let resource = if info.subresource.is_empty() {
+            info.resource.clone()
+        } else {
+            format!("{}/{}", info.resource, info.subresource)
+        };
+        let place = if info.namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace {:?}", info.namespace)
+        };
+        format!(
+            "User {:?} cannot {} resource {resource:?} in API group {:?} {place}",
+            user.name, info.verb, info.group
+        )
+    } else {
+        format!("User {:?} cannot {} path {:?}", user.name, info.verb, info.path)
+    };
+    if !reason.is_empty() {
+        why = format!("{why}: {reason}");
+    }
+    Status::forbidden(&info.group, &info.resource, &info.name, &why).into()
+}
+
+impl<B> Service<Request<B>> for ApiServer
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: fmt::Display + Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let inner = Arc::clone(&self.0);
+        Box::pin(inner.answer(request).map(Ok))
+    }
+}
+
+/// An [`ApiServer`] whose callers are all one user. Made by [`ApiServer::as_user`].
+#[derive(Clone, Debug)]
+pub struct AsUser {
+    server: ApiServer,
+    identity: Identity,
+}
+
+impl<B> Service<Request<B>> for AsUser
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: fmt::Display + Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        request.extensions_mut().insert(self.identity.clone());
+        self.server.call(request)
+    }
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiServer").field("objects", &self.0.objects).finish_non_exhaustive()
+    }
+}

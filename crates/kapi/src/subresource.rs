@@ -1,0 +1,253 @@
+//! Subresources that are not a view of the same object, and reviews, which are answered and not kept.
+
+mod review;
+
+use std::sync::Arc;
+
+use http::StatusCode;
+use kcore::Status;
+use serde_json::{Value, json};
+
+use crate::{
+    authn::UserInfo,
+    error::{ApiResult, FieldError, invalid},
+    registry::Resource,
+    request::DeleteOptions,
+    server::Inner,
+    strategy::{child, keep},
+    write::Call,
+};
+
+/// Answers a POST to a subresource or to a resource that is only created.
+pub(crate) async fn create(
+    server: &Arc<Inner>,
+    user: &Arc<UserInfo>,
+    call: &Call<'_>,
+    object: Value,
+) -> ApiResult<(StatusCode, Value)> {
+    match (call.resource.def.plural.as_str(), call.subresource) {
+        ("pods", "binding") | ("bindings", "") => bind(call, &object).await,
+        ("pods", "eviction") => evict(call, &object).await,
+        (plural, "") => review::answer(server, user, plural, call.namespace, object).await,
+        (plural, subresource) => {
+            let why = format!("the subresource {plural}/{subresource} is not served by kplane yet");
+            Err(Status::failure(501, "NotImplemented", why).into())
+        }
+    }
+}
+
+/// Puts a pod on a node (`registry/core/pod/storage.BindingREST`).
+async fn bind(call: &Call<'_>, binding: &Value) -> ApiResult<(StatusCode, Value)> {
+    let name = if call.name.is_empty() {
+        binding["metadata"]["name"].as_str().unwrap_or_default()
+    } else {
+        call.name
+    };
+    let node = binding["target"]["name"].as_str().unwrap_or_default().to_owned();
+    let mut errors = Vec::new();
+    let kind = binding["target"]["kind"].as_str().unwrap_or_default();
+    if !["", "Node"].contains(&kind) {
+        errors.push(FieldError::not_supported("target.kind", kind, &["Node", "<empty>"]));
+    }
+    if node.is_empty() {
+        errors.push(FieldError::required("target.name", ""));
+    }
+    if !errors.is_empty() {
+        return Err(invalid("", "Binding", name, &errors));
+    }
+    let registry = call.objects.registry();
+    let pods = registry.find("", "v1", "pods").ok_or_else(Status::no_such_path)?;
+    let pod_call = Call { resource: &pods, subresource: "binding", name, ..*call };
+    let wanted = binding["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
+    let now = crate::write::timestamp(call.objects);
+    pod_call
+        .update(&|pod| {
+            let conflict = |why: &str| -> crate::error::ApiError { Status::conflict("", "pods/binding", name, why).into() };
+            let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+            if !wanted.is_empty() && wanted != uid {
+                return Err(conflict(&format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}")));
+            }
+            if pod["metadata"]["deletionTimestamp"].is_string() {
+                return Err(conflict(&format!("pod {name} is being deleted, cannot be assigned to a host")));
+            }
+            if let Some(host) = pod["spec"]["nodeName"].as_str().filter(|host| !host.is_empty()) {
+                return Err(conflict(&format!("pod {name} is already assigned to node {host:?}")));
+            }
+            if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+                return Err(conflict(&format!("pod {name} has non-empty .spec.schedulingGates")));
+            }
+            let mut bound = pod.clone();
+            bound["spec"]["nodeName"] = json!(node);
+            for list in ["annotations", "labels"] {
+                for (key, value) in binding["metadata"][list].as_object().into_iter().flatten() {
+                    child(child(&mut bound, "metadata"), list)[key] = value.clone();
+                }
+            }
+            let condition = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+            let status = child(&mut bound, "status");
+            let conditions = status.get("conditions").and_then(Value::as_array).cloned().unwrap_or_default();
+            let others = conditions.into_iter().filter(|condition| condition["type"] != "PodScheduled");
+            status["conditions"] = others.chain([condition]).collect();
+            Ok(bound)
+        })
+        .await?;
+    Ok((StatusCode::CREATED, success()))
+}
+
+fn success() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+}
+
+/// Deletes a pod if its disruption budgets allow it (`registry/core/pod/storage.EvictionREST`).
+async fn evict(call: &Call<'_>, eviction: &Value) -> ApiResult<(StatusCode, Value)> {
+    let options = DeleteOptions::parse(&crate::request::Query::default(), eviction.get("deleteOptions"))?;
+    let pod = call.objects.get(call.resource, call.namespace, call.name).ok_or_else(|| call.not_found())?;
+    let value = pod.value().map_err(Status::internal)?;
+    let ended = matches!(value["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
+    if !ended && pod.header().deletion.is_none() {
+        take_disruption(call, &pod.header().labels).await?;
+    }
+    let call = Call { subresource: "", dry_run: call.dry_run || options.dry_run, ..*call };
+    call.delete(&options).await?;
+    Ok((StatusCode::CREATED, success()))
+}
+
+/// Counts the eviction against the budget that covers the pod.
+async fn take_disruption(call: &Call<'_>, labels: &kcore::Labels) -> ApiResult<()> {
+    let registry = call.objects.registry();
+    let Some(budgets) = registry.find("policy", "v1", "poddisruptionbudgets") else {
+        return Ok(());
+    };
+    let labels: Value = labels
+        .iter()
+        .map(|(key, value)| (key.to_owned(), json!(value)))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    let range = kstore::Range::prefix(bytes::Bytes::from(format!("{}/", call.namespace)));
+    let snapshot = call.objects.snapshot();
+    let all = snapshot
+        .range(budgets.table, range)
+        .filter_map(|entry| serde_json::from_slice::<Value>(entry.value()).ok());
+    let covering: Vec<Value> =
+        all.filter(|budget| crate::strategy::selects(&budget["spec"]["selector"], &labels)).collect();
+    let refuse = |budget: &str, why: &str| {
+        let mut status = Status::failure(
+            429,
+            "TooManyRequests",
+            "Cannot evict pod as it would violate the pod's disruption budget.",
+        );
+        status.details = Some(kcore::status::StatusDetails {
+            causes: vec![kcore::status::StatusCause {
+                reason: "DisruptionBudget".to_owned(),
+                message: format!("The disruption budget {budget} {why}"),
+                field: String::new(),
+            }],
+            retry_after_seconds: 10,
+            ..kcore::status::StatusDetails::default()
+        });
+        crate::error::ApiError::from(status)
+    };
+    let budget = match covering.as_slice() {
+        [] => return Ok(()),
+        [one] => one["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+        _ => return Err(Status::failure(500, "", "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.").into()),
+    };
+    let budget_call = Call { resource: &budgets, subresource: "status", name: &budget, ..*call };
+    budget_call
+        .update(&|current| {
+            let allowed = current["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
+            if allowed <= 0 {
+                let needed = current["status"]["desiredHealthy"].as_i64().unwrap_or(0);
+                let healthy = current["status"]["currentHealthy"].as_i64().unwrap_or(0);
+                return Err(refuse(
+                    &budget,
+                    &format!("needs {needed} healthy pods and has {healthy} currently"),
+                ));
+            }
+            let mut changed = current.clone();
+            changed["status"]["disruptionsAllowed"] = json!(allowed - 1);
+            Ok(changed)
+        })
+        .await?;
+    Ok(())
+}
+
+/// The scale of a workload (`autoscaling/v1` `Scale`).
+pub(crate) fn scale_of(resource: &Resource, object: &Value) -> ApiResult<Value> {
+    let meta = &object["metadata"];
+    let selector = &object["spec"]["selector"];
+    let labels =
+        if resource.def.plural == "replicationcontrollers" { selector } else { &selector["matchLabels"] };
+    let mut parts: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+        .collect();
+    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = expression["key"].as_str().unwrap_or_default();
+        let values: Vec<&str> =
+            expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        parts.push(match expression["operator"].as_str().unwrap_or_default() {
+            "In" => format!("{key} in ({})", values.join(",")),
+            "NotIn" => format!("{key} notin ({})", values.join(",")),
+            "Exists" => key.to_owned(),
+            _ => format!("!{key}"),
+        });
+    }
+    let mut scale_meta = json!({});
+    for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        keep(&mut scale_meta, meta, key);
+    }
+    let mut spec = json!({});
+    if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0) {
+        spec["replicas"] = json!(replicas);
+    }
+    Ok(json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": scale_meta, "spec": spec,
+        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": parts.join(",")},
+    }))
+}
+
+/// Changes the number of replicas; answers with the new scale.
+pub(crate) async fn update_scale(
+    call: &Call<'_>,
+    change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
+) -> ApiResult<Value> {
+    let resource = call.resource;
+    let written = call
+        .update(&|object| {
+            let before = scale_of(resource, object)?;
+            let after = change(&before)?;
+            let replicas = match &after["spec"]["replicas"] {
+                Value::Null => 0,
+                value => value.as_i64().ok_or_else(|| {
+                    Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal into Go struct field ScaleSpec.spec.replicas of type int32")
+                })?,
+            };
+            if replicas < 0 {
+                let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+                return Err(invalid("autoscaling", "Scale", object["metadata"]["name"].as_str().unwrap_or_default(), &[error]));
+            }
+            let mut scaled = object.clone();
+            scaled["spec"]["replicas"] = json!(replicas);
+            match after["metadata"].get("resourceVersion") {
+                Some(version) => scaled["metadata"]["resourceVersion"] = version.clone(),
+                None => crate::meta::drop_revision(&mut scaled),
+            }
+            Ok(scaled)
+        })
+        .await?;
+    scale_of(resource, &written.value()?)
+}
+
+/// A namespace with the finalizers of its specification replaced (`namespaces/finalize`).
+pub(crate) fn finalized(old: &Value, given: &Value) -> Value {
+    let mut namespace = old.clone();
+    keep(child(&mut namespace, "spec"), &given["spec"], "finalizers");
+    match given["metadata"].get("resourceVersion") {
+        Some(version) => namespace["metadata"]["resourceVersion"] = version.clone(),
+        None => crate::meta::drop_revision(&mut namespace),
+    }
+    namespace
+}

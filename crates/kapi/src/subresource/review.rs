@@ -1,0 +1,136 @@
+//! Reviews: who am I, may I, is this token good.
+
+use std::sync::Arc;
+
+use http::{Request, StatusCode, header::AUTHORIZATION};
+use kcore::Status;
+use serde_json::{Value, json};
+
+use crate::{
+    authn::{AUTHENTICATED, UserInfo},
+    authz::Verdict,
+    error::{ApiResult, FieldError, invalid},
+    request::RequestInfo,
+    server::Inner,
+};
+
+/// Answers a review.
+pub(super) async fn answer(
+    server: &Arc<Inner>,
+    user: &UserInfo,
+    plural: &str,
+    namespace: &str,
+    mut review: Value,
+) -> ApiResult<(StatusCode, Value)> {
+    let status = match plural {
+        "selfsubjectreviews" => json!({"userInfo": user_info(user)}),
+        "selfsubjectaccessreviews" => access(server, user, &review["spec"]).await?,
+        "subjectaccessreviews" | "localsubjectaccessreviews" => {
+            let subject = subject(&review["spec"])?;
+            let mut spec = review["spec"].clone();
+            if plural == "localsubjectaccessreviews" && spec["resourceAttributes"].is_object() {
+                spec["resourceAttributes"]["namespace"] = json!(namespace);
+            }
+            access(server, &subject, &spec).await?
+        }
+        "tokenreviews" => token(server, &review["spec"]).await?,
+        "selfsubjectrulesreviews" => rules(user),
+        other => {
+            return Err(Status::failure(
+                501,
+                "NotImplemented",
+                format!("{other} are not served by kplane yet"),
+            )
+            .into());
+        }
+    };
+    review["status"] = status;
+    Ok((StatusCode::CREATED, review))
+}
+
+fn user_info(user: &UserInfo) -> Value {
+    let mut info = json!({"username": user.name, "groups": user.groups});
+    if !user.uid.is_empty() {
+        info["uid"] = json!(user.uid);
+    }
+    if !user.extra.is_empty() {
+        info["extra"] = json!(user.extra);
+    }
+    info
+}
+
+fn subject(spec: &Value) -> ApiResult<UserInfo> {
+    let name = spec["user"].as_str().unwrap_or_default();
+    let groups: Vec<&str> =
+        spec["groups"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if name.is_empty() && groups.is_empty() {
+        let error =
+            FieldError::invalid("spec.user", "\"\"", "at least one of user or group must be specified");
+        return Err(invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+    }
+    Ok(UserInfo::new(name, groups))
+}
+
+async fn access(server: &Inner, user: &UserInfo, spec: &Value) -> ApiResult<Value> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if resource.is_object() == path.is_object() {
+        let error = FieldError::invalid(
+            "spec.resourceAttributes",
+            resource,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        );
+        return Err(invalid("authorization.k8s.io", "SubjectAccessReview", "", &[error]));
+    }
+    let info = if resource.is_object() {
+        RequestInfo {
+            is_resource: true,
+            verb: text(&resource["verb"]),
+            group: text(&resource["group"]),
+            version: text(&resource["version"]),
+            namespace: text(&resource["namespace"]),
+            resource: text(&resource["resource"]),
+            subresource: text(&resource["subresource"]),
+            name: text(&resource["name"]),
+            ..RequestInfo::default()
+        }
+    } else {
+        RequestInfo { verb: text(&path["verb"]), path: text(&path["path"]), ..RequestInfo::default() }
+    };
+    for authorizer in &server.authorizers {
+        match authorizer.authorize(user, &info).await {
+            Verdict::Allow => return Ok(json!({"allowed": true})),
+            Verdict::Deny(reason) => return Ok(json!({"allowed": false, "denied": true, "reason": reason})),
+            Verdict::NoOpinion => {}
+        }
+    }
+    Ok(json!({"allowed": false}))
+}
+
+/// Runs a token through the authenticators as if it had come with a request.
+async fn token(server: &Inner, spec: &Value) -> ApiResult<Value> {
+    let token = spec["token"].as_str().unwrap_or_default();
+    let request = Request::builder().header(AUTHORIZATION, format!("Bearer {token}")).body(());
+    let (parts, ()) = request
+        .map_err(|_| Status::bad_request("the token has characters that no header can carry"))?
+        .into_parts();
+    for authenticator in &server.authenticators {
+        if let Ok(Some(mut user)) = authenticator.authenticate(&parts).await {
+            if !user.is_in(AUTHENTICATED) {
+                user.groups.push(AUTHENTICATED.to_owned());
+            }
+            return Ok(json!({"authenticated": true, "user": user_info(&user)}));
+        }
+    }
+    Ok(json!({"user": {}, "error": "invalid bearer token"}))
+}
+
+/// What the caller may do. The default authorizer has no rules to list: it allows everything or nothing, and an authorizer
+/// that can't list its rules says so by `incomplete`.
+fn rules(user: &UserInfo) -> Value {
+    let all = user.is_in(AUTHENTICATED) || user.is_in(crate::authn::MASTERS);
+    let resources =
+        if all { json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]) } else { json!([]) };
+    let paths = if all { json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]) } else { json!([]) };
+    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": true})
+}

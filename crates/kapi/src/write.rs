@@ -1,0 +1,369 @@
+//! Creating and changing objects: what happens between a decoded body and a commit.
+
+use std::sync::Arc;
+
+use kcore::{Status, Stored, clock::format_time};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    admission::{Admission, AdmissionRequest, Operation},
+    authn::UserInfo,
+    convert,
+    error::{ApiError, ApiResult, FieldError, invalid},
+    meta,
+    objects::{Objects, Write, WriteError},
+    registry::Resource,
+    schema::check,
+};
+
+/// How often a write that lost a race is tried again, when the caller did not name the revision it replaces.
+pub(crate) const RETRIES_MAX: usize = 16;
+
+/// One request that writes.
+pub(crate) struct Call<'a> {
+    pub(crate) objects: &'a Objects,
+    pub(crate) admission: &'a [Arc<dyn Admission>],
+    pub(crate) user: &'a UserInfo,
+    pub(crate) resource: &'a Resource,
+    pub(crate) subresource: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) dry_run: bool,
+}
+
+/// What a write answers with.
+#[derive(Debug)]
+pub(crate) enum Written {
+    /// The object as it is stored now.
+    Stored(Arc<Stored>),
+    /// The object as it would be stored, in the storage version.
+    DryRun(Value),
+}
+
+impl Written {
+    /// The object in the storage version, with its resource version.
+    pub(crate) fn value(&self) -> ApiResult<Value> {
+        match self {
+            Self::Stored(stored) => stored.value().map_err(|error| Status::internal(error).into()),
+            Self::DryRun(value) => Ok(value.clone()),
+        }
+    }
+}
+
+impl<'a> Call<'a> {
+    fn admission_request<'b>(
+        &'b self,
+        operation: Operation,
+        name: &'b str,
+        old: Option<&'b Value>,
+    ) -> AdmissionRequest<'b> {
+        AdmissionRequest {
+            operation,
+            resource: self.resource,
+            subresource: self.subresource,
+            namespace: self.namespace,
+            name,
+            user: self.user,
+            old,
+            dry_run: self.dry_run,
+            objects: self.objects,
+        }
+    }
+
+    async fn admit(
+        &self,
+        operation: Operation,
+        name: &str,
+        object: &mut Value,
+        old: Option<&Value>,
+    ) -> ApiResult<()> {
+        let request = self.admission_request(operation, name, old);
+        for step in self.admission {
+            step.admit(&request, object).await?;
+        }
+        Ok(())
+    }
+
+    /// The validating half of the chain; for deletions the only half.
+    pub(crate) async fn validate(
+        &self,
+        operation: Operation,
+        name: &str,
+        object: &Value,
+        old: Option<&Value>,
+    ) -> ApiResult<()> {
+        let request = self.admission_request(operation, name, old);
+        for step in self.admission {
+            step.validate(&request, object).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings an object that admission or a patch may have changed back into canonical form, with all defaults.
+    pub(crate) fn normalize(&self, object: &mut Value) -> ApiResult<()> {
+        let def = &self.resource.def;
+        let schema = &def.versions[0].schema;
+        check::check(self.objects.registry().catalog(), schema, object).map_err(|error| {
+            Status::bad_request(format!(
+                "{} in version {:?} cannot be handled as a {}: {error}",
+                def.kind,
+                def.storage_version(),
+                def.kind
+            ))
+        })?;
+        def.strategy.default(object);
+        Ok(())
+    }
+
+    fn refuse(&self, name: &str, errors: &[FieldError]) -> ApiResult<()> {
+        if errors.is_empty() {
+            return Ok(());
+        }
+        Err(invalid(&self.resource.def.group, &self.resource.def.kind, name, errors))
+    }
+
+    /// Creates an object that has been decoded and converted to the storage version.
+    pub(crate) async fn create(&self, mut object: Value) -> ApiResult<Written> {
+        let def = &self.resource.def;
+        let strategy = &def.strategy;
+        meta::prepare_namespace(def, self.namespace, &mut object)?;
+        let given = meta::text(&object, "name").to_owned();
+        self.normalize(&mut object)?;
+        self.admit(Operation::Create, &given, &mut object, None).await?;
+        self.normalize(&mut object)?;
+        let prefix = meta::text(&object, "generateName").to_owned();
+        for attempt in 0..RETRIES_MAX {
+            let mut object = object.clone();
+            meta::prepare_create(def, &mut object, &**self.objects.clock());
+            let name = meta::text(&object, "name").to_owned();
+            strategy.prepare_create(&mut object);
+            let asked = strategy.claims(&object);
+            let taken = |claim: &str| self.objects.is_claimed(claim);
+            let allocated = strategy.allocate(&mut object, None, &taken);
+            let mut errors = meta::validate(def, &object);
+            strategy.validate(&object, &mut errors);
+            errors.extend(allocated.err());
+            self.refuse(&name, &errors)?;
+            self.validate(Operation::Create, &name, &object, None).await?;
+            if self.dry_run {
+                if self.objects.get(self.resource, self.namespace, &name).is_some() {
+                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
+                }
+                return Ok(Written::DryRun(object));
+            }
+            let claims = strategy.claims(&object);
+            let write = Write {
+                resource: self.resource,
+                namespace: self.namespace,
+                name: &name,
+                expected: None,
+                object: Some(&object),
+                claims: &claims,
+                old_claims: &[],
+            };
+            match self.objects.commit(write).await {
+                Ok(stored) => return Ok(Written::Stored(stored)),
+                // KEP-4420: a generated name that is taken is generated anew, up to eight times.
+                Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {}
+                Err(WriteError::Conflict) => {
+                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
+                }
+                Err(WriteError::Claimed(claim)) => {
+                    // Somebody was faster. What the caller asked for by name stays taken, what we picked is picked anew.
+                    if asked.contains(&claim) {
+                        return Err(self.claimed(&name, &claim));
+                    }
+                }
+                Err(WriteError::Store(error)) => return Err(error),
+            }
+        }
+        Err(Status::conflict(
+            &def.group,
+            &def.plural,
+            &given,
+            "the server could not find a free name in time; please try again",
+        )
+        .into())
+    }
+
+    fn claimed(&self, name: &str, claim: &str) -> ApiError {
+        let error = match claim.split_once('/') {
+            Some(("clusterip", address)) => {
+                let why = format!("failed to allocate IP {address}: provided IP is already allocated");
+                FieldError::invalid("spec.clusterIPs", json!([address]), why)
+            }
+            Some(("nodeport", port)) => {
+                FieldError::invalid("spec.ports[0].nodePort", port, "provided port is already allocated")
+            }
+            _ => FieldError::invalid_text("spec", claim, "is already allocated"),
+        };
+        invalid(&self.resource.def.group, &self.resource.def.kind, name, &[error])
+    }
+
+    pub(crate) fn not_found(&self) -> ApiError {
+        let def = &self.resource.def;
+        Status::not_found(&def.group, &def.plural, self.name).into()
+    }
+
+    pub(crate) fn conflict(&self) -> ApiError {
+        let def = &self.resource.def;
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
+        Status::conflict(&def.group, &def.plural, self.name, why).into()
+    }
+
+    /// Changes an object: reads it, lets `change` make the new state of the current one (both in the storage version, with
+    /// resource versions), and commits. A lost race is run again from the start, unless the new state names the revision it
+    /// replaces.
+    pub(crate) async fn update(
+        &self,
+        change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
+    ) -> ApiResult<Written> {
+        let mut asked_revision = None;
+        for _ in 0..RETRIES_MAX {
+            let stored =
+                self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+            let old = stored.value().map_err(Status::internal)?;
+            let mut object = change(&old)?;
+            let wanted = meta::text(&object, "resourceVersion").to_owned();
+            let current = stored.revision().to_string();
+            match asked_revision.as_ref() {
+                // What the change says about the revision must hold for the state it was first computed from.
+                None if !wanted.is_empty() && wanted != current => return Err(self.conflict()),
+                None => asked_revision = Some(wanted.clone()),
+                Some(asked) if !asked.is_empty() && wanted == *asked && wanted != current => {
+                    return Err(self.conflict());
+                }
+                Some(_) => {}
+            }
+            if wanted.is_empty() && self.resource.def.traits.needs_revision {
+                let error =
+                    FieldError::invalid("metadata.resourceVersion", "0x0", "must be specified for an update");
+                return Err(invalid(&self.resource.def.group, &self.resource.def.kind, self.name, &[error]));
+            }
+            self.finish_update(&old, &mut object).await?;
+            if let Some(written) = self.commit_update(&stored, &old, object).await? {
+                return Ok(written);
+            }
+        }
+        Err(self.conflict())
+    }
+
+    /// Everything between the caller's new state and the commit.
+    async fn finish_update(&self, old: &Value, object: &mut Value) -> ApiResult<()> {
+        let def = &self.resource.def;
+        let strategy = &def.strategy;
+        meta::prepare_namespace(def, self.namespace, object)?;
+        meta::keep_system_fields(def, self.name, object, old)?;
+        self.normalize(object)?;
+        self.admit(Operation::Update, self.name, object, Some(old)).await?;
+        self.normalize(object)?;
+        meta::keep_system_fields(def, self.name, object, old)?;
+        if self.subresource == "status" {
+            keep_all_but_status(object, old);
+        } else if def.has_subresource("status") && self.subresource.is_empty() {
+            crate::strategy::keep(object, old, "status");
+        }
+        let mut errors = meta::validate_update(def, object, old);
+        if self.subresource.is_empty() {
+            strategy.prepare_update(object, old);
+            let taken = |claim: &str| self.objects.is_claimed(claim);
+            errors.extend(strategy.allocate(object, Some(old), &taken).err());
+        }
+        if def.traits.generation
+            && self.subresource != "status"
+            && specification(object) != specification(old)
+        {
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            object["metadata"]["generation"] = json!(generation);
+        }
+        errors.extend(meta::validate(def, object));
+        if self.subresource.is_empty() || self.subresource == "scale" {
+            strategy.validate(object, &mut errors);
+            strategy.validate_update(object, old, &mut errors);
+        }
+        self.refuse(self.name, &errors)?;
+        self.validate(Operation::Update, self.name, object, Some(old)).await
+    }
+
+    /// Commits a changed object, or deletes it when this change lifted its last finalizer. `None`: somebody was faster.
+    async fn commit_update(
+        &self,
+        stored: &Arc<Stored>,
+        old: &Value,
+        mut object: Value,
+    ) -> ApiResult<Option<Written>> {
+        let old_version = old["metadata"]["resourceVersion"].clone();
+        object["metadata"]["resourceVersion"] = old_version;
+        let ends =
+            meta::is_finished(&self.resource.def, &object) && !meta::is_finished(&self.resource.def, old);
+        if object == *old && !ends {
+            return Ok(Some(Written::Stored(Arc::clone(stored))));
+        }
+        if self.dry_run {
+            return Ok(Some(Written::DryRun(object)));
+        }
+        meta::drop_revision(&mut object);
+        let strategy = &self.resource.def.strategy;
+        let (claims, old_claims) = (strategy.claims(&object), strategy.claims(old));
+        let write = Write {
+            resource: self.resource,
+            namespace: self.namespace,
+            name: self.name,
+            expected: Some(stored.revision()),
+            object: if ends { None } else { Some(&object) },
+            claims: if ends { &[] } else { &claims },
+            old_claims: &old_claims,
+        };
+        match self.objects.commit(write).await {
+            Ok(written) if ends => {
+                // The answer is the object in its last state, with the revision of its end.
+                object["metadata"]["resourceVersion"] = json!(written.revision().to_string());
+                Ok(Some(Written::DryRun(object)))
+            }
+            Ok(written) => Ok(Some(Written::Stored(written))),
+            Err(WriteError::Conflict) => Ok(None),
+            Err(WriteError::Claimed(claim)) => Err(self.claimed(self.name, &claim)),
+            Err(WriteError::Store(error)) => Err(error),
+        }
+    }
+}
+
+/// What a change of the status may touch: the status, and the metadata that is not about the specification.
+fn keep_all_but_status(object: &mut Value, old: &Value) {
+    let status = object.get("status").cloned();
+    let metadata = object.get("metadata").cloned();
+    *object = old.clone();
+    if let Some(metadata) = metadata {
+        object["metadata"] = metadata;
+    }
+    for key in ["labels", "ownerReferences", "generation"] {
+        crate::strategy::keep(&mut object["metadata"], &old["metadata"], key);
+    }
+    if let Some(map) = object.as_object_mut() {
+        match status {
+            Some(status) => map.insert("status".to_owned(), status),
+            None => map.remove("status"),
+        };
+    }
+}
+
+/// What `metadata.generation` counts: everything but metadata and status.
+fn specification(object: &Value) -> Map<String, Value> {
+    let entries = object.as_object().into_iter().flatten();
+    entries
+        .filter(|(key, _)| !["metadata", "status"].contains(&key.as_str()))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// The answer in the version that was asked for.
+pub(crate) fn in_version(resource: &Resource, mut value: Value) -> Value {
+    convert::from_storage(resource, &mut value);
+    value
+}
+
+/// Now, as a timestamp.
+pub(crate) fn timestamp(objects: &Objects) -> String {
+    format_time(objects.clock().now())
+}

@@ -1,0 +1,180 @@
+//! What makes no sense is refused with the right `Status`, and nothing is written.
+
+use serde_json::{Value, json};
+
+use crate::harness::{get, json as send, send as raw, server};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+#[tokio::test]
+async fn bad_bodies_are_refused_and_nothing_is_written() {
+    let server = server().await;
+    let before = server.objects().snapshot().revision();
+    let large = format!(r#"{{"metadata":{{"name":"a"}},"data":{{"a":"{}"}}}}"#, "x".repeat(4 << 20));
+    let json = "application/json";
+    let deployments = "/apis/apps/v1/namespaces/default/deployments";
+    for (path, kind, body, code, reason, message) in [
+        (MAPS, json, "{", 400, "BadRequest", "couldn't get version/kind; json parse error: "),
+        (MAPS, json, "", 400, "BadRequest", "couldn't get version/kind; json parse error: "),
+        (MAPS, json, "[1]", 400, "BadRequest", "couldn't get version/kind; json parse error: "),
+        (MAPS, "application/yaml", "a: [", 400, "BadRequest", "error converting YAML to JSON: "),
+        (
+            MAPS,
+            "text/plain",
+            "a",
+            415,
+            "UnsupportedMediaType",
+            "the body of the request was in an unknown format",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"kind":"Pod","apiVersion":"v1"}"#,
+            400,
+            "BadRequest",
+            "Pod in version \"v1\" cannot be handled as a ConfigMap",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"kind":"ConfigMap","apiVersion":"apps/v1"}"#,
+            400,
+            "BadRequest",
+            "the API version in the data (apps/v1) does not match the expected API version (v1)",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"data":{"a":1}}"#,
+            400,
+            "BadRequest",
+            "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: json: cannot unmarshal number into Go struct field ConfigMap.data.a of type string",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"metadata":{"name":"A_b"}}"#,
+            422,
+            "Invalid",
+            "ConfigMap \"A_b\" is invalid: metadata.name: Invalid value: \"A_b\": a lowercase RFC 1123 subdomain must consist",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"metadata":{}}"#,
+            422,
+            "Invalid",
+            "ConfigMap \"\" is invalid: metadata.name: Required value: name or generateName is required",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"metadata":{"name":"a","labels":{"-x":"y"}}}"#,
+            422,
+            "Invalid",
+            "ConfigMap \"a\" is invalid: metadata.labels: Invalid value: \"-x\": name part must consist",
+        ),
+        (
+            MAPS,
+            json,
+            r#"{"metadata":{"name":"a","namespace":"other"}}"#,
+            400,
+            "BadRequest",
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ),
+        (
+            MAPS,
+            json,
+            large.as_str(),
+            413,
+            "RequestEntityTooLarge",
+            "Request entity too large: limit is 3145728",
+        ),
+        (
+            deployments,
+            json,
+            r#"{"metadata":{"name":"d"},"spec":{"replicas":-1,"selector":{"matchLabels":{"a":"b"}},"template":{"metadata":{"labels":{"a":"b"}},"spec":{"containers":[{"name":"c","image":"i"}]}}}}"#,
+            422,
+            "Invalid",
+            "Deployment.apps \"d\" is invalid: spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+        ),
+        (
+            deployments,
+            json,
+            r#"{"metadata":{"name":"d"},"spec":{"template":{"spec":{"containers":"x"}}}}"#,
+            400,
+            "BadRequest",
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field PodSpec.spec.template.spec.containers of type []v1.Container",
+        ),
+    ] {
+        let (got, status) = raw(&server, "POST", path, kind, body.to_owned()).await;
+        let shown = &body[..body.len().min(80)];
+        assert_eq!((got, status["reason"].as_str()), (code, Some(reason)), "{shown}: {status}");
+        assert!(status["message"].as_str().unwrap().starts_with(message), "{shown}: {status}");
+        assert_eq!(
+            (status["kind"].as_str(), status["code"].as_u64()),
+            (Some("Status"), Some(u64::from(code)))
+        );
+    }
+    assert_eq!(server.objects().snapshot().revision(), before);
+}
+
+#[tokio::test]
+async fn unknown_and_duplicate_fields_go_as_the_caller_says() {
+    let server = server().await;
+    let body = r#"{"metadata":{"name":"a","foo":1},"bar":{},"data":{"x":"1","x":"2"}}"#;
+    let (code, status) =
+        raw(&server, "POST", &format!("{MAPS}?fieldValidation=Strict"), "application/json", body).await;
+    let expected = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \"data.x\", unknown field \"bar\", unknown field \"metadata.foo\"";
+    assert_eq!((code, status["message"].as_str()), (400, Some(expected)));
+    let (code, made) =
+        raw(&server, "POST", &format!("{MAPS}?fieldValidation=Ignore"), "application/json", body).await;
+    assert_eq!((code, &made["bar"], &made["data"]["x"]), (201, &Value::Null, &json!("2")));
+    let (code, status) =
+        raw(&server, "POST", &format!("{MAPS}?fieldValidation=Maybe"), "application/json", body).await;
+    assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")));
+}
+
+#[tokio::test]
+async fn unknown_paths_selectors_and_patches() {
+    let server = server().await;
+    for (path, code, message) in [
+        ("/api/v1/namespaces/default/frobs", 404, "the server could not find the requested resource"),
+        ("/apis/none.io/v1/frobs", 404, "the server could not find the requested resource"),
+        ("/api/v1/namespaces/default/configmaps/none", 404, "configmaps \"none\" not found"),
+        (
+            "/api/v1/configmaps?labelSelector=a%20b",
+            400,
+            "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt",
+        ),
+        (
+            "/api/v1/pods?fieldSelector=spec.foo%3Da",
+            400,
+            "Unable to find \"/v1, Resource=pods\" that match label selector \"\", field selector \"spec.foo=a\": field label not supported: spec.foo",
+        ),
+        ("/api/v1/configmaps?limit=x", 400, "strconv.ParseInt: parsing \"x\": invalid syntax"),
+        ("/api/v1/configmaps?continue=x", 400, "continue key is not valid"),
+        ("/api/v1/configmaps/a", 405, "the server does not allow this method on the requested resource"),
+    ] {
+        let (got, status) = get(&server, path).await;
+        assert_eq!(got, code, "{path}: {status}");
+        assert!(status["message"].as_str().unwrap().starts_with(message), "{path}: {status}");
+    }
+    send(&server, "POST", MAPS, &json!({"metadata": {"name": "a"}, "data": {"k": "v"}})).await;
+    for (kind, body, code, reason) in [
+        ("application/json-patch+json", r#"[{"op":"test","path":"/data/k","value":"w"}]"#, 422, "Invalid"),
+        ("application/json-patch+json", r#"[{"op":"remove","path":"/data/none"}]"#, 422, "Invalid"),
+        ("application/json-patch+json", r#"{"op":"remove"}"#, 400, "BadRequest"),
+        ("application/merge-patch+json", r#"{"data":[]}"#, 400, "BadRequest"),
+        ("application/merge-patch+json", r#""x""#, 400, "BadRequest"),
+        ("application/merge-patch+json", r#"{"metadata":{"name":"b"}}"#, 400, "BadRequest"),
+        ("application/merge-patch+json", r#"{"metadata":{"resourceVersion":"1"}}"#, 409, "Conflict"),
+        ("application/strategic-merge-patch+json", r#"{"$patch":"frob"}"#, 400, "BadRequest"),
+        ("application/apply-patch+yaml", "{}", 415, "UnsupportedMediaType"),
+        ("application/json", "{}", 415, "UnsupportedMediaType"),
+    ] {
+        let (got, status) = raw(&server, "PATCH", &format!("{MAPS}/a"), kind, body).await;
+        assert_eq!((got, status["reason"].as_str()), (code, Some(reason)), "{body}: {status}");
+    }
+    assert_eq!(get(&server, &format!("{MAPS}/a")).await.1["data"], json!({"k": "v"}));
+}

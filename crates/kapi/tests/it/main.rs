@@ -1,0 +1,6 @@
+//! The server through `kube::Client` and through bare requests, without a socket.
+
+mod bad_input;
+mod harness;
+mod verbs;
+mod watches;

@@ -1,0 +1,261 @@
+//! Creating, reading, changing and deleting.
+
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod, Service},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::harness::{client, get, json as send, send as raw, server};
+
+fn config_map(name: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"a": "1"}})
+}
+
+fn deployment(name: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name}, "spec": {
+        "selector": {"matchLabels": {"app": name}},
+        "template": {"metadata": {"labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "nginx:1"}]}}}})
+}
+
+#[tokio::test]
+async fn a_fresh_server_has_what_every_cluster_has() {
+    let server = server().await;
+    for path in [
+        "/api/v1/namespaces/default",
+        "/api/v1/namespaces/kube-system",
+        "/api/v1/namespaces/kube-public",
+        "/api/v1/namespaces/kube-node-lease",
+        "/api/v1/namespaces/default/services/kubernetes",
+        "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical",
+        "/apis/networking.k8s.io/v1/servicecidrs/kubernetes",
+    ] {
+        assert_eq!(get(&server, path).await.0, 200, "{path}");
+    }
+    let (_, service) = get(&server, "/api/v1/namespaces/default/services/kubernetes").await;
+    assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
+}
+
+#[tokio::test]
+async fn an_object_lives_through_kube() {
+    let server = server().await;
+    let api: Api<ConfigMap> = Api::default_namespaced(client(&server));
+    let made =
+        api.create(&PostParams::default(), &serde_json::from_value(config_map("a")).unwrap()).await.unwrap();
+    assert!(made.metadata.uid.is_some() && made.metadata.creation_timestamp.is_some());
+    let patch = json!({"data": {"b": "2"}});
+    let patched = api.patch("a", &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
+    assert_eq!(patched.data.unwrap().len(), 2);
+    let stale = made.clone();
+    let error = api.replace("a", &PostParams::default(), &stale).await.unwrap_err();
+    assert!(
+        matches!(&error, kube::Error::Api(status) if status.code == 409 && status.message.starts_with("Operation cannot be fulfilled on configmaps \"a\"")),
+        "{error}"
+    );
+    assert_eq!(api.list(&ListParams::default()).await.unwrap().items.len(), 1);
+    assert!(api.delete("a", &DeleteParams::default()).await.unwrap().is_right());
+    assert!(api.get_opt("a").await.unwrap().is_none());
+    let again = api.delete("a", &DeleteParams::default()).await.unwrap_err();
+    assert!(matches!(&again, kube::Error::Api(status) if status.message == "configmaps \"a\" not found"));
+}
+
+#[tokio::test]
+async fn a_second_object_of_the_same_name_is_refused() {
+    let server = server().await;
+    assert_eq!(send(&server, "POST", "/api/v1/namespaces/default/configmaps", &config_map("a")).await.0, 201);
+    let (code, status) =
+        send(&server, "POST", "/api/v1/namespaces/default/configmaps", &config_map("a")).await;
+    assert_eq!(
+        (code, status["reason"].as_str(), status["message"].as_str()),
+        (409, Some("AlreadyExists"), Some("configmaps \"a\" already exists"))
+    );
+    let (code, status) = send(&server, "POST", "/api/v1/namespaces/none/configmaps", &config_map("a")).await;
+    assert_eq!((code, status["message"].as_str()), (404, Some("namespaces \"none\" not found")));
+}
+
+#[tokio::test]
+async fn generation_counts_changes_of_the_specification_alone() {
+    let server = server().await;
+    let path = "/apis/apps/v1/namespaces/default/deployments";
+    let (code, made) = send(&server, "POST", path, &deployment("d")).await;
+    assert_eq!(
+        (code, &made["metadata"]["generation"], &made["spec"]["replicas"]),
+        (201, &json!(1), &json!(1))
+    );
+    assert_eq!(
+        made["spec"]["strategy"],
+        json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}})
+    );
+    let one = format!("{path}/d");
+    let merge = "application/merge-patch+json";
+    let generation = |value: &Value| value["metadata"]["generation"].as_i64();
+    let (_, labelled) = raw(&server, "PATCH", &one, merge, r#"{"metadata":{"labels":{"x":"y"}}}"#).await;
+    assert_eq!(generation(&labelled), Some(1));
+    let (_, scaled) =
+        raw(&server, "PATCH", &one, merge, r#"{"spec":{"replicas":3},"status":{"replicas":9}}"#).await;
+    assert_eq!(
+        (generation(&scaled), &scaled["status"]),
+        (Some(2), &Value::Null),
+        "the status is not the caller's"
+    );
+    let (_, reported) = raw(
+        &server,
+        "PATCH",
+        &format!("{one}/status"),
+        merge,
+        r#"{"spec":{"replicas":7},"status":{"replicas":3}}"#,
+    )
+    .await;
+    assert_eq!(
+        (generation(&reported), &reported["spec"]["replicas"], &reported["status"]["replicas"]),
+        (Some(2), &json!(3), &json!(3))
+    );
+    let (_, scale) = get(&server, &format!("{one}/scale")).await;
+    assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(3), &json!("app=d")));
+    let (code, scale) =
+        raw(&server, "PATCH", &format!("{one}/scale"), merge, r#"{"spec":{"replicas":5}}"#).await;
+    assert_eq!((code, &scale["spec"]["replicas"]), (200, &json!(5)));
+    assert_eq!(generation(&get(&server, &one).await.1), Some(3));
+    let before = get(&server, &one).await.1["metadata"]["resourceVersion"].clone();
+    let (_, same) = raw(&server, "PATCH", &one, merge, r#"{"spec":{"replicas":5}}"#).await;
+    assert_eq!(same["metadata"]["resourceVersion"], before, "a change of nothing is no write");
+}
+
+#[tokio::test]
+async fn pods_end_gracefully_and_finalizers_hold_objects() {
+    let server = server().await;
+    let path = "/api/v1/namespaces/default/pods";
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    send(&server, "POST", "/api/v1/namespaces/default/serviceaccounts", &account).await;
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "finalizers": ["a.b/c"]}, "spec": {"containers": [{"name": "c", "image": "x"}]}});
+    let (code, made) = send(&server, "POST", path, &pod).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(
+        (&made["status"]["phase"], &made["status"]["qosClass"]),
+        (&json!("Pending"), &json!("BestEffort"))
+    );
+    assert_eq!(made["spec"]["tolerations"].as_array().unwrap().len(), 2);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}});
+    assert_eq!(send(&server, "POST", &format!("{path}/p/binding"), &binding).await.0, 201);
+    assert_eq!(send(&server, "POST", &format!("{path}/p/binding"), &binding).await.0, 409);
+    let (_, on_node) = get(&server, &format!("{path}?fieldSelector=spec.nodeName%3Dn")).await;
+    assert_eq!(on_node["items"].as_array().unwrap().len(), 1);
+    let (code, ending) = send(&server, "DELETE", &format!("{path}/p"), &Value::Null).await;
+    assert_eq!((code, &ending["metadata"]["deletionGracePeriodSeconds"]), (200, &json!(30)));
+    let (_, ending) = send(&server, "DELETE", &format!("{path}/p?gracePeriodSeconds=0"), &Value::Null).await;
+    assert_eq!(ending["metadata"]["deletionGracePeriodSeconds"], json!(0), "held by its finalizer");
+    let merge = "application/merge-patch+json";
+    let (code, _) =
+        raw(&server, "PATCH", &format!("{path}/p"), merge, r#"{"metadata":{"finalizers":null}}"#).await;
+    assert_eq!((code, get(&server, &format!("{path}/p")).await.0), (200, 404));
+}
+
+#[tokio::test]
+async fn services_get_addresses_that_nobody_else_has() {
+    let server = server().await;
+    let api: Api<Service> = Api::default_namespaced(client(&server));
+    let service = |name: &str, spec: Value| -> Service {
+        serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap()
+    };
+    let ports = json!([{"port": 80}]);
+    let made = api
+        .create(&PostParams::default(), &service("a", json!({"type": "NodePort", "ports": ports})))
+        .await
+        .unwrap()
+        .spec
+        .unwrap();
+    let (address, port) = (made.cluster_ip.unwrap(), made.ports.unwrap()[0].node_port.unwrap());
+    assert!((30_000..=32_767).contains(&port));
+    let error = api
+        .create(&PostParams::default(), &service("b", json!({"clusterIP": address, "ports": ports})))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, kube::Error::Api(status) if status.code == 422 && status.message.contains("provided IP is already allocated")),
+        "{error}"
+    );
+    api.delete("a", &DeleteParams::default()).await.unwrap();
+    api.create(&PostParams::default(), &service("b", json!({"clusterIP": address, "ports": ports})))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn pages_show_one_revision() {
+    let server = server().await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    for index in 0..10 {
+        send(&server, "POST", path, &config_map(&format!("c{index}"))).await;
+    }
+    let (_, first) = get(&server, &format!("{path}?limit=4")).await;
+    assert_eq!(
+        (first["items"].as_array().unwrap().len(), &first["metadata"]["remainingItemCount"]),
+        (4, &json!(6))
+    );
+    send(&server, "DELETE", &format!("{path}/c7"), &Value::Null).await;
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let (_, rest) = get(&server, &format!("{path}?limit=400&continue={token}")).await;
+    let names: Vec<&str> = rest["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["metadata"]["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["c4", "c5", "c6", "c7", "c8", "c9"], "the page is as the list began");
+    assert_eq!(rest["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let revision = first["metadata"]["resourceVersion"].as_str().unwrap();
+    let (_, exact) =
+        get(&server, &format!("{path}?resourceVersion={revision}&resourceVersionMatch=Exact")).await;
+    assert_eq!(exact["items"].as_array().unwrap().len(), 10);
+    let (code, status) = get(&server, &format!("{path}?resourceVersion=99999")).await;
+    assert_eq!((code, status["reason"].as_str()), (504, Some("Timeout")));
+}
+
+#[tokio::test]
+async fn dry_runs_leave_nothing_behind() {
+    let server = server().await;
+    let path = "/api/v1/namespaces/default/configmaps";
+    let before = server.objects().snapshot().revision();
+    assert_eq!(send(&server, "POST", &format!("{path}?dryRun=All"), &config_map("a")).await.0, 201);
+    assert_eq!(server.objects().snapshot().revision(), before);
+    send(&server, "POST", path, &config_map("a")).await;
+    let before = server.objects().snapshot().revision();
+    assert_eq!(send(&server, "DELETE", &format!("{path}/a?dryRun=All"), &Value::Null).await.0, 200);
+    assert_eq!(
+        raw(
+            &server,
+            "PATCH",
+            &format!("{path}/a?dryRun=All"),
+            "application/merge-patch+json",
+            r#"{"data":null}"#
+        )
+        .await
+        .0,
+        200
+    );
+    assert_eq!(server.objects().snapshot().revision(), before);
+}
+
+#[tokio::test]
+async fn typed_clients_read_what_the_server_writes() {
+    let server = server().await;
+    let api: Api<Deployment> = Api::default_namespaced(client(&server));
+    let made: Deployment = serde_json::from_value(deployment("d")).unwrap();
+    api.create(&PostParams::default(), &made).await.unwrap();
+    let pods: Api<Pod> = Api::all(client(&server));
+    assert!(pods.list(&ListParams::default().labels("app in (a,b),!c")).await.unwrap().items.is_empty());
+    let patch = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": "nginx:2"}]}}}});
+    let patched = api.patch("d", &PatchParams::default(), &Patch::Strategic(&patch)).await.unwrap();
+    let container = &patched.spec.template.spec.unwrap().containers[0];
+    assert_eq!(
+        (container.image.as_deref(), container.termination_message_policy.as_deref()),
+        (Some("nginx:2"), Some("File"))
+    );
+    let collection = api.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
+    assert_eq!(collection.left().unwrap().items.len(), 1);
+    assert!(api.list(&ListParams::default()).await.unwrap().items.is_empty());
+}

@@ -1,0 +1,304 @@
+//! Putting a cluster together.
+
+use std::{sync::Arc, time::Duration};
+
+use kapi::{
+    ApiServer, ApiServerBuilder,
+    authn::{MASTERS, UserInfo},
+};
+use kcore::{Clock, TokioClock};
+use kreconcile::{Informers, Manager, Runnable, Start, controllers};
+use kruntime::{ContainerRuntime, NodeAgent, NodeConfig};
+use kstore::Store;
+use kube::Client;
+use tokio::time::Instant;
+
+use crate::{
+    ca::{Ca, CaError},
+    cluster::Cluster,
+    defaults,
+    network::LocalNetwork,
+    serve::Tasks,
+};
+
+/// How many nodes a cluster may start with.
+pub const NODES_MAX: usize = 10_000;
+
+/// Makes the things that act on a cluster, from a context with its informers, clock and event recorder.
+pub type ReconcilersFn = Box<dyn FnOnce(&controllers::Context) -> Vec<Arc<dyn Runnable>> + Send>;
+
+type ApiFn = Box<dyn FnOnce(ApiServerBuilder) -> ApiServerBuilder + Send>;
+
+/// Composes a cluster. Every part has a default, listed in [`defaults`](crate::defaults); every part can be replaced.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use k8s_openapi::api::core::v1::Namespace;
+/// use kplane::Cluster;
+///
+/// let cluster = Cluster::builder().start().await?;
+/// let namespaces = kube::Api::<Namespace>::all(cluster.client()).list(&Default::default()).await?;
+/// assert!(namespaces.items.iter().any(|namespace| namespace.metadata.name.as_deref() == Some("kube-system")));
+/// cluster.shutdown().await?;
+/// # Ok(()) }
+/// ```
+#[must_use = "a builder does nothing until `start` is called"]
+pub struct ClusterBuilder {
+    store: Option<Arc<dyn Store>>,
+    clock: Option<Arc<dyn Clock>>,
+    api: Vec<ApiFn>,
+    controllers: bool,
+    without: Vec<String>,
+    reconcilers: Vec<ReconcilersFn>,
+    settings: Vec<Box<dyn FnOnce(&mut controllers::Settings) + Send>>,
+    nodes: usize,
+    node_prefix: String,
+    runtime: Option<Arc<dyn ContainerRuntime>>,
+    local: Option<LocalNetwork>,
+    configure_node: Option<Box<dyn Fn(&mut NodeConfig) + Send>>,
+}
+
+/// Why a cluster could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The store can't be used.
+    #[error("the store can't be used")]
+    Store(#[from] kstore::StoreError),
+    /// The certificate authority can't be made.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The objects of a fresh cluster can't be created.
+    #[error("the objects of a fresh cluster can't be created")]
+    Bootstrap(#[source] kapi::error::ApiError),
+    /// The runtime can't be used.
+    #[error("the runtime can't be used")]
+    Runtime(#[source] std::io::Error),
+    /// More nodes than [`NODES_MAX`].
+    #[error("{asked} nodes are asked for, {NODES_MAX} are allowed")]
+    TooManyNodes {
+        /// How many were asked for.
+        asked: usize,
+    },
+}
+
+/// The user that stands for whoever holds the cluster.
+pub(crate) fn admin() -> UserInfo {
+    UserInfo::new("kubernetes-admin", [MASTERS])
+}
+
+impl Default for ClusterBuilder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ClusterBuilder {
+    /// A builder with all defaults.
+    pub fn new() -> Self {
+        Self {
+            store: None,
+            clock: None,
+            api: Vec::new(),
+            controllers: true,
+            without: Vec::new(),
+            reconcilers: Vec::new(),
+            settings: Vec::new(),
+            nodes: defaults::NODES,
+            node_prefix: defaults::NODE_PREFIX.to_owned(),
+            runtime: None,
+            local: None,
+            configure_node: None,
+        }
+    }
+
+    /// Keeps the cluster's objects here.
+    pub fn store(mut self, store: Arc<dyn Store>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Takes the time from here.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Changes the API server before it is built: admission steps, authenticators, authorizers, further kinds.
+    pub fn api(mut self, change: impl FnOnce(ApiServerBuilder) -> ApiServerBuilder + Send + 'static) -> Self {
+        self.api.push(Box::new(change));
+        self
+    }
+
+    /// Adds a step to the end of the admission chain.
+    pub fn admission(self, step: Arc<dyn kapi::admission::Admission>) -> Self {
+        self.api(move |api| api.admission(step))
+    }
+
+    /// Starts none of the built-in controllers.
+    pub fn without_controllers(mut self) -> Self {
+        self.controllers = false;
+        self
+    }
+
+    /// Leaves out one of the built-in controllers (or the scheduler, `default-scheduler`) by name, to replace it or do
+    /// without.
+    pub fn without(mut self, name: impl Into<String>) -> Self {
+        self.without.push(name.into());
+        self
+    }
+
+    /// Starts further controllers beside the built-in ones.
+    pub fn reconcilers(
+        mut self,
+        make: impl FnOnce(&controllers::Context) -> Vec<Arc<dyn Runnable>> + Send + 'static,
+    ) -> Self {
+        self.reconcilers.push(Box::new(make));
+        self
+    }
+
+    /// Changes the settings of the built-in controllers.
+    pub fn settings(mut self, change: impl FnOnce(&mut controllers::Settings) + Send + 'static) -> Self {
+        self.settings.push(Box::new(change));
+        self
+    }
+
+    /// How many nodes the cluster starts with.
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// What runs the containers of all nodes.
+    pub fn runtime(mut self, runtime: Arc<dyn ContainerRuntime>) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Runs containers as processes of this user, in the nodes of this cluster, without root: every pod has its own loopback
+    /// address, and so has every service.
+    ///
+    /// # Errors
+    /// When no block of loopback addresses is free or no directory can be made.
+    pub fn processes(mut self) -> std::io::Result<Self> {
+        self.local = Some(LocalNetwork::claim()?);
+        Ok(self)
+    }
+
+    /// Changes each node before it is registered: labels, taints, capacity.
+    pub fn configure_node(mut self, change: impl Fn(&mut NodeConfig) + Send + 'static) -> Self {
+        self.configure_node = Some(Box::new(change));
+        self
+    }
+
+    /// Starts the cluster. When this returns, requests are answered; controllers and nodes go on to start.
+    ///
+    /// # Errors
+    /// When the store can't be used, or something that every cluster has can't be made.
+    pub async fn start(self) -> Result<Cluster, StartError> {
+        if self.nodes > NODES_MAX {
+            return Err(StartError::TooManyNodes { asked: self.nodes });
+        }
+        let mut startup = Startup::new();
+        let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
+        let tasks = Tasks::default();
+        let ca = Arc::new(Ca::new(clock.now().as_second())?);
+        startup.done("certificate authority");
+        let mut api = ApiServer::builder().clock(Arc::clone(&clock));
+        if let Some(store) = self.store {
+            api = api.store(store);
+        }
+        if let Some(local) = &self.local {
+            api = api.service_addresses(local.service_addresses());
+        }
+        for change in self.api {
+            api = change(api);
+        }
+        let server = api.build()?;
+        server.bootstrap().await.map_err(StartError::Bootstrap)?;
+        startup.done("API server");
+        let component = |name: &str| Client::new(server.as_user(UserInfo::new(name, [MASTERS])), "default");
+        let client = Client::new(server.as_user(admin()), "default");
+        let informers = Informers::new(component("system:kplane"));
+        let mut manager = Manager::new();
+        if self.controllers || !self.reconcilers.is_empty() {
+            let root_ca: Arc<str> = ca.certificate_pem().into();
+            let mut context =
+                controllers::Context::new(component("system:kube-controller-manager"), Arc::clone(&clock));
+            context = context.settings(|settings| {
+                settings.root_ca = Some(root_ca);
+                for change in self.settings {
+                    change(settings);
+                }
+            });
+            let builtin = if self.controllers { controllers::defaults(&context) } else { Vec::new() };
+            let builtin = builtin
+                .into_iter()
+                .filter(|runnable| !self.without.iter().any(|name| name == runnable.name()));
+            let own = self.reconcilers.into_iter().flat_map(|make| make(&context)).collect::<Vec<_>>();
+            for runnable in builtin.chain(own) {
+                manager = manager.add(Start::Leading, runnable);
+            }
+            manager = manager.informers(context.informers());
+            startup.done("controllers");
+        }
+        let mut nodes = None;
+        let mut notes = Vec::new();
+        if self.nodes > 0 {
+            let runtime = match (self.runtime, &self.local) {
+                (Some(runtime), _) => runtime,
+                (None, Some(local)) => Arc::new(local.runtime(&clock).map_err(StartError::Runtime)?),
+                (None, None) => defaults::runtime(&clock),
+            };
+            notes = runtime.info().limitations;
+            let state_dir = self.local.as_ref().map(LocalNetwork::state_dir);
+            let configs = (1..=self.nodes).map(|number| {
+                let mut config =
+                    NodeConfig::new(format!("{}{number}", self.node_prefix), Arc::clone(&runtime));
+                config.state_dir = state_dir.as_ref().map(|dir| dir.join(&*config.name));
+                if let Some(change) = &self.configure_node {
+                    change(&mut config);
+                }
+                config
+            });
+            let node_informers = Informers::new(component("system:nodes"));
+            let agent = Arc::new(NodeAgent::new(&node_informers, Arc::clone(&clock), configs));
+            manager = manager.add(Start::Always, Arc::clone(&agent)).informers(&node_informers);
+            nodes = Some(agent);
+            startup.done("nodes");
+        }
+        let running = Some(manager.start());
+        Ok(Cluster {
+            server,
+            clock,
+            client,
+            informers,
+            ca,
+            tasks,
+            running,
+            nodes,
+            serving: std::sync::Mutex::default(),
+            notes,
+            startup: startup.steps,
+            _local: self.local,
+        })
+    }
+}
+
+/// Takes the time of each step of a start.
+struct Startup {
+    last: Instant,
+    steps: Vec<(&'static str, Duration)>,
+}
+
+impl Startup {
+    fn new() -> Self {
+        Self { last: Instant::now(), steps: Vec::new() }
+    }
+
+    fn done(&mut self, step: &'static str) {
+        let now = Instant::now();
+        self.steps.push((step, now - self.last));
+        self.last = now;
+    }
+}

@@ -1,0 +1,122 @@
+//! The cluster's certificate authority: made at start, kept in memory, gone with the cluster.
+
+use std::{net::IpAddr, sync::Arc};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    server::WebPkiClientVerifier,
+};
+use time::{Duration, OffsetDateTime};
+
+/// How long the authority and what it signs are valid.
+const VALID_DAYS: i64 = 365;
+/// How far the begin of validity lies in the past, for machines whose clocks differ.
+const SKEW_MINUTES: i64 = 5;
+
+/// A certificate and its key, in PEM.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// The private key.
+    pub key_pem: String,
+}
+
+/// What went wrong with a certificate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaError {
+    /// A certificate could not be made.
+    #[error("a certificate could not be made")]
+    Make(#[from] rcgen::Error),
+    /// TLS could not be set up with it.
+    #[error("TLS could not be set up")]
+    Tls(#[from] rustls::Error),
+    /// Client certificates could not be checked with it.
+    #[error("client certificates could not be set up")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// A certificate authority for one cluster.
+pub(crate) struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    certificate_pem: String,
+    certificate: CertificateDer<'static>,
+    now: OffsetDateTime,
+}
+
+impl Ca {
+    /// Makes an authority that is valid from `now` (in seconds since 1970) on.
+    pub(crate) fn new(now_seconds: i64) -> Result<Self, CaError> {
+        let now = OffsetDateTime::from_unix_timestamp(now_seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let key = KeyPair::generate()?;
+        let mut params = params(now, "kplane", &[]);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let certificate = params.self_signed(&key)?;
+        let (certificate_pem, der) = (certificate.pem(), certificate.der().clone());
+        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, certificate: der, now })
+    }
+
+    /// The authority's certificate, in PEM.
+    pub(crate) fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// A client certificate: the common name is the user, the organizations are the groups.
+    pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Result<Credentials, CaError> {
+        let key = KeyPair::generate()?;
+        let mut params = params(self.now, user, groups);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok(Credentials { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+    }
+
+    /// TLS for a server with these names, which asks for client certificates of this authority and takes callers without.
+    pub(crate) fn server_config(
+        &self,
+        names: &[&str],
+        addresses: &[IpAddr],
+    ) -> Result<ServerConfig, CaError> {
+        let key = KeyPair::generate()?;
+        let mut params = params(self.now, "kube-apiserver", &[]);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName((*name).try_into()?));
+        }
+        params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        roots.add(self.certificate.clone())?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let verifier = verifier.allow_unauthenticated().build()?;
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![certificate.der().clone()], key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
+    }
+}
+
+fn params(now: OffsetDateTime, common_name: &str, organizations: &[&str]) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    for organization in organizations {
+        name.push(DnType::OrganizationName, *organization);
+    }
+    params.distinguished_name = name;
+    params.not_before = now - Duration::minutes(SKEW_MINUTES);
+    params.not_after = now + Duration::days(VALID_DAYS);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params
+}

@@ -1,0 +1,271 @@
+//! A running cluster.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use http::{Request, Response};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use kapi::{ApiServer, authn::UserInfo};
+use kcore::Clock;
+use kreconcile::{Informers, Running, Selection};
+use kube::{Client, Resource, client::Body as ClientBody};
+use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+
+use crate::{
+    ca::{Ca, CaError},
+    kubeconfig,
+    network::LocalNetwork,
+    serve::{self, Serving, Tasks},
+};
+
+/// How long a shutdown waits for connections and tasks to end by themselves.
+pub const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+
+/// A cluster inside this process. Made by [`ClusterBuilder::start`](crate::ClusterBuilder::start).
+///
+/// Dropping it ends everything that it started; [`shutdown`](Self::shutdown) does so in order and says what failed.
+pub struct Cluster {
+    pub(crate) server: ApiServer,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) client: Client,
+    pub(crate) informers: Informers,
+    pub(crate) ca: Arc<Ca>,
+    pub(crate) tasks: Tasks,
+    pub(crate) running: Option<Running>,
+    pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
+    pub(crate) serving: std::sync::Mutex<Option<Serving>>,
+    pub(crate) notes: Vec<String>,
+    pub(crate) startup: Vec<(&'static str, Duration)>,
+    /// The addresses and directories of the pods; dropped last.
+    pub(crate) _local: Option<LocalNetwork>,
+}
+
+/// Why serving failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address can't be listened on.
+    #[error("{address} can't be listened on")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Certificate(#[from] CaError),
+}
+
+/// A condition did not come true in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} did not come to be as wanted within {timeout:?}; last seen: {last}")]
+pub struct WaitError {
+    what: String,
+    timeout: Duration,
+    last: String,
+}
+
+impl Cluster {
+    /// Starts a builder.
+    pub fn builder() -> crate::ClusterBuilder {
+        crate::ClusterBuilder::new()
+    }
+
+    /// A client straight into the server, without a socket, as an administrator (`system:masters`). It can do everything but
+    /// upgrade a connection: for exec, attach and port forwarding use [`client_http`](Self::client_http).
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// A client straight into the server as this user.
+    #[must_use]
+    pub fn client_as(&self, user: UserInfo) -> Client {
+        Client::new(self.server.as_user(user), "default")
+    }
+
+    /// A client that speaks HTTP/1.1 over connections within the process, as an administrator. Slower than
+    /// [`client`](Self::client), but able to upgrade.
+    #[must_use]
+    pub fn client_http(&self) -> Client {
+        let (server, tasks) = (self.server.as_user(crate::builder::admin()), self.tasks.clone());
+        let service = tower::service_fn(move |request: Request<ClientBody>| {
+            let (server, tasks) = (server.clone(), tasks.clone());
+            async move { request_over_duplex(server, &tasks, request).await }
+        });
+        Client::new(service, "default")
+    }
+
+    /// The API server, as a `tower::Service`; for embedding it into an HTTP server of your own.
+    #[must_use]
+    pub fn server(&self) -> &ApiServer {
+        &self.server
+    }
+
+    /// The cluster's clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// The nodes' agents; `None` for a cluster without nodes.
+    #[must_use]
+    pub fn nodes(&self) -> Option<&Arc<kruntime::NodeAgent>> {
+        self.nodes.as_ref()
+    }
+
+    /// What was started, and how long each took.
+    #[must_use]
+    pub fn startup(&self) -> &[(&'static str, Duration)] {
+        &self.startup
+    }
+
+    /// What the cluster can't do on this machine, for people.
+    #[must_use]
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// The certificate of the cluster's authority, in PEM.
+    #[must_use]
+    pub fn ca_pem(&self) -> &str {
+        self.ca.certificate_pem()
+    }
+
+    /// Serves the API over TLS at `address`; port 0 picks a free one. Callers show a client certificate of the cluster's
+    /// authority, or are anonymous.
+    ///
+    /// # Errors
+    /// When the address can't be listened on or a certificate can't be made.
+    pub async fn serve(&self, address: SocketAddr) -> Result<Serving, ServeError> {
+        let listener =
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        let address = listener.local_addr().map_err(|source| ServeError::Listen { address, source })?;
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        // A listener on all addresses is reached by the loopback address from here.
+        let reachable = if address.ip().is_unspecified() { loopback } else { address.ip() };
+        let names = [
+            "localhost",
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+        ];
+        let config = self.ca.server_config(&names, &[loopback, reachable])?;
+        self.tasks.spawn(serve::listen(self.server.clone(), listener, Arc::new(config), self.tasks.clone()));
+        let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
+        let url = format!("https://{}", SocketAddr::new(reachable, address.port()));
+        let kubeconfig = kubeconfig::render(&url, self.ca.certificate_pem(), &user);
+        let serving = Serving { address, kubeconfig };
+        *self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(serving.clone());
+        Ok(serving)
+    }
+
+    /// The kubeconfig of an administrator for the address that was served last; `None` before [`serve`](Self::serve).
+    #[must_use]
+    pub fn kubeconfig(&self) -> Option<String> {
+        let serving = self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        serving.as_ref().map(|serving| serving.kubeconfig.clone())
+    }
+
+    /// Waits until an object is as wanted; the condition gets `None` while the object is not there. It is asked after each
+    /// change, so nothing polls. For a cluster-scoped kind the namespace is empty.
+    ///
+    /// # Errors
+    /// When that takes longer than `timeout`.
+    pub async fn wait_until<K>(
+        &self,
+        namespace: &str,
+        name: &str,
+        timeout: Duration,
+        condition: impl Fn(Option<&K>) -> bool + Send,
+    ) -> Result<Option<Arc<K>>, WaitError>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned + fmt::Debug + Send + Sync + 'static,
+    {
+        let selection = Selection::all().fields(format!("metadata.name={name}"));
+        let selection = if namespace.is_empty() { selection } else { selection.namespace(namespace) };
+        let informer = self.informers.of::<K>(selection);
+        let mut changes = informer.subscribe();
+        let wait = async {
+            informer.synced().await;
+            loop {
+                let found = informer.get(namespace, name);
+                if condition(found.as_deref()) {
+                    return found;
+                }
+                if changes.next().await.is_none() {
+                    return found;
+                }
+            }
+        };
+        let result = tokio::time::timeout(timeout, wait).await;
+        result.map_err(|_| WaitError {
+            what: format!("{} {namespace}/{name}", K::kind(&())),
+            timeout,
+            last: format!("{:?}", informer.get(namespace, name)),
+        })
+    }
+
+    /// Ends everything in order: controllers, scheduler and nodes first, then connections.
+    ///
+    /// # Errors
+    /// The names of what did not end in time and was cut off.
+    pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
+        let mut late = Vec::new();
+        if let Some(running) = self.running.take()
+            && tokio::time::timeout(SHUTDOWN_MAX, running.stop()).await.is_err()
+        {
+            late.push("controllers, scheduler and nodes");
+        }
+        self.informers.stop().await;
+        self.tasks.stop.cancel();
+        self.tasks.tracker.close();
+        if tokio::time::timeout(SHUTDOWN_MAX, self.tasks.tracker.wait()).await.is_err() {
+            late.push("connections");
+        }
+        if late.is_empty() { Ok(()) } else { Err(ShutdownError(late.join(", "))) }
+    }
+}
+
+/// Something did not end in time.
+#[derive(Debug, thiserror::Error)]
+#[error("did not end within {SHUTDOWN_MAX:?}: {0}")]
+pub struct ShutdownError(String);
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.tasks.stop.cancel();
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+/// One request over a connection of its own, as a client without a pool does it.
+async fn request_over_duplex(
+    server: kapi::AsUser,
+    tasks: &Tasks,
+    mut request: Request<ClientBody>,
+) -> Result<Response<Incoming>, hyper::Error> {
+    let stream = serve::connect(server, tasks);
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tasks.spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a client connection within the process ended");
+        }
+    });
+    request.headers_mut().entry(http::header::HOST).or_insert(http::HeaderValue::from_static("kubernetes"));
+    sender.send_request(request).await
+}

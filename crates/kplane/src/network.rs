@@ -1,0 +1,52 @@
+//! The network of a cluster whose pods are processes: a block of loopback addresses that no other cluster has.
+
+use std::{io, net::Ipv4Addr, sync::Arc};
+
+use kapi::ServiceAddresses;
+use kcore::Clock;
+use knet::{AddressRange, IpAllocator, Redirects, loopback::LoopbackBlock};
+use kruntime::runtime::process::{ProcessOptions, ProcessRuntime};
+
+/// The prefix of the range of cluster IPs within a block.
+const SERVICES_PREFIX: u8 = 20;
+
+/// What the pods, services and names of one cluster of processes share. It lives as long as the cluster.
+#[derive(Debug)]
+pub(crate) struct LocalNetwork {
+    block: LoopbackBlock,
+    pub(crate) redirects: Redirects,
+    pods: Arc<dyn IpAllocator>,
+    dir: tempfile::TempDir,
+}
+
+impl LocalNetwork {
+    /// Claims a block of addresses and makes a directory.
+    pub(crate) fn claim() -> io::Result<Self> {
+        let block = LoopbackBlock::claim()?;
+        let [_, pods] = block.pods();
+        let pods: AddressRange = pods.parse().map_err(io::Error::other)?;
+        let dir = tempfile::Builder::new().prefix("kplane-").tempdir()?;
+        Ok(Self { block, redirects: Redirects::default(), pods: Arc::new(pods), dir })
+    }
+
+    /// The cluster IPs are loopback addresses too, so that they can be served without root.
+    pub(crate) fn service_addresses(&self) -> ServiceAddresses {
+        let first = match self.block.nth(0) {
+            std::net::IpAddr::V4(address) => address,
+            std::net::IpAddr::V6(_) => Ipv4Addr::LOCALHOST,
+        };
+        ServiceAddresses { network: first, prefix: SERVICES_PREFIX, ..ServiceAddresses::default() }
+    }
+
+    /// The runtime whose containers are processes.
+    pub(crate) fn runtime(&self, clock: &Arc<dyn Clock>) -> io::Result<ProcessRuntime> {
+        let mut options = ProcessOptions::new(self.dir.path().join("runtime"), Arc::clone(&self.pods), Arc::clone(clock));
+        options.redirects = self.redirects.clone();
+        ProcessRuntime::new(options)
+    }
+
+    /// Where the agents make volumes.
+    pub(crate) fn state_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("volumes")
+    }
+}

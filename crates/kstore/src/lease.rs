@@ -1,0 +1,220 @@
+//! Leases: keys that go when nobody keeps them alive.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
+    num::NonZeroU64,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{LeaseError, Revision, TableId};
+
+/// How long a lease may live without being kept alive: etcd's limit, 9,000,000,000 seconds.
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(9_000_000_000);
+/// How many leases a store holds at most.
+pub const LEASES_MAX: usize = 1_048_576;
+/// How many leases end in one step of the store; the others wait for the next.
+pub(crate) const LEASES_ENDED_MAX: usize = 256;
+
+/// The number of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(NonZeroU64);
+
+impl LeaseId {
+    /// The lease of that number; 0 is none.
+    pub const fn new(number: u64) -> Option<LeaseId> {
+        match NonZeroU64::new(number) {
+            Some(number) => Some(LeaseId(number)),
+            None => None,
+        }
+    }
+
+    /// The number itself.
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What there is to know about a lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseInfo {
+    /// Its number.
+    pub id: LeaseId,
+    /// How long it lives after being granted or kept alive.
+    pub ttl: Duration,
+    /// How long it still lives.
+    pub remaining: Duration,
+    /// The keys that go with it, in order.
+    pub keys: Vec<(TableId, Bytes)>,
+}
+
+/// The part of a store that ends keys by time.
+///
+/// A key is attached to a lease by a put that names it, and detached by one that doesn't. When the lease ends, by time or
+/// by [`revoke`](Leases::revoke), its keys are deleted at one revision like by any other commit. Time is tokio's, so a
+/// paused runtime decides when a lease ends.
+#[async_trait]
+pub trait Leases: Send + Sync {
+    /// Makes a lease that lives for `ttl`, under the number given or a free one.
+    ///
+    /// # Errors
+    /// [`LeaseError::Exists`], [`LeaseError::BadTtl`], [`LeaseError::TooMany`].
+    async fn grant(&self, ttl: Duration, id: Option<LeaseId>) -> Result<LeaseId, LeaseError>;
+
+    /// Lets the lease live for its full time again, from now; returns that time.
+    ///
+    /// # Errors
+    /// [`LeaseError::NotFound`] once it has ended.
+    async fn keep_alive(&self, id: LeaseId) -> Result<Duration, LeaseError>;
+
+    /// Ends the lease now and deletes its keys; returns the revision of that, or the store's if it had no keys.
+    ///
+    /// # Errors
+    /// [`LeaseError::NotFound`] once it has ended.
+    async fn revoke(&self, id: LeaseId) -> Result<Revision, LeaseError>;
+
+    /// The leases that live, by number; `id` asks for one only.
+    ///
+    /// # Errors
+    /// [`LeaseError::Store`].
+    async fn leases(&self, id: Option<LeaseId>) -> Result<Vec<LeaseInfo>, LeaseError>;
+}
+
+/// All leases of a store. Times are counted from the store's start; no clock is read here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LeaseBook {
+    leases: HashMap<LeaseId, Lease>,
+    /// Holds each lease once, under its deadline.
+    deadlines: BTreeSet<(Duration, LeaseId)>,
+    /// Numbers are given out upwards from here.
+    last: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Lease {
+    ttl: Duration,
+    deadline: Duration,
+    keys: HashSet<(TableId, Bytes)>,
+}
+
+impl LeaseBook {
+    pub(crate) fn contains(&self, id: LeaseId) -> bool {
+        self.leases.contains_key(&id)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    pub(crate) fn grant(
+        &mut self,
+        ttl: Duration,
+        id: Option<LeaseId>,
+        now: Duration,
+    ) -> Result<LeaseId, LeaseError> {
+        if ttl.is_zero() || ttl > LEASE_TTL_MAX {
+            return Err(LeaseError::BadTtl { ttl });
+        }
+        if self.leases.len() >= LEASES_MAX {
+            return Err(LeaseError::TooMany { max: LEASES_MAX });
+        }
+        let id = match id {
+            Some(id) if self.contains(id) => return Err(LeaseError::Exists(id)),
+            Some(id) => id,
+            None => self.free_number(),
+        };
+        let deadline = now.saturating_add(ttl);
+        self.leases.insert(id, Lease { ttl, deadline, keys: HashSet::new() });
+        self.deadlines.insert((deadline, id));
+        Ok(id)
+    }
+
+    /// There are fewer than `LEASES_MAX` leases, so a free number is found within as many steps.
+    fn free_number(&mut self) -> LeaseId {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if let Some(id) = LeaseId::new(self.last).filter(|id| !self.contains(*id)) {
+                return id;
+            }
+        }
+    }
+
+    pub(crate) fn keep_alive(&mut self, id: LeaseId, now: Duration) -> Result<Duration, LeaseError> {
+        let lease = self.leases.get_mut(&id).ok_or(LeaseError::NotFound(id))?;
+        self.deadlines.remove(&(lease.deadline, id));
+        lease.deadline = now.saturating_add(lease.ttl);
+        self.deadlines.insert((lease.deadline, id));
+        Ok(lease.ttl)
+    }
+
+    /// Takes the lease out; the keys that go with it, in order.
+    pub(crate) fn end(&mut self, id: LeaseId) -> Option<Vec<(TableId, Bytes)>> {
+        let lease = self.leases.remove(&id)?;
+        self.deadlines.remove(&(lease.deadline, id));
+        let mut keys: Vec<_> = lease.keys.into_iter().collect();
+        keys.sort_unstable();
+        Some(keys)
+    }
+
+    /// The first lease whose time has come.
+    pub(crate) fn due(&self, now: Duration) -> Option<LeaseId> {
+        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, id)| *id)
+    }
+
+    /// When the next lease ends.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    pub(crate) fn attach(&mut self, id: LeaseId, table: TableId, key: &Bytes) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.keys.insert((table, key.clone()));
+        }
+    }
+
+    pub(crate) fn detach(&mut self, id: LeaseId, table: TableId, key: &Bytes) {
+        if let Some(lease) = self.leases.get_mut(&id) {
+            lease.keys.remove(&(table, key.clone()));
+        }
+    }
+
+    /// Takes the leases of a back-up over, each with the time it had left.
+    pub(crate) fn load(&mut self, leases: Vec<(LeaseId, Duration, Duration)>, last: u64, now: Duration) {
+        self.last = last;
+        for (id, ttl, remaining) in leases {
+            let deadline = now.saturating_add(remaining);
+            self.leases.insert(id, Lease { ttl, deadline, keys: HashSet::new() });
+            self.deadlines.insert((deadline, id));
+        }
+    }
+
+    /// The last number that was given out.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
+    pub(crate) fn infos(&self, id: Option<LeaseId>, now: Duration) -> Vec<LeaseInfo> {
+        let mut ids: Vec<LeaseId> = match id {
+            Some(id) => vec![id],
+            None => self.leases.keys().copied().collect(),
+        };
+        ids.sort_unstable();
+        ids.into_iter()
+            .filter_map(|id| {
+                let lease = self.leases.get(&id)?;
+                let mut keys: Vec<_> = lease.keys.iter().cloned().collect();
+                keys.sort_unstable();
+                Some(LeaseInfo { id, ttl: lease.ttl, remaining: lease.deadline.saturating_sub(now), keys })
+            })
+            .collect()
+    }
+}

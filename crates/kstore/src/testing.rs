@@ -1,0 +1,131 @@
+//! What every engine must keep, as functions that panic where it doesn't; behind the feature `testing`.
+//!
+//! An engine's test is a few lines:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use kstore::{MemoryStore, Store, testing};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
+//! testing::conformance(|| async { Arc::new(MemoryStore::new()) as Arc<dyn Store> }).await;
+//! testing::lease_conformance(|| async { Arc::new(MemoryStore::new()) as Arc<dyn Store> }).await;
+//! # }
+//! ```
+//!
+//! Beside it: [`model`], the reference that everything is compared with; [`validate`], which checks a watch as it goes;
+//! [`linear`], which checks histories of concurrent commits; and [`FaultyStore`], which does to its callers what
+//! networks and disks do.
+
+use std::{future::Future, sync::Arc};
+
+use crate::Store;
+
+pub mod commit;
+pub mod faulty;
+pub mod lease;
+pub mod linear;
+pub mod model;
+pub mod random;
+pub mod read;
+pub mod restore;
+pub mod validate;
+pub mod watch;
+
+pub use faulty::{FaultPlan, FaultyStore};
+pub use random::Random;
+
+/// Runs a check against a fresh store each, and names it if it fails.
+macro_rules! each {
+    ($new:ident, $($module:ident :: $check:ident),+ $(,)?) => {
+        $({
+            let name = concat!(stringify!($module), "::", stringify!($check));
+            let check = tokio::spawn($module::$check($new().await));
+            if let Err(error) = check.await {
+                match error.try_into_panic() {
+                    Ok(panic) => {
+                        eprintln!("the store fails kstore::testing::{name}");
+                        std::panic::resume_unwind(panic)
+                    }
+                    Err(error) => panic!("kstore::testing::{name} was ended: {error}"),
+                }
+            }
+        })+
+    };
+}
+
+/// Checks all promises of [`Store`] but those about leases. `new_store` makes an empty store.
+///
+/// On a runtime of several threads it also finds what only happens there.
+///
+/// # Panics
+/// If a promise is broken.
+pub async fn conformance<F, Fut>(new_store: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn Store>>,
+{
+    each!(
+        new_store,
+        commit::creators_exclude_each_other,
+        commit::revisions_have_no_gaps,
+        commit::transactions_are_whole,
+        commit::comparisons_mean_what_they_say,
+        commit::versions_begin_anew_after_a_deletion,
+        commit::changing_nothing_takes_no_revision,
+        commit::bad_transactions_are_refused,
+        commit::conflicts_show_what_is_there,
+        commit::ranges_are_deleted_whole,
+        commit::histories_are_linearizable,
+        read::lists_lack_nothing,
+        read::snapshots_stay_as_they_are,
+        read::ranges_and_counts_agree,
+        read::terms_lead_to_entries,
+        read::earlier_revisions_can_be_read,
+        read::tables_are_opened_once,
+        read::values_are_not_copied,
+        read::a_barrier_covers_what_was_answered,
+        watch::a_list_continues_without_a_gap,
+        watch::watches_hold_under_load,
+        watch::interests_are_kept_to,
+        watch::far_back_nothing_is_overlooked,
+        watch::a_deletion_right_after_the_floor_is_seen,
+        watch::below_the_floor_is_refused,
+        watch::a_slow_watch_is_told_what_it_missed,
+        watch::quiet_watches_outlive_compaction,
+        watch::the_future_is_waited_for,
+        watch::progress_moves_without_events,
+        watch::revisions_are_not_split,
+        watch::dropped_futures_lose_nothing,
+        watch::no_wake_up_is_lost,
+        restore::a_backup_restores_everything,
+        restore::a_damaged_backup_is_refused,
+        restore::a_store_with_content_is_not_restored_into,
+    );
+    for seed in 0..16 {
+        model::agrees_with_the_model(new_store().await, seed).await;
+    }
+}
+
+/// Checks the promises of [`Leases`](crate::Leases). Run it on a runtime whose time is paused; otherwise it takes as long as
+/// the leases live.
+///
+/// # Panics
+/// If a promise is broken.
+pub async fn lease_conformance<F, Fut>(new_store: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn Store>>,
+{
+    each!(
+        new_store,
+        lease::keys_go_with_their_lease,
+        lease::a_lease_kept_alive_stays,
+        lease::a_detached_key_stays,
+        lease::revoking_deletes_at_one_revision,
+        lease::numbers_are_unique,
+        lease::impossible_leases_are_refused,
+        lease::an_ended_lease_takes_no_keys,
+        lease::many_leases_end_together,
+        lease::leases_are_restored_with_the_time_left,
+    );
+}

@@ -1,0 +1,588 @@
+//! An ordered tree whose copies share what they have in common (a copy-on-write B+tree).
+//!
+//! A copy costs a reference count. A change copies the nodes on its path, but only those that a copy still shares: the
+//! rest is changed in place, so that a batch of changes between two publications copies each touched node once. Every
+//! node knows how many items are below it, so ranks, and therefore exact counts of ranges, cost O(log n).
+
+use std::{cmp::Ordering, sync::Arc};
+
+/// A leaf is shared item by item when it is copied, so it is kept small.
+const LEAF_MAX: usize = 16;
+const INNER_MAX: usize = 32;
+
+/// What a tree holds: something with an order.
+pub(crate) trait Item: Clone {
+    /// What items are ordered by; cloned into inner nodes.
+    type Key: Ord + Clone;
+    fn key(&self) -> &Self::Key;
+}
+
+pub(crate) struct Tree<T: Item> {
+    root: Option<Arc<Node<T>>>,
+}
+
+enum Node<T: Item> {
+    /// Sorted, never empty.
+    Leaf(Vec<T>),
+    Inner(Inner<T>),
+}
+
+struct Inner<T: Item> {
+    /// One for each child, sorted: not greater than any key below it, greater than every key before. They change seldom, so
+    /// copies of the node share them.
+    lows: Arc<Vec<T::Key>>,
+    /// In order, never empty.
+    children: Vec<Child<T>>,
+}
+
+struct Child<T: Item> {
+    /// How many items are below.
+    count: usize,
+    node: Arc<Node<T>>,
+}
+
+impl<T: Item> Clone for Tree<T> {
+    fn clone(&self) -> Self {
+        Tree { root: self.root.clone() }
+    }
+}
+
+impl<T: Item> Default for Tree<T> {
+    fn default() -> Self {
+        Tree { root: None }
+    }
+}
+
+impl<T: Item> Clone for Child<T> {
+    fn clone(&self) -> Self {
+        Child { count: self.count, node: self.node.clone() }
+    }
+}
+
+impl<T: Item> Clone for Node<T> {
+    /// With room for one more, since a node is copied in order to be changed.
+    fn clone(&self) -> Self {
+        match self {
+            Node::Leaf(items) => Node::Leaf(with_room(items)),
+            Node::Inner(inner) => {
+                Node::Inner(Inner { lows: inner.lows.clone(), children: with_room(&inner.children) })
+            }
+        }
+    }
+}
+
+fn with_room<C: Clone>(source: &[C]) -> Vec<C> {
+    let mut copy = Vec::with_capacity(source.len() + 1);
+    copy.extend_from_slice(source);
+    copy
+}
+
+impl<T: Item> Node<T> {
+    /// How many items are below.
+    fn count(&self) -> usize {
+        match self {
+            Node::Leaf(items) => items.len(),
+            Node::Inner(inner) => inner.children.iter().map(|child| child.count).sum(),
+        }
+    }
+
+    /// How many items or children it holds itself.
+    fn width(&self) -> usize {
+        match self {
+            Node::Leaf(items) => items.len(),
+            Node::Inner(inner) => inner.children.len(),
+        }
+    }
+
+    fn width_max(&self) -> usize {
+        match self {
+            Node::Leaf(_) => LEAF_MAX,
+            Node::Inner(_) => INNER_MAX,
+        }
+    }
+
+    /// Takes what is right of `at` out into a node of its own. `at` is inside.
+    fn split_off(&mut self, at: usize) -> (T::Key, Node<T>) {
+        match self {
+            Node::Leaf(items) => {
+                let right = items.split_off(at);
+                (right[0].key().clone(), Node::Leaf(right))
+            }
+            Node::Inner(inner) => {
+                let lows = Arc::make_mut(&mut inner.lows).split_off(at);
+                let children = inner.children.split_off(at);
+                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
+            }
+        }
+    }
+
+    /// Appends a sibling of the same level.
+    fn append(&mut self, right: Node<T>) {
+        match (self, right) {
+            (Node::Leaf(items), Node::Leaf(more)) => items.extend(more),
+            (Node::Inner(inner), Node::Inner(more)) => {
+                Arc::make_mut(&mut inner.lows).extend(Arc::unwrap_or_clone(more.lows));
+                inner.children.extend(more.children);
+            }
+            _ => unreachable!("siblings are of one level"),
+        }
+    }
+}
+
+impl<T: Item> Inner<T> {
+    /// In which child a key belongs.
+    fn child_at(&self, compare: &impl Fn(&T::Key) -> Ordering) -> usize {
+        self.lows.partition_point(|low| compare(low).is_le()).saturating_sub(1)
+    }
+}
+
+impl<T: Item> Tree<T> {
+    pub(crate) fn len(&self) -> usize {
+        self.root.as_ref().map_or(0, |root| root.count())
+    }
+
+    /// The item for which `compare`, which says how an item's key relates to what is sought, is equal.
+    pub(crate) fn get(&self, compare: impl Fn(&T::Key) -> Ordering) -> Option<&T> {
+        let mut node = self.root.as_deref()?;
+        loop {
+            match node {
+                Node::Inner(inner) => node = &inner.children[inner.child_at(&compare)].node,
+                Node::Leaf(items) => {
+                    return items.binary_search_by(|item| compare(item.key())).ok().map(|at| &items[at]);
+                }
+            }
+        }
+    }
+
+    /// How many items come before what is sought: those for which `compare` is less. It may be equal for several that stand
+    /// side by side.
+    pub(crate) fn rank(&self, compare: impl Fn(&T::Key) -> Ordering) -> usize {
+        let Some(mut node) = self.root.as_deref() else { return 0 };
+        let mut before = 0;
+        loop {
+            match node {
+                Node::Inner(inner) => {
+                    // A child that begins with what is sought may not be the first that has it.
+                    let at = inner.lows.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
+                    before += inner.children[..at].iter().map(|child| child.count).sum::<usize>();
+                    node = &inner.children[at].node;
+                }
+                Node::Leaf(items) => {
+                    return before + items.partition_point(|item| compare(item.key()).is_lt());
+                }
+            }
+        }
+    }
+
+    /// The items from rank `from` up to but without rank `to`.
+    pub(crate) fn slice(&self, from: usize, to: usize) -> Slice<T> {
+        let mut slice = Slice { path: Vec::new(), remaining: to.saturating_sub(from) };
+        if let Some(root) = &self.root {
+            slice.descend(root.clone(), from);
+        }
+        slice
+    }
+
+    pub(crate) fn iter(&self) -> Slice<T> {
+        self.slice(0, self.len())
+    }
+
+    /// Puts an item in; the one it replaces.
+    pub(crate) fn insert(&mut self, item: T) -> Option<T> {
+        let Some(root) = &mut self.root else {
+            self.root = Some(Arc::new(Node::Leaf(vec![item])));
+            return None;
+        };
+        let (replaced, split) = insert(root, item);
+        if let Some((low, right)) = split {
+            let left = root.clone();
+            let lows = Arc::new(vec![low_of(&left), low]);
+            let first = Child { count: left.count(), node: left };
+            let second = Child { count: right.count(), node: Arc::new(right) };
+            self.root = Some(Arc::new(Node::Inner(Inner { lows, children: vec![first, second] })));
+        }
+        replaced
+    }
+
+    /// Takes an item out; if it isn't there, the nodes on the way to it have been copied for nothing.
+    pub(crate) fn remove(&mut self, key: &T::Key) -> Option<T> {
+        let root = self.root.as_mut()?;
+        let removed = remove(root, key);
+        let only = match &**root {
+            Node::Leaf(items) if items.is_empty() => Some(None),
+            Node::Inner(inner) if inner.children.len() == 1 => Some(Some(inner.children[0].node.clone())),
+            _ => None,
+        };
+        if let Some(root) = only {
+            self.root = root;
+        }
+        removed
+    }
+
+    /// Whether every node is ordered, counted and filled as it should be; what is wrong otherwise.
+    pub(crate) fn verify(&self) -> Result<(), &'static str> {
+        match &self.root {
+            None => Ok(()),
+            Some(root) => verify(root, None, None).map(|_| ()),
+        }
+    }
+}
+
+/// The smallest key below.
+fn low_of<T: Item>(node: &Node<T>) -> T::Key {
+    match node {
+        Node::Leaf(items) => items[0].key().clone(),
+        Node::Inner(inner) => inner.lows[0].clone(),
+    }
+}
+
+type Split<T> = Option<(<T as Item>::Key, Node<T>)>;
+
+fn insert<T: Item>(node: &mut Arc<Node<T>>, item: T) -> (Option<T>, Split<T>) {
+    let node = Arc::make_mut(node);
+    let replaced = match node {
+        Node::Leaf(items) => match items.binary_search_by(|other| other.key().cmp(item.key())) {
+            Ok(at) => Some(std::mem::replace(&mut items[at], item)),
+            Err(at) => {
+                items.insert(at, item);
+                None
+            }
+        },
+        Node::Inner(inner) => {
+            let at = inner.child_at(&|low| low.cmp(item.key()));
+            if *item.key() < inner.lows[at] {
+                Arc::make_mut(&mut inner.lows)[at] = item.key().clone();
+            }
+            let child = &mut inner.children[at];
+            let (replaced, split) = insert(&mut child.node, item);
+            match split {
+                None => child.count += usize::from(replaced.is_none()),
+                Some((low, right)) => {
+                    child.count = child.node.count();
+                    inner.children.insert(at + 1, Child { count: right.count(), node: Arc::new(right) });
+                    Arc::make_mut(&mut inner.lows).insert(at + 1, low);
+                }
+            }
+            replaced
+        }
+    };
+    let (width, width_max) = (node.width(), node.width_max());
+    // Keys often come in ascending order; leaving the left part fuller then wastes less.
+    let split = (width > width_max).then(|| node.split_off(width * 2 / 3));
+    (replaced, split)
+}
+
+fn remove<T: Item>(node: &mut Arc<Node<T>>, key: &T::Key) -> Option<T> {
+    match Arc::make_mut(node) {
+        Node::Leaf(items) => {
+            let at = items.binary_search_by(|other| other.key().cmp(key)).ok()?;
+            Some(items.remove(at))
+        }
+        Node::Inner(inner) => {
+            let at = inner.child_at(&|low| low.cmp(key));
+            let child = &mut inner.children[at];
+            let removed = remove(&mut child.node, key)?;
+            child.count -= 1;
+            if child.node.width() < child.node.width_max() / 3 {
+                refill(inner, at);
+            }
+            Some(removed)
+        }
+    }
+}
+
+/// Joins a child that has become narrow with a neighbour, and parts them again where they are too wide for one node.
+fn refill<T: Item>(inner: &mut Inner<T>, at: usize) {
+    let lows = Arc::make_mut(&mut inner.lows);
+    if inner.children.len() < 2 {
+        if inner.children[at].count == 0 {
+            inner.children.remove(at);
+            lows.remove(at);
+        }
+        return;
+    }
+    let left_at = at.saturating_sub(1);
+    let right = inner.children.remove(left_at + 1);
+    lows.remove(left_at + 1);
+    let left = &mut inner.children[left_at];
+    let node = Arc::make_mut(&mut left.node);
+    node.append(Arc::unwrap_or_clone(right.node));
+    let (width, width_max) = (node.width(), node.width_max());
+    if width > width_max {
+        let (low, parted) = node.split_off(width / 2);
+        left.count = left.node.count();
+        inner.children.insert(left_at + 1, Child { count: parted.count(), node: Arc::new(parted) });
+        lows.insert(left_at + 1, low);
+    } else {
+        left.count += right.count;
+    }
+}
+
+/// The depth of the node.
+fn verify<T: Item>(
+    node: &Node<T>,
+    low: Option<&T::Key>,
+    high: Option<&T::Key>,
+) -> Result<usize, &'static str> {
+    if node.width() == 0 || node.width() > node.width_max() {
+        return Err("a node is empty or too wide");
+    }
+    let inside = |key: &T::Key| low.is_none_or(|low| low <= key) && high.is_none_or(|high| key < high);
+    match node {
+        Node::Leaf(items) => {
+            if !items.is_sorted_by(|a, b| a.key() < b.key()) || !items.iter().all(|item| inside(item.key())) {
+                return Err("the items of a leaf are out of order");
+            }
+            Ok(1)
+        }
+        Node::Inner(Inner { lows, children }) => {
+            if lows.len() != children.len() || !lows.is_sorted_by(|a, b| a < b) {
+                return Err("the children of a node are out of order");
+            }
+            let mut depths = Vec::with_capacity(children.len());
+            for (at, child) in children.iter().enumerate() {
+                if child.count != child.node.count() {
+                    return Err("a node counts its items wrongly");
+                }
+                depths.push(verify(&child.node, Some(&lows[at]), lows.get(at + 1).or(high))?);
+            }
+            if depths.windows(2).any(|pair| pair[0] != pair[1]) {
+                return Err("the leaves are not of one depth");
+            }
+            Ok(depths[0] + 1)
+        }
+    }
+}
+
+/// Items in order. It owns the nodes it is in and goes on lazily.
+pub(crate) struct Slice<T: Item> {
+    /// From the root to a leaf: node and place in it. The leaf's place is that of the next item.
+    path: Vec<(Arc<Node<T>>, usize)>,
+    remaining: usize,
+}
+
+impl<T: Item> Slice<T> {
+    /// Goes down to the leaf with the item of rank `rank` below `node`.
+    fn descend(&mut self, mut node: Arc<Node<T>>, mut rank: usize) {
+        loop {
+            let below = match &*node {
+                Node::Leaf(_) => break,
+                Node::Inner(Inner { children, .. }) => {
+                    let mut at = 0;
+                    while at + 1 < children.len() && rank >= children[at].count {
+                        rank -= children[at].count;
+                        at += 1;
+                    }
+                    (at, children[at].node.clone())
+                }
+            };
+            self.path.push((node, below.0));
+            node = below.1;
+        }
+        self.path.push((node, rank));
+    }
+
+    /// Leaves finished nodes, so that the last of the path is a leaf with an item to come, or the path is empty.
+    fn settle(&mut self) {
+        while let Some((node, at)) = self.path.last_mut() {
+            if *at < node.width() {
+                match &**node {
+                    Node::Leaf(_) => return,
+                    Node::Inner(inner) => {
+                        let below = inner.children[*at].node.clone();
+                        self.descend(below, 0);
+                        return;
+                    }
+                }
+            }
+            self.path.pop();
+            if let Some((_, parent_at)) = self.path.last_mut() {
+                *parent_at += 1;
+            }
+        }
+    }
+
+    fn peek(&mut self) -> Option<&T> {
+        self.settle();
+        match self.path.last() {
+            Some((node, at)) => match &**node {
+                Node::Leaf(items) => items.get(*at),
+                Node::Inner(_) => None,
+            },
+            None => None,
+        }
+    }
+
+    /// Passes over everything that both are about to yield from the same node; whether anything was.
+    fn skip_shared(&mut self, other: &mut Slice<T>) -> bool {
+        self.settle();
+        other.settle();
+        // A node is about to begin where its own place and those below it are all 0: look at the widest first.
+        let begins =
+            |path: &[(Arc<Node<T>>, usize)]| path.iter().rev().take_while(|(_, at)| *at == 0).count();
+        let (mine, theirs) = (begins(&self.path), begins(&other.path));
+        for level in (0..mine.min(theirs)).rev() {
+            let (at, other_at) = (self.path.len() - 1 - level, other.path.len() - 1 - level);
+            if Arc::ptr_eq(&self.path[at].0, &other.path[other_at].0) {
+                self.leave(at);
+                other.leave(other_at);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Goes on behind the node at that place of the path.
+    fn leave(&mut self, at: usize) {
+        self.remaining = self.remaining.saturating_sub(self.path[at].0.count());
+        self.path.truncate(at);
+        if let Some((_, parent_at)) = self.path.last_mut() {
+            *parent_at += 1;
+        }
+    }
+}
+
+impl<T: Item> Iterator for Slice<T> {
+    type Item = T;
+
+    fn next(&mut self) -> Option<T> {
+        if self.remaining == 0 {
+            return None;
+        }
+        let item = self.peek()?.clone();
+        self.remaining -= 1;
+        if let Some((_, at)) = self.path.last_mut() {
+            *at += 1;
+        }
+        Some(item)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.remaining, Some(self.remaining))
+    }
+}
+
+impl<T: Item> ExactSizeIterator for Slice<T> {}
+
+/// What is in one of two trees only, or different in both, in order. Costs what differs, not what is there: nodes that the
+/// trees share are passed over.
+pub(crate) fn diff<T: Item>(
+    old: &Tree<T>,
+    new: &Tree<T>,
+    same: impl Fn(&T, &T) -> bool,
+) -> Vec<(Option<T>, Option<T>)> {
+    let (mut old, mut new) = (old.iter(), new.iter());
+    let mut changes = Vec::new();
+    loop {
+        while old.skip_shared(&mut new) {}
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return changes,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(old), Some(new)) => old.key().cmp(new.key()),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        let unchanged = matches!((&before, &after), (Some(before), Some(after)) if same(before, after));
+        if !unchanged {
+            changes.push((before, after));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq)]
+    struct Pair(u16, u32);
+
+    impl Item for Pair {
+        type Key = u16;
+        fn key(&self) -> &u16 {
+            &self.0
+        }
+    }
+
+    fn pairs(tree: &Tree<Pair>) -> Vec<(u16, u32)> {
+        tree.iter().map(|Pair(key, value)| (key, value)).collect()
+    }
+
+    fn step(tree: &mut Tree<Pair>, map: &mut BTreeMap<u16, u32>, at: u32, (key, insert): (u16, bool)) {
+        if insert {
+            assert_eq!(tree.insert(Pair(key, at)).map(|Pair(_, value)| value), map.insert(key, at));
+        } else {
+            assert_eq!(tree.remove(&key).map(|Pair(_, value)| value), map.remove(&key));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        #[test]
+        fn it_is_a_map_and_copies_stay(
+            first in prop::collection::vec((0u16..600, prop::bool::weighted(0.8)), 0..1_500),
+            second in prop::collection::vec((0u16..600, prop::bool::weighted(0.3)), 0..900),
+        ) {
+            let (mut tree, mut map) = (Tree::default(), BTreeMap::new());
+            for (at, change) in first.into_iter().enumerate() {
+                step(&mut tree, &mut map, at as u32, change);
+            }
+            prop_assert_eq!(tree.verify(), Ok(()));
+            let (copy, copied) = (tree.clone(), map.clone());
+            for (at, change) in second.into_iter().enumerate() {
+                step(&mut tree, &mut map, 10_000 + at as u32, change);
+            }
+            prop_assert_eq!(tree.verify(), Ok(()));
+            prop_assert_eq!(copy.verify(), Ok(()));
+            prop_assert_eq!(pairs(&tree), map.clone().into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(pairs(&copy), copied.clone().into_iter().collect::<Vec<_>>());
+            for key in (0..600).step_by(37) {
+                prop_assert_eq!(tree.get(|other| other.cmp(&key)).map(|pair| pair.1), map.get(&key).copied());
+                let (rank, end) = (tree.rank(|other| other.cmp(&key)), tree.rank(|other| other.cmp(&(key + 50))));
+                prop_assert_eq!(rank, map.range(..key).count());
+                let slice: Vec<u16> = tree.slice(rank, end).map(|pair| pair.0).collect();
+                prop_assert_eq!(slice, map.range(key..key + 50).map(|(key, _)| *key).collect::<Vec<_>>());
+            }
+            // What is sought may be a whole group that stands side by side.
+            for group in 0..12u16 {
+                let fifties = |key: &u16| (key / 50).cmp(&group);
+                prop_assert_eq!(tree.rank(fifties), map.range(..group * 50).count());
+            }
+            let changes = diff(&copy, &tree, |old, new| old == new);
+            let mut replayed = copied;
+            for (before, after) in changes {
+                match (before, after) {
+                    (before, Some(Pair(key, value))) => {
+                        prop_assert_eq!(before.map(|pair| pair.1), replayed.insert(key, value));
+                    }
+                    (Some(Pair(key, value)), None) => prop_assert_eq!(replayed.remove(&key), Some(value)),
+                    (None, None) => prop_assert!(false, "a difference of nothing"),
+                }
+            }
+            prop_assert_eq!(replayed, map);
+        }
+    }
+
+    /// A difference of two trees of 60,000 that differ in one item looks at a few nodes.
+    #[test]
+    fn a_difference_costs_what_differs() {
+        let mut tree = Tree::default();
+        for number in 0..60_000 {
+            tree.insert(Pair(number, 0));
+        }
+        let copy = tree.clone();
+        tree.insert(Pair(31_000, 1));
+        let compared = std::cell::Cell::new(0);
+        let changes = diff(&copy, &tree, |old, new| {
+            compared.set(compared.get() + 1);
+            old == new
+        });
+        assert_eq!(changes, [(Some(Pair(31_000, 0)), Some(Pair(31_000, 1)))]);
+        assert!(compared.get() <= LEAF_MAX, "{} items were compared", compared.get());
+    }
+}
