@@ -16,10 +16,12 @@ pub mod machine;
 pub mod node;
 pub mod probe;
 pub mod runtime;
+pub mod serve;
 pub mod sources;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod volumes;
 
 pub use agent::{NodeAgent, NodeConfig};
+pub use serve::kubelet_service;
 pub use runtime::{ContainerRuntime, PodUid, RuntimeError};
