@@ -18,6 +18,7 @@ use crate::{
     cluster::Cluster,
     defaults,
     network::LocalNetwork,
+    nodes::LocalNodes,
     serve::Tasks,
 };
 
@@ -204,7 +205,8 @@ impl ClusterBuilder {
         let tasks = Tasks::default();
         let ca = Arc::new(Ca::new(clock.now().as_second())?);
         startup.done("certificate authority");
-        let mut api = ApiServer::builder().clock(Arc::clone(&clock));
+        let dialer = Arc::new(LocalNodes::new(tasks.clone()));
+        let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
         if let Some(store) = self.store {
             api = api.store(store);
         }
@@ -264,6 +266,7 @@ impl ClusterBuilder {
             let node_informers = Informers::new(component("system:nodes"));
             let agent = Arc::new(NodeAgent::new(&node_informers, Arc::clone(&clock), configs));
             manager = manager.add(Start::Always, Arc::clone(&agent)).informers(&node_informers);
+            dialer.set(&agent);
             nodes = Some(agent);
             startup.done("nodes");
         }

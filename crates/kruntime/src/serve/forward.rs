@@ -106,6 +106,7 @@ async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>)
                 return;
             }
         }
+        let _ = sink.send(super::stream::normal_closure()).await;
         let _ = sink.close().await;
     };
     let all = futures::future::join_all(connections);
@@ -116,7 +117,12 @@ async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>)
 }
 
 /// Carries one port's bytes until both directions have ended.
-async fn connect(index: usize, target: SocketAddr, mut input: mpsc::Receiver<Bytes>, replies: mpsc::Sender<Message>) {
+async fn connect(
+    index: usize,
+    target: SocketAddr,
+    mut input: mpsc::Receiver<Bytes>,
+    replies: mpsc::Sender<Message>,
+) {
     let stream = match TcpStream::connect(target).await {
         Ok(stream) => stream,
         Err(error) => {

@@ -12,7 +12,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Mutex,
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{
+    Message, Utf8Bytes,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 
 use super::{
     Failure, KubeletBody, Query,
@@ -143,7 +146,14 @@ async fn run(socket: Socket, session: Result<Session, RuntimeError>, closes: boo
     };
     let mut sink = sink.lock().await;
     let _ = sink.send(message(ERROR, status.to_string().as_bytes())).await;
+    // Clients take anything but a normal closure for a broken connection.
+    let _ = sink.send(normal_closure()).await;
     let _ = sink.close().await;
+}
+
+/// The frame that ends a connection whose business is done (RFC 6455, code 1000).
+pub(super) fn normal_closure() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") }))
 }
 
 fn message(channel: u8, bytes: &[u8]) -> Message {
