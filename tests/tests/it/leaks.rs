@@ -64,7 +64,7 @@ fn nothing_is_left_of_two_hundred_clusters() {
                 break;
             }
             tokio::task::yield_now().await;
-                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
     });
     assert_eq!(metrics.num_alive_tasks(), 0, "tasks are left");

@@ -46,7 +46,10 @@ async fn get(address: &str) -> std::io::Result<String> {
         stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
-        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).ok_or_else(|| std::io::Error::other("no answer"))
+        answer
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body.to_owned())
+            .ok_or_else(|| std::io::Error::other("no answer"))
     };
     tokio::time::timeout(Duration::from_secs(5), exchange).await?
 }
@@ -68,10 +71,15 @@ async fn reaches_all(address: &str, pods: &BTreeSet<String>) {
 
 async fn ready_pods(cluster: &Cluster, count: i32) -> Vec<Pod> {
     let all = |deployment: Option<&Deployment>| {
-        deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| status.ready_replicas == Some(count) && status.replicas == Some(count))
+        deployment
+            .and_then(|deployment| deployment.status.as_ref())
+            .is_some_and(|status| status.ready_replicas == Some(count) && status.replicas == Some(count))
     };
     cluster.wait_until::<Deployment>("default", "web", PATIENCE, all).await.unwrap();
-    let pods = Api::<Pod>::default_namespaced(cluster.client()).list(&ListParams::default().labels("app=web")).await.unwrap();
+    let pods = Api::<Pod>::default_namespaced(cluster.client())
+        .list(&ListParams::default().labels("app=web"))
+        .await
+        .unwrap();
     pods.items.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
 }
 
@@ -96,11 +104,24 @@ async fn replicas_are_reached_restarted_and_moved() {
         .start()
         .await
         .unwrap();
-    cluster.wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("default", "default", PATIENCE, |found| found.is_some()).await.unwrap();
+    cluster
+        .wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("default", "default", PATIENCE, |found| {
+            found.is_some()
+        })
+        .await
+        .unwrap();
     let services: Api<Service> = Api::default_namespaced(cluster.client());
     let service = json!({"metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
-    let service = services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await.unwrap().spec.unwrap();
-    Api::<Deployment>::default_namespaced(cluster.client()).create(&PostParams::default(), &web(3)).await.unwrap();
+    let service = services
+        .create(&PostParams::default(), &serde_json::from_value(service).unwrap())
+        .await
+        .unwrap()
+        .spec
+        .unwrap();
+    Api::<Deployment>::default_namespaced(cluster.client())
+        .create(&PostParams::default(), &web(3))
+        .await
+        .unwrap();
     let pods = ready_pods(&cluster, 3).await;
     let cluster_ip = format!("{}:80", service.cluster_ip.unwrap());
     let node_address = cluster.node_address();
@@ -112,13 +133,23 @@ async fn replicas_are_reached_restarted_and_moved() {
     reaches_all(&cluster_ip, &names(&pods)).await;
     // Rolled out to a new version, nothing of the old one is left.
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {"version": "2"}}}}});
-    Api::<Deployment>::default_namespaced(cluster.client()).patch("web", &PatchParams::default(), &Patch::Strategic(patch)).await.unwrap();
+    Api::<Deployment>::default_namespaced(cluster.client())
+        .patch("web", &PatchParams::default(), &Patch::Strategic(patch))
+        .await
+        .unwrap();
     let rolled = |deployment: Option<&Deployment>| {
-        deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| status.updated_replicas == Some(3) && status.replicas == Some(3) && status.ready_replicas == Some(3))
+        deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| {
+            status.updated_replicas == Some(3)
+                && status.replicas == Some(3)
+                && status.ready_replicas == Some(3)
+        })
     };
     cluster.wait_until::<Deployment>("default", "web", PATIENCE, rolled).await.unwrap();
     dead_node(&cluster, &cluster_ip).await;
-    Api::<Deployment>::default_namespaced(cluster.client()).delete("web", &DeleteParams::default()).await.unwrap();
+    Api::<Deployment>::default_namespaced(cluster.client())
+        .delete("web", &DeleteParams::default())
+        .await
+        .unwrap();
     cluster.shutdown().await.unwrap();
 }
 
@@ -127,11 +158,15 @@ async fn killed_process(cluster: &Cluster, pod: &Pod) {
     let name = pod.metadata.name.clone().unwrap();
     // The pod's own name is in the environment of its process.
     let wanted = format!("POD={name}");
-    let process = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok()).find(|process| {
-        let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
-        let command = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes()) && command.starts_with(b"python3")
-    });
+    let process = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .find(|process| {
+            let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+            let command = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
+                && command.starts_with(b"python3")
+        });
     let process = process.expect("the pod's process");
     // SAFETY: a signal to a process that this test's cluster started.
     assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
@@ -152,10 +187,22 @@ async fn dead_node(cluster: &Cluster, cluster_ip: &str) {
     let moved = async {
         loop {
             let list = pods.list(&ListParams::default().labels("app=web")).await.unwrap();
-            let here: Vec<Pod> = list.items.into_iter().filter(|pod| {
-                let ready = pod.status.as_ref().and_then(|status| status.conditions.as_ref()).into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
-                ready && pod.metadata.deletion_timestamp.is_none() && pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some("node-2")
-            }).collect();
+            let here: Vec<Pod> = list
+                .items
+                .into_iter()
+                .filter(|pod| {
+                    let ready = pod
+                        .status
+                        .as_ref()
+                        .and_then(|status| status.conditions.as_ref())
+                        .into_iter()
+                        .flatten()
+                        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+                    ready
+                        && pod.metadata.deletion_timestamp.is_none()
+                        && pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some("node-2")
+                })
+                .collect();
             if here.len() == 3 {
                 return here;
             }

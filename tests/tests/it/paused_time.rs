@@ -27,7 +27,12 @@ fn deployment(name: &str, replicas: i32, more: serde_json::Value) -> Deployment 
 }
 
 async fn ready(cluster: &Cluster) {
-    cluster.wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("default", "default", AGES, |found| found.is_some()).await.unwrap();
+    cluster
+        .wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("default", "default", AGES, |found| {
+            found.is_some()
+        })
+        .await
+        .unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -37,10 +42,16 @@ async fn a_deployment_that_makes_no_progress_says_so_after_its_deadline() {
     ready(&cluster).await;
     let began = cluster.clock().now();
     let api: Api<Deployment> = Api::default_namespaced(cluster.client());
-    api.create(&PostParams::default(), &deployment("stuck", 1, json!({"progressDeadlineSeconds": 600}))).await.unwrap();
+    api.create(&PostParams::default(), &deployment("stuck", 1, json!({"progressDeadlineSeconds": 600})))
+        .await
+        .unwrap();
     let exceeded = |deployment: Option<&Deployment>| {
         let conditions = deployment.and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
-        conditions.into_iter().flatten().any(|condition| condition.type_ == "Progressing" && condition.status == "False" && condition.reason.as_deref() == Some("ProgressDeadlineExceeded"))
+        conditions.into_iter().flatten().any(|condition| {
+            condition.type_ == "Progressing"
+                && condition.status == "False"
+                && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
+        })
     };
     cluster.wait_until::<Deployment>("default", "stuck", AGES, exceeded).await.unwrap();
     let passed = cluster.clock().now().duration_since(began).as_secs();
@@ -54,13 +65,20 @@ async fn the_pods_of_a_dead_node_move() {
     ready(&cluster).await;
     let api: Api<Deployment> = Api::default_namespaced(cluster.client());
     api.create(&PostParams::default(), &deployment("web", 4, json!({}))).await.unwrap();
-    let all = |deployment: Option<&Deployment>| deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| status.available_replicas == Some(4));
+    let all = |deployment: Option<&Deployment>| {
+        deployment
+            .and_then(|deployment| deployment.status.as_ref())
+            .is_some_and(|status| status.available_replicas == Some(4))
+    };
     cluster.wait_until::<Deployment>("default", "web", AGES, all).await.unwrap();
     let began = cluster.clock().now();
     assert!(cluster.nodes().unwrap().stop_node("node-1").await);
     let lost = |node: Option<&Node>| {
         let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
-        conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
+        conditions
+            .into_iter()
+            .flatten()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "Unknown")
     };
     cluster.wait_until::<Node>("", "node-1", AGES, lost).await.unwrap();
     let passed = cluster.clock().now().duration_since(began).as_secs();
@@ -70,7 +88,8 @@ async fn the_pods_of_a_dead_node_move() {
         loop {
             let list = pods.list(&ListParams::default()).await.unwrap();
             let here = list.items.iter().filter(|pod| {
-                pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some("node-2") && pod.metadata.deletion_timestamp.is_none()
+                pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some("node-2")
+                    && pod.metadata.deletion_timestamp.is_none()
             });
             if here.count() == 4 {
                 return;
