@@ -12,6 +12,7 @@ pub mod pod;
 pub mod profile;
 pub mod queue;
 pub mod resources;
+pub mod scheduler;
 pub mod snapshot;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -23,5 +24,6 @@ pub use node::NodeInfo;
 pub use pod::PodInfo;
 pub use profile::{BuildError, Profile, ProfileBuilder};
 pub use queue::SchedulingQueue;
+pub use scheduler::{Scheduler, SchedulerBuilder};
 pub use snapshot::{NodeView, Snapshot};
 pub use waiting::WaitingPods;

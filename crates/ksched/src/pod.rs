@@ -1,6 +1,6 @@
 //! What the scheduler needs to know of a pod, read once when the pod is first seen.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
 use kcore::{Labels, Quantity};
@@ -82,6 +82,8 @@ pub struct PodInfo {
     pub containers: usize,
     /// The names of its scheduling gates.
     pub gates: Vec<String>,
+    /// Whether it takes more than its spec asks for, because a resize (KEP-1287) is not finished.
+    pub resizing: bool,
     /// Whether it has ended and takes nothing any more.
     pub terminal: bool,
     /// Whether it is being deleted.
@@ -131,6 +133,7 @@ impl PodInfo {
             containers: spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len),
             gates: spec.scheduling_gates.iter().flatten().map(|gate| gate.name.clone()).collect(),
             tolerations: spec.tolerations.unwrap_or_default(),
+            resizing: is_resizing(&object, &requests),
             terminal: matches!(phase, Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
             labels: meta.labels.iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
@@ -168,6 +171,16 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         Some("Lt") => numbers().is_some_and(|(value, wanted)| value < wanted),
         Some(_) => false,
     }
+}
+
+fn is_resizing(pod: &Pod, requests: &BTreeMap<String, Quantity>) -> bool {
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let mut statuses = statuses.filter(|status| status.resources.is_some() || status.allocated_resources.is_some());
+    if statuses.next().is_none() {
+        return false;
+    }
+    let spec_only = Pod { spec: pod.spec.clone(), ..Pod::default() };
+    resources::pod_requests(&spec_only, &[]) != *requests
 }
 
 fn host_ports(spec: &k8s_openapi::api::core::v1::PodSpec) -> Vec<HostPort> {

@@ -156,8 +156,10 @@ impl SchedulingQueue {
         match place {
             Place::Gated => self.activate(queued),
             Place::Unschedulable { .. } => {
+                // A change of the status, such as the condition that the scheduler itself writes, helps nobody.
+                let is_same = old.generation > 0 && old.generation == pod.generation && old.labels == pod.labels;
                 let event = ClusterEvent::TargetUpdated { old, new: pod };
-                if self.helps(&queued, &event) {
+                if !is_same && self.helps(&queued, &event) {
                     self.retry(queued, now)
                 } else {
                     self.insert(queued, place);
@@ -218,16 +220,14 @@ impl SchedulingQueue {
 
     /// Has another look at the pods that an event may help.
     pub fn happened(&mut self, event: &ClusterEvent, now: Instant) {
-        // Pods come onto nodes all the time, which helps nobody but plug-ins that say so.
-        if self.unschedulable.is_empty() {
-            return;
-        }
-        let uids: Vec<_> = self.unschedulable.values().cloned().collect();
-        for uid in uids {
-            let Some(entry) = self.entries.get(&uid) else { continue };
-            if self.helps(&entry.queued, event)
-                && let Some(queued) = self.take(&uid)
-            {
+        let helped: Vec<_> = self
+            .unschedulable
+            .values()
+            .filter(|uid| self.entries.get(&**uid).is_some_and(|entry| self.helps(&entry.queued, event)))
+            .cloned()
+            .collect();
+        for uid in helped {
+            if let Some(queued) = self.take(&uid) {
                 self.retry(queued, now);
             }
         }
