@@ -125,7 +125,9 @@ impl PodMachine {
                 message: containers_ready.message.clone(),
             }
         };
-        let sandbox = Verdict { status: input.observed.addresses.is_some(), reason: None, message: None };
+        // A pod that has ended for good starts nothing any more.
+        let ready_to_start = input.observed.addresses.is_some() && !matches!(phase, "Succeeded" | "Failed");
+        let sandbox = Verdict { status: ready_to_start, reason: None, message: None };
         let all = [
             sandbox,
             initialized(input, spec, init, phase),
