@@ -81,7 +81,9 @@ impl PodMachine {
             .last
             .clone()
             .map(|last| ContainerState { terminated: Some(last), ..ContainerState::default() })
-            .or_else(|| known(input.pod, &container.name).and_then(|status| status.last_state.clone()));
+            .or_else(|| known(input.pod, &container.name).and_then(|status| status.last_state.clone()))
+            // There even when it is empty, as upstream writes it.
+            .or_else(|| Some(ContainerState::default()));
         let Some(seen) = seen else {
             status.restart_count = known(input.pod, &container.name).map_or(0, |known| known.restart_count);
             status.state = Some(not_started(input, spec, memory, container));
