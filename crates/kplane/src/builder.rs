@@ -9,6 +9,7 @@ use kapi::{
 use kcore::{Clock, TokioClock};
 use kreconcile::{Informers, Manager, Runnable, Start, controllers};
 use kruntime::{ContainerRuntime, NodeAgent, NodeConfig};
+use ksched::{Profile, Scheduler};
 use kstore::Store;
 use kube::Client;
 use tokio::time::Instant;
@@ -52,6 +53,8 @@ pub struct ClusterBuilder {
     without: Vec<String>,
     reconcilers: Vec<ReconcilersFn>,
     settings: Vec<Box<dyn FnOnce(&mut controllers::Settings) + Send>>,
+    profiles: Vec<Profile>,
+    schedules: bool,
     nodes: usize,
     node_prefix: String,
     runtime: Option<Arc<dyn ContainerRuntime>>,
@@ -72,6 +75,9 @@ pub enum StartError {
     /// The objects of a fresh cluster can't be created.
     #[error("the objects of a fresh cluster can't be created")]
     Bootstrap(#[source] kapi::error::ApiError),
+    /// The scheduler's profiles make no sense together.
+    #[error(transparent)]
+    Scheduler(#[from] ksched::BuildError),
     /// The runtime can't be used.
     #[error("the runtime can't be used")]
     Runtime(#[source] std::io::Error),
@@ -105,6 +111,8 @@ impl ClusterBuilder {
             without: Vec::new(),
             reconcilers: Vec::new(),
             settings: Vec::new(),
+            profiles: Vec::new(),
+            schedules: true,
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
             runtime: None,
@@ -142,7 +150,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// Leaves out one of the built-in controllers (or the scheduler, `default-scheduler`) by name, to replace it or do
+    /// Leaves out one of the built-in controllers by name, to replace it or do
     /// without.
     pub fn without(mut self, name: impl Into<String>) -> Self {
         self.without.push(name.into());
@@ -161,6 +169,18 @@ impl ClusterBuilder {
     /// Changes the settings of the built-in controllers.
     pub fn settings(mut self, change: impl FnOnce(&mut controllers::Settings) + Send + 'static) -> Self {
         self.settings.push(Box::new(change));
+        self
+    }
+
+    /// Schedules with this profile instead of the default one; called again, with several, one for each `schedulerName`.
+    pub fn scheduler(mut self, profile: Profile) -> Self {
+        self.profiles.push(profile);
+        self
+    }
+
+    /// Starts no scheduler: pods stay pending until somebody binds them.
+    pub fn without_scheduler(mut self) -> Self {
+        self.schedules = false;
         self
     }
 
@@ -243,6 +263,16 @@ impl ClusterBuilder {
             }
             manager = manager.informers(context.informers());
             startup.done("controllers");
+        }
+        if self.schedules {
+            let client = component("system:kube-scheduler");
+            let scheduler_informers = Informers::new(client.clone());
+            let mut scheduler = Scheduler::builder(client).clock(Arc::clone(&clock)).informers(&scheduler_informers);
+            for profile in self.profiles {
+                scheduler = scheduler.profile(profile);
+            }
+            manager = manager.add(Start::Leading, scheduler.build()?).informers(&scheduler_informers);
+            startup.done("scheduler");
         }
         let mut nodes = None;
         let mut notes = Vec::new();
