@@ -276,6 +276,7 @@ impl ClusterBuilder {
         }
         let mut nodes = None;
         let mut notes = Vec::new();
+        let mut node_addresses = Vec::new();
         if self.nodes > 0 {
             let runtime = match (self.runtime, &self.local) {
                 (Some(runtime), _) => runtime,
@@ -284,15 +285,20 @@ impl ClusterBuilder {
             };
             notes = runtime.info().limitations;
             let state_dir = self.local.as_ref().map(LocalNetwork::state_dir);
-            let configs = (1..=self.nodes).map(|number| {
+            let mut configs = Vec::with_capacity(self.nodes);
+            for number in 1..=self.nodes {
                 let mut config =
                     NodeConfig::new(format!("{}{number}", self.node_prefix), Arc::clone(&runtime));
                 config.state_dir = state_dir.as_ref().map(|dir| dir.join(&*config.name));
+                if let Some(local) = &self.local {
+                    config.addresses = vec![local.node_address(number)];
+                }
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
                 }
-                config
-            });
+                node_addresses.extend(config.addresses.first());
+                configs.push(config);
+            }
             let node_informers = Informers::new(component("system:nodes"));
             let agent = Arc::new(NodeAgent::new(&node_informers, Arc::clone(&clock), configs));
             manager = manager.add(Start::Always, Arc::clone(&agent)).informers(&node_informers);
@@ -310,6 +316,7 @@ impl ClusterBuilder {
             tasks,
             running,
             nodes,
+            node_addresses,
             serving: std::sync::Mutex::default(),
             notes,
             startup: startup.steps,

@@ -9,6 +9,9 @@ use kruntime::runtime::process::{ProcessOptions, ProcessRuntime};
 
 /// The prefix of the range of cluster IPs within a block.
 const SERVICES_PREFIX: u8 = 20;
+/// Where the nodes' addresses begin in a block, and how many there are before they repeat.
+const NODES_OFFSET: u32 = 4096;
+const NODE_ADDRESSES: usize = 4096;
 
 /// What the pods, services and names of one cluster of processes share. It lives as long as the cluster.
 #[derive(Debug)]
@@ -36,6 +39,12 @@ impl LocalNetwork {
             std::net::IpAddr::V6(_) => Ipv4Addr::LOCALHOST,
         };
         ServiceAddresses { network: first, prefix: SERVICES_PREFIX, ..ServiceAddresses::default() }
+    }
+
+    /// The address of a node: from the range between those of the services and of the pods.
+    pub(crate) fn node_address(&self, number: usize) -> std::net::IpAddr {
+        let offset = u32::try_from(number % NODE_ADDRESSES).unwrap_or(0);
+        self.block.nth(NODES_OFFSET + offset)
     }
 
     /// The runtime whose containers are processes.

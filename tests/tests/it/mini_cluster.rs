@@ -95,10 +95,9 @@ async fn replicas_are_reached_restarted_and_moved() {
     let cluster = Cluster::builder()
         .nodes(2)
         .settings(|settings| {
-            settings.node_monitor_grace = Duration::from_secs(3);
+            settings.node_monitor_grace = Duration::from_secs(12);
             settings.node_monitor_period = Duration::from_millis(500);
         })
-        .configure_node(|node| node.lease_period = Duration::from_secs(1))
         .processes()
         .unwrap()
         .start()
@@ -124,7 +123,7 @@ async fn replicas_are_reached_restarted_and_moved() {
         .unwrap();
     let pods = ready_pods(&cluster, 3).await;
     let cluster_ip = format!("{}:80", service.cluster_ip.unwrap());
-    let node_address = cluster.node_address();
+    let node_address = cluster.node_addresses()[0];
     let node_port = format!("{node_address}:{}", service.ports.unwrap()[0].node_port.unwrap());
     reaches_all(&cluster_ip, &names(&pods)).await;
     reaches_all(&node_port, &names(&pods)).await;

@@ -48,8 +48,8 @@ async fn a_deployment_that_makes_no_progress_says_so_after_its_deadline() {
     let exceeded = |deployment: Option<&Deployment>| {
         let conditions = deployment.and_then(|deployment| deployment.status.as_ref()?.conditions.as_ref());
         conditions.into_iter().flatten().any(|condition| {
-            condition.type_ == "Progressing"
-                && condition.status == "False"
+            condition.type_.as_deref() == Some("Progressing")
+                && condition.status.as_deref() == Some("False")
                 && condition.reason.as_deref() == Some("ProgressDeadlineExceeded")
         })
     };
