@@ -78,6 +78,8 @@ fn ended(name: &str, code: i32, reason: &str) -> Value {
 #[tokio::test]
 async fn pods_show_what_their_containers_do() {
     let server = server().await;
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    assert_eq!(send(&server, "POST", "/api/v1/namespaces/default/serviceaccounts", &account).await.0, 201);
     let ready = json!([{"type": "Ready", "status": "True"}, {"type": "x", "status": "True"}]);
     let bare: Value = json!([]);
     let cases: Vec<(&str, Value, Value, &str)> = vec![
