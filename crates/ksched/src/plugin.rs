@@ -202,7 +202,10 @@ pub struct Binding<'a> {
 
 impl fmt::Debug for Binding<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Binding").field("pod", &self.pod.name).field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Binding")
+            .field("pod", &self.pod.name)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -401,7 +404,13 @@ pub trait Permit: Send + Sync + 'static {
     fn name(&self) -> &str;
 
     /// `waiting` holds the pods that wait, so that this one's arrival can let them go.
-    fn permit(&self, cycle: &mut CycleState, pod: &PodInfo, node: &str, waiting: &WaitingPods) -> PermitVerdict;
+    fn permit(
+        &self,
+        cycle: &mut CycleState,
+        pod: &PodInfo,
+        node: &str,
+        waiting: &WaitingPods,
+    ) -> PermitVerdict;
 }
 
 /// Does what must be done before a pod is bound, such as attaching a volume. Pods are bound at the same time; one pod's
@@ -490,6 +499,9 @@ mod tests {
         cycle.put(1_u8);
         cycle.put(2_u8);
         cycle.put("text");
-        assert_eq!((cycle.get::<u8>(), cycle.get::<&str>(), cycle.get::<i8>()), (Some(&2), Some(&"text"), None));
+        assert_eq!(
+            (cycle.get::<u8>(), cycle.get::<&str>(), cycle.get::<i8>()),
+            (Some(&2), Some(&"text"), None)
+        );
     }
 }

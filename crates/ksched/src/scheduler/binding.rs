@@ -71,8 +71,7 @@ async fn permitted(job: &mut Job, waiting: &WaitingPods) -> Result<(), (Arc<str>
 
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profile.points;
-    let binding =
-        Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
+    let binding = Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
     for entry in &points.pre_bind {
         entry.plugin.pre_bind(binding).await?;
     }
