@@ -460,10 +460,19 @@ pub trait QueueingHint: Send + Sync + 'static {
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint;
 }
 
-const _: (Option<&dyn QueueSort>, Option<&dyn PreEnqueue>, Option<&dyn PreFilter>) = (None, None, None);
-const _: (Option<&dyn FilterPlugin>, Option<&dyn PostFilter>, Option<&dyn PreScore>) = (None, None, None);
-const _: (Option<&dyn ScorePlugin>, Option<&dyn Reserve>, Option<&dyn Permit>) = (None, None, None);
-const _: (Option<&dyn PreBind>, Option<&dyn Bind>, Option<&dyn PostBind>) = (None, None, None);
+const _: Option<&dyn QueueSort> = None;
+const _: Option<&dyn PreEnqueue> = None;
+const _: Option<&dyn PreFilter> = None;
+const _: Option<&dyn FilterPlugin> = None;
+const _: Option<&dyn PostFilter> = None;
+const _: Option<&dyn PreScore> = None;
+const _: Option<&dyn ScorePlugin> = None;
+const _: Option<&dyn Reserve> = None;
+const _: Option<&dyn Permit> = None;
+const _: Option<&dyn PreBind> = None;
+const _: Option<&dyn Bind> = None;
+const _: Option<&dyn PostBind> = None;
+const _: Option<&dyn QueueingHint> = None;
 
 /// Stretches scores so that the best is [`MAX_NODE_SCORE`] (upstream's `DefaultNormalizeScore`); with `reverse` the
 /// smallest raw score is the best. Raw scores must not be negative.

@@ -84,7 +84,6 @@ impl Default for Profile {
 
 impl Profile {
     /// Begins with the default profile.
-    #[must_use]
     pub fn builder() -> ProfileBuilder {
         ProfileBuilder::default_profile()
     }

@@ -18,8 +18,9 @@ use kcore::{
 };
 use kreconcile::{Manager, Running, Start};
 use ksched::{
-    Scheduler,
+    PodInfo, Profile, Scheduler, WaitingPods,
     build::{NodeBuilder, PodBuilder, node, pod},
+    plugin::{CycleState, Permit, PermitVerdict, Reserve, Verdict},
 };
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
@@ -61,7 +62,11 @@ impl Api {
     }
 
     fn start(self: &Arc<Self>) -> Running {
-        let scheduler = Scheduler::builder(self.client()).build().unwrap();
+        self.start_with(Profile::default())
+    }
+
+    fn start_with(self: &Arc<Self>, profile: Profile) -> Running {
+        let scheduler = Scheduler::builder(self.client()).profile(profile).build().unwrap();
         Manager::new().add(Start::Always, scheduler).start()
     }
 
@@ -241,5 +246,61 @@ async fn a_gated_pod_is_bound_once_its_gate_is_gone() {
     api.until(|api| api.get("pods", "p")["status"]["conditions"][0]["reason"] == "SchedulingGated").await;
     api.add_pod(pod("p"));
     api.until_on("p", "a").await;
+    running.stop().await;
+}
+
+/// Lets pods go in pairs, and counts what is booked.
+#[derive(Default)]
+struct Pairs {
+    booked: AtomicUsize,
+}
+
+impl Reserve for Pairs {
+    fn name(&self) -> &str {
+        "Pairs"
+    }
+
+    fn reserve(&self, _: &mut CycleState, _: &PodInfo, _: &str) -> Verdict {
+        self.booked.fetch_add(1, Ordering::Relaxed);
+        Verdict::Pass
+    }
+
+    fn unreserve(&self, _: &CycleState, _: &PodInfo, _: &str) {
+        self.booked.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Permit for Pairs {
+    fn name(&self) -> &str {
+        "Pairs"
+    }
+
+    fn permit(&self, _: &mut CycleState, _: &PodInfo, _: &str, waiting: &WaitingPods) -> PermitVerdict {
+        match waiting.list().first() {
+            Some((other, _)) => {
+                waiting.allow(&other.uid, "Pairs");
+                PermitVerdict::Allow
+            }
+            None => PermitVerdict::Wait(std::time::Duration::from_secs(20)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_its_permission_and_gives_back_what_it_booked() {
+    let api = Api::new();
+    api.add_node(node("a"));
+    let pairs = Arc::new(Pairs::default());
+    let profile =
+        Profile::builder().reserve(Arc::clone(&pairs) as Arc<_>).permit(Arc::clone(&pairs) as Arc<_>).build();
+    let running = api.start_with(profile.unwrap());
+    api.add_pod(pod("first"));
+    let expected = "0/1 nodes are available: 1 rejected due to timeout after waiting 20s at plugin Pairs.";
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    assert_eq!(api.get("pods", "first")["spec"]["nodeName"], Value::Null);
+    api.add_pod(pod("second"));
+    api.until_on("first", "a").await;
+    api.until_on("second", "a").await;
+    assert_eq!(pairs.booked.load(Ordering::Relaxed), 2);
     running.stop().await;
 }
