@@ -120,7 +120,8 @@ impl RequiredAffinity {
     #[must_use]
     pub fn read(spec: &PodSpec) -> Option<Self> {
         let pairs = spec.node_selector.iter().flatten();
-        let selector: Vec<_> = pairs.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
+        let selector: Vec<_> =
+            pairs.map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
         let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
         let terms = affinity
             .and_then(|affinity| affinity.required_during_scheduling_ignored_during_execution.as_ref())

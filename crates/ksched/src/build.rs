@@ -25,7 +25,8 @@ pub fn pod(name: &str) -> PodBuilder {
     pod.metadata.namespace = Some("default".to_owned());
     pod.metadata.uid = Some(format!("uid-{name}"));
     let spec = pod.spec.get_or_insert_default();
-    spec.containers.push(k8s_openapi::api::core::v1::Container { name: "main".to_owned(), ..Default::default() });
+    spec.containers
+        .push(k8s_openapi::api::core::v1::Container { name: "main".to_owned(), ..Default::default() });
     PodBuilder { pod }
 }
 
@@ -82,7 +83,11 @@ impl PodBuilder {
     pub fn host_port(self, port: i32) -> Self {
         self.edit(|pod| {
             let ports = pod.spec.get_or_insert_default().containers[0].ports.get_or_insert_default();
-            ports.push(ContainerPort { container_port: port, host_port: Some(port), ..ContainerPort::default() });
+            ports.push(ContainerPort {
+                container_port: port,
+                host_port: Some(port),
+                ..ContainerPort::default()
+            });
         })
     }
 

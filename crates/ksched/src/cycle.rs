@@ -68,7 +68,8 @@ fn filter(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut 
                 let mut nodes: Vec<_> = names.iter().filter_map(|name| snapshot.find(name)).collect();
                 nodes.sort_unstable();
                 nodes.dedup();
-                let nothing_in_common = |known: &Vec<NodeIndex>| nodes.iter().all(|node| !known.contains(node));
+                let nothing_in_common =
+                    |known: &Vec<NodeIndex>| nodes.iter().all(|node| !known.contains(node));
                 let contradicts = only.as_ref().is_some_and(nothing_in_common) && !nodes.is_empty();
                 if let Some(known) = &only {
                     nodes.retain(|node| known.contains(node));
@@ -177,7 +178,8 @@ fn score(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut D
 /// The best node; among equals the one whose hash together with the pod's comes first.
 fn select(seed: u64, snapshot: &Snapshot, pod: &PodInfo, decision: &Decision) -> Option<NodeIndex> {
     let best = decision.totals.iter().copied().max()?;
-    let pod_hash = seed ^ snapshot::hash(pod.uid.as_bytes()) ^ snapshot::hash(pod.name.as_bytes()).rotate_left(17);
+    let pod_hash =
+        seed ^ snapshot::hash(pod.uid.as_bytes()) ^ snapshot::hash(pod.name.as_bytes()).rotate_left(17);
     let equals = decision.feasible.iter().zip(&decision.totals).filter(|(_, total)| **total == best);
     equals.map(|(index, _)| *index).min_by_key(|&index| mix(pod_hash ^ snapshot.name_hash(index)))
 }
@@ -187,4 +189,104 @@ fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::build::{NodeBuilder, PodBuilder, node, pod};
+
+    fn snapshot(nodes: Vec<NodeBuilder>) -> Snapshot {
+        let mut snapshot = Snapshot::new();
+        for node in nodes {
+            snapshot.set_node(node.info());
+        }
+        snapshot
+    }
+
+    fn check_failure(nodes: Vec<NodeBuilder>, pod: PodBuilder, expected: &str) {
+        let decision = decide(&Profile::default(), &snapshot(nodes), &pod.info());
+        assert_eq!(decision.failure().as_deref(), Some(expected));
+    }
+
+    fn bound_to(name: &str) -> PodBuilder {
+        let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]}
+        ]}}});
+        pod("p").edit(|pod| {
+            pod.spec.get_or_insert_default().affinity = serde_json::from_value(affinity).unwrap();
+        })
+    }
+
+    #[test]
+    fn failures_are_worded_as_upstreams() {
+        check_failure(vec![], pod("p"), "no nodes available to schedule pods");
+        let tainted = |name: &str| node(name).resource("cpu", "8").taint("dedicated", "db", "NoSchedule");
+        check_failure(
+            vec![tainted("a"), tainted("b"), node("c").resource("cpu", "1")],
+            pod("p").request("cpu", "2"),
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s). no new claims to \
+             deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.",
+        );
+        check_failure(
+            vec![node("a").unschedulable(), node("b").label("zone", "x")],
+            pod("p").node_selector("zone", "y"),
+            "0/2 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, 1 node(s) were \
+             unschedulable. no new claims to deallocate, preemption: 0/2 nodes are available: 2 Preemption is not \
+             helpful for scheduling.",
+        );
+        check_failure(
+            vec![node("a").resource("pods", "0")],
+            pod("p")
+                .edit(|pod| pod.spec.get_or_insert_default().preemption_policy = Some("Never".to_owned())),
+            "0/1 nodes are available: 1 Too many pods. no new claims to deallocate, preemption: not eligible due to \
+             preemptionPolicy=Never.",
+        );
+        check_failure(
+            vec![node("a").resource("cpu", "1"), node("b"), node("c")],
+            bound_to("a").request("cpu", "2"),
+            "0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't satisfy plugin(s) [NodeAffinity]. no new \
+             claims to deallocate, preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling.",
+        );
+    }
+
+    #[test]
+    fn the_plugins_that_events_must_change_are_named() {
+        let nodes = vec![node("a").resource("cpu", "1"), node("b").taint("k", "v", "NoExecute")];
+        let decision = decide(&Profile::default(), &snapshot(nodes), &pod("p").request("cpu", "2").info());
+        let plugins: Vec<_> = decision.diagnosis().plugins.iter().map(|name| &**name).collect();
+        assert_eq!(plugins, ["TaintToleration", "NodeResourcesFit"]);
+    }
+
+    #[test]
+    fn equals_are_chosen_by_pod_and_seed_and_not_by_order() {
+        let names: Vec<_> = (0..20).map(|number| format!("n{number}")).collect();
+        let forwards = snapshot(names.iter().map(|name| node(name)).collect());
+        let backwards = snapshot(names.iter().rev().map(|name| node(name)).collect());
+        let mut chosen = std::collections::BTreeSet::new();
+        for seed in 0..50 {
+            let profile = Profile::builder().seed(seed).build().unwrap();
+            let pod = pod("p").info();
+            let first = decide(&profile, &forwards, &pod).node().map(str::to_owned);
+            assert_eq!(first.as_deref(), decide(&profile, &backwards, &pod).node());
+            chosen.insert(first);
+        }
+        assert!(chosen.len() > 10, "{chosen:?}");
+    }
+
+    #[test]
+    fn weights_multiply_normalized_scores() {
+        let nodes = vec![node("a").taint("k", "", "PreferNoSchedule"), node("b")];
+        let decision = decide(&Profile::default(), &snapshot(nodes), &pod("p").info());
+        let taints: Vec<_> = ["a", "b"]
+            .map(|node| {
+                let score = decision.scores(node).find(|score| score.plugin == "TaintToleration").unwrap();
+                (score.raw, score.normalized, score.weighted)
+            })
+            .into();
+        assert_eq!(taints, [(1, 0, 0), (0, 100, 300)]);
+        assert_eq!(decision.node(), Some("b"));
+    }
 }

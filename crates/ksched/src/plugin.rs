@@ -202,7 +202,10 @@ pub struct Binding<'a> {
 
 impl fmt::Debug for Binding<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Binding").field("pod", &self.pod.name).field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Binding")
+            .field("pod", &self.pod.name)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -401,7 +404,13 @@ pub trait Permit: Send + Sync + 'static {
     fn name(&self) -> &str;
 
     /// `waiting` holds the pods that wait, so that this one's arrival can let them go.
-    fn permit(&self, cycle: &mut CycleState, pod: &PodInfo, node: &str, waiting: &WaitingPods) -> PermitVerdict;
+    fn permit(
+        &self,
+        cycle: &mut CycleState,
+        pod: &PodInfo,
+        node: &str,
+        waiting: &WaitingPods,
+    ) -> PermitVerdict;
 }
 
 /// Does what must be done before a pod is bound, such as attaching a volume. Pods are bound at the same time; one pod's
@@ -451,10 +460,19 @@ pub trait QueueingHint: Send + Sync + 'static {
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint;
 }
 
-const _: (Option<&dyn QueueSort>, Option<&dyn PreEnqueue>, Option<&dyn PreFilter>) = (None, None, None);
-const _: (Option<&dyn FilterPlugin>, Option<&dyn PostFilter>, Option<&dyn PreScore>) = (None, None, None);
-const _: (Option<&dyn ScorePlugin>, Option<&dyn Reserve>, Option<&dyn Permit>) = (None, None, None);
-const _: (Option<&dyn PreBind>, Option<&dyn Bind>, Option<&dyn PostBind>) = (None, None, None);
+const _: Option<&dyn QueueSort> = None;
+const _: Option<&dyn PreEnqueue> = None;
+const _: Option<&dyn PreFilter> = None;
+const _: Option<&dyn FilterPlugin> = None;
+const _: Option<&dyn PostFilter> = None;
+const _: Option<&dyn PreScore> = None;
+const _: Option<&dyn ScorePlugin> = None;
+const _: Option<&dyn Reserve> = None;
+const _: Option<&dyn Permit> = None;
+const _: Option<&dyn PreBind> = None;
+const _: Option<&dyn Bind> = None;
+const _: Option<&dyn PostBind> = None;
+const _: Option<&dyn QueueingHint> = None;
 
 /// Stretches scores so that the best is [`MAX_NODE_SCORE`] (upstream's `DefaultNormalizeScore`); with `reverse` the
 /// smallest raw score is the best. Raw scores must not be negative.
@@ -490,6 +508,9 @@ mod tests {
         cycle.put(1_u8);
         cycle.put(2_u8);
         cycle.put("text");
-        assert_eq!((cycle.get::<u8>(), cycle.get::<&str>(), cycle.get::<i8>()), (Some(&2), Some(&"text"), None));
+        assert_eq!(
+            (cycle.get::<u8>(), cycle.get::<&str>(), cycle.get::<i8>()),
+            (Some(&2), Some(&"text"), None)
+        );
     }
 }

@@ -85,7 +85,10 @@ mod tests {
         check_score(Arc::new(TaintToleration));
         check_score(Arc::new(NodeAffinity));
         check_score(Arc::new(NodeResourcesFit::default()));
-        check_score(Arc::new(NodeResourcesFit::new(ScoringStrategy::MostAllocated, [("cpu", 3), ("memory", 1)])));
+        check_score(Arc::new(NodeResourcesFit::new(
+            ScoringStrategy::MostAllocated,
+            [("cpu", 3), ("memory", 1)],
+        )));
         check_score(Arc::new(BalancedAllocation::default()));
         check_score(Arc::new(ImageLocality));
     }

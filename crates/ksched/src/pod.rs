@@ -104,7 +104,8 @@ impl PodInfo {
     pub fn new(pod: impl Into<Arc<Pod>>) -> Self {
         let object: Arc<Pod> = pod.into();
         let text = |text: &Option<String>| Arc::<str>::from(text.as_deref().unwrap_or_default());
-        let set = |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Arc::<str>::from);
+        let set =
+            |text: &Option<String>| text.as_deref().filter(|text| !text.is_empty()).map(Arc::<str>::from);
         let spec = object.spec.clone().unwrap_or_default();
         let status = object.status.as_ref();
         let requests = resources::pod_requests(&object, &[]);
@@ -175,7 +176,8 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 
 fn is_resizing(pod: &Pod, requests: &BTreeMap<String, Quantity>) -> bool {
     let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-    let mut statuses = statuses.filter(|status| status.resources.is_some() || status.allocated_resources.is_some());
+    let mut statuses =
+        statuses.filter(|status| status.resources.is_some() || status.allocated_resources.is_some());
     if statuses.next().is_none() {
         return false;
     }
@@ -195,7 +197,11 @@ fn host_ports(spec: &k8s_openapi::api::core::v1::PodSpec) -> Vec<HostPort> {
                 text.as_deref().filter(|text| !text.is_empty()).unwrap_or(default).into()
             };
             let number = port.host_port.filter(|number| *number > 0)?;
-            Some(HostPort { ip: or(&port.host_ip, "0.0.0.0"), protocol: or(&port.protocol, "TCP"), port: number })
+            Some(HostPort {
+                ip: or(&port.host_ip, "0.0.0.0"),
+                protocol: or(&port.protocol, "TCP"),
+                port: number,
+            })
         })
         .collect()
 }

@@ -4,8 +4,8 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     plugin::{
-        Bind, FilterPlugin, Permit, PostBind, PostFilter, PreBind, PreEnqueue, PreFilter, PreScore, QueueSort,
-        QueueingHint, Reserve, ScorePlugin,
+        Bind, FilterPlugin, Permit, PostBind, PostFilter, PreBind, PreEnqueue, PreFilter, PreScore,
+        QueueSort, QueueingHint, Reserve, ScorePlugin,
     },
     plugins,
     pod::DEFAULT_SCHEDULER_NAME,
@@ -84,7 +84,6 @@ impl Default for Profile {
 
 impl Profile {
     /// Begins with the default profile.
-    #[must_use]
     pub fn builder() -> ProfileBuilder {
         ProfileBuilder::default_profile()
     }
@@ -307,7 +306,14 @@ mod tests {
         let filters: Vec<_> = profile.filters().collect();
         assert_eq!(
             filters,
-            ["NodeUnschedulable", "NodeName", "TaintToleration", "NodeAffinity", "NodePorts", "NodeResourcesFit"]
+            [
+                "NodeUnschedulable",
+                "NodeName",
+                "TaintToleration",
+                "NodeAffinity",
+                "NodePorts",
+                "NodeResourcesFit"
+            ]
         );
         let scores: Vec<_> = profile.scores().collect();
         let expected = [
@@ -337,6 +343,11 @@ mod tests {
     #[test]
     fn a_plugin_is_taken_out_everywhere() {
         let profile = Profile::builder().without("NodeAffinity").build().unwrap();
-        assert!(profile.filters().chain(profile.scores().map(|(name, _)| name)).all(|name| name != "NodeAffinity"));
+        assert!(
+            profile
+                .filters()
+                .chain(profile.scores().map(|(name, _)| name))
+                .all(|name| name != "NodeAffinity")
+        );
     }
 }

@@ -50,8 +50,13 @@ pub struct QueuedPod {
 enum Place {
     Active,
     /// After an error the back-off is kept to the end; else an idle scheduler may cut it short.
-    Backoff { until: Instant, after_error: bool },
-    Unschedulable { until: Instant },
+    Backoff {
+        until: Instant,
+        after_error: bool,
+    },
+    Unschedulable {
+        until: Instant,
+    },
     Gated,
 }
 
@@ -157,7 +162,8 @@ impl SchedulingQueue {
             Place::Gated => self.activate(queued),
             Place::Unschedulable { .. } => {
                 // A change of the status, such as the condition that the scheduler itself writes, helps nobody.
-                let is_same = old.generation > 0 && old.generation == pod.generation && old.labels == pod.labels;
+                let is_same =
+                    old.generation > 0 && old.generation == pod.generation && old.labels == pod.labels;
                 let event = ClusterEvent::TargetUpdated { old, new: pod };
                 if !is_same && self.helps(&queued, &event) {
                     self.retry(queued, now)

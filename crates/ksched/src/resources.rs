@@ -91,7 +91,8 @@ pub(crate) fn amounts(list: Option<&BTreeMap<String, Text>>) -> Amounts {
 /// has counts. `or_default` stands in for requests that are missing.
 pub(crate) fn pod_requests(pod: &Pod, or_default: &[(&str, Quantity)]) -> Amounts {
     let Some(spec) = &pod.spec else { return Amounts::new() };
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let statuses =
+        pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
     let init_statuses =
         pod.status.as_ref().and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default();
     let mut sum = Amounts::new();
@@ -113,9 +114,11 @@ pub(crate) fn pod_requests(pod: &Pod, or_default: &[(&str, Quantity)]) -> Amount
     max(&mut sum, &starting);
     if let Some(resources) = &spec.resources {
         let whole = amounts(resources.requests.as_ref());
-        sum.extend(whole.into_iter().filter(|(name, _)| {
-            matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-")
-        }));
+        sum.extend(
+            whole.into_iter().filter(|(name, _)| {
+                matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-")
+            }),
+        );
     }
     add(&mut sum, &amounts(spec.overhead.as_ref()));
     sum
@@ -126,9 +129,13 @@ fn container_requests(
     statuses: &[ContainerStatus],
     or_default: &[(&str, Quantity)],
 ) -> Amounts {
-    let mut requests = amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
+    let mut requests =
+        amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
     if let Some(status) = statuses.iter().find(|status| status.name == container.name) {
-        max(&mut requests, &amounts(status.resources.as_ref().and_then(|resources| resources.requests.as_ref())));
+        max(
+            &mut requests,
+            &amounts(status.resources.as_ref().and_then(|resources| resources.requests.as_ref())),
+        );
         max(&mut requests, &amounts(status.allocated_resources.as_ref()));
     }
     for (name, quantity) in or_default {

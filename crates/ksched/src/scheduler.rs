@@ -60,7 +60,6 @@ impl fmt::Debug for Scheduler {
 
 impl Scheduler {
     /// Begins a scheduler that acts through `client`.
-    #[must_use]
     pub fn builder(client: Client) -> SchedulerBuilder {
         SchedulerBuilder { client, informers: None, clock: Arc::new(SystemClock), profiles: Vec::new() }
     }

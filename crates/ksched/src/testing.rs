@@ -28,7 +28,11 @@ fn varied_nodes(backwards: bool) -> Snapshot {
                 .label("zone", if number % 2 == 0 { "a" } else { "b" })
                 .image("web:1", i64::from(number) * 100_000_000);
             if number % 5 == 0 {
-                node = node.taint("dedicated", "db", if number == 0 { "NoSchedule" } else { "PreferNoSchedule" });
+                node = node.taint(
+                    "dedicated",
+                    "db",
+                    if number == 0 { "NoSchedule" } else { "PreferNoSchedule" },
+                );
             }
             if number == 7 {
                 node = node.unschedulable();

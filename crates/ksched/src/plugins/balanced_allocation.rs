@@ -40,14 +40,19 @@ fn fraction(requested: i64, allocatable: i64) -> f64 {
     (requested as f64 / allocatable as f64).min(1.0)
 }
 
-#[allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "as upstream truncates, from 0 to 100")]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "as upstream truncates, from 0 to 100"
+)]
 fn evenness(fractions: &[f64]) -> i64 {
     let deviation = match fractions {
         [] | [_] => 0.0,
         [a, b] => ((a - b) / 2.0).abs(),
         all => {
             let mean = all.iter().sum::<f64>() / all.len() as f64;
-            (all.iter().map(|fraction| (fraction - mean) * (fraction - mean)).sum::<f64>() / all.len() as f64).sqrt()
+            (all.iter().map(|fraction| (fraction - mean) * (fraction - mean)).sum::<f64>() / all.len() as f64)
+                .sqrt()
         }
     };
     ((1.0 - deviation) * MAX_NODE_SCORE as f64) as i64

@@ -24,7 +24,9 @@ impl PreFilter for DynamicResources {
         if claims.is_none_or(Vec::is_empty) {
             return PreFilterVerdict::Skip;
         }
-        PreFilterVerdict::Reject(Rejection::unresolvable("resource claims can't be allocated by this scheduler"))
+        PreFilterVerdict::Reject(Rejection::unresolvable(
+            "resource claims can't be allocated by this scheduler",
+        ))
     }
 }
 

@@ -3,8 +3,8 @@
 use crate::{
     event::{ClusterEvent, Hint},
     plugin::{
-        CycleState, FilterPlugin, PreFilter, PreFilterVerdict, PreScore, PreScoreVerdict, QueueingHint, Rejection,
-        ScorePlugin, Verdict, normalize_by_max,
+        CycleState, FilterPlugin, PreFilter, PreFilterVerdict, PreScore, PreScoreVerdict, QueueingHint,
+        Rejection, ScorePlugin, Verdict, normalize_by_max,
     },
     pod::PodInfo,
     snapshot::{NodeIndex, NodeView, Snapshot},
@@ -74,7 +74,10 @@ impl ScorePlugin for NodeAffinity {
 
     fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
         let terms = pod.preferred_affinity.iter();
-        terms.filter(|(_, term)| term.matches(node.name(), &node.info().labels)).map(|(weight, _)| weight).sum()
+        terms
+            .filter(|(_, term)| term.matches(node.name(), &node.info().labels))
+            .map(|(weight, _)| weight)
+            .sum()
     }
 
     fn normalize(&self, _cycle: &CycleState, _pod: &PodInfo, scores: &mut [i64]) {
@@ -109,7 +112,8 @@ mod tests {
 
     fn matches(required: &Value) -> bool {
         let pod = pod("p").edit(|pod| {
-            let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
+            let affinity =
+                json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}});
             pod.spec.get_or_insert_default().affinity = serde_json::from_value(affinity).unwrap();
         });
         let mut snapshot = Snapshot::new();

@@ -59,7 +59,8 @@ mod tests {
 
     #[test]
     fn ports_meet() {
-        let port = |ip: &str, protocol: &str, port| HostPort { ip: ip.into(), protocol: protocol.into(), port };
+        let port =
+            |ip: &str, protocol: &str, port| HostPort { ip: ip.into(), protocol: protocol.into(), port };
         let taken = [port("127.0.0.1", "TCP", 80), port("0.0.0.0", "UDP", 53)];
         for (wanted, expected) in [
             (port("127.0.0.1", "TCP", 80), true),

@@ -7,7 +7,9 @@ use smallvec::SmallVec;
 use crate::{
     event::{ClusterEvent, Hint},
     node::NodeInfo,
-    plugin::{CycleState, FilterPlugin, Finality, MAX_NODE_SCORE, QueueingHint, Rejection, ScorePlugin, Verdict},
+    plugin::{
+        CycleState, FilterPlugin, Finality, MAX_NODE_SCORE, QueueingHint, Rejection, ScorePlugin, Verdict,
+    },
     pod::PodInfo,
     resources,
     snapshot::{NodeView, columns::ResourceColumn},
@@ -191,9 +193,11 @@ mod tests {
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::new();
-        let node = node("n").resource("cpu", "4").resource("memory", "10000").resource("example.com/gpu", "2");
+        let node =
+            node("n").resource("cpu", "4").resource("memory", "10000").resource("example.com/gpu", "2");
         snapshot.set_node(node.resource("pods", "2").info());
-        let other = pod("other").request("cpu", "3").request("memory", "5000").request("example.com/gpu", "1");
+        let other =
+            pod("other").request("cpu", "3").request("memory", "5000").request("example.com/gpu", "1");
         snapshot.place(&Arc::new(other.info()), "n");
         snapshot
     }
@@ -216,7 +220,8 @@ mod tests {
         for (requests, finality, expected) in cases {
             let builder = requests.iter().fold(pod("p"), |pod, (name, amount)| pod.request(name, amount));
             let fit = NodeResourcesFit::default();
-            let (message, found) = match fit.filter(&CycleState::default(), &builder.info(), snapshot.node(0)) {
+            let (message, found) = match fit.filter(&CycleState::default(), &builder.info(), snapshot.node(0))
+            {
                 Verdict::Pass => (String::new(), unschedulable),
                 Verdict::Reject(rejection) => (rejection.message(), rejection.finality),
             };

@@ -17,7 +17,8 @@ const REASON: &str = "node(s) had untolerated taint(s)";
 pub struct TaintToleration;
 
 fn is_untolerated(pod: &PodInfo, node: &NodeInfo) -> bool {
-    let mut hard = node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
+    let mut hard =
+        node.taints.iter().filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"));
     hard.any(|taint| !pod.tolerates(taint))
 }
 
@@ -28,7 +29,11 @@ impl FilterPlugin for TaintToleration {
 
     fn filter(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> Verdict {
         let tainted = node.snapshot().columns().hard_tainted.contains(node.index());
-        if tainted && is_untolerated(pod, node.info()) { Verdict::unresolvable(REASON) } else { Verdict::Pass }
+        if tainted && is_untolerated(pod, node.info()) {
+            Verdict::unresolvable(REASON)
+        } else {
+            Verdict::Pass
+        }
     }
 }
 
@@ -42,9 +47,8 @@ impl ScorePlugin for TaintToleration {
             return 0;
         }
         let soft = node.info().taints.iter().filter(|taint| taint.effect == "PreferNoSchedule");
-        let is_for_soft = |effect: &Option<String>| {
-            matches!(effect.as_deref(), None | Some("" | "PreferNoSchedule"))
-        };
+        let is_for_soft =
+            |effect: &Option<String>| matches!(effect.as_deref(), None | Some("" | "PreferNoSchedule"));
         let intolerable = soft.filter(|taint| {
             let mut tolerations = pod.tolerations.iter().filter(|toleration| is_for_soft(&toleration.effect));
             !tolerations.any(|toleration| pod::tolerates(toleration, taint))
@@ -107,7 +111,11 @@ mod tests {
             let (pod, cycle) = (builder.info(), CycleState::default());
             let verdict = TaintToleration.filter(&cycle, &pod, snapshot.node(0));
             assert_eq!(verdict == Verdict::Pass, passes, "{taint:?} {toleration:?}");
-            assert_eq!(TaintToleration.score(&cycle, &pod, snapshot.node(0)), soft, "{taint:?} {toleration:?}");
+            assert_eq!(
+                TaintToleration.score(&cycle, &pod, snapshot.node(0)),
+                soft,
+                "{taint:?} {toleration:?}"
+            );
         }
     }
 }

@@ -13,12 +13,20 @@ use crate::{
 /// A pod that has a node and is to be bound.
 pub(super) struct Job {
     pub(super) client: kube::Client,
-    pub(super) profile: Profile,
+    pub(super) profiles: Arc<[Profile]>,
+    /// Which of them it is.
+    pub(super) profile: usize,
     pub(super) cycle: CycleState,
     pub(super) queued: QueuedPod,
     pub(super) node: Arc<str>,
-    /// The answer to wait for, and how long each plug-in would wait.
-    pub(super) wait: Option<(Answer, Vec<(Arc<str>, Duration)>)>,
+    pub(super) wait: Option<Wait>,
+}
+
+/// A permission that is still to come.
+pub(super) struct Wait {
+    pub(super) answer: Answer,
+    /// How long each plug-in would wait.
+    pub(super) times: Vec<(Arc<str>, Duration)>,
 }
 
 /// What a task of the scheduler has done.
@@ -44,7 +52,7 @@ pub(super) async fn run(mut job: Job, waiting: WaitingPods) -> Done {
         },
     };
     if !matches!(outcome, Outcome::Bound) {
-        unreserve(&job.profile, &job.cycle, &job.queued.pod, &job.node);
+        unreserve(&job.profiles[job.profile], &job.cycle, &job.queued.pod, &job.node);
     }
     Done::Binding { queued: job.queued, node: job.node, outcome }
 }
@@ -56,8 +64,8 @@ pub(super) fn unreserve(profile: &Profile, cycle: &CycleState, pod: &PodInfo, no
 }
 
 async fn permitted(job: &mut Job, waiting: &WaitingPods) -> Result<(), (Arc<str>, Rejection)> {
-    let Some((answer, waits)) = job.wait.take() else { return Ok(()) };
-    let Some((plugin, time)) = waits.into_iter().min_by_key(|(_, time)| *time) else { return Ok(()) };
+    let Some(Wait { answer, times }) = job.wait.take() else { return Ok(()) };
+    let Some((plugin, time)) = times.into_iter().min_by_key(|(_, time)| *time) else { return Ok(()) };
     match tokio::time::timeout(time, answer).await {
         Ok(Ok(answer)) => answer,
         // Nobody is left who could answer, or nobody did in time.
@@ -70,9 +78,8 @@ async fn permitted(job: &mut Job, waiting: &WaitingPods) -> Result<(), (Arc<str>
 }
 
 async fn bind(job: &Job) -> Result<(), BindError> {
-    let points = &job.profile.points;
-    let binding =
-        Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
+    let points = &job.profiles[job.profile].points;
+    let binding = Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
     for entry in &points.pre_bind {
         entry.plugin.pre_bind(binding).await?;
     }

@@ -20,7 +20,7 @@ use crate::{
     queue::{QueuedPod, SchedulingQueue},
     scheduler::{
         REQUESTS_MAX,
-        binding::{self, Done, Job, Outcome},
+        binding::{self, Done, Job, Outcome, Wait},
         report::Reporter,
     },
     snapshot::Snapshot,
@@ -109,15 +109,18 @@ impl Core {
             }
             None if pod.deleting => self.queue.remove(&pod.uid),
             None if self.assumed.contains(&pod.uid) => {}
-            None if self.profile_of(&pod).is_some() => {
-                if self.queue.set(Arc::clone(&pod), now).is_some() {
-                    let written = self.queue.written(&pod.uid).cloned();
-                    if let Some(condition) = self.reporter.gated(&pod, written.as_ref(), &mut self.tasks) {
-                        self.queue.wrote(&pod.uid, condition);
-                    }
-                }
-            }
+            None if self.profile_of(&pod).is_some() => self.enqueue(&pod, now),
             None => {}
+        }
+    }
+
+    fn enqueue(&mut self, pod: &Arc<PodInfo>, now: Instant) {
+        if self.queue.set(Arc::clone(pod), now).is_none() {
+            return;
+        }
+        let written = self.queue.written(&pod.uid).cloned();
+        if let Some(condition) = self.reporter.gated(pod, written.as_ref(), &mut self.tasks) {
+            self.queue.wrote(&pod.uid, condition);
         }
     }
 
@@ -167,9 +170,9 @@ impl Core {
     }
 
     fn schedule_one(&mut self, queued: QueuedPod, now: Instant) {
-        let Some(profile) = self.profile_of(&queued.pod) else { return };
+        let Some(number) = self.profile_of(&queued.pod) else { return };
         let profiles = Arc::clone(&self.profiles);
-        let profile = &profiles[profile];
+        let profile = &profiles[number];
         let decision = self.decide(profile, &queued.pod);
         let Some(node) = decision.node_name().cloned() else {
             let message = decision.diagnosis().message();
@@ -206,9 +209,10 @@ impl Core {
         }
         let wait = (!waits.is_empty()).then(|| {
             let names = waits.iter().map(|(name, _)| Arc::clone(name)).collect();
-            (self.waiting.add(&queued.pod, &node, names), waits)
+            Wait { answer: self.waiting.add(&queued.pod, &node, names), times: waits }
         });
-        let job = Job { client: self.client.clone(), profile: profile.clone(), cycle, queued, node, wait };
+        let client = self.client.clone();
+        let job = Job { client, profiles, profile: number, cycle, queued, node, wait };
         self.tasks.spawn(binding::run(job, self.waiting.clone()));
     }
 

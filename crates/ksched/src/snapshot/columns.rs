@@ -70,9 +70,7 @@ impl Columns {
             action(&mut column.allocatable);
             action(&mut column.requested);
         }
-        for array in
-            [&mut self.score_milli_cpu, &mut self.score_memory, &mut self.pods, &mut self.pods_max]
-        {
+        for array in [&mut self.score_milli_cpu, &mut self.score_memory, &mut self.pods, &mut self.pods_max] {
             action(array);
         }
     }
@@ -137,7 +135,8 @@ impl Columns {
             return column;
         }
         let empty = vec![0; self.pods.len()];
-        self.scalars.push((Arc::clone(name), ResourceColumn { allocatable: empty.clone(), requested: empty }));
+        self.scalars
+            .push((Arc::clone(name), ResourceColumn { allocatable: empty.clone(), requested: empty }));
         self.scalars.len() - 1
     }
 }
