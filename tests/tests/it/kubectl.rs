@@ -198,9 +198,8 @@ async fn objects_are_changed_in_every_way() {
         assert_eq!(out.trim_end(), "configmap/c patched");
     }
     expect("get configmap c -o jsonpath={.data}", r#"{"b":"2","c":"3"}"#).await;
-    let (edited, said) = kubectl
-        .run_env("edit configmap c", &[("EDITOR", "sed -i s/2/9/"), ("KUBE_EDITOR", "sed -i s/\"2\"/\"9\"/")])
-        .await;
+    let editor = kubectl.script("editor", "#!/bin/sh\nexec sed -i 's/b: \"2\"/b: \"9\"/' \"$1\"\n");
+    let (edited, said) = kubectl.run_env("edit configmap c", &[("KUBE_EDITOR", &editor)]).await;
     assert!(edited && said.contains("configmap/c edited"), "{said}");
     expect("get configmap c -o jsonpath={.data.b}", "9").await;
     expect("create secret generic s --from-literal=p=q", "secret/s created").await;

@@ -63,6 +63,14 @@ impl Kubectl {
         path.to_string_lossy().into_owned()
     }
 
+    /// A file that can be run.
+    pub(crate) fn script(&self, name: &str, text: &str) -> String {
+        use std::os::unix::fs::PermissionsExt as _;
+        let path = self.file(name, text);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
     async fn output(&self, mut command: Command) -> Output {
         tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(move || command.output().unwrap()))
             .await
