@@ -8,7 +8,7 @@ use crate::{
     plugin::{CycleState, MAX_NODE_SCORE, PreScore, PreScoreVerdict, ScorePlugin},
     pod::PodInfo,
     resources,
-    snapshot::{NodeIndex, NodeView, Snapshot},
+    snapshot::{NodeIndex, NodeView, Snapshot, columns::ResourceColumn},
 };
 
 const NAME: &str = "NodeResourcesBalancedAllocation";
@@ -32,6 +32,16 @@ impl BalancedAllocation {
     #[must_use]
     pub fn new<N: Into<Arc<str>>>(resources: impl IntoIterator<Item = N>) -> Self {
         Self { resources: resources.into_iter().map(Into::into).collect() }
+    }
+
+    /// The resources that count for this pod, with what it asks for.
+    fn resolve<'a>(&self, pod: &PodInfo, snapshot: &'a Snapshot) -> SmallVec<[(&'a ResourceColumn, i64); 4]> {
+        let with_amount = |name: &Arc<str>| {
+            let wanted = pod.requests.get(name);
+            let counts = wanted != 0 || !resources::is_scalar(name);
+            snapshot.columns().resource(name).filter(|_| counts).map(|column| (column, wanted))
+        };
+        self.resources.iter().filter_map(with_amount).collect()
     }
 }
 
@@ -83,21 +93,34 @@ impl ScorePlugin for BalancedAllocation {
     }
 
     fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
-        let (columns, row) = (node.snapshot().columns(), node.index());
-        let mut with: SmallVec<[f64; 4]> = SmallVec::new();
-        let mut without: SmallVec<[f64; 4]> = SmallVec::new();
-        for name in &self.resources {
-            let wanted = pod.requests.get(name);
-            let Some(column) = columns.resource(name) else { continue };
-            let (allocatable, requested) = (column.allocatable[row], column.requested[row]);
-            if allocatable == 0 || (wanted == 0 && resources::is_scalar(name)) {
-                continue;
-            }
+        score_row(&self.resolve(pod, node.snapshot()), node.index())
+    }
+
+    fn score_all(
+        &self,
+        _cycle: &CycleState,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        nodes: &[NodeIndex],
+        scores: &mut Vec<i64>,
+    ) {
+        // The columns are looked up by name once, not once per node.
+        let wanted = self.resolve(pod, snapshot);
+        scores.extend(nodes.iter().map(|&row| score_row(&wanted, row)));
+    }
+}
+
+fn score_row(wanted: &[(&ResourceColumn, i64)], row: NodeIndex) -> i64 {
+    let mut with: SmallVec<[f64; 4]> = SmallVec::new();
+    let mut without: SmallVec<[f64; 4]> = SmallVec::new();
+    for (column, wanted) in wanted {
+        let (allocatable, requested) = (column.allocatable[row], column.requested[row]);
+        if allocatable != 0 {
             with.push(fraction(requested + wanted, allocatable));
             without.push(fraction(requested, allocatable));
         }
-        MAX_NODE_SCORE / 2 + (MAX_NODE_SCORE / 2 + evenness(&with) - evenness(&without)) / 2
     }
+    MAX_NODE_SCORE / 2 + (MAX_NODE_SCORE / 2 + evenness(&with) - evenness(&without)) / 2
 }
 
 #[cfg(test)]

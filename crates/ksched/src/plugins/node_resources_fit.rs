@@ -12,7 +12,10 @@ use crate::{
     },
     pod::PodInfo,
     resources,
-    snapshot::{NodeView, columns::ResourceColumn},
+    snapshot::{
+        NodeIndex, NodeView, Snapshot,
+        columns::{Columns, ResourceColumn},
+    },
 };
 
 const NAME: &str = "NodeResourcesFit";
@@ -35,6 +38,14 @@ pub struct NodeResourcesFit {
     weights: Vec<(Arc<str>, i64)>,
 }
 
+/// A resource that counts in the score, on all nodes, and what a pod asks for.
+struct Wanted<'a> {
+    allocatable: &'a [i64],
+    requested: &'a [i64],
+    amount: i64,
+    weight: i64,
+}
+
 impl Default for NodeResourcesFit {
     fn default() -> Self {
         Self::new(ScoringStrategy::LeastAllocated, [("cpu", 1), ("memory", 1)])
@@ -49,6 +60,32 @@ impl NodeResourcesFit {
         weights: impl IntoIterator<Item = (N, i64)>,
     ) -> Self {
         Self { strategy, weights: weights.into_iter().map(|(name, weight)| (name.into(), weight)).collect() }
+    }
+
+    /// The resources that count for this pod.
+    fn resolve<'a>(&self, pod: &PodInfo, columns: &'a Columns) -> SmallVec<[Wanted<'a>; 4]> {
+        let wanted = |(name, weight): &(Arc<str>, i64)| {
+            let column = columns.resource(name)?;
+            let (requested, amount) = match &**name {
+                "cpu" => (&columns.score_milli_cpu, pod.score_milli_cpu),
+                "memory" => (&columns.score_memory, pod.score_memory),
+                name => (&column.requested, pod.requests.get(name)),
+            };
+            let counts = amount != 0 || !resources::is_scalar(name);
+            counts.then(|| Wanted { allocatable: &column.allocatable, requested, amount, weight: *weight })
+        };
+        self.weights.iter().filter_map(wanted).collect()
+    }
+
+    fn score_row(&self, wanted: &[Wanted<'_>], row: NodeIndex) -> i64 {
+        let (mut sum, mut weights) = (0, 0);
+        for Wanted { allocatable, requested, amount, weight } in wanted {
+            if allocatable[row] != 0 {
+                sum += self.score_of(requested[row] + amount, allocatable[row]) * weight;
+                weights += weight;
+            }
+        }
+        if weights == 0 { 0 } else { sum / weights }
     }
 
     fn score_of(&self, requested: i64, allocatable: i64) -> i64 {
@@ -122,28 +159,20 @@ impl ScorePlugin for NodeResourcesFit {
     }
 
     fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
-        let (columns, row) = (node.snapshot().columns(), node.index());
-        let (mut sum, mut weights) = (0, 0);
-        for (name, weight) in &self.weights {
-            let (allocatable, requested, wanted) = match &**name {
-                "cpu" => (columns.cpu.allocatable[row], columns.score_milli_cpu[row], pod.score_milli_cpu),
-                "memory" => (columns.memory.allocatable[row], columns.score_memory[row], pod.score_memory),
-                name => {
-                    let Some(column) = columns.resource(name) else { continue };
-                    let wanted = pod.requests.get(name);
-                    if wanted == 0 && resources::is_scalar(name) {
-                        continue;
-                    }
-                    (column.allocatable[row], column.requested[row], wanted)
-                }
-            };
-            if allocatable == 0 {
-                continue;
-            }
-            sum += self.score_of(requested + wanted, allocatable) * weight;
-            weights += weight;
-        }
-        if weights == 0 { 0 } else { sum / weights }
+        self.score_row(&self.resolve(pod, node.snapshot().columns()), node.index())
+    }
+
+    fn score_all(
+        &self,
+        _cycle: &CycleState,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        nodes: &[NodeIndex],
+        scores: &mut Vec<i64>,
+    ) {
+        // The columns are looked up by name once, not once per node.
+        let wanted = self.resolve(pod, snapshot.columns());
+        scores.extend(nodes.iter().map(|&row| self.score_row(&wanted, row)));
     }
 }
 
@@ -186,10 +215,7 @@ impl QueueingHint for NodeResourcesFit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        build::{node, pod},
-        snapshot::Snapshot,
-    };
+    use crate::build::{node, pod};
 
     fn snapshot() -> Snapshot {
         let mut snapshot = Snapshot::new();
