@@ -1,10 +1,20 @@
 //! From a Kubernetes Service to a connection: service proxies, address allocation and cluster DNS.
+//!
+//! A newcomer starts at [`rules`], the pure function from Services and EndpointSlices to what a proxy has to do, and at
+//! [`ServiceProxy`], the trait of whatever does it. [`ProxyAgent`] brings the two together. [`allocator`] hands out the
+//! addresses, [`loopback`] finds some that need no privileges, and [`redirect`] says where they are really served.
 
+pub mod agent;
 pub mod allocator;
+pub mod balance;
 pub mod loopback;
+pub mod proxy;
 pub mod redirect;
+pub mod rules;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use agent::ProxyAgent;
 pub use allocator::{AddressRange, IpAllocator, PortRange};
+pub use proxy::ServiceProxy;
 pub use redirect::{Redirects, Transport};

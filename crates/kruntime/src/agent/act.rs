@@ -59,7 +59,7 @@ impl Inner {
         let Some(container) = container_of(&pod, name) else { return Outcome::Done };
         let started = async {
             let config = self.container_config(entry, &pod, &container, attempt).await?;
-            self.event(entry, Some(name), EventType::Normal, "Created", format!("Created container: {name}"));
+            self.event(entry, Some(name), EventType::Normal, "Created", "Container created".to_owned());
             entry.node.config.runtime.start(&entry.uid, &config).await
         };
         if let Err(error) = started.await {
@@ -67,7 +67,7 @@ impl Inner {
             self.event(entry, Some(name), EventType::Warning, "Failed", format!("Error: {error}"));
             return Outcome::StartRefused { container: Arc::clone(name), reason, message: error.to_string() };
         }
-        self.event(entry, Some(name), EventType::Normal, "Started", format!("Started container {name}"));
+        self.event(entry, Some(name), EventType::Normal, "Started", "Container started".to_owned());
         let hook = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         if let Some(hook) = hook
             && let Err(error) = handler::run_hook(entry, &container, hook).await

@@ -1,0 +1,46 @@
+//! The proxies as their users see them.
+
+use knet::{
+    Redirects, ServiceProxy, Transport,
+    loopback::LoopbackBlock,
+    proxy::userspace::UserspaceProxy,
+    testing::{check_service_proxy, rule, table},
+};
+use tokio::net::TcpStream;
+
+#[tokio::test]
+async fn userspace_keeps_the_suites_promises() {
+    let block = LoopbackBlock::claim().unwrap();
+    check_service_proxy(&UserspaceProxy::new(Redirects::default()), block.nth(1)).await;
+}
+
+/// A port that needs a privilege is served at another one, and whoever asks for redirects finds it.
+#[tokio::test]
+async fn low_ports_are_redirected_without_privileges() {
+    let block = LoopbackBlock::claim().unwrap();
+    let redirects = Redirects::default();
+    let proxy = UserspaceProxy::new(redirects.clone());
+    let address = std::net::SocketAddr::new(block.nth(2), 80);
+    proxy.sync(&table(vec![rule(address, Transport::Tcp, &[])])).await.unwrap();
+    let target = redirects.resolve(Transport::Tcp, address);
+    assert_eq!(proxy.listening()[&address], target);
+    assert!(TcpStream::connect(target).await.is_ok());
+    drop(proxy);
+    assert_eq!(redirects.resolve(Transport::Tcp, address), address);
+}
+
+/// Connections, listeners and flows end with the proxy.
+#[tokio::test]
+async fn nothing_outlives_the_proxy() {
+    let block = LoopbackBlock::claim().unwrap();
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = std::net::SocketAddr::new(block.nth(3), 7004);
+    let proxy = UserspaceProxy::new(Redirects::default());
+    let endpoints = [server.local_addr().unwrap()];
+    proxy.sync(&table(vec![rule(address, Transport::Tcp, &endpoints)])).await.unwrap();
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let _accepted = server.accept().await.unwrap();
+    drop(proxy);
+    let ended = tokio::io::AsyncReadExt::read(&mut client, &mut [0]).await;
+    assert!(matches!(ended, Ok(0) | Err(_)));
+}
