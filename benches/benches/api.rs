@@ -23,7 +23,8 @@ async fn main() {
     let client = Client::new(server.as_user(UserInfo::new("bench", [MASTERS])), "default");
     let api: Api<ConfigMap> = Api::default_namespaced(client);
     let map = |name: String| -> ConfigMap {
-        serde_json::from_value(json!({"metadata": {"name": name}, "data": {"value": "x".repeat(1024)}})).expect("a map")
+        serde_json::from_value(json!({"metadata": {"name": name}, "data": {"value": "x".repeat(1024)}}))
+            .expect("a map")
     };
     let parameters = PostParams::default();
     let before = resident_bytes();

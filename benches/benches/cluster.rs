@@ -75,7 +75,10 @@ async fn pods() {
     let ready = async {
         loop {
             let list = nodes.list(&ListParams::default()).await.expect("nodes").items;
-            let untainted = list.iter().filter(|node| node.spec.as_ref().is_none_or(|spec| spec.taints.is_none())).count();
+            let untainted = list
+                .iter()
+                .filter(|node| node.spec.as_ref().is_none_or(|spec| spec.taints.is_none()))
+                .count();
             if untainted == NODES {
                 break;
             }
@@ -91,9 +94,14 @@ async fn pods() {
     }))
     .expect("a deployment");
     let (begin, cpu) = (Instant::now(), cpu_time());
-    Api::<Deployment>::default_namespaced(cluster.client()).create(&PostParams::default(), &deployment).await.expect("created");
+    Api::<Deployment>::default_namespaced(cluster.client())
+        .create(&PostParams::default(), &deployment)
+        .await
+        .expect("created");
     let all = |deployment: Option<&Deployment>| {
-        deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| status.available_replicas == Some(PODS))
+        deployment
+            .and_then(|deployment| deployment.status.as_ref())
+            .is_some_and(|status| status.available_replicas == Some(PODS))
     };
     cluster.wait_until::<Deployment>("default", "web", PATIENCE, all).await.expect("all pods run");
     let (took, cpu) = (begin.elapsed(), cpu_time() - cpu);

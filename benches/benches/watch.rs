@@ -40,7 +40,8 @@ async fn run(watchers: usize) {
         let request = Request::get("/api/v1/namespaces/default/configmaps?watch=true&resourceVersion=1");
         let request = request.extension(WantLocal).body(Body::empty()).expect("a request");
         let response = client.send(request).await.expect("a watch");
-        let mut events = response.extensions().get::<LocalEvents>().and_then(LocalEvents::take).expect("a hand-over");
+        let mut events =
+            response.extensions().get::<LocalEvents>().and_then(LocalEvents::take).expect("a hand-over");
         let seen = seen.clone();
         tasks.spawn(async move {
             while let Some(batch) = events.next().await {
@@ -56,7 +57,8 @@ async fn run(watchers: usize) {
     let (mut first, mut all) = (Vec::with_capacity(WRITES), Vec::with_capacity(WRITES));
     for index in 0..WRITES {
         let body = format!(r#"{{"metadata":{{"name":"map-{index}"}}}}"#);
-        let request = Request::post("/api/v1/namespaces/default/configmaps").header("content-type", "application/json");
+        let request =
+            Request::post("/api/v1/namespaces/default/configmaps").header("content-type", "application/json");
         let request = request.body(Body::from(body.into_bytes())).expect("a request");
         let sent = now();
         client.send(request).await.expect("created");

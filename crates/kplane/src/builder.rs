@@ -7,6 +7,7 @@ use kapi::{
     authn::{MASTERS, UserInfo},
 };
 use kcore::{Clock, TokioClock};
+use knet::{ProxyAgent, ServiceProxy, rules::Place};
 use kreconcile::{Informers, Manager, Runnable, Start, controllers};
 use kruntime::{ContainerRuntime, NodeAgent, NodeConfig};
 use ksched::{Profile, Scheduler};
@@ -59,6 +60,7 @@ pub struct ClusterBuilder {
     node_prefix: String,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
+    proxy: Option<Arc<dyn ServiceProxy>>,
     configure_node: Option<Box<dyn Fn(&mut NodeConfig) + Send>>,
 }
 
@@ -117,6 +119,7 @@ impl ClusterBuilder {
             node_prefix: defaults::NODE_PREFIX.to_owned(),
             runtime: None,
             local: None,
+            proxy: None,
             configure_node: None,
         }
     }
@@ -206,6 +209,12 @@ impl ClusterBuilder {
         Ok(self)
     }
 
+    /// Brings connections to services this way. Without it a cluster of processes has the userspace proxy, any other none.
+    pub fn proxy(mut self, proxy: Arc<dyn ServiceProxy>) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Changes each node before it is registered: labels, taints, capacity.
     pub fn configure_node(mut self, change: impl Fn(&mut NodeConfig) + Send + 'static) -> Self {
         self.configure_node = Some(Box::new(change));
@@ -267,7 +276,8 @@ impl ClusterBuilder {
         if self.schedules {
             let client = component("system:kube-scheduler");
             let scheduler_informers = Informers::new(client.clone());
-            let mut scheduler = Scheduler::builder(client).clock(Arc::clone(&clock)).informers(&scheduler_informers);
+            let mut scheduler =
+                Scheduler::builder(client).clock(Arc::clone(&clock)).informers(&scheduler_informers);
             for profile in self.profiles {
                 scheduler = scheduler.profile(profile);
             }
@@ -305,6 +315,17 @@ impl ClusterBuilder {
             dialer.set(&agent);
             nodes = Some(agent);
             startup.done("nodes");
+        }
+        let userspace = || {
+            self.local
+                .as_ref()
+                .map(|local| Arc::new(local.proxy(node_addresses.clone())) as Arc<dyn ServiceProxy>)
+        };
+        if let Some(proxy) = self.proxy.or_else(userspace) {
+            let proxy_informers = Informers::new(component("system:kube-proxy"));
+            let agent = ProxyAgent::new(&proxy_informers, proxy, Place::default());
+            manager = manager.add(Start::Always, agent).informers(&proxy_informers);
+            startup.done("service proxy");
         }
         let running = Some(manager.start());
         Ok(Cluster {

@@ -4,7 +4,7 @@ use std::{io, net::Ipv4Addr, sync::Arc};
 
 use kapi::ServiceAddresses;
 use kcore::Clock;
-use knet::{AddressRange, IpAllocator, Redirects, loopback::LoopbackBlock};
+use knet::{AddressRange, IpAllocator, Redirects, loopback::LoopbackBlock, proxy::userspace::UserspaceProxy};
 use kruntime::runtime::process::{ProcessOptions, ProcessRuntime};
 
 /// The prefix of the range of cluster IPs within a block.
@@ -53,6 +53,11 @@ impl LocalNetwork {
             ProcessOptions::new(self.dir.path().join("runtime"), Arc::clone(&self.pods), Arc::clone(clock));
         options.redirects = self.redirects.clone();
         ProcessRuntime::new(options)
+    }
+
+    /// The proxy that brings connections to the services.
+    pub(crate) fn proxy(&self, node_addresses: Vec<std::net::IpAddr>) -> UserspaceProxy {
+        UserspaceProxy::new(self.redirects.clone()).node_addresses(node_addresses)
     }
 
     /// Where the agents make volumes.
