@@ -164,7 +164,7 @@ async fn killed_process(cluster: &Cluster, pod: &Pod) {
             let environment = std::fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
             let command = std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
             environment.split(|byte| *byte == 0).any(|variable| variable == wanted.as_bytes())
-                && command.starts_with(b"python3")
+                && command.windows(7).any(|window| window == b"python3")
         });
     let process = process.expect("the pod's process");
     // SAFETY: a signal to a process that this test's cluster started.
