@@ -30,6 +30,8 @@ pub const NODES_MAX: usize = 10_000;
 /// Makes the things that act on a cluster, from a context with its informers, clock and event recorder.
 pub type ReconcilersFn = Box<dyn FnOnce(&controllers::Context) -> Vec<Arc<dyn Runnable>> + Send>;
 
+type SettingsFn = Box<dyn FnOnce(&mut controllers::Settings) + Send>;
+type NodeFn = Box<dyn Fn(&mut NodeConfig) + Send>;
 type ApiFn = Box<dyn FnOnce(ApiServerBuilder) -> ApiServerBuilder + Send>;
 
 /// Composes a cluster. Every part has a default, listed in [`defaults`](crate::defaults); every part can be replaced.
@@ -53,7 +55,7 @@ pub struct ClusterBuilder {
     controllers: bool,
     without: Vec<String>,
     reconcilers: Vec<ReconcilersFn>,
-    settings: Vec<Box<dyn FnOnce(&mut controllers::Settings) + Send>>,
+    settings: Vec<SettingsFn>,
     profiles: Vec<Profile>,
     schedules: bool,
     nodes: usize,
@@ -61,7 +63,7 @@ pub struct ClusterBuilder {
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
     proxy: Option<Arc<dyn ServiceProxy>>,
-    configure_node: Option<Box<dyn Fn(&mut NodeConfig) + Send>>,
+    configure_node: Option<NodeFn>,
 }
 
 /// Why a cluster could not be started.
