@@ -75,6 +75,10 @@ async fn the_second_form_is_one_whole_document() {
         document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"]["operationId"],
         "patchCoreV1NamespacedPod"
     );
+    let exec = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}/exec"]["get"];
+    assert_eq!(exec["operationId"], "connectCoreV1GetNamespacedPodExec");
+    let roles = &document["paths"]["/apis/rbac.authorization.k8s.io/v1/clusterroles"]["delete"];
+    assert_eq!(roles["operationId"], "deleteRbacAuthorizationV1CollectionClusterRole");
     assert_eq!(definitions["io.k8s.apimachinery.pkg.util.intstr.IntOrString"]["format"], "int-or-string");
 }
 

@@ -161,7 +161,11 @@ impl<'a> Schemas<'a> {
             if let Some(words) = words {
                 describe(&mut property, &words.description);
             }
-            if let Some((_, default)) = object.defaults.iter().find(|(name, _)| *name == field.name) {
+            // As upstream, which leaves them out of the older form.
+            let default = object.defaults.iter().find(|(name, _)| *name == field.name);
+            if let Some((_, default)) =
+                default.filter(|(_, default)| self.spec == Spec::V3 && !default.is_object())
+            {
                 property["default"] = default.clone();
             }
             properties.insert(field.name.to_string(), property);
