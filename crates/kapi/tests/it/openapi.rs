@@ -130,9 +130,13 @@ async fn a_definition_says_what_clients_need() {
 #[cfg(feature = "openapi-docs")]
 async fn definitions_and_fields_have_words() {
     let server = server().await;
+    let (_, core) = get(&server, "/openapi/v3/api/v1").await;
+    let list = &core["components"]["schemas"]["io.k8s.api.core.v1.PodList"];
+    assert!(list["properties"]["items"]["description"].is_string());
     for (document, definition, field) in [
         ("api/v1", "core.v1.Container", "image"),
         ("apis/apps/v1", "apps.v1.DeploymentSpec", "replicas"),
+        ("apis/rbac.authorization.k8s.io/v1", "rbac.v1.RoleRef", "name"),
         ("apis/apps/v1", "autoscaling.v1.ScaleSpec", "replicas"),
         ("apis/resource.k8s.io/v1beta1", "resource.v1beta1.ResourceClaimSpec", "devices"),
     ] {

@@ -154,12 +154,15 @@ impl<'a> Schemas<'a> {
         let mut schema = json!({"type": "object"});
         let doc = self.docs.remove(&*object.name).unwrap_or_default();
         describe(&mut schema, &doc.description);
+        let is_list = object.name.ends_with("List") && object.field("items").is_some();
         let mut properties = Map::new();
         for field in &object.fields {
             let words = doc.fields.get(&*field.name);
             let mut property = self.field(field, words.and_then(|words| words.reference.as_deref()));
             if let Some(words) = words {
                 describe(&mut property, &words.description);
+            } else if is_list && cfg!(feature = "openapi-docs") {
+                describe(&mut property, list_words(&field.name));
             }
             // As upstream, which leaves them out of the older form.
             let default = object.defaults.iter().find(|(name, _)| *name == field.name);
@@ -269,6 +272,17 @@ impl<'a> Schemas<'a> {
                 self.reference(&object.name)
             }
         }
+    }
+}
+
+/// The words of a list's fields; lists have no schemas of their own to take them from.
+fn list_words(field: &str) -> &'static str {
+    match field {
+        "apiVersion" => "The group and version of the list.",
+        "kind" => "The kind of the list.",
+        "items" => "The objects, in the order of their keys.",
+        "metadata" => "Metadata of the list: its version, and where it goes on.",
+        _ => "",
     }
 }
 
