@@ -40,21 +40,24 @@ pub(super) struct Schemas<'a> {
 }
 
 impl<'a> Schemas<'a> {
-    /// Definitions for a document of these group versions.
-    pub(super) fn new(catalog: &'a Catalog, spec: Spec, members: &[(String, String)]) -> Self {
-        #[cfg(feature = "openapi-docs")]
-        let docs = super::docs::of(members);
-        #[cfg(not(feature = "openapi-docs"))]
-        let docs = {
-            let _ = members;
-            HashMap::default()
-        };
+    /// No definitions yet.
+    pub(super) fn new(catalog: &'a Catalog, spec: Spec) -> Self {
         let mut kinds: HashMap<String, Vec<Value>> = HashMap::default();
         for (group, version, kind, id) in builtin::kinds(catalog) {
             let name = builtin::full_name(catalog.short_name(id));
             kinds.entry(name).or_default().push(json!({"group": group, "version": version, "kind": kind}));
         }
-        Self { catalog, spec, docs, kinds, made: BTreeMap::new() }
+        Self { catalog, spec, docs: HashMap::default(), kinds, made: BTreeMap::new() }
+    }
+
+    /// Takes up the words for the definitions of a group version. Only one group version's are held at a time: all together
+    /// take many times the room of the document.
+    pub(super) fn begin(&mut self, group: &str, version: &str) {
+        self.docs.clear();
+        #[cfg(feature = "openapi-docs")]
+        self.docs.extend(super::docs::of(group, version));
+        #[cfg(not(feature = "openapi-docs"))]
+        let _ = (group, version);
     }
 
     pub(super) fn finish(self) -> Map<String, Value> {
