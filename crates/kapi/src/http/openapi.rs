@@ -146,9 +146,10 @@ fn hash(registry: &Registry, members: &[(String, String)]) -> String {
 
 /// The document of some group versions.
 fn document(registry: &Registry, members: &[(String, String)], spec: Spec) -> Value {
-    let mut schemas = Schemas::new(registry.catalog(), spec, members);
+    let mut schemas = Schemas::new(registry.catalog(), spec);
     let mut paths = Paths::new(spec);
     for (group, version) in members {
+        schemas.begin(group, version);
         for resource in registry.resources(group, version) {
             paths.add(&resource, &mut schemas);
         }

@@ -75,6 +75,10 @@ async fn the_second_form_is_one_whole_document() {
         document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"]["operationId"],
         "patchCoreV1NamespacedPod"
     );
+    let exec = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}/exec"]["get"];
+    assert_eq!(exec["operationId"], "connectCoreV1GetNamespacedPodExec");
+    let roles = &document["paths"]["/apis/rbac.authorization.k8s.io/v1/clusterroles"]["delete"];
+    assert_eq!(roles["operationId"], "deleteRbacAuthorizationV1CollectionClusterRole");
     assert_eq!(definitions["io.k8s.apimachinery.pkg.util.intstr.IntOrString"]["format"], "int-or-string");
 }
 
@@ -126,9 +130,13 @@ async fn a_definition_says_what_clients_need() {
 #[cfg(feature = "openapi-docs")]
 async fn definitions_and_fields_have_words() {
     let server = server().await;
+    let (_, core) = get(&server, "/openapi/v3/api/v1").await;
+    let list = &core["components"]["schemas"]["io.k8s.api.core.v1.PodList"];
+    assert!(list["properties"]["items"]["description"].is_string());
     for (document, definition, field) in [
         ("api/v1", "core.v1.Container", "image"),
         ("apis/apps/v1", "apps.v1.DeploymentSpec", "replicas"),
+        ("apis/rbac.authorization.k8s.io/v1", "rbac.v1.RoleRef", "name"),
         ("apis/apps/v1", "autoscaling.v1.ScaleSpec", "replicas"),
         ("apis/resource.k8s.io/v1beta1", "resource.v1beta1.ResourceClaimSpec", "devices"),
     ] {

@@ -207,14 +207,6 @@ async fn workloads_show_their_counts() {
         ),
         (
             "batch/v1",
-            "jobs",
-            "Job",
-            json!({"suspend": true, "completions": 4, "template": job_template}),
-            Value::Null,
-            String::new(),
-        ),
-        (
-            "batch/v1",
             "cronjobs",
             "CronJob",
             json!({"schedule": "* * * * *", "jobTemplate": {"spec": {"template": job_template}}}),
@@ -242,9 +234,6 @@ async fn workloads_show_their_counts() {
         ),
     ];
     for (version, plural, kind, spec, status, expected) in cases {
-        if expected.is_empty() {
-            continue;
-        }
         let object = json!({"apiVersion": version, "kind": kind, "metadata": {"name": "x"}, "spec": spec, "status": status});
         check(&server, &format!("/apis/{version}/namespaces/default/{plural}"), object, &expected).await;
     }

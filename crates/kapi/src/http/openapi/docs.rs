@@ -132,16 +132,13 @@ kinds! {
     kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 }
 
-/// The words of all definitions that these group versions need.
-pub(super) fn of(members: &[(String, String)]) -> HashMap<String, Doc> {
+/// The words of all definitions that a group version needs.
+pub(super) fn of(group: &str, version: &str) -> HashMap<String, Doc> {
     let mut generator = SchemaGenerator::new(SchemaSettings::draft07());
     generator.subschema_for::<apimachinery::pkg::apis::meta::v1::DeleteOptions>();
     generator.subschema_for::<apimachinery::pkg::apis::meta::v1::Status>();
     generator.subschema_for::<apimachinery::pkg::apis::meta::v1::ListMeta>();
-    let served = |kind: &&Kind| {
-        let (group, version) = kcore::kind::split_api_version(kind.api_version);
-        members.iter().any(|member| member.0 == group && member.1 == version)
-    };
+    let served = |kind: &&Kind| kcore::kind::split_api_version(kind.api_version) == (group, version);
     // The kinds of subresources belong to other groups than what they are part of.
     let elsewhere = ["policy/v1", "autoscaling/v1", "authentication.k8s.io/v1"];
     for kind in KINDS.iter().filter(|kind| served(kind) || elsewhere.contains(&kind.api_version)) {

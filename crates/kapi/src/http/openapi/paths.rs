@@ -5,16 +5,9 @@ use serde_json::{Map, Value, json};
 use super::{Spec, root, schemas::Schemas};
 use crate::{
     http::discovery,
+    patch::MEDIA_TYPES,
     registry::{Resource, Verbs},
 };
-
-/// The media types of patches; the last is for built-in kinds alone.
-const PATCHES: [&str; 4] = [
-    "application/apply-patch+yaml",
-    "application/json-patch+json",
-    "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
-];
 
 type Parameter = (&'static str, &'static str, &'static str);
 
@@ -135,22 +128,18 @@ impl Paths {
         let (kind, other, verbs) = discovery::subresource(resource, name);
         let (group, version) = other.unwrap_or((&def.group, &resource.version().name));
         let scope = if def.namespaced { "Namespaced" } else { "" };
-        let mut title = name.to_owned();
-        if let Some(first) = title.get_mut(..1) {
-            first.make_ascii_uppercase();
-        }
+        let title = upper(name);
         let place = Place {
             resource,
             noun: format!("{scope}{}{title}", def.kind),
             gvk: json!({"group": group, "version": version, "kind": kind}),
         };
-        let text = json!({"type": "string"});
         let schema = match name {
             "scale" => schemas.named("~autoscaling.v1.Scale"),
             "binding" => schemas.named("~core.v1.Binding"),
             "eviction" => schemas.named("~policy.v1.Eviction"),
             "token" => schemas.named("~authentication.v1.TokenRequest"),
-            "log" | "exec" | "attach" | "portforward" | "proxy" => text.clone(),
+            "log" | "exec" | "attach" | "portforward" | "proxy" => json!({"type": "string"}),
             _ => object.clone(),
         };
         let connects = ["exec", "attach", "portforward", "proxy"].contains(&name);
@@ -164,9 +153,8 @@ impl Paths {
                 _ => return None,
             };
             if connects {
-                (operation.action, operation.verb, operation.body) =
-                    ("connect", connect_verb(operation.method), None);
-                operation.parameters = &[];
+                (operation.action, operation.verb, operation.body) = ("connect", "connect", None);
+                (operation.parameters, operation.codes) = (&[], OK);
             }
             Some(operation)
         });
@@ -201,15 +189,12 @@ impl Paths {
         let version = &place.resource.version().name;
         let group = def.group.trim_end_matches(".k8s.io");
         let group = if group.is_empty() { "core".to_owned() } else { camel(group) };
-        let mut capital = group.clone();
-        if let Some(first) = capital.get_mut(..1) {
-            first.make_ascii_uppercase();
-        }
+        let capital = upper(&group);
         let id = format!(
             "{}{capital}{}{}",
             operation.verb.trim_end_matches("Collection"),
             upper(version),
-            noun(operation.verb, &place.noun)
+            noun(&operation, &place.noun)
         );
         let mut parameters: Vec<Value> =
             operation.parameters.iter().map(|parameter| self.query_parameter(*parameter)).collect();
@@ -219,7 +204,8 @@ impl Paths {
         });
         let patches = operation.action == "patch";
         let built_in = matches!(place.resource.version().schema, crate::schema::Type::Named(_));
-        let patch_types = if built_in { &PATCHES[..] } else { &PATCHES[..3] };
+        let patch_types: Vec<&str> =
+            MEDIA_TYPES.into_iter().filter(|kind| built_in || !kind.contains("strategic")).collect();
         let mut responses = Map::new();
         for (code, words) in operation.codes {
             let response = match self.spec {
@@ -401,19 +387,13 @@ fn delete<'a>(schema: &Value, kind: &str, schemas: &mut Schemas<'_>) -> Operatio
     }
 }
 
-fn connect_verb(method: &str) -> &'static str {
-    match method {
-        "get" => "connectGet",
-        "post" => "connectPost",
-        "put" => "connectPut",
-        "patch" => "connectPatch",
-        _ => "connectDelete",
+/// The id's last part; a connection says its method before the noun, and deleting a collection that it is one.
+fn noun(operation: &Operation<'_>, noun: &str) -> String {
+    match operation.verb {
+        "connect" => format!("{}{noun}", upper(operation.method)),
+        "deleteCollection" => format!("Collection{noun}"),
+        _ => noun.to_owned(),
     }
-}
-
-/// The id's last part; deleting a collection says so before the noun.
-fn noun(verb: &str, noun: &str) -> String {
-    if verb.ends_with("Collection") { format!("Collection{noun}") } else { noun.to_owned() }
 }
 
 /// `rbac.authorization` as `rbacAuthorization`.

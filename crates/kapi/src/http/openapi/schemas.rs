@@ -40,21 +40,24 @@ pub(super) struct Schemas<'a> {
 }
 
 impl<'a> Schemas<'a> {
-    /// Definitions for a document of these group versions.
-    pub(super) fn new(catalog: &'a Catalog, spec: Spec, members: &[(String, String)]) -> Self {
-        #[cfg(feature = "openapi-docs")]
-        let docs = super::docs::of(members);
-        #[cfg(not(feature = "openapi-docs"))]
-        let docs = {
-            let _ = members;
-            HashMap::default()
-        };
+    /// No definitions yet.
+    pub(super) fn new(catalog: &'a Catalog, spec: Spec) -> Self {
         let mut kinds: HashMap<String, Vec<Value>> = HashMap::default();
         for (group, version, kind, id) in builtin::kinds(catalog) {
             let name = builtin::full_name(catalog.short_name(id));
             kinds.entry(name).or_default().push(json!({"group": group, "version": version, "kind": kind}));
         }
-        Self { catalog, spec, docs, kinds, made: BTreeMap::new() }
+        Self { catalog, spec, docs: HashMap::default(), kinds, made: BTreeMap::new() }
+    }
+
+    /// Takes up the words for the definitions of a group version. Only one group version's are held at a time: all together
+    /// take many times the room of the document.
+    pub(super) fn begin(&mut self, group: &str, version: &str) {
+        self.docs.clear();
+        #[cfg(feature = "openapi-docs")]
+        self.docs.extend(super::docs::of(group, version));
+        #[cfg(not(feature = "openapi-docs"))]
+        let _ = (group, version);
     }
 
     pub(super) fn finish(self) -> Map<String, Value> {
@@ -154,14 +157,21 @@ impl<'a> Schemas<'a> {
         let mut schema = json!({"type": "object"});
         let doc = self.docs.remove(&*object.name).unwrap_or_default();
         describe(&mut schema, &doc.description);
+        let is_list = object.name.ends_with("List") && object.field("items").is_some();
         let mut properties = Map::new();
         for field in &object.fields {
             let words = doc.fields.get(&*field.name);
             let mut property = self.field(field, words.and_then(|words| words.reference.as_deref()));
             if let Some(words) = words {
                 describe(&mut property, &words.description);
+            } else if is_list && cfg!(feature = "openapi-docs") {
+                describe(&mut property, list_words(&field.name));
             }
-            if let Some((_, default)) = object.defaults.iter().find(|(name, _)| *name == field.name) {
+            // As upstream, which leaves them out of the older form.
+            let default = object.defaults.iter().find(|(name, _)| *name == field.name);
+            if let Some((_, default)) =
+                default.filter(|(_, default)| self.spec == Spec::V3 && !default.is_object())
+            {
                 property["default"] = default.clone();
             }
             properties.insert(field.name.to_string(), property);
@@ -265,6 +275,17 @@ impl<'a> Schemas<'a> {
                 self.reference(&object.name)
             }
         }
+    }
+}
+
+/// The words of a list's fields; lists have no schemas of their own to take them from.
+fn list_words(field: &str) -> &'static str {
+    match field {
+        "apiVersion" => "The group and version of the list.",
+        "kind" => "The kind of the list.",
+        "items" => "The objects, in the order of their keys.",
+        "metadata" => "Metadata of the list: its version, and where it goes on.",
+        _ => "",
     }
 }
 

@@ -122,5 +122,5 @@ fn request_condition(request: &Value) -> String {
 
 fn pod_request_state(request: &Value) -> String {
     let kinds = list(request, "status.conditions").iter().map(|condition| text(condition, "type"));
-    kinds.filter(|kind| ["Issued", "Denied", "Failed"].contains(kind)).last().unwrap_or("Pending").to_owned()
+    kinds.rev().find(|kind| ["Issued", "Denied", "Failed"].contains(kind)).unwrap_or("Pending").to_owned()
 }

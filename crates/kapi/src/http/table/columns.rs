@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use super::{access, cluster, devices, duration, pods, policy, services, storage, workloads};
 
+/// What a row is ordered by.
+type Order = fn(&Value) -> (i64, String);
+
 /// The table of one kind, as `pkg/printers/internalversion` upstream defines it.
 pub(super) struct Table {
     /// The resource, as `plural.group`.
@@ -14,7 +17,7 @@ pub(super) struct Table {
     /// What a row says about its object beside the cells, such as that it is completed.
     pub(super) conditions: Option<fn(&Value) -> Option<Value>>,
     /// What rows are ordered by, where it is not their keys.
-    pub(super) order: Option<fn(&Value) -> (i64, String)>,
+    pub(super) order: Option<Order>,
 }
 
 /// One column.

@@ -263,8 +263,8 @@ fn migration_status(migration: &Value) -> String {
     let holding =
         conditions.filter(|condition| condition["status"] == "True").map(|condition| text(condition, "type"));
     holding
-        .filter(|kind| ["Running", "Failed", "Succeeded"].contains(kind))
-        .last()
+        .rev()
+        .find(|kind| ["Running", "Failed", "Succeeded"].contains(kind))
         .unwrap_or("Unknown")
         .to_owned()
 }
