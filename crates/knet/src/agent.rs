@@ -110,7 +110,10 @@ impl ProxyAgent {
                 for service in all {
                     let meta = &service.metadata;
                     let namespace = meta.namespace.as_deref().unwrap_or_default();
-                    self.compute(&mut table, &format!("{namespace}/{}", meta.name.as_deref().unwrap_or_default()));
+                    self.compute(
+                        &mut table,
+                        &format!("{namespace}/{}", meta.name.as_deref().unwrap_or_default()),
+                    );
                 }
             } else if !changed && !failed {
                 continue;

@@ -134,11 +134,21 @@ impl AddressRange {
         let (base, bits) = match address {
             IpAddr::V4(address) => {
                 let bits = 32_u8.checked_sub(prefix)?;
-                (IpAddr::V4(Ipv4Addr::from_bits(address.to_bits() & u32::MAX.checked_shl(bits.into()).unwrap_or(0))), bits)
+                (
+                    IpAddr::V4(Ipv4Addr::from_bits(
+                        address.to_bits() & u32::MAX.checked_shl(bits.into()).unwrap_or(0),
+                    )),
+                    bits,
+                )
             }
             IpAddr::V6(address) => {
                 let bits = 128_u8.checked_sub(prefix)?;
-                (IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & u128::MAX.checked_shl(bits.into()).unwrap_or(0))), bits)
+                (
+                    IpAddr::V6(Ipv6Addr::from_bits(
+                        address.to_bits() & u128::MAX.checked_shl(bits.into()).unwrap_or(0),
+                    )),
+                    bits,
+                )
             }
         };
         let size = if bits >= 20 { ADDRESSES_MAX } else { 1 << bits };
@@ -189,7 +199,9 @@ impl AddressRange {
 
     fn offset(&self, address: IpAddr) -> Option<u32> {
         let offset = match (self.base, address) {
-            (IpAddr::V4(base), IpAddr::V4(address)) => u128::from(address.to_bits().checked_sub(base.to_bits())?),
+            (IpAddr::V4(base), IpAddr::V4(address)) => {
+                u128::from(address.to_bits().checked_sub(base.to_bits())?)
+            }
             (IpAddr::V6(base), IpAddr::V6(address)) => address.to_bits().checked_sub(base.to_bits())?,
             _ => return None,
         };

@@ -81,7 +81,9 @@ mod tests {
         let start = Instant::now();
         let mut balancer = Balancer::default();
         let mut pick = |who, seconds, tried: &[SocketAddr]| {
-            balancer.pick(&endpoints, client(who), affinity, start + Duration::from_secs(seconds), tried).unwrap()
+            balancer
+                .pick(&endpoints, client(who), affinity, start + Duration::from_secs(seconds), tried)
+                .unwrap()
         };
         assert_eq!(pick(1, 0, &[]), endpoints[0]);
         assert_eq!(pick(2, 0, &[]), endpoints[1]);
@@ -97,7 +99,9 @@ mod tests {
         let endpoints: Vec<SocketAddr> = (1..=2).map(|n| format!("10.0.0.{n}:80").parse().unwrap()).collect();
         let mut balancer = Balancer::default();
         let mut tried = Vec::new();
-        while let Some(next) = balancer.pick(&endpoints, IpAddr::from([1, 1, 1, 1]), None, Instant::now(), &tried) {
+        while let Some(next) =
+            balancer.pick(&endpoints, IpAddr::from([1, 1, 1, 1]), None, Instant::now(), &tried)
+        {
             tried.push(next);
         }
         assert_eq!(tried, endpoints);

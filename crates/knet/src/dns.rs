@@ -146,7 +146,9 @@ impl Resolver<'_> {
                 }
                 Found::Records(records, additional) => {
                     let any = wanted == RecordType::ANY;
-                    reply.add_answers(records.into_iter().filter(|record| any || record.record_type() == wanted));
+                    reply.add_answers(
+                        records.into_iter().filter(|record| any || record.record_type() == wanted),
+                    );
                     reply.add_additionals(additional);
                 }
                 Found::Nothing => reply.metadata.response_code = ResponseCode::NXDomain,
@@ -226,9 +228,15 @@ impl Resolver<'_> {
             [] if cluster_ips.is_empty() => {
                 let records: Vec<_> = hosts(&slices).map(|(_, ip, _)| address_record(name, ip)).collect();
                 // A headless Service without endpoints does not exist for clients, as with upstream's CoreDNS.
-                if records.is_empty() { Found::Nothing } else { Found::Records(distinct(records), Vec::new()) }
+                if records.is_empty() {
+                    Found::Nothing
+                } else {
+                    Found::Records(distinct(records), Vec::new())
+                }
             }
-            [] => Found::Records(cluster_ips.iter().map(|ip| address_record(name, *ip)).collect(), Vec::new()),
+            [] => {
+                Found::Records(cluster_ips.iter().map(|ip| address_record(name, *ip)).collect(), Vec::new())
+            }
             ["_tcp" | "_udp" | "_sctp"] => Found::Records(Vec::new(), Vec::new()),
             [protocol, port] if protocol.starts_with('_') && port.starts_with('_') => {
                 let only = Some((&protocol[1..], &port[1..]));
@@ -237,7 +245,11 @@ impl Resolver<'_> {
             [host] if cluster_ips.is_empty() => {
                 let of_host = hosts(&slices).filter(|(known, _, _)| known == host);
                 let records: Vec<_> = of_host.map(|(_, ip, _)| address_record(name, ip)).collect();
-                if records.is_empty() { Found::Nothing } else { Found::Records(distinct(records), Vec::new()) }
+                if records.is_empty() {
+                    Found::Nothing
+                } else {
+                    Found::Records(distinct(records), Vec::new())
+                }
             }
             _ => Found::Nothing,
         }

@@ -51,7 +51,10 @@ impl Redirects {
 }
 
 /// Binds `address`, or, when its port needs a privilege that is lacking, another port of the same address.
-pub(crate) fn bind<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> std::io::Result<T>) -> std::io::Result<T> {
+pub(crate) fn bind<T>(
+    address: SocketAddr,
+    bind: impl Fn(SocketAddr) -> std::io::Result<T>,
+) -> std::io::Result<T> {
     match bind(address) {
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && address.port() < 1024 => {
             bind(SocketAddr::new(address.ip(), 0))

@@ -82,7 +82,9 @@ impl Table {
             let name = meta.name.as_deref().unwrap_or_default();
             let own: Vec<_> = slices
                 .iter()
-                .filter(|slice| slice.metadata.namespace == meta.namespace && slice_service(slice) == Some(name))
+                .filter(|slice| {
+                    slice.metadata.namespace == meta.namespace && slice_service(slice) == Some(name)
+                })
                 .cloned()
                 .collect();
             table.services.insert(format!("{namespace}/{name}").into(), rules(service, &own, place).into());
@@ -117,11 +119,19 @@ impl Candidate<'_> {
     }
 
     fn node_hints(&self) -> impl Iterator<Item = &str> {
-        self.endpoint.hints.iter().flat_map(|hints| hints.for_nodes.iter().flatten()).map(|node| node.name.as_str())
+        self.endpoint
+            .hints
+            .iter()
+            .flat_map(|hints| hints.for_nodes.iter().flatten())
+            .map(|node| node.name.as_str())
     }
 
     fn zone_hints(&self) -> impl Iterator<Item = &str> {
-        self.endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten()).map(|zone| zone.name.as_str())
+        self.endpoint
+            .hints
+            .iter()
+            .flat_map(|hints| hints.for_zones.iter().flatten())
+            .map(|zone| zone.name.as_str())
     }
 }
 
@@ -216,7 +226,8 @@ fn add_port(
             add(Frontend::Address(address), port_number, external_local, &ranges);
         }
     }
-    if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0) {
+    if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
+    {
         add(Frontend::Node, node_port, external_local, &none);
     }
 }
@@ -267,7 +278,8 @@ fn candidates<'a>(
             let same = (protocol == "UDP") == (transport == Transport::Udp);
             same && of_slice.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
         });
-        let Some(number) = matching.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else {
+        let Some(number) = matching.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok())
+        else {
             continue;
         };
         for endpoint in slice.endpoints.iter().flatten() {
@@ -323,7 +335,8 @@ mod tests {
     use super::*;
 
     fn service(spec: Value) -> Service {
-        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": spec}))
+            .unwrap()
     }
 
     fn slice(endpoints: Value) -> Arc<EndpointSlice> {
@@ -338,7 +351,9 @@ mod tests {
         let table = Table::of([&service(spec)], &[slice(endpoints)], place);
         let found: Vec<_> = table
             .rules()
-            .map(|rule| format!("{:?} {} {:?} -> {:?}", rule.frontend, rule.port, rule.transport, rule.endpoints))
+            .map(|rule| {
+                format!("{:?} {} {:?} -> {:?}", rule.frontend, rule.port, rule.transport, rule.endpoints)
+            })
             .collect();
         assert_eq!(found, expected);
     }
@@ -350,19 +365,24 @@ mod tests {
     #[test]
     fn services_become_rules() {
         let ports = json!([{"name": "http", "port": 80, "nodePort": 30080}]);
-        let two = json!([endpoint("10.0.0.2", "b", json!({})), endpoint("10.0.0.1", "a", json!({"ready": true}))]);
+        let two =
+            json!([endpoint("10.0.0.2", "b", json!({})), endpoint("10.0.0.1", "a", json!({"ready": true}))]);
         let cluster = json!({"clusterIP": "10.96.0.7", "ports": ports});
         let both = "[10.0.0.1:8080, 10.0.0.2:8080]";
-        check(cluster, two.clone(), &Place::default(), &[
-            &format!("Address(10.96.0.7) 80 Tcp -> {both}"),
-            &format!("Node 30080 Tcp -> {both}"),
-        ]);
+        check(
+            cluster,
+            two.clone(),
+            &Place::default(),
+            &[&format!("Address(10.96.0.7) 80 Tcp -> {both}"), &format!("Node 30080 Tcp -> {both}")],
+        );
         let local = json!({"clusterIP": "10.96.0.7", "ports": ports, "externalTrafficPolicy": "Local"});
         let place = Place { node: Some("a".into()), zone: None };
-        check(local, two.clone(), &place, &[
-            &format!("Address(10.96.0.7) 80 Tcp -> {both}"),
-            "Node 30080 Tcp -> [10.0.0.1:8080]",
-        ]);
+        check(
+            local,
+            two.clone(),
+            &place,
+            &[&format!("Address(10.96.0.7) 80 Tcp -> {both}"), "Node 30080 Tcp -> [10.0.0.1:8080]"],
+        );
         check(json!({"clusterIP": "None", "ports": ports}), two.clone(), &place, &[]);
         check(json!({"type": "ExternalName", "externalName": "x", "ports": ports}), two, &place, &[]);
     }
@@ -374,14 +394,16 @@ mod tests {
         let dead = json!({"ready": false, "serving": false, "terminating": true});
         let only = json!([endpoint("10.0.0.1", "a", ending.clone()), endpoint("10.0.0.2", "a", dead)]);
         check(spec.clone(), only, &Place::default(), &["Address(10.96.0.7) 80 Tcp -> [10.0.0.1:8080]"]);
-        let mixed = json!([endpoint("10.0.0.1", "a", ending), endpoint("10.0.0.3", "b", json!({"ready": true}))]);
+        let mixed =
+            json!([endpoint("10.0.0.1", "a", ending), endpoint("10.0.0.3", "b", json!({"ready": true}))]);
         check(spec, mixed, &Place::default(), &["Address(10.96.0.7) 80 Tcp -> [10.0.0.3:8080]"]);
     }
 
     #[test]
     fn hints_hold_when_all_have_them_and_one_is_for_us() {
         let spec = json!({"clusterIP": "10.96.0.7", "ports": [{"name": "http", "port": 80}]});
-        let hinted = |ip: &str, zone: &str| json!({"addresses": [ip], "hints": {"forZones": [{"name": zone}]}});
+        let hinted =
+            |ip: &str, zone: &str| json!({"addresses": [ip], "hints": {"forZones": [{"name": zone}]}});
         let both = json!([hinted("10.0.0.1", "x"), hinted("10.0.0.2", "y")]);
         let at = |zone: &str| Place { node: Some("n".into()), zone: Some(zone.into()) };
         check(spec.clone(), both.clone(), &at("y"), &["Address(10.96.0.7) 80 Tcp -> [10.0.0.2:8080]"]);

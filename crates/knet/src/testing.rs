@@ -178,9 +178,16 @@ async fn check_tcp(proxy: &dyn ServiceProxy, address: SocketAddr) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         listener.local_addr().expect("an address")
     };
-    proxy.sync(&table(vec![rule(address, Transport::Tcp, &[refusing, all[1]])])).await.expect("a dead endpoint");
+    proxy
+        .sync(&table(vec![rule(address, Transport::Tcp, &[refusing, all[1]])]))
+        .await
+        .expect("a dead endpoint");
     for _ in 0..2 {
-        assert_eq!(ask(address, "x").await.map(|(server, _)| server), Some(all[1]), "a dead endpoint is passed over");
+        assert_eq!(
+            ask(address, "x").await.map(|(server, _)| server),
+            Some(all[1]),
+            "a dead endpoint is passed over"
+        );
     }
     proxy.sync(&table(vec![rule(address, Transport::Tcp, &[])])).await.expect("no endpoint");
     assert_eq!(ask(address, "x").await, None, "without endpoints nobody answers");

@@ -18,9 +18,7 @@ use k8s_openapi::{
     apimachinery::pkg::api::resource::Quantity,
 };
 use kcore::Clock;
-use kreconcile::{
-    Change, EventRecorder, Informer, Informers, RunError, Runnable, Selection, WorkQueue,
-};
+use kreconcile::{Change, EventRecorder, Informer, Informers, RunError, Runnable, Selection, WorkQueue};
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -165,7 +163,11 @@ impl NodeAgent {
     /// # Panics
     /// Outside of a tokio runtime.
     #[must_use]
-    pub fn new(informers: &Informers, clock: Arc<dyn Clock>, nodes: impl IntoIterator<Item = NodeConfig>) -> Self {
+    pub fn new(
+        informers: &Informers,
+        clock: Arc<dyn Clock>,
+        nodes: impl IntoIterator<Item = NodeConfig>,
+    ) -> Self {
         let nodes: Vec<NodeConfig> = nodes.into_iter().collect();
         let selection = match &nodes[..] {
             [only] => Selection::all().fields(format!("spec.nodeName={}", only.name)),

@@ -72,7 +72,8 @@ pub(crate) async fn exec(
     container: &Container,
     action: &ExecAction,
 ) -> Result<(), HandlerError> {
-    let request = ExecRequest { command: action.command.clone().unwrap_or_default(), ..ExecRequest::default() };
+    let request =
+        ExecRequest { command: action.command.clone().unwrap_or_default(), ..ExecRequest::default() };
     let session = entry.node.config.runtime.exec(&entry.uid, &container.name, request).await?;
     let read = |reader: Option<crate::runtime::Reader>| async move {
         let mut text = Vec::new();

@@ -23,5 +23,5 @@ pub mod testing;
 pub mod volumes;
 
 pub use agent::{NodeAgent, NodeConfig};
-pub use serve::kubelet_service;
 pub use runtime::{ContainerRuntime, PodUid, RuntimeError};
+pub use serve::kubelet_service;

@@ -61,7 +61,12 @@ pub fn parse_line(line: &[u8]) -> Option<LogLine<'_>> {
 /// Appends one line.
 pub fn write_line(out: &mut Vec<u8>, time: Timestamp, stream: &str, partial: bool, text: &[u8]) {
     // Writing into a `Vec` cannot fail.
-    let _ = write!(out, "{} {stream} {} ", time.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"), if partial { 'P' } else { 'F' });
+    let _ = write!(
+        out,
+        "{} {stream} {} ",
+        time.strftime("%Y-%m-%dT%H:%M:%S%.9fZ"),
+        if partial { 'P' } else { 'F' }
+    );
     out.extend_from_slice(text);
     out.push(b'\n');
 }
@@ -262,7 +267,8 @@ pub async fn read(
         file.seek(io::SeekFrom::Start(tail_start(&text, lines) as u64)).await?;
     }
     let seen = *progress.borrow();
-    let following = Following { path, file, progress, seen, filter: Filter::new(options), pending: Vec::new() };
+    let following =
+        Following { path, file, progress, seen, filter: Filter::new(options), pending: Vec::new() };
     let stream = futures::stream::unfold(Some(following), |state| async move {
         let mut state = state?;
         match state.next().await {

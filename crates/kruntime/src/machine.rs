@@ -21,6 +21,8 @@ mod conditions;
 mod containers;
 mod phase;
 mod restart;
+#[cfg(test)]
+mod tests;
 
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};
@@ -177,7 +179,13 @@ pub struct PodMachine {
 
 impl PodMachine {
     /// Notes that the runtime refused to start `container`.
-    pub fn start_refused(&mut self, container: &Arc<str>, reason: &'static str, message: String, now: Timestamp) {
+    pub fn start_refused(
+        &mut self,
+        container: &Arc<str>,
+        reason: &'static str,
+        message: String,
+        now: Timestamp,
+    ) {
         let memory = self.memory.entry(Arc::clone(container)).or_default();
         let times = memory.refused.as_ref().map_or(0, |refusal| refusal.times) + 1;
         let wait = if reason == "CreateContainerConfigError" { RETRY_AFTER } else { restart::wait(times) };
@@ -233,7 +241,8 @@ impl PodMachine {
     /// `spec.activeDeadlineSeconds`, counted from `status.startTime`.
     fn watch_deadline(&mut self, input: &Input<'_>, spec: &PodSpec, plan: &mut Plan) {
         let Some(seconds) = spec.active_deadline_seconds else { return };
-        let started = self.last.as_ref().or(input.pod.status.as_ref()).and_then(|status| status.start_time.as_ref());
+        let started =
+            self.last.as_ref().or(input.pod.status.as_ref()).and_then(|status| status.start_time.as_ref());
         let deadline = later(started.map_or(input.now, |time| time.0), SignedDuration::from_secs(seconds));
         if deadline <= input.now {
             self.deadline_exceeded = true;
@@ -343,7 +352,9 @@ impl PodMachine {
 
     fn try_start(&mut self, input: &Input<'_>, container: &str, attempt: u32, plan: &mut Plan) {
         let name: Arc<str> = container.into();
-        if input.busy.contains(&Busy::Start(Arc::clone(&name))) || input.busy.contains(&Busy::Stop(Arc::clone(&name))) {
+        if input.busy.contains(&Busy::Start(Arc::clone(&name)))
+            || input.busy.contains(&Busy::Stop(Arc::clone(&name)))
+        {
             return;
         }
         let memory = self.memory.entry(Arc::clone(&name)).or_default();
@@ -358,7 +369,13 @@ impl PodMachine {
         plan.actions.push(Action::Start { container: name, attempt });
     }
 
-    fn kill_if_unhealthy(&mut self, input: &Input<'_>, spec: &PodSpec, container: &Container, plan: &mut Plan) {
+    fn kill_if_unhealthy(
+        &mut self,
+        input: &Input<'_>,
+        spec: &PodSpec,
+        container: &Container,
+        plan: &mut Plan,
+    ) {
         let kinds = [
             (ProbeKind::Startup, StopReason::Startup, &container.startup_probe),
             (ProbeKind::Liveness, StopReason::Liveness, &container.liveness_probe),
@@ -391,7 +408,8 @@ impl PodMachine {
         self.end_by = Some(end_by);
         let mut runs = false;
         for seen in &input.observed.containers {
-            let sidecar = spec.init_containers.iter().flatten().any(|c| *c.name == *seen.name && is_sidecar(c));
+            let sidecar =
+                spec.init_containers.iter().flatten().any(|c| *c.name == *seen.name && is_sidecar(c));
             if !sidecar && matches!(seen.phase, ContainerPhase::Running { .. }) {
                 runs = true;
                 self.try_stop(input, &seen.name, end_by, StopReason::PodEnds, plan);
@@ -421,7 +439,14 @@ impl PodMachine {
         }
     }
 
-    fn try_stop(&mut self, input: &Input<'_>, name: &Arc<str>, by: Timestamp, why: StopReason, plan: &mut Plan) {
+    fn try_stop(
+        &mut self,
+        input: &Input<'_>,
+        name: &Arc<str>,
+        by: Timestamp,
+        why: StopReason,
+        plan: &mut Plan,
+    ) {
         let memory = self.memory.entry(Arc::clone(name)).or_default();
         // A stop that was asked for is asked for again only when it is to be over a second earlier or more.
         let known = memory.stop_by.is_some_and(|known| later(by, SignedDuration::from_secs(1)) > known);

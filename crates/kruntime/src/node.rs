@@ -1,6 +1,10 @@
 //! Nodes as the API sees them: the Node object, its conditions, and the Lease that says that it lives.
 
-use std::{collections::{HashMap, HashSet}, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
@@ -41,7 +45,8 @@ pub(crate) async fn run(inner: &Inner) {
     let mut beats: HashMap<Arc<str>, Beat, ahash::RandomState> = HashMap::default();
     loop {
         let nodes: Vec<Arc<Node>> = inner.nodes().values().cloned().collect();
-        let names: HashSet<&Arc<str>, ahash::RandomState> = nodes.iter().map(|node| &node.config.name).collect();
+        let names: HashSet<&Arc<str>, ahash::RandomState> =
+            nodes.iter().map(|node| &node.config.name).collect();
         beats.retain(|name, _| names.contains(name));
         let now = Instant::now();
         let fresh = Beat { registered: false, lease_at: now, status_at: now };
@@ -51,7 +56,9 @@ pub(crate) async fn run(inner: &Inner) {
             .filter(|(_, beat)| beat.lease_at.min(beat.status_at) <= now)
             .collect();
         let done: Vec<_> = futures::stream::iter(due)
-            .map(|(node, beat)| async move { (Arc::clone(&node.config.name), beat_once(inner, &node, beat).await) })
+            .map(|(node, beat)| async move {
+                (Arc::clone(&node.config.name), beat_once(inner, &node, beat).await)
+            })
             .buffer_unordered(WRITES_MAX)
             .collect()
             .await;
@@ -204,7 +211,12 @@ fn status(node: &Node, now: Timestamp) -> Value {
         })
     };
     let conditions = json!([
-        condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        condition(
+            "MemoryPressure",
+            "False",
+            "KubeletHasSufficientMemory",
+            "kubelet has sufficient memory available"
+        ),
         condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
         condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
         condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),

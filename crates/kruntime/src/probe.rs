@@ -33,7 +33,8 @@ impl Count {
     /// Counts for this probe: `successThreshold` is 1 and `failureThreshold` 3 by default.
     #[must_use]
     pub fn new(probe: &Probe) -> Self {
-        let threshold = |value: Option<i32>, default| value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default);
+        let threshold =
+            |value: Option<i32>, default| value.and_then(|v| u32::try_from(v).ok()).unwrap_or(default);
         Self {
             success_threshold: threshold(probe.success_threshold, 1).max(1),
             failure_threshold: threshold(probe.failure_threshold, 3).max(1),
@@ -52,7 +53,9 @@ impl Count {
 }
 
 fn seconds(value: Option<i32>, default: u64) -> Duration {
-    Duration::from_secs(value.and_then(|value| u64::try_from(value).ok()).filter(|v| *v > 0).unwrap_or(default))
+    Duration::from_secs(
+        value.and_then(|value| u64::try_from(value).ok()).filter(|v| *v > 0).unwrap_or(default),
+    )
 }
 
 /// Probes one container until the task is dropped, or, for a startup probe, until it is decided.

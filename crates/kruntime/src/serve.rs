@@ -67,7 +67,10 @@ impl KubeletService {
     ///
     /// # Errors
     /// When what comes is not HTTP, or the connection breaks.
-    pub async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<(), hyper::Error> {
+    pub async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<(), hyper::Error> {
         hyper::server::conn::http1::Builder::new()
             .serve_connection(TokioIo::new(stream), self)
             .with_upgrades()
@@ -136,11 +139,20 @@ pub(crate) struct Query(Vec<(String, String)>);
 impl Query {
     fn of(uri: &http::Uri) -> Self {
         let pairs = uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-        Self(pairs.map(|pair| pair.split_once('=').unwrap_or((pair, ""))).map(|(k, v)| (decode(k), decode(v))).collect())
+        Self(
+            pairs
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(k, v)| (decode(k), decode(v)))
+                .collect(),
+        )
     }
 
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str()).filter(|v| !v.is_empty())
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
+            .filter(|v| !v.is_empty())
     }
 
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
@@ -152,7 +164,8 @@ impl Query {
     }
 
     fn number<T: std::str::FromStr>(&self, name: &str) -> Result<Option<T>, Failure> {
-        let parse = |text: &str| text.parse().map_err(|_| Failure::bad(format!("{name} is not a number: {text:?}")));
+        let parse =
+            |text: &str| text.parse().map_err(|_| Failure::bad(format!("{name} is not a number: {text:?}")));
         self.get(name).map(parse).transpose()
     }
 }
@@ -235,7 +248,12 @@ impl KubeletService {
         answer_json(&json!({"node": {"nodeName": &*self.node}, "pods": pods}))
     }
 
-    async fn logs(&self, entry: &PodEntry, name: &str, query: &Query) -> Result<Response<KubeletBody>, Failure> {
+    async fn logs(
+        &self,
+        entry: &PodEntry,
+        name: &str,
+        query: &Query,
+    ) -> Result<Response<KubeletBody>, Failure> {
         let options = self.log_options(entry, name, query)?;
         let stream = entry.node.config.runtime.logs(&entry.uid, name, options).await?;
         // An empty piece only says that the container has ended.
@@ -246,7 +264,8 @@ impl KubeletService {
             }
         });
         let mut response = text("");
-        *response.body_mut() = BodyExt::boxed(StreamBody::new(SyncStream(std::sync::Mutex::new(Box::pin(frames)))));
+        *response.body_mut() =
+            BodyExt::boxed(StreamBody::new(SyncStream(std::sync::Mutex::new(Box::pin(frames)))));
         Ok(response)
     }
 
@@ -266,10 +285,13 @@ impl KubeletService {
         let attempt = if query.is_set("previous") {
             let before = seen.and_then(|seen| seen.attempt.checked_sub(1));
             Some(before.ok_or_else(|| {
-                Failure::bad(format!("previous terminated container \"{name}\" in pod \"{pod_name}\" not found"))
+                Failure::bad(format!(
+                    "previous terminated container \"{name}\" in pod \"{pod_name}\" not found"
+                ))
             })?)
         } else if seen.is_none() {
-            let message = format!("container \"{name}\" in pod \"{pod_name}\" is waiting to start: ContainerCreating");
+            let message =
+                format!("container \"{name}\" in pod \"{pod_name}\" is waiting to start: ContainerCreating");
             return Err(Failure::bad(message));
         } else {
             None
@@ -277,9 +299,10 @@ impl KubeletService {
         let since_seconds: Option<i64> = query.number("sinceSeconds")?;
         let since = match (since_seconds, query.get("sinceTime")) {
             (Some(seconds), _) => self.inner.clock.now().checked_sub(SignedDuration::from_secs(seconds)).ok(),
-            (None, Some(time)) => {
-                Some(time.parse::<Timestamp>().map_err(|_| Failure::bad(format!("sinceTime is no time: {time:?}")))?)
-            }
+            (None, Some(time)) => Some(
+                time.parse::<Timestamp>()
+                    .map_err(|_| Failure::bad(format!("sinceTime is no time: {time:?}")))?,
+            ),
             (None, None) => None,
         };
         Ok(LogOptions {

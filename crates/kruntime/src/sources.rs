@@ -115,13 +115,14 @@ impl Sources {
             ..TokenRequest::default()
         };
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
-        let answer = accounts
-            .create_token_request(account, &PostParams::default(), &request)
-            .await
-            .map_err(|error| RuntimeError::Config(format!("no token for service account {account:?}: {error}")))?;
+        let answer = accounts.create_token_request(account, &PostParams::default(), &request).await.map_err(
+            |error| RuntimeError::Config(format!("no token for service account {account:?}: {error}")),
+        )?;
         answer
             .status
-            .and_then(|status| Some(Token { token: status.token?, expires_at: status.expiration_timestamp?.0 }))
+            .and_then(|status| {
+                Some(Token { token: status.token?, expires_at: status.expiration_timestamp?.0 })
+            })
             .ok_or_else(|| RuntimeError::Config(format!("empty token for service account {account:?}")))
     }
 

@@ -6,8 +6,8 @@ use futures::StreamExt;
 use tokio::io::AsyncReadExt;
 
 use crate::runtime::{
-    ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, Exit, LogOptions, ObservedContainer, PodUid,
-    RuntimeError, SandboxConfig,
+    ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, Exit, LogOptions, ObservedContainer,
+    PodUid, RuntimeError, SandboxConfig,
 };
 
 /// How long the suite waits for anything.
@@ -135,7 +135,11 @@ async fn check_exit_and_restart(runtime: &dyn ContainerRuntime) {
     let second = wait_for(runtime, &pod, "short", |c| c.attempt == 1 && exit(c).is_some()).await;
     assert_ne!(first.id, second.id, "each start has an id of its own");
     let previous = LogOptions { attempt: Some(0), ..LogOptions::default() };
-    assert_eq!(log(runtime, &pod, "short", previous).await, "out\nmore\n", "the log of the start before stays");
+    assert_eq!(
+        log(runtime, &pod, "short", previous).await,
+        "out\nmore\n",
+        "the log of the start before stays"
+    );
     assert_eq!(runtime.observe(&pod).containers.len(), 1, "a restart replaces");
     runtime.stop(&pod, "short", Duration::ZERO).await.expect("stopping what doesn't run is no error");
     runtime.remove_pod(&pod).await.expect("a pod can be removed");

@@ -90,7 +90,11 @@ impl Volumes {
     /// As [`new`](Self::new), with `plugins` asked before the built-in ones.
     #[must_use]
     pub fn with_plugins(dir: PathBuf, mut plugins: Vec<Arc<dyn VolumePlugin>>) -> Self {
-        plugins.extend([Arc::new(EmptyDir) as Arc<dyn VolumePlugin>, Arc::new(HostPath), Arc::new(Files::default())]);
+        plugins.extend([
+            Arc::new(EmptyDir) as Arc<dyn VolumePlugin>,
+            Arc::new(HostPath),
+            Arc::new(Files::default()),
+        ]);
         Self { dir, plugins, paths: Mutex::default() }
     }
 
@@ -127,7 +131,10 @@ impl Volumes {
         let mut paths = HashMap::new();
         for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             let plugin = self.plugins.iter().find(|plugin| plugin.claims(volume)).ok_or_else(|| {
-                RuntimeError::Config(format!("volume {:?} is of a kind that this node does not have", volume.name))
+                RuntimeError::Config(format!(
+                    "volume {:?} is of a kind that this node does not have",
+                    volume.name
+                ))
             })?;
             let request = VolumeRequest {
                 volume,

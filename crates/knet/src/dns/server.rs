@@ -66,7 +66,10 @@ struct Shared {
 pub fn system_resolvers() -> Vec<SocketAddr> {
     let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
-    servers.filter_map(|server| server.trim().parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, 53)).collect()
+    servers
+        .filter_map(|server| server.trim().parse::<IpAddr>().ok())
+        .map(|ip| SocketAddr::new(ip, 53))
+        .collect()
 }
 
 impl DnsServer {
@@ -101,7 +104,11 @@ impl DnsServer {
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
         });
         let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(serve_udp(udp, Arc::clone(&shared), stop.clone())));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(serve_udp(
+            udp,
+            Arc::clone(&shared),
+            stop.clone(),
+        )));
         tokio::spawn(stop.clone().run_until_cancelled_owned(serve_tcp(tcp, shared, stop.clone())));
         Ok(Self { asked: address, address: bound, redirects: redirects.clone(), _stop: stop.drop_guard() })
     }
@@ -129,7 +136,8 @@ async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, stop: CancellationTok
         // An error is about an answer that was sent before.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
         let Ok(question) = Message::from_vec(&buffer[..length]) else { continue };
-        let limit = question.edns.as_ref().map_or(PLAIN_BYTES_MAX, |edns| edns.max_payload().max(PLAIN_BYTES_MAX));
+        let limit =
+            question.edns.as_ref().map_or(PLAIN_BYTES_MAX, |edns| edns.max_payload().max(PLAIN_BYTES_MAX));
         match answer(&question, &shared.domain, &*shared.zone) {
             Answer::Final(reply) => send(&socket, client, &reply, limit).await,
             // What must be asked elsewhere does not hold up the others.
@@ -205,7 +213,8 @@ impl Shared {
                     let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
                     reply.queries = question.queries.clone();
                     let refused = self.others.is_empty();
-                    reply.metadata.response_code = if refused { ResponseCode::Refused } else { ResponseCode::ServFail };
+                    reply.metadata.response_code =
+                        if refused { ResponseCode::Refused } else { ResponseCode::ServFail };
                     reply
                 }
             },

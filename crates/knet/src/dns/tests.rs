@@ -11,13 +11,18 @@ struct Fixed {
 impl Zone for Fixed {
     fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
         let is = |service: &&Arc<Service>| {
-            service.metadata.namespace.as_deref() == Some(namespace) && service.metadata.name.as_deref() == Some(name)
+            service.metadata.namespace.as_deref() == Some(namespace)
+                && service.metadata.name.as_deref() == Some(name)
         };
         self.services.iter().find(is).cloned()
     }
 
     fn slices(&self, _namespace: &str, service: &str) -> Vec<Arc<EndpointSlice>> {
-        self.slices.iter().filter(|slice| crate::rules::slice_service(slice) == Some(service)).cloned().collect()
+        self.slices
+            .iter()
+            .filter(|slice| crate::rules::slice_service(slice) == Some(service))
+            .cloned()
+            .collect()
     }
 
     fn has_namespace(&self, namespace: &str) -> bool {
@@ -92,7 +97,8 @@ fn ask(name: &str, wanted: RecordType) -> String {
 
 #[test]
 fn the_specifications_records() {
-    let check = |name: &str, wanted: RecordType, expected: &str| assert_eq!(ask(name, wanted), expected, "{name}");
+    let check =
+        |name: &str, wanted: RecordType, expected: &str| assert_eq!(ask(name, wanted), expected, "{name}");
     check("dns-version.cluster.local.", RecordType::TXT, "1.1.0");
     check("web.shop.svc.cluster.local.", RecordType::A, "10.3.0.100");
     check("WEB.Shop.svc.cluster.local.", RecordType::A, "10.3.0.100");
@@ -143,7 +149,9 @@ async fn the_server_speaks_udp_and_tcp_and_asks_others() {
     let block = LoopbackBlock::claim().unwrap();
     let start = |offset: u32, domain: &'static str, others| {
         let address = std::net::SocketAddr::new(block.nth(offset), 5353);
-        async move { DnsServer::start(address, domain, Arc::new(zone()), others, &Redirects::default()).await.unwrap() }
+        async move {
+            DnsServer::start(address, domain, Arc::new(zone()), others, &Redirects::default()).await.unwrap()
+        }
     };
     let other = start(1, "other.local", Vec::new()).await;
     let server = start(2, "cluster.local", vec![other.address()]).await;

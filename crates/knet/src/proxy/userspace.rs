@@ -90,7 +90,12 @@ impl Served {
     }
 
     /// The next endpoint for a client, and where to connect for it.
-    fn pick(&self, transport: Transport, client: IpAddr, tried: &[SocketAddr]) -> Option<(SocketAddr, SocketAddr)> {
+    fn pick(
+        &self,
+        transport: Transport,
+        client: IpAddr,
+        tried: &[SocketAddr],
+    ) -> Option<(SocketAddr, SocketAddr)> {
         let mut state = self.state();
         let State { rule, balancer } = &mut *state;
         if !allowed(&rule.sources, client) {
@@ -166,7 +171,9 @@ impl UserspaceProxy {
             };
             for address in addresses {
                 // Of two Services that claim one address and port, the first by name has it.
-                wanted.entry((rule.transport, SocketAddr::new(address, rule.port))).or_insert_with(|| rule.clone());
+                wanted
+                    .entry((rule.transport, SocketAddr::new(address, rule.port)))
+                    .or_insert_with(|| rule.clone());
             }
         }
         wanted
@@ -183,7 +190,13 @@ impl UserspaceProxy {
                 let listener = bind(address, tcp::listen)?;
                 let bound = listener.local_addr()?;
                 let limits = Arc::clone(&self.connections);
-                tokio::spawn(tcp::accept(listener, Arc::clone(&served), limits, stop.clone(), self.stop.clone()));
+                tokio::spawn(tcp::accept(
+                    listener,
+                    Arc::clone(&served),
+                    limits,
+                    stop.clone(),
+                    self.stop.clone(),
+                ));
                 bound
             }
             Transport::Udp => {
@@ -237,7 +250,9 @@ impl ServiceProxy for UserspaceProxy {
 
 impl Drop for UserspaceProxy {
     fn drop(&mut self) {
-        for ((transport, address), running) in self.running.get_mut().unwrap_or_else(PoisonError::into_inner).drain() {
+        for ((transport, address), running) in
+            self.running.get_mut().unwrap_or_else(PoisonError::into_inner).drain()
+        {
             if running.bound != address {
                 self.redirects.remove(transport, address);
             }

@@ -74,7 +74,8 @@ impl Inner {
         {
             let message = format!("PostStartHook failed: {error}");
             self.event(entry, Some(name), EventType::Warning, "FailedPostStartHook", message);
-            let grace = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
+            let grace =
+                pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
             let grace = Duration::from_secs(grace.max(0).unsigned_abs());
             if let Err(error) = entry.node.config.runtime.stop(&entry.uid, name, grace).await {
                 tracing::warn!(pod = %entry.uid, %error, "a container whose hook failed is not stopped");
@@ -133,8 +134,7 @@ impl Inner {
         }
         let node = &entry.node.config;
         let pod_ips: Vec<IpAddr> = node.runtime.observe(&entry.uid).addresses.unwrap_or_default();
-        let facts =
-            Facts { pod, pod_ips: &pod_ips, host_ips: &node.addresses, allocatable: &node.capacity };
+        let facts = Facts { pod, pod_ips: &pod_ips, host_ips: &node.addresses, allocatable: &node.capacity };
         let env = env::resolve(&facts, container, &self.sources).await?;
         let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
             list.iter().flatten().map(|text| env::expand(text, &env)).collect()
@@ -217,11 +217,10 @@ fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
     };
     let Some(spec) = pod.spec.as_ref().filter(|_| entry.node.materialises) else { return config };
     config.hostname = hostname(pod);
-    config.fqdn = spec
-        .subdomain
-        .as_ref()
-        .filter(|subdomain| !subdomain.is_empty())
-        .map(|subdomain| format!("{}.{subdomain}.{namespace}.svc.{}", config.hostname, node.cluster_domain));
+    config.fqdn =
+        spec.subdomain.as_ref().filter(|subdomain| !subdomain.is_empty()).map(|subdomain| {
+            format!("{}.{subdomain}.{namespace}.svc.{}", config.hostname, node.cluster_domain)
+        });
     config.host_network = spec.host_network.unwrap_or(false);
     let aliases = spec.host_aliases.iter().flatten();
     config.host_aliases =
@@ -241,7 +240,11 @@ fn resolv_conf(spec: &PodSpec, namespace: &str, cluster_dns: &[IpAddr], domain: 
     match policy {
         "ClusterFirst" | "ClusterFirstWithHostNet" if !cluster_dns.is_empty() => {
             servers.extend(cluster_dns.iter().map(ToString::to_string));
-            searches.extend([format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()]);
+            searches.extend([
+                format!("{namespace}.svc.{domain}"),
+                format!("svc.{domain}"),
+                domain.to_owned(),
+            ]);
             options.insert("ndots".to_owned(), Some("5".to_owned()));
         }
         "None" => {}

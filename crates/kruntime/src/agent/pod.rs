@@ -311,7 +311,13 @@ impl Inner {
                 && started
                 && !state.probers.contains_key(&key)
             {
-                let run = probe::run(Arc::downgrade(self), Arc::downgrade(entry), container.clone(), kind, wanted.clone());
+                let run = probe::run(
+                    Arc::downgrade(self),
+                    Arc::downgrade(entry),
+                    container.clone(),
+                    kind,
+                    wanted.clone(),
+                );
                 let task = AbortOnDropHandle::new(self.tasks.spawn(run));
                 state.probers.insert(key, (id.to_owned(), task));
             }

@@ -40,9 +40,11 @@ fn difference(old: &Value, new: &Value) -> Option<Map<String, Value>> {
             continue;
         }
         let value = match (key.as_str(), value, before) {
-            ("conditions", Value::Array(conditions), Some(Value::Array(before))) => {
-                conditions.iter().filter(|condition| !before.contains(condition)).map(condition_patch).collect()
-            }
+            ("conditions", Value::Array(conditions), Some(Value::Array(before))) => conditions
+                .iter()
+                .filter(|condition| !before.contains(condition))
+                .map(condition_patch)
+                .collect(),
             _ => value.clone(),
         };
         if value.as_array().is_none_or(|list| !list.is_empty()) {

@@ -11,7 +11,8 @@ use super::{Input, PodMachine, containers::Role, find, is_sidecar, phase::phase}
 use crate::runtime::ContainerPhase;
 
 /// The conditions that are the node's to say. All others are left as the API has them.
-const OWNED: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
 struct Verdict {
     status: bool,
@@ -49,7 +50,8 @@ impl PodMachine {
             })
             .map(|c| self.container_status(input, spec, &c, Role::Ephemeral, ending))
             .collect();
-        let mut status = PodStatus { observed_generation: input.pod.metadata.generation, ..PodStatus::default() };
+        let mut status =
+            PodStatus { observed_generation: input.pod.metadata.generation, ..PodStatus::default() };
         self.set_phase(input, spec, ending, old, &init, &main, &mut status);
         status.start_time = old.and_then(|old| old.start_time.clone()).or(Some(Time(input.now)));
         status.qos_class = old.and_then(|old| old.qos_class.clone()).or_else(|| Some(qos(spec).to_owned()));
@@ -90,8 +92,7 @@ impl PodMachine {
         } else if self.deadline_exceeded {
             status.phase = Some("Failed".to_owned());
             status.reason = Some("DeadlineExceeded".to_owned());
-            status.message =
-                Some("Pod was active on the node longer than the specified deadline".to_owned());
+            status.message = Some("Pod was active on the node longer than the specified deadline".to_owned());
             return;
         } else {
             status.phase = Some(computed.to_owned());
@@ -128,13 +129,7 @@ impl PodMachine {
         // A pod that has ended for good starts nothing any more.
         let ready_to_start = input.observed.addresses.is_some() && !matches!(phase, "Succeeded" | "Failed");
         let sandbox = Verdict { status: ready_to_start, reason: None, message: None };
-        let all = [
-            sandbox,
-            initialized(input, spec, init, phase),
-            ready,
-            containers_ready,
-            Verdict::yes(),
-        ];
+        let all = [sandbox, initialized(input, spec, init, phase), ready, containers_ready, Verdict::yes()];
         for (type_, verdict) in OWNED.into_iter().zip(all) {
             conditions.push(condition(input, old, type_, verdict));
         }
@@ -256,7 +251,9 @@ fn qos(spec: &PodSpec) -> &'static str {
         let limits = resources.and_then(|r| r.limits.as_ref()).unwrap_or(&empty);
         for name in ["cpu", "memory"] {
             let amount = |list: &BTreeMap<String, Quantity>| {
-                list.get(name).and_then(|quantity| kcore::Quantity::parse(&quantity.0).ok()).map(|q| q.milli())
+                list.get(name)
+                    .and_then(|quantity| kcore::Quantity::parse(&quantity.0).ok())
+                    .map(|q| q.milli())
             };
             let (request, limit) = (amount(requests), amount(limits));
             any |= request.is_some_and(|amount| amount > 0) || limit.is_some_and(|amount| amount > 0);

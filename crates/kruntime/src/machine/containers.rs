@@ -108,7 +108,8 @@ impl PodMachine {
                 });
                 let started = role == Role::Ephemeral || started(input, container);
                 status.started = Some(started);
-                status.ready = started && !is_regular_init(spec, container) && is_ready(input, container, &name);
+                status.ready =
+                    started && !is_regular_init(spec, container) && is_ready(input, container, &name);
             }
             ContainerPhase::Exited(exit) => {
                 status.ready = exit.code == 0 && is_regular_init(spec, container);
@@ -136,7 +137,7 @@ impl PodMachine {
         };
         let memory = self.memory.get(&seen.name);
         let restarts = !ending
-            && !(exit.code == 0 && is_regular_init(spec, container))
+            && (exit.code != 0 || !is_regular_init(spec, container))
             && should_restart(spec, container, exit.code);
         let refused = memory.and_then(|memory| memory.refused.as_ref());
         let backoff = memory.filter(|memory| memory.backoff.until(exit.finished_at, input.now).is_some());
@@ -157,11 +158,8 @@ impl PodMachine {
 fn crash_loop(input: &Input<'_>, container: &Container, memory: &Memory) -> String {
     let meta = &input.pod.metadata;
     let seconds = memory.backoff.wait().as_secs();
-    let wait = if seconds < 60 {
-        format!("{seconds}s")
-    } else {
-        format!("{}m{}s", seconds / 60, seconds % 60)
-    };
+    let wait =
+        if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) };
     format!(
         "back-off {wait} restarting failed container={} pod={}_{}({})",
         container.name,
@@ -183,7 +181,8 @@ fn not_started(input: &Input<'_>, spec: &PodSpec, memory: &Memory, container: &C
             waiting(refusal.reason, Some(refusal.message.clone()))
         };
     }
-    let ended = known(input.pod, &container.name).and_then(|status| status.state.as_ref()?.terminated.clone());
+    let ended =
+        known(input.pod, &container.name).and_then(|status| status.state.as_ref()?.terminated.clone());
     if let Some(ended) = ended {
         return ContainerState { terminated: Some(ended), ..ContainerState::default() };
     }

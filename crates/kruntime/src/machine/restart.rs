@@ -34,7 +34,9 @@ impl Backoff {
     /// Notes a restart.
     pub(super) fn next(&mut self, now: Timestamp) {
         let wait = match self.entry {
-            Some((wait, updated)) if now.duration_since(updated) <= BACKOFF_RESET => (wait * 2).min(BACKOFF_MAX),
+            Some((wait, updated)) if now.duration_since(updated) <= BACKOFF_RESET => {
+                (wait * 2).min(BACKOFF_MAX)
+            }
             _ => BACKOFF_MIN,
         };
         self.entry = Some((wait, now));

@@ -24,7 +24,8 @@ use knet::{IpAllocator, Redirects, Transport};
 
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, LogOptions, LogStream,
-    ObservedContainer, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig, Session, changes::Changes,
+    ObservedContainer, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig, Session,
+    changes::Changes,
 };
 use crate::{
     images::ImageStore,

@@ -116,7 +116,12 @@ async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>)
 }
 
 /// Carries one port's bytes until both directions have ended.
-async fn connect(index: usize, target: SocketAddr, mut input: mpsc::Receiver<Bytes>, replies: mpsc::Sender<Message>) {
+async fn connect(
+    index: usize,
+    target: SocketAddr,
+    mut input: mpsc::Receiver<Bytes>,
+    replies: mpsc::Sender<Message>,
+) {
     let stream = match TcpStream::connect(target).await {
         Ok(stream) => stream,
         Err(error) => {

@@ -30,18 +30,25 @@ impl Upgrade {
     pub(super) fn check(request: Request<Incoming>, protocols: &[&'static str]) -> Result<Self, Failure> {
         let headers = request.headers();
         if !has_token(headers, header::UPGRADE, "websocket") {
-            let wanted = headers.get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let wanted =
+                headers.get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
             return Err(if wanted.is_empty() {
                 Failure::bad("unable to upgrade: missing upgrade headers in request")
             } else {
-                Failure(StatusCode::NOT_IMPLEMENTED, format!("the protocol {wanted} is not supported; use WebSocket"))
+                Failure(
+                    StatusCode::NOT_IMPLEMENTED,
+                    format!("the protocol {wanted} is not supported; use WebSocket"),
+                )
             });
         }
         let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok());
-        let key = key.ok_or_else(|| Failure::bad("unable to upgrade: Sec-WebSocket-Key is missing"))?.to_owned();
+        let key =
+            key.ok_or_else(|| Failure::bad("unable to upgrade: Sec-WebSocket-Key is missing"))?.to_owned();
         let offered = |name: &str| has_token(headers, header::SEC_WEBSOCKET_PROTOCOL, name);
         let protocol = protocols.iter().find(|name| offered(name)).copied().ok_or_else(|| {
-            Failure::bad(format!("unable to upgrade: none of the subprotocols is known; this server speaks {protocols:?}"))
+            Failure::bad(format!(
+                "unable to upgrade: none of the subprotocols is known; this server speaks {protocols:?}"
+            ))
         })?;
         Ok(Self { request, key, protocol })
     }
@@ -51,7 +58,9 @@ impl Upgrade {
     }
 
     /// The answer, and what becomes the WebSocket once it has been sent.
-    pub(super) fn accept(self) -> Result<(Response<KubeletBody>, impl Future<Output = Option<Socket>>), Failure> {
+    pub(super) fn accept(
+        self,
+    ) -> Result<(Response<KubeletBody>, impl Future<Output = Option<Socket>>), Failure> {
         let mut response = text("");
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();

@@ -98,7 +98,9 @@ impl Files {
             let token = self.token(request, source).await?;
             add(payload, &source.path, token.into_bytes(), mode)
         } else {
-            Err(RuntimeError::Config("a projected source is of a kind that this node does not have".to_owned()))
+            Err(RuntimeError::Config(
+                "a projected source is of a kind that this node does not have".to_owned(),
+            ))
         }
     }
 
@@ -154,7 +156,10 @@ fn add_keys(
             }
             None if optional => {}
             None => {
-                return Err(RuntimeError::Config(format!("references non-existent config key: {}", item.key)));
+                return Err(RuntimeError::Config(format!(
+                    "references non-existent config key: {}",
+                    item.key
+                )));
             }
         }
     }

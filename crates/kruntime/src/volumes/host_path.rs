@@ -49,6 +49,9 @@ fn check(path: &Path, type_: &str) -> Result<(), RuntimeError> {
     };
     match std::fs::metadata(path) {
         Ok(meta) if is(&meta.file_type()) => Ok(()),
-        _ => Err(RuntimeError::Config(format!("hostPath type check failed: {} is not a {type_}", path.display()))),
+        _ => Err(RuntimeError::Config(format!(
+            "hostPath type check failed: {} is not a {type_}",
+            path.display()
+        ))),
     }
 }

@@ -86,7 +86,10 @@ async fn answer(
             }
             // Nobody listens there: the client may come again and get another endpoint.
             Ok(Err(_)) => return client,
-            Err(_) if Instant::now() >= *last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) + FLOW_IDLE_MAX => {
+            Err(_)
+                if Instant::now()
+                    >= *last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) + FLOW_IDLE_MAX =>
+            {
                 return client;
             }
             Err(_) => {}

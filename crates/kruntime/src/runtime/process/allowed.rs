@@ -34,7 +34,10 @@ pub(super) fn own_ids() -> (u32, u32) {
 /// Maps `user` and `group` inside to our own outside.
 pub(super) fn user_map(user: u32, group: u32) -> UserMap {
     let (own_user, own_group) = own_ids();
-    UserMap { users: format!("{user} {own_user} 1").into_bytes(), groups: format!("{group} {own_group} 1").into_bytes() }
+    UserMap {
+        users: format!("{user} {own_user} 1").into_bytes(),
+        groups: format!("{group} {own_group} 1").into_bytes(),
+    }
 }
 
 fn rehearsal(isolation: Isolation, confine: bool) -> Launch {
@@ -77,10 +80,10 @@ fn find_mounting(base: &Path, limitations: &mut Vec<String>) -> Mounting {
     let (user, group) = own_ids();
     let attempt = |user_map: Option<UserMap>| {
         let mounts = MountPlan::new(base, &[]).map_err(|error| error.to_string())?;
-        let isolation = Isolation::New { mounts: Box::new(mounts), user: user_map, hostname: CString::from(c"kplane") };
-        Launcher::rehearse(rehearsal(isolation, false)).map_err(|error| {
-            format!("{}: {}", error.stage.unwrap_or("starting a process"), error.source)
-        })
+        let isolation =
+            Isolation::New { mounts: Box::new(mounts), user: user_map, hostname: CString::from(c"kplane") };
+        Launcher::rehearse(rehearsal(isolation, false))
+            .map_err(|error| format!("{}: {}", error.stage.unwrap_or("starting a process"), error.source))
     };
     if user == 0 && attempt(None).is_ok() {
         return Mounting::Privileged;

@@ -53,7 +53,8 @@ pub(super) fn install(socket: RawFd) -> io::Result<()> {
         }
         let mut filter = FILTER;
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-        let listener = libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, FILTER_FLAG_NEW_LISTENER, &raw const program);
+        let listener =
+            libc::syscall(libc::SYS_seccomp, SET_MODE_FILTER, FILTER_FLAG_NEW_LISTENER, &raw const program);
         if listener < 0 {
             return Err(io::Error::last_os_error());
         }

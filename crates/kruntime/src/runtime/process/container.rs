@@ -33,8 +33,8 @@ use crate::{
     images::ImageConfig,
     logs::{self, LogWriter, Progress},
     runtime::{
-        ContainerConfig, ContainerPhase, ExecRequest, Exit, Mount, PodUid, Reader, Resize, RuntimeError, Session,
-        Writer,
+        ContainerConfig, ContainerPhase, ExecRequest, Exit, Mount, PodUid, Reader, Resize, RuntimeError,
+        Session, Writer,
     },
 };
 
@@ -176,9 +176,7 @@ fn identity(shared: &Shared, config: &ContainerConfig) -> Result<Option<(u32, u3
     let own = own_ids();
     let wanted = (config.run_as_user.unwrap_or(own.0), config.run_as_group.unwrap_or(own.1));
     if config.run_as_non_root && wanted.0 == 0 {
-        return Err(RuntimeError::Config(
-            "container has runAsNonRoot and image will run as root".to_owned(),
-        ));
+        return Err(RuntimeError::Config("container has runAsNonRoot and image will run as root".to_owned()));
     }
     if wanted == own {
         return Ok(None);
@@ -187,7 +185,10 @@ fn identity(shared: &Shared, config: &ContainerConfig) -> Result<Option<(u32, u3
     if own.0 == 0 || shared.allowed.mounting == Mounting::Unprivileged {
         return Ok(Some(wanted));
     }
-    Err(RuntimeError::Config(format!("this node can't run processes as user {} and group {}", wanted.0, wanted.1)))
+    Err(RuntimeError::Config(format!(
+        "this node can't run processes as user {} and group {}",
+        wanted.0, wanted.1
+    )))
 }
 
 /// The mounts of a container: its volumes, the pod's files and the place for its termination message.
@@ -257,7 +258,8 @@ pub(super) async fn start(
         let plan = MountPlan::new(&shared.base(), &mounts)?;
         let own = own_ids();
         let (inside_user, inside_group) = user.unwrap_or(own);
-        let map = (shared.allowed.mounting == Mounting::Unprivileged).then(|| user_map(inside_user, inside_group));
+        let map =
+            (shared.allowed.mounting == Mounting::Unprivileged).then(|| user_map(inside_user, inside_group));
         let hostname = CString::new(pod.config.hostname.as_str()).unwrap_or_default();
         Isolation::New { mounts: Box::new(plan), user: map, hostname }
     } else {
@@ -335,13 +337,19 @@ pub(super) async fn start(
         let pumped = pump(errors, true, Arc::clone(&writer), attached, Arc::clone(clock));
         pumps.push(AbortOnDropHandle::new(tokio::spawn(pumped)));
     }
-    let waiter = wait(Arc::downgrade(&container), program, pumps, writer, WaitFor {
-        uid: uid.clone(),
-        clock: Arc::clone(clock),
-        changes: Arc::clone(&shared.changes),
-        message,
-        message_from_log: config.termination_message_from_log,
-    });
+    let waiter = wait(
+        Arc::downgrade(&container),
+        program,
+        pumps,
+        writer,
+        WaitFor {
+            uid: uid.clone(),
+            clock: Arc::clone(clock),
+            changes: Arc::clone(&shared.changes),
+            message,
+            message_from_log: config.termination_message_from_log,
+        },
+    );
     let waiter = AbortOnDropHandle::new(tokio::spawn(waiter));
     *container.waiter.lock().unwrap_or_else(PoisonError::into_inner) = Some(waiter);
     Ok(container)
@@ -393,7 +401,8 @@ fn termination_message(about: &WaitFor, container: &Container, code: i32) -> Opt
     bytes.truncate(MESSAGE_BYTES_MAX);
     if bytes.is_empty() && about.message_from_log && code != 0 {
         let log = std::fs::read(container.log_path(container.attempt)).unwrap_or_default();
-        let options = crate::runtime::LogOptions { tail_lines: Some(MESSAGE_LOG_LINES_MAX), ..Default::default() };
+        let options =
+            crate::runtime::LogOptions { tail_lines: Some(MESSAGE_LOG_LINES_MAX), ..Default::default() };
         let text = logs::select(&log, &options);
         bytes = text[text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX)..].to_vec();
     }
@@ -542,7 +551,8 @@ pub(super) fn attach(container: &Arc<Container>) -> Session {
     };
     let mut exit = container.exit.subscribe();
     let exit = async move {
-        let code = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.as_ref().map(|exit| exit.code));
+        let code =
+            exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.as_ref().map(|exit| exit.code));
         Ok(code.unwrap_or(255))
     };
     let stdin: Writer = {

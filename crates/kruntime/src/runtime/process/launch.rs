@@ -137,7 +137,9 @@ impl ChildPlan {
         }
         match &self.isolation {
             Isolation::None => {}
-            Isolation::New { mounts, user, hostname } => self.isolate(mounts, user.as_ref(), hostname, stage)?,
+            Isolation::New { mounts, user, hostname } => {
+                self.isolate(mounts, user.as_ref(), hostname, stage)?
+            }
             Isolation::Join(namespaces) => {
                 *stage = 7;
                 for namespace in namespaces {
@@ -176,7 +178,13 @@ impl ChildPlan {
         if self.confine { confine::install(self.socket.as_raw_fd()) } else { Ok(()) }
     }
 
-    fn isolate(&self, mounts: &MountPlan, user: Option<&UserMap>, hostname: &CString, stage: &mut u8) -> io::Result<()> {
+    fn isolate(
+        &self,
+        mounts: &MountPlan,
+        user: Option<&UserMap>,
+        hostname: &CString,
+        stage: &mut u8,
+    ) -> io::Result<()> {
         *stage = 1;
         let own = if user.is_some() { libc::CLONE_NEWUSER } else { 0 };
         // SAFETY: plain system calls.

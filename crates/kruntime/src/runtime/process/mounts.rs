@@ -201,7 +201,11 @@ impl Planner {
                 self.steps.push(Step::Link { to: c_string(&to)?, path: c_string(&below("/new", &path))? });
                 continue;
             }
-            if kind.is_dir() { self.directory(&path)? } else { self.file(&path)? }
+            if kind.is_dir() {
+                self.directory(&path)?
+            } else {
+                self.file(&path)?
+            }
             self.bind(&path, &path, false)?;
         }
         Ok(())
@@ -212,7 +216,10 @@ impl Planner {
         let wrong = |source| RuntimeError::Io { context: "planning a mount", source };
         let directory = fs::metadata(&mount.source).map_err(wrong)?.is_dir();
         if !mount.target.is_absolute() {
-            return Err(RuntimeError::Config(format!("mountPath {} is not absolute", mount.target.display())));
+            return Err(RuntimeError::Config(format!(
+                "mountPath {} is not absolute",
+                mount.target.display()
+            )));
         }
         let (mut found, mut missing) = resolve(&mount.target).map_err(wrong)?;
         if missing.is_empty() && self.is_hidden(&found) {
@@ -264,7 +271,8 @@ impl Planner {
         let Ok(rest) = path.strip_prefix("/dev") else { return false };
         let first = rest.components().next().map(|part| part.as_os_str().to_owned());
         first.is_some_and(|first| {
-            let known = DEVICES.iter().any(|name| first == *name) || ["pts", "shm", "mqueue"].iter().any(|n| first == *n);
+            let known = DEVICES.iter().any(|name| first == *name)
+                || ["pts", "shm", "mqueue"].iter().any(|n| first == *n);
             !known && !self.made.contains(path)
         })
     }
@@ -274,12 +282,18 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn mount(source: Option<&CString>, target: &CString, kind: Option<&'static [u8]>, flags: libc::c_ulong) -> io::Result<()> {
+fn mount(
+    source: Option<&CString>,
+    target: &CString,
+    kind: Option<&'static [u8]>,
+    flags: libc::c_ulong,
+) -> io::Result<()> {
     let source = source.map_or(std::ptr::null(), |source| source.as_ptr());
     let kind: *const libc::c_char = kind.map_or(std::ptr::null(), |kind| kind.as_ptr().cast());
     // Not world-writable with the sticky bit, the default: the kernel then refuses `> /dev/null`, as the file is neither
     // the caller's nor the directory's owner's.
-    let data: *const libc::c_void = if kind.is_null() { std::ptr::null() } else { c"mode=755".as_ptr().cast() };
+    let data: *const libc::c_void =
+        if kind.is_null() { std::ptr::null() } else { c"mode=755".as_ptr().cast() };
     // SAFETY: all pointers are null or to strings that end with a zero byte.
     check(unsafe { libc::mount(source, target.as_ptr(), kind, flags, data) })
 }
@@ -354,7 +368,9 @@ impl Step {
             },
             Self::File(path) => {
                 // SAFETY: as above; the descriptor is closed at once.
-                let fd = unsafe { libc::open(path.as_ptr(), libc::O_CREAT | libc::O_CLOEXEC | libc::O_WRONLY, 0o644) };
+                let fd = unsafe {
+                    libc::open(path.as_ptr(), libc::O_CREAT | libc::O_CLOEXEC | libc::O_WRONLY, 0o644)
+                };
                 check(fd)?;
                 // SAFETY: the descriptor was just opened.
                 check(unsafe { libc::close(fd) })

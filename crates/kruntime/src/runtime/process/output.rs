@@ -75,7 +75,14 @@ impl Streams {
         let null = std::ptr::null_mut();
         // SAFETY: two ints to fill; the descriptors that come back are ours alone.
         let (master, slave) = unsafe {
-            if libc::openpty(&raw mut master, &raw mut slave, null, std::ptr::null_mut(), std::ptr::null_mut()) != 0 {
+            if libc::openpty(
+                &raw mut master,
+                &raw mut slave,
+                null,
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+            ) != 0
+            {
                 return Err(io::Error::last_os_error());
             }
             libc::fcntl(master, libc::F_SETFD, libc::FD_CLOEXEC);
@@ -83,7 +90,8 @@ impl Streams {
             libc::fcntl(master, libc::F_SETFL, libc::O_NONBLOCK);
             (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
         };
-        let terminal = Arc::new(AsyncFd::new(File::from(master))?);
+        // SAFETY: a `File` stays open, and the same, as long as it lives.
+        let terminal = Arc::new(unsafe { AsyncFd::register(File::from(master)) }?);
         let sized = Arc::clone(&terminal);
         let resize: Resize = Arc::new(move |columns, rows| {
             let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
@@ -106,7 +114,11 @@ impl Streams {
 struct Terminal(Arc<AsyncFd<File>>);
 
 impl AsyncRead for Terminal {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
             let unfilled = buffer.initialize_unfilled();

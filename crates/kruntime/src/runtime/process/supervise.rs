@@ -81,7 +81,10 @@ fn respond(listener: RawFd, id: u64, verdict: &Verdict) {
 
 /// Answers the processes behind `listener` until the last of them has ended.
 pub(super) async fn run(listener: OwnedFd, rewrite: Rewrite) {
-    let Ok(listener) = AsyncFd::with_interest(listener, Interest::READABLE) else { return };
+    // SAFETY: an `OwnedFd` stays open, and the same, as long as it lives.
+    let Ok(listener) = (unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }) else {
+        return;
+    };
     loop {
         let Ok(mut ready) = listener.readable().await else { return };
         if ready.ready().is_read_closed() {
@@ -142,7 +145,7 @@ fn judge(listener: RawFd, notification: &Notification, rewrite: &Rewrite) -> io:
     let length = (notification.args[2] as usize).min(size_of::<libc::sockaddr_storage>());
     let bytes = read_memory(notification.pid, notification.args[1], length)?;
     let Some((address, shape)) = parse(&bytes) else { return Ok(Judged::Now(Verdict::Continue)) };
-    let bind = i64::from(notification.nr) == libc::SYS_bind as i64;
+    let bind = i64::from(notification.nr) == libc::SYS_bind;
     let local = is_local(address.ip()) || address.ip() == IpAddr::V4(rewrite.pod);
     let target = if local { SocketAddr::new(rewrite.pod.into(), address.port()) } else { address };
     if bind && !local {
@@ -172,7 +175,9 @@ fn judge(listener: RawFd, notification: &Notification, rewrite: &Rewrite) -> io:
 
 /// Addresses that mean "this host": in a pod, the pod.
 fn is_local(address: IpAddr) -> bool {
-    address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::LOCALHOST) || address == IpAddr::V6(Ipv6Addr::LOCALHOST)
+    address.is_unspecified()
+        || address == IpAddr::V4(Ipv4Addr::LOCALHOST)
+        || address == IpAddr::V6(Ipv6Addr::LOCALHOST)
 }
 
 fn is_loopback(address: IpAddr) -> bool {
@@ -225,7 +230,8 @@ fn read_memory(pid: u32, address: u64, length: usize) -> io::Result<Vec<u8>> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: length };
     let remote = libc::iovec { iov_base: address as usize as *mut libc::c_void, iov_len: length };
     // SAFETY: the local buffer has the length that is said; the remote one is checked by the kernel.
-    let read = unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0) };
+    let read =
+        unsafe { libc::process_vm_readv(pid as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0) };
     if usize::try_from(read).ok() == Some(length) { Ok(bytes) } else { Err(io::Error::last_os_error()) }
 }
 
