@@ -155,7 +155,8 @@ impl AddressRange {
         if size < 4 {
             return None;
         }
-        let band = if size < 16 { 1 } else { (size / 16).clamp(16, 256) + 1 };
+        let band = (size / 16).clamp(16, 256) + 1;
+        let band = if band < size { band } else { 1 };
         let mut bitmap = Bitmap::new(size, band);
         bitmap.insert(0);
         if base.is_ipv4() && bits < 20 {

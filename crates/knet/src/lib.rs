@@ -2,11 +2,13 @@
 //!
 //! A newcomer starts at [`rules`], the pure function from Services and EndpointSlices to what a proxy has to do, and at
 //! [`ServiceProxy`], the trait of whatever does it. [`ProxyAgent`] brings the two together. [`allocator`] hands out the
-//! addresses, [`loopback`] finds some that need no privileges, and [`redirect`] says where they are really served.
+//! addresses, [`loopback`] finds some that need no privileges, and [`redirect`] says where they are really served. [`dns`]
+//! gives them names.
 
 pub mod agent;
 pub mod allocator;
 pub mod balance;
+pub mod dns;
 pub mod loopback;
 pub mod proxy;
 pub mod redirect;

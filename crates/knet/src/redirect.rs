@@ -49,3 +49,16 @@ impl Redirects {
         self.map.write().unwrap_or_else(PoisonError::into_inner).retain(|(_, from), _| from.ip() != host);
     }
 }
+
+/// Binds `address`, or, when its port needs a privilege that is lacking, another port of the same address.
+pub(crate) fn bind<T>(
+    address: SocketAddr,
+    bind: impl Fn(SocketAddr) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    match bind(address) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && address.port() < 1024 => {
+            bind(SocketAddr::new(address.ip(), 0))
+        }
+        result => result,
+    }
+}

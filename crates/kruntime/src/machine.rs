@@ -21,6 +21,8 @@ mod conditions;
 mod containers;
 mod phase;
 mod restart;
+#[cfg(test)]
+mod tests;
 
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};

@@ -23,7 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{RuleError, ServiceProxy, SyncError};
 use crate::{
     balance::Balancer,
-    redirect::{Redirects, Transport},
+    redirect::{Redirects, Transport, bind},
     rules::{Frontend, Rule, Table},
 };
 
@@ -210,16 +210,6 @@ impl UserspaceProxy {
             self.redirects.set(transport, address, bound);
         }
         Ok(Running { served, _stop_on_drop: stop.drop_guard(), bound })
-    }
-}
-
-/// Binds `address`, or, when its port needs a privilege that we lack, another port of the same address.
-fn bind<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
-    match bind(address) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && address.port() < 1024 => {
-            bind(SocketAddr::new(address.ip(), 0))
-        }
-        result => result,
     }
 }
 

@@ -137,7 +137,7 @@ impl PodMachine {
         };
         let memory = self.memory.get(&seen.name);
         let restarts = !ending
-            && !(exit.code == 0 && is_regular_init(spec, container))
+            && (exit.code != 0 || !is_regular_init(spec, container))
             && should_restart(spec, container, exit.code);
         let refused = memory.and_then(|memory| memory.refused.as_ref());
         let backoff = memory.filter(|memory| memory.backoff.until(exit.finished_at, input.now).is_some());

@@ -2,6 +2,7 @@
 //! allows.
 
 use std::{
+    cmp::Reverse,
     collections::{BinaryHeap, HashMap},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
@@ -54,11 +55,14 @@ struct Shared {
     dropped: AtomicBool,
 }
 
+/// When a container ends by itself, and which start of which container that is.
+type End = (Instant, PodUid, Arc<str>, u32);
+
 #[derive(Debug, Default)]
 struct State {
     pods: HashMap<PodUid, SimulatedPod, ahash::RandomState>,
     /// When containers end by themselves, the earliest on top.
-    ends: BinaryHeap<std::cmp::Reverse<(Instant, PodUid, Arc<str>, u32)>>,
+    ends: BinaryHeap<Reverse<End>>,
     addresses: u32,
     timer_runs: bool,
 }
@@ -140,11 +144,11 @@ impl Shared {
             let now = Instant::now();
             loop {
                 match state.ends.peek() {
-                    Some(std::cmp::Reverse((at, ..))) if *at <= now => {}
-                    Some(std::cmp::Reverse((at, ..))) => break Some(*at),
+                    Some(Reverse((at, ..))) if *at <= now => {}
+                    Some(Reverse((at, ..))) => break Some(*at),
                     None => break None,
                 }
-                let Some(std::cmp::Reverse((_, uid, name, attempt))) = state.ends.pop() else { break None };
+                let Some(Reverse((_, uid, name, attempt))) = state.ends.pop() else { break None };
                 let Some(pod) = state.pods.get_mut(&uid) else { continue };
                 let Some(container) = pod.find(&name).filter(|c| c.observed.attempt == attempt) else {
                     continue;
@@ -271,7 +275,7 @@ impl ContainerRuntime for SimulatedRuntime {
         }
         if let Some(run_time) = run_time {
             let end = (Instant::now() + run_time, pod.clone(), Arc::clone(&config.name), config.attempt);
-            state.ends.push(std::cmp::Reverse(end));
+            state.ends.push(Reverse(end));
             if !std::mem::replace(&mut state.timer_runs, true) {
                 tokio::spawn(run_timer(Arc::clone(&self.shared)));
             }

@@ -198,8 +198,12 @@ impl Input {
         let Some((channel, data)) = bytes.split_first() else { return Ok(()) };
         match (*channel, &mut self.stdin) {
             (STDIN, Some(stdin)) => {
+                let written = async {
+                    stdin.write_all(data).await?;
+                    stdin.flush().await
+                };
                 // A program that doesn't read any more is no reason to end: its exit code is still to come.
-                if stdin.write_all(data).await.is_err() || stdin.flush().await.is_err() {
+                if written.await.is_err() {
                     self.stdin = None;
                 }
             }

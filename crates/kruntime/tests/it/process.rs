@@ -190,3 +190,60 @@ async fn a_terminal_is_a_terminal() {
     assert_eq!(session.exit.await.unwrap(), 7);
     assert!(text.contains("43 132") || text.contains("0 0"), "{text:?}");
 }
+
+/// A server that listens on port 80 without the privilege for it is found there by others, and by itself.
+#[tokio::test]
+async fn low_ports_work_without_privileges() {
+    let redirects = knet::Redirects::default();
+    let shared = redirects.clone();
+    let subject = subject(move |options| options.redirects = shared);
+    if !subject.runtime.rewrites() {
+        eprintln!("not allowed here: {:?}", subject.runtime.info().limitations);
+        return;
+    }
+    let uid = PodUid::from("low");
+    let address = subject.runtime.run_pod(&uid, &sandbox("low")).await.unwrap()[0];
+    let script = "exec python3 -u -m http.server --directory /proc/self/fdinfo 80";
+    subject.runtime.start(&uid, &shell("web", script)).await.unwrap();
+    let options = LogOptions { follow: true, limit_bytes: Some(7), ..LogOptions::default() };
+    let mut log = subject.runtime.logs(&uid, "web", options).await.unwrap();
+    let said = futures::StreamExt::next(&mut log).await;
+    assert_eq!(said.unwrap().unwrap(), "Serving");
+    let target = subject.runtime.dial_address(std::net::SocketAddr::new(address, 80));
+    assert!(tokio::net::TcpStream::connect(target).await.is_ok());
+    let inside = sh(&format!("curl -sS -o /dev/null -w '%{{http_code}}' --noproxy '*' http://{address}/"));
+    assert_eq!(exec(&subject.runtime, &uid, "web", inside).await, ("200".to_owned(), 0));
+    subject.runtime.remove_pod(&uid).await.unwrap();
+    let free = std::net::SocketAddr::new(address, 80);
+    assert_eq!(redirects.resolve(knet::Transport::Tcp, free), free);
+}
+
+/// Two hundred containers come and go: no process, descriptor or address is left.
+#[tokio::test]
+async fn nothing_leaks() {
+    let subject = subject(|_| {});
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let round = async |round: u32| {
+        let uid = PodUid::from(format!("leak-{round}").as_str());
+        subject.runtime.run_pod(&uid, &sandbox("leak")).await.unwrap();
+        subject.runtime.start(&uid, &testing::container("short", 0)).await.unwrap();
+        wait_for(&*subject.runtime, &uid, "short", |c| matches!(c.phase, ContainerPhase::Exited(_))).await;
+        subject.runtime.remove_pod(&uid).await.unwrap();
+    };
+    round(0).await;
+    let before = descriptors();
+    for number in 1..100 {
+        round(number).await;
+    }
+    // A few may still be on their way out of the event loop.
+    let mut left = descriptors();
+    for _ in 0..1000 {
+        if left <= before {
+            break;
+        }
+        tokio::task::yield_now().await;
+        left = descriptors();
+    }
+    assert!(left <= before, "{left} descriptors, {before} before");
+    assert!(subject.runtime.pods().is_empty());
+}

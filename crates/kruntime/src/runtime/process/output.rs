@@ -90,7 +90,8 @@ impl Streams {
             libc::fcntl(master, libc::F_SETFL, libc::O_NONBLOCK);
             (OwnedFd::from_raw_fd(master), OwnedFd::from_raw_fd(slave))
         };
-        let terminal = Arc::new(AsyncFd::new(File::from(master))?);
+        // SAFETY: a `File` stays open, and the same, as long as it lives.
+        let terminal = Arc::new(unsafe { AsyncFd::register(File::from(master)) }?);
         let sized = Arc::clone(&terminal);
         let resize: Resize = Arc::new(move |columns, rows| {
             let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };

@@ -81,7 +81,10 @@ fn respond(listener: RawFd, id: u64, verdict: &Verdict) {
 
 /// Answers the processes behind `listener` until the last of them has ended.
 pub(super) async fn run(listener: OwnedFd, rewrite: Rewrite) {
-    let Ok(listener) = AsyncFd::with_interest(listener, Interest::READABLE) else { return };
+    // SAFETY: an `OwnedFd` stays open, and the same, as long as it lives.
+    let Ok(listener) = (unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) }) else {
+        return;
+    };
     loop {
         let Ok(mut ready) = listener.readable().await else { return };
         if ready.ready().is_read_closed() {
@@ -142,7 +145,7 @@ fn judge(listener: RawFd, notification: &Notification, rewrite: &Rewrite) -> io:
     let length = (notification.args[2] as usize).min(size_of::<libc::sockaddr_storage>());
     let bytes = read_memory(notification.pid, notification.args[1], length)?;
     let Some((address, shape)) = parse(&bytes) else { return Ok(Judged::Now(Verdict::Continue)) };
-    let bind = i64::from(notification.nr) == libc::SYS_bind as i64;
+    let bind = i64::from(notification.nr) == libc::SYS_bind;
     let local = is_local(address.ip()) || address.ip() == IpAddr::V4(rewrite.pod);
     let target = if local { SocketAddr::new(rewrite.pod.into(), address.port()) } else { address };
     if bind && !local {

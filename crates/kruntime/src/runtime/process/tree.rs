@@ -55,7 +55,8 @@ impl Program {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        // SAFETY: an `OwnedFd` stays open, and the same, as long as it lives.
+        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }?;
         loop {
             let mut ready = pidfd.readable().await?;
             if let Some(status) = self.reap()? {
