@@ -304,6 +304,7 @@ impl ClusterBuilder {
                 config.state_dir = state_dir.as_ref().map(|dir| dir.join(&*config.name));
                 if let Some(local) = &self.local {
                     config.addresses = vec![local.node_address(number)];
+                    config.cluster_dns = vec![local.dns_address()];
                 }
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
@@ -329,6 +330,15 @@ impl ClusterBuilder {
             manager = manager.add(Start::Always, agent).informers(&proxy_informers);
             startup.done("service proxy");
         }
+        let mut dns = None;
+        if let Some(local) = &self.local {
+            let dns_informers = Informers::new(component("system:coredns"));
+            match local.dns(&dns_informers).await {
+                Ok(server) => dns = Some((server, dns_informers)),
+                Err(error) => notes.push(format!("there is no cluster DNS: {error}")),
+            }
+            startup.done("DNS");
+        }
         let running = Some(manager.start());
         Ok(Cluster {
             server,
@@ -339,6 +349,7 @@ impl ClusterBuilder {
             tasks,
             running,
             nodes,
+            _dns: dns,
             node_addresses,
             serving: std::sync::Mutex::default(),
             notes,

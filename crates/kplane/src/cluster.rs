@@ -39,6 +39,7 @@ pub struct Cluster {
     pub(crate) tasks: Tasks,
     pub(crate) running: Option<Running>,
     pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
+    pub(crate) _dns: Option<(knet::dns::DnsServer, Informers)>,
     pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
     pub(crate) notes: Vec<String>,
