@@ -1,4 +1,7 @@
 //! The runtimes as their users see them.
 
+mod agent;
+mod fake;
 mod process;
+mod serve;
 mod simulated;

@@ -1,0 +1,84 @@
+use std::{sync::Arc, time::Duration};
+
+use http::Method;
+use kcore::TokioClock;
+use kreconcile::{Informers, Manager, Running, Start};
+use kruntime::{NodeAgent, NodeConfig, runtime::simulated::SimulatedRuntime};
+use serde_json::{Value, json};
+
+use crate::fake::FakeApi;
+
+fn start(api: &FakeApi, nodes: usize) -> (Running, NodeAgent, Arc<SimulatedRuntime>) {
+    let clock = Arc::new(TokioClock::new());
+    let runtime = Arc::new(SimulatedRuntime::new(clock.clone()));
+    let informers = Informers::new(api.client());
+    let configs = (0..nodes).map(|n| NodeConfig::new(format!("node-{n}"), runtime.clone()));
+    let agent = NodeAgent::new(&informers, clock, configs);
+    let manager = Manager::new().informers(&informers).add(Start::Always, agent.clone());
+    (manager.start(), agent, runtime)
+}
+
+fn pod(name: &str, node: usize, annotations: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": name, "generation": 1, "annotations": annotations},
+        "spec": {"nodeName": format!("node-{node}"), "restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]},
+        "status": {"phase": "Pending"},
+    })
+}
+
+fn phase<'a>(pods: &'a std::collections::BTreeMap<String, Value>, name: &str) -> &'a str {
+    pods.get(name).and_then(|pod| pod["status"]["phase"].as_str()).unwrap_or("gone")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_starts_costs_one_write() {
+    let api = FakeApi::default();
+    let (running, _agent, _runtime) = start(&api, 10);
+    for number in 0..100 {
+        api.put(pod(&format!("p{number}"), number % 10, &json!({})));
+    }
+    api.until(|pods| pods.values().all(|pod| pod["status"]["phase"] == "Running")).await;
+    assert_eq!(api.pod_writes().len(), 100);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_end_by_themselves_and_by_deletion() {
+    let api = FakeApi::default();
+    let (running, _agent, runtime) = start(&api, 1);
+    api.put(pod("job", 0, &json!({"simulated.kplane.dev/run-time": "1h"})));
+    api.put(pod("slow", 0, &json!({"simulated.kplane.dev/stop-delay": "90s"})));
+    api.until(|pods| phase(pods, "job") == "Succeeded").await;
+    let begun = tokio::time::Instant::now();
+    api.change("slow", |pod| {
+        pod["metadata"]["deletionTimestamp"] = json!("2030-01-01T00:00:00Z");
+        pod["metadata"]["deletionGracePeriodSeconds"] = json!(30);
+    });
+    api.until(|pods| phase(pods, "slow") == "gone").await;
+    assert_eq!(begun.elapsed(), Duration::from_secs(30), "it is killed when its grace is over");
+    let (last, before) = {
+        let writes = api.pod_writes();
+        let mut of_slow = writes.into_iter().rev().filter(|(_, path, _)| path.contains("/pods/slow"));
+        (of_slow.next().unwrap(), of_slow.next().unwrap())
+    };
+    assert_eq!((last.0, &last.2["gracePeriodSeconds"]), (Method::DELETE, &json!(0)));
+    assert_eq!(before.2["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], 137);
+    assert_eq!(kruntime::ContainerRuntime::pods(&*runtime).len(), 1);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_dies_says_nothing_more() {
+    let api = FakeApi::default();
+    let (running, agent, runtime) = start(&api, 2);
+    api.put(pod("a", 0, &json!({})));
+    api.put(pod("b", 1, &json!({"simulated.kplane.dev/run-time": "1m"})));
+    api.until(|pods| pods.values().all(|pod| pod["status"]["phase"] == "Running")).await;
+    assert!(agent.stop_node("node-0").await);
+    assert!(!agent.stop_node("node-0").await);
+    api.until(|pods| phase(pods, "b") == "Succeeded").await;
+    api.until(|pods| phase(pods, "a") == "Running").await;
+    assert_eq!(kruntime::ContainerRuntime::pods(&*runtime).len(), 1);
+    running.stop().await;
+}

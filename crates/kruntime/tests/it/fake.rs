@@ -1,0 +1,189 @@
+//! An API server small enough to read: pods are kept and watched, everything else is noted and agreed to.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use kcore::{
+    Stored,
+    local::{LocalEvent, LocalEvents},
+};
+use kube::client::Body;
+use serde_json::{Value, json};
+use tokio::sync::{Notify, mpsc};
+
+/// A request that changed something: its method, its path and its body.
+pub(crate) type Write = (Method, String, Value);
+
+#[derive(Clone, Default)]
+pub(crate) struct FakeApi(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    pods: BTreeMap<String, Value>,
+    watchers: Vec<mpsc::UnboundedSender<LocalEvent>>,
+    writes: Vec<Write>,
+}
+
+fn stored(pod: &Value) -> Arc<Stored> {
+    Arc::new(Stored::from_value(pod.clone()).unwrap())
+}
+
+impl State {
+    fn put(&mut self, mut pod: Value) {
+        self.revision += 1;
+        pod["metadata"]["resourceVersion"] = json!(self.revision.to_string());
+        let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+        let event = if self.pods.contains_key(&name) {
+            LocalEvent::Modified(stored(&pod))
+        } else {
+            LocalEvent::Added(stored(&pod))
+        };
+        self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+        self.pods.insert(name, pod);
+    }
+
+    fn remove(&mut self, name: &str) {
+        self.revision += 1;
+        let Some(mut pod) = self.pods.remove(name) else { return };
+        pod["metadata"]["resourceVersion"] = json!(self.revision.to_string());
+        let event = LocalEvent::Deleted(stored(&pod));
+        self.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
+    }
+
+    fn watch(&mut self, pods: bool) -> LocalEvents {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        for pod in self.pods.values().filter(|_| pods) {
+            sender.send(LocalEvent::Added(stored(pod))).unwrap();
+        }
+        sender
+            .send(LocalEvent::Bookmark { revision: self.revision.max(1), initial_events_end: true })
+            .unwrap();
+        if pods {
+            self.watchers.push(sender.clone());
+        }
+        LocalEvents::new(futures::stream::unfold((receiver, sender), |(mut receiver, sender)| async move {
+            Some((vec![receiver.recv().await?], (receiver, sender)))
+        }))
+    }
+}
+
+impl FakeApi {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap()
+    }
+
+    /// A client of it.
+    pub(crate) fn client(&self) -> kube::Client {
+        let api = self.clone();
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let api = api.clone();
+            async move { Ok::<_, std::convert::Infallible>(api.answer(request).await) }
+        });
+        kube::Client::new(service, "default")
+    }
+
+    /// Makes or changes a pod.
+    pub(crate) fn put(&self, pod: Value) {
+        self.state().put(pod);
+    }
+
+    pub(crate) fn change(&self, name: &str, change: impl FnOnce(&mut Value)) {
+        let mut state = self.state();
+        let mut pod = state.pods[name].clone();
+        change(&mut pod);
+        state.put(pod);
+    }
+
+    /// Waits until `is` holds for the pods.
+    pub(crate) async fn until(&self, is: impl Fn(&BTreeMap<String, Value>) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if is(&self.state().pods) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// What was written about pods so far.
+    pub(crate) fn pod_writes(&self) -> Vec<Write> {
+        self.state().writes.iter().filter(|(_, path, _)| path.contains("/pods/")).cloned().collect()
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Full<Bytes>> {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path().to_owned();
+        let query = parts.uri.query().unwrap_or_default();
+        if query.contains("watch=true") {
+            let events = self.state().watch(path.ends_with("/pods"));
+            let mut response = Response::new(Full::default());
+            response.extensions_mut().insert(events);
+            return response;
+        }
+        let bytes = body.collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let mut answer = json!({});
+        if parts.method == Method::GET {
+            if path.ends_with("/configmaps/config") {
+                answer = json!({"metadata": {"name": "config"}, "data": {"key": "value"}});
+            }
+        } else {
+            let mut state = self.state();
+            let names: Vec<&str> = path.split('/').collect();
+            match (parts.method.clone(), &names[..]) {
+                (Method::PATCH, [.., "pods", name, "status"]) => {
+                    let mut pod = state.pods[*name].clone();
+                    merge_status(&mut pod["status"], &body["status"]);
+                    state.put(pod);
+                }
+                (Method::DELETE, [.., "pods", name]) => state.remove(name),
+                _ => {}
+            }
+            state.writes.push((parts.method, path, body));
+        }
+        self.0.changed.notify_waiters();
+        Response::new(Full::new(answer.to_string().into()))
+    }
+}
+
+/// A strategic merge, as far as a pod's status needs one.
+fn merge_status(status: &mut Value, patch: &Value) {
+    for (key, value) in patch.as_object().unwrap() {
+        match (key.as_str(), value) {
+            ("conditions", Value::Array(patched)) => {
+                let mut all = status["conditions"].as_array().cloned().unwrap_or_default();
+                for condition in patched {
+                    all.retain(|known| known["type"] != condition["type"]);
+                    all.push(condition.clone());
+                }
+                status["conditions"] = all.into();
+            }
+            (_, Value::Null) => {
+                status.as_object_mut().unwrap().remove(key);
+            }
+            _ => status[key] = value.clone(),
+        }
+    }
+}
+
+/// Reads a stream of bytes to its end.
+pub(crate) async fn text(mut stream: impl futures::Stream<Item = Bytes> + Unpin) -> String {
+    let mut out = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        out.extend_from_slice(&bytes);
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
