@@ -62,7 +62,14 @@ pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
             "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6443}],
         },
     });
-    create(server, "", "services", "default", service).await
+    create(server, "", "services", "default", service).await?;
+    // Who serves the API fills in where (in upstream the endpoint reconciler of the API servers).
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": "IPv4", "endpoints": [], "ports": [],
+    });
+    create(server, "discovery.k8s.io", "endpointslices", "default", slice).await
 }
 
 async fn create(

@@ -10,10 +10,15 @@ use std::{
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kapi::{ApiServer, authn::UserInfo};
 use kcore::Clock;
 use kreconcile::{Informers, Running, Selection};
-use kube::{Client, Resource, client::Body as ClientBody};
+use kube::{
+    Api, Client, Resource,
+    api::{Patch, PatchParams},
+    client::Body as ClientBody,
+};
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 
@@ -64,6 +69,9 @@ pub enum ServeError {
     /// A certificate could not be made.
     #[error(transparent)]
     Certificate(#[from] CaError),
+    /// The service `default/kubernetes` could not be told.
+    #[error("the endpoint of the service default/kubernetes could not be written")]
+    Publish(#[from] kube::Error),
 }
 
 /// A condition did not come true in time.
@@ -172,9 +180,21 @@ impl Cluster {
         let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
         let url = format!("https://{}", SocketAddr::new(reachable, address.port()));
         let kubeconfig = kubeconfig::render(&url, self.ca.certificate_pem(), &user);
+        self.publish(SocketAddr::new(reachable, address.port())).await?;
         let serving = Serving { address, kubeconfig };
         *self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(serving.clone());
         Ok(serving)
+    }
+
+    /// Makes `address` the endpoint of the service `default/kubernetes`, so that pods reach the API by that name.
+    async fn publish(&self, address: SocketAddr) -> Result<(), ServeError> {
+        let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), "default");
+        let patch = serde_json::json!({
+            "endpoints": [{"addresses": [address.ip()], "conditions": {"ready": true}}],
+            "ports": [{"name": "https", "port": address.port(), "protocol": "TCP"}],
+        });
+        slices.patch("kubernetes", &PatchParams::default(), &Patch::Merge(patch)).await?;
+        Ok(())
     }
 
     /// The kubeconfig of an administrator for the address that was served last; `None` before [`serve`](Self::serve).

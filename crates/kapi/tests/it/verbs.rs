@@ -31,6 +31,7 @@ async fn a_fresh_server_has_what_every_cluster_has() {
         "/api/v1/namespaces/kube-public",
         "/api/v1/namespaces/kube-node-lease",
         "/api/v1/namespaces/default/services/kubernetes",
+        "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
         "/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical",
         "/apis/networking.k8s.io/v1/servicecidrs/kubernetes",
     ] {
