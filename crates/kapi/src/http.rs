@@ -84,7 +84,7 @@ fn version() -> Value {
     let (major, minor) = VERSION;
     json!({
         "major": major, "minor": minor, "gitVersion": format!("v{major}.{minor}.0+kplane-{}", env!("CARGO_PKG_VERSION")),
-        "gitCommit": "", "gitTreeState": "clean", "buildDate": "2026-01-01T00:00:00Z", "goVersion": "none",
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z", "goVersion": "none",
         "compiler": "rustc", "platform": format!("{}/{}", std::env::consts::OS, platform_arch()),
         "emulationMajor": major, "emulationMinor": minor, "minCompatibilityMajor": major, "minCompatibilityMinor": "36",
     })
