@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kcore::{Status, Stored, clock::format_time};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
     admission::{Admission, AdmissionRequest, Operation},
@@ -285,10 +285,7 @@ impl<'a> Call<'a> {
             let taken = |claim: &str| self.objects.is_claimed(claim);
             errors.extend(strategy.allocate(object, Some(old), &taken).err());
         }
-        if def.traits.generation
-            && self.subresource != "status"
-            && specification(object) != specification(old)
-        {
+        if def.traits.generation && self.subresource != "status" && !same_specification(object, old) {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             object["metadata"]["generation"] = json!(generation);
         }
@@ -363,13 +360,15 @@ fn keep_all_but_status(object: &mut Value, old: &Value) {
     }
 }
 
-/// What `metadata.generation` counts: everything but metadata and status.
-fn specification(object: &Value) -> Map<String, Value> {
-    let entries = object.as_object().into_iter().flatten();
-    entries
-        .filter(|(key, _)| !["metadata", "status"].contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+/// Whether two states differ in nothing that `metadata.generation` counts: all but metadata and status.
+fn same_specification(one: &Value, other: &Value) -> bool {
+    let keys = |object: &Value| {
+        let entries = object.as_object().into_iter().flatten();
+        entries.filter(|(key, _)| !["metadata", "status"].contains(&key.as_str())).count()
+    };
+    let entries = one.as_object().into_iter().flatten();
+    let mut counted = entries.filter(|(key, _)| !["metadata", "status"].contains(&key.as_str()));
+    keys(one) == keys(other) && counted.all(|(key, value)| other.get(key) == Some(value))
 }
 
 /// The answer in the version that was asked for.

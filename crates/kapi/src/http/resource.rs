@@ -1,6 +1,6 @@
 //! The verbs of a resource on the wire.
 
-use std::{fmt, sync::Arc};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
@@ -426,7 +426,11 @@ impl Request<'_> {
         }
         let warnings = std::sync::Mutex::new(Vec::new());
         let change = |old: &Value| -> ApiResult<Value> {
-            let current = in_version(resource, old.clone());
+            let current = if convert::is_identity(resource) {
+                Cow::Borrowed(old)
+            } else {
+                Cow::Owned(in_version(resource, old.clone()))
+            };
             let mut patched = patch.apply(catalog, &resource.version().schema, &current)?;
             let (api_version, kind) = (resource.api_version(), &resource.def.kind);
             self.check_kind(&mut patched, &api_version, kind)?;
