@@ -83,6 +83,8 @@ async fn create(
     let call = Call {
         objects: &server.objects,
         admission: &server.admission,
+        // These objects have not been decoded from a body, so they are checked here.
+        foreign_admission: true,
         user: &user,
         resource: &resource,
         subresource: "",

@@ -126,7 +126,7 @@ async fn view(
         return Ok((snapshot, None));
     }
     if options.revision.is_none() {
-        store.barrier().await.map_err(|error| Status::internal(error))?;
+        store.barrier().await.map_err(Status::internal)?;
     }
     let snapshot = store.snapshot();
     if wanted > snapshot.revision().get() {

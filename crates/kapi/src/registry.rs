@@ -2,7 +2,14 @@
 
 pub mod builtin;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use ahash::HashMap;
 use arc_swap::ArcSwap;
@@ -196,6 +203,7 @@ type Versions = BTreeMap<String, HashMap<String, Arc<Resource>>>;
 #[derive(Debug)]
 pub struct Registry {
     groups: ArcSwap<HashMap<String, Versions>>,
+    revision: AtomicU64,
     catalog: Arc<Catalog>,
 }
 
@@ -203,7 +211,7 @@ impl Registry {
     /// An empty registry over a catalog of definitions.
     #[must_use]
     pub fn new(catalog: Arc<Catalog>) -> Self {
-        Self { groups: ArcSwap::default(), catalog }
+        Self { groups: ArcSwap::default(), revision: AtomicU64::new(0), catalog }
     }
 
     /// The definitions that the resources' schemas refer to.
@@ -226,6 +234,14 @@ impl Registry {
             }
             groups
         });
+        // After the change: who reads the revision first and then the table never takes an old table for a new one.
+        self.revision.fetch_add(1, Ordering::Release);
+    }
+
+    /// A number that grows with every change; documents made from the registry are kept under it.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     /// The resource of this group, version and plural name.

@@ -147,14 +147,12 @@ impl Query {
     }
 
     fn number(&self, key: &str) -> ApiResult<Option<i64>> {
-        self.get(key)
-            .map(|text| {
-                text.parse().map_err(|_| {
-                    Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"))
-                })
-            })
-            .transpose()
-            .map_err(Into::into)
+        let Some(text) = self.get(key) else {
+            return Ok(None);
+        };
+        let number = text.parse().ok();
+        let why = || Status::bad_request(format!("strconv.ParseInt: parsing {text:?}: invalid syntax"));
+        Ok(Some(number.ok_or_else(why)?))
     }
 }
 

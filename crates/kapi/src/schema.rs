@@ -136,6 +136,11 @@ impl Catalog {
         slot.object.get_or_init(|| Arc::new(builtin::parse_object(self, slot.line)))
     }
 
+    /// The short name of a definition, as [`find`](Self::find) takes it.
+    pub(crate) fn short_name(&self, id: DefinitionId) -> &'static str {
+        builtin::name_of(self.slots[id.0 as usize].line)
+    }
+
     /// The object that `ty` is, if it is one.
     #[must_use]
     pub fn resolve<'a>(&'a self, ty: &'a Type) -> Option<&'a Arc<Object>> {

@@ -60,6 +60,7 @@ pub struct ApiServer(pub(crate) Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) objects: Objects,
     pub(crate) admission: Vec<Arc<dyn Admission>>,
+    pub(crate) foreign_admission: bool,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
     pub(crate) audit: Option<Arc<dyn AuditSink>>,
@@ -224,6 +225,7 @@ impl ApiServerBuilder {
         };
         Ok(ApiServer(Arc::new(Inner {
             objects,
+            foreign_admission: !self.admission.is_empty(),
             admission: defaults.chain(self.admission).collect(),
             authenticators: self.authenticators,
             authorizers,

@@ -57,6 +57,11 @@ pub trait Strategy: Debug + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether [`allocate`](Self::allocate) ever picks something.
+    fn allocates(&self) -> bool {
+        false
+    }
+
     /// Picks what the object wants and does not name, such as a cluster IP. `taken` tells whether a claim is held.
     fn allocate(
         &self,

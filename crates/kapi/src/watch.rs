@@ -57,7 +57,7 @@ pub(crate) async fn open(
     let store = objects.store();
     let wanted = options.revision.unwrap_or(0);
     if options.revision.is_none() {
-        store.barrier().await.map_err(|error| Status::internal(error))?;
+        store.barrier().await.map_err(Status::internal)?;
     }
     let snapshot: Snapshot = store.snapshot();
     let sends_initial = options.initial_events.unwrap_or(wanted == 0);

@@ -23,6 +23,8 @@ pub(crate) const RETRIES_MAX: usize = 16;
 pub(crate) struct Call<'a> {
     pub(crate) objects: &'a Objects,
     pub(crate) admission: &'a [Arc<dyn Admission>],
+    /// Whether the chain has steps beside the server's own.
+    pub(crate) foreign_admission: bool,
     pub(crate) user: &'a UserInfo,
     pub(crate) resource: &'a Resource,
     pub(crate) subresource: &'a str,
@@ -115,6 +117,13 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
+    /// [`normalize`](Self::normalize) after admission, if it had a step that the server doesn't bring itself: those leave
+    /// objects in canonical form.
+    fn recheck(&self, object: &mut Value) -> ApiResult<()> {
+        let converted = !convert::is_identity(self.resource);
+        if self.foreign_admission || converted { self.normalize(object) } else { Ok(()) }
+    }
+
     fn refuse(&self, name: &str, errors: &[FieldError]) -> ApiResult<()> {
         if errors.is_empty() {
             return Ok(());
@@ -128,16 +137,18 @@ impl<'a> Call<'a> {
         let strategy = &def.strategy;
         meta::prepare_namespace(def, self.namespace, &mut object)?;
         let given = meta::text(&object, "name").to_owned();
-        self.normalize(&mut object)?;
+        // The body has been checked when it was decoded; what is left are defaults that depend on other fields.
+        strategy.default(&mut object);
         self.admit(Operation::Create, &given, &mut object, None).await?;
-        self.normalize(&mut object)?;
+        self.recheck(&mut object)?;
         let prefix = meta::text(&object, "generateName").to_owned();
         for attempt in 0..RETRIES_MAX {
-            let mut object = object.clone();
             meta::prepare_create(def, &mut object, &**self.objects.clock());
             let name = meta::text(&object, "name").to_owned();
             strategy.prepare_create(&mut object);
             let asked = strategy.claims(&object);
+            // Only kinds that are given something can lose a race for it.
+            let allocated_anew = if strategy.allocates() { object.clone() } else { Value::Null };
             let taken = |claim: &str| self.objects.is_claimed(claim);
             let allocated = strategy.allocate(&mut object, None, &taken);
             let mut errors = meta::validate(def, &object);
@@ -164,7 +175,9 @@ impl<'a> Call<'a> {
             match self.objects.commit(write).await {
                 Ok(stored) => return Ok(Written::Stored(stored)),
                 // KEP-4420: a generated name that is taken is generated anew, up to eight times.
-                Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {}
+                Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
+                    object["metadata"]["name"] = json!("");
+                }
                 Err(WriteError::Conflict) => {
                     return Err(Status::already_exists(&def.group, &def.plural, &name).into());
                 }
@@ -173,6 +186,7 @@ impl<'a> Call<'a> {
                     if asked.contains(&claim) {
                         return Err(self.claimed(&name, &claim));
                     }
+                    object = allocated_anew;
                 }
                 Err(WriteError::Store(error)) => return Err(error),
             }
@@ -255,9 +269,10 @@ impl<'a> Call<'a> {
         let strategy = &def.strategy;
         meta::prepare_namespace(def, self.namespace, object)?;
         meta::keep_system_fields(def, self.name, object, old)?;
-        self.normalize(object)?;
+        // As for creation: the new state has been checked where it was decoded or patched.
+        strategy.default(object);
         self.admit(Operation::Update, self.name, object, Some(old)).await?;
-        self.normalize(object)?;
+        self.recheck(object)?;
         meta::keep_system_fields(def, self.name, object, old)?;
         if self.subresource == "status" {
             keep_all_but_status(object, old);

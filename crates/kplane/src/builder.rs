@@ -7,8 +7,10 @@ use kapi::{
     authn::{MASTERS, UserInfo},
 };
 use kcore::{Clock, TokioClock};
+use knet::{ProxyAgent, ServiceProxy, rules::Place};
 use kreconcile::{Informers, Manager, Runnable, Start, controllers};
 use kruntime::{ContainerRuntime, NodeAgent, NodeConfig};
+use ksched::{Profile, Scheduler};
 use kstore::Store;
 use kube::Client;
 use tokio::time::Instant;
@@ -18,6 +20,7 @@ use crate::{
     cluster::Cluster,
     defaults,
     network::LocalNetwork,
+    nodes::LocalNodes,
     serve::Tasks,
 };
 
@@ -27,6 +30,8 @@ pub const NODES_MAX: usize = 10_000;
 /// Makes the things that act on a cluster, from a context with its informers, clock and event recorder.
 pub type ReconcilersFn = Box<dyn FnOnce(&controllers::Context) -> Vec<Arc<dyn Runnable>> + Send>;
 
+type SettingsFn = Box<dyn FnOnce(&mut controllers::Settings) + Send>;
+type NodeFn = Box<dyn Fn(&mut NodeConfig) + Send>;
 type ApiFn = Box<dyn FnOnce(ApiServerBuilder) -> ApiServerBuilder + Send>;
 
 /// Composes a cluster. Every part has a default, listed in [`defaults`](crate::defaults); every part can be replaced.
@@ -50,12 +55,15 @@ pub struct ClusterBuilder {
     controllers: bool,
     without: Vec<String>,
     reconcilers: Vec<ReconcilersFn>,
-    settings: Vec<Box<dyn FnOnce(&mut controllers::Settings) + Send>>,
+    settings: Vec<SettingsFn>,
+    profiles: Vec<Profile>,
+    schedules: bool,
     nodes: usize,
     node_prefix: String,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
-    configure_node: Option<Box<dyn Fn(&mut NodeConfig) + Send>>,
+    proxy: Option<Arc<dyn ServiceProxy>>,
+    configure_node: Option<NodeFn>,
 }
 
 /// Why a cluster could not be started.
@@ -71,6 +79,9 @@ pub enum StartError {
     /// The objects of a fresh cluster can't be created.
     #[error("the objects of a fresh cluster can't be created")]
     Bootstrap(#[source] kapi::error::ApiError),
+    /// The scheduler's profiles make no sense together.
+    #[error(transparent)]
+    Scheduler(#[from] ksched::BuildError),
     /// The runtime can't be used.
     #[error("the runtime can't be used")]
     Runtime(#[source] std::io::Error),
@@ -104,10 +115,13 @@ impl ClusterBuilder {
             without: Vec::new(),
             reconcilers: Vec::new(),
             settings: Vec::new(),
+            profiles: Vec::new(),
+            schedules: true,
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
             runtime: None,
             local: None,
+            proxy: None,
             configure_node: None,
         }
     }
@@ -141,7 +155,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// Leaves out one of the built-in controllers (or the scheduler, `default-scheduler`) by name, to replace it or do
+    /// Leaves out one of the built-in controllers by name, to replace it or do
     /// without.
     pub fn without(mut self, name: impl Into<String>) -> Self {
         self.without.push(name.into());
@@ -160,6 +174,18 @@ impl ClusterBuilder {
     /// Changes the settings of the built-in controllers.
     pub fn settings(mut self, change: impl FnOnce(&mut controllers::Settings) + Send + 'static) -> Self {
         self.settings.push(Box::new(change));
+        self
+    }
+
+    /// Schedules with this profile instead of the default one; called again, with several, one for each `schedulerName`.
+    pub fn scheduler(mut self, profile: Profile) -> Self {
+        self.profiles.push(profile);
+        self
+    }
+
+    /// Starts no scheduler: pods stay pending until somebody binds them.
+    pub fn without_scheduler(mut self) -> Self {
+        self.schedules = false;
         self
     }
 
@@ -185,6 +211,12 @@ impl ClusterBuilder {
         Ok(self)
     }
 
+    /// Brings connections to services this way. Without it a cluster of processes has the userspace proxy, any other none.
+    pub fn proxy(mut self, proxy: Arc<dyn ServiceProxy>) -> Self {
+        self.proxy = Some(proxy);
+        self
+    }
+
     /// Changes each node before it is registered: labels, taints, capacity.
     pub fn configure_node(mut self, change: impl Fn(&mut NodeConfig) + Send + 'static) -> Self {
         self.configure_node = Some(Box::new(change));
@@ -204,7 +236,8 @@ impl ClusterBuilder {
         let tasks = Tasks::default();
         let ca = Arc::new(Ca::new(clock.now().as_second())?);
         startup.done("certificate authority");
-        let mut api = ApiServer::builder().clock(Arc::clone(&clock));
+        let dialer = Arc::new(LocalNodes::new(tasks.clone()));
+        let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
         if let Some(store) = self.store {
             api = api.store(store);
         }
@@ -242,8 +275,20 @@ impl ClusterBuilder {
             manager = manager.informers(context.informers());
             startup.done("controllers");
         }
+        if self.schedules {
+            let client = component("system:kube-scheduler");
+            let scheduler_informers = Informers::new(client.clone());
+            let mut scheduler =
+                Scheduler::builder(client).clock(Arc::clone(&clock)).informers(&scheduler_informers);
+            for profile in self.profiles {
+                scheduler = scheduler.profile(profile);
+            }
+            manager = manager.add(Start::Leading, scheduler.build()?).informers(&scheduler_informers);
+            startup.done("scheduler");
+        }
         let mut nodes = None;
         let mut notes = Vec::new();
+        let mut node_addresses = Vec::new();
         if self.nodes > 0 {
             let runtime = match (self.runtime, &self.local) {
                 (Some(runtime), _) => runtime,
@@ -252,20 +297,47 @@ impl ClusterBuilder {
             };
             notes = runtime.info().limitations;
             let state_dir = self.local.as_ref().map(LocalNetwork::state_dir);
-            let configs = (1..=self.nodes).map(|number| {
+            let mut configs = Vec::with_capacity(self.nodes);
+            for number in 1..=self.nodes {
                 let mut config =
                     NodeConfig::new(format!("{}{number}", self.node_prefix), Arc::clone(&runtime));
                 config.state_dir = state_dir.as_ref().map(|dir| dir.join(&*config.name));
+                if let Some(local) = &self.local {
+                    config.addresses = vec![local.node_address(number)];
+                    config.cluster_dns = vec![local.dns_address()];
+                }
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
                 }
-                config
-            });
+                node_addresses.extend(config.addresses.first());
+                configs.push(config);
+            }
             let node_informers = Informers::new(component("system:nodes"));
             let agent = Arc::new(NodeAgent::new(&node_informers, Arc::clone(&clock), configs));
             manager = manager.add(Start::Always, Arc::clone(&agent)).informers(&node_informers);
+            dialer.set(&agent);
             nodes = Some(agent);
             startup.done("nodes");
+        }
+        let userspace = || {
+            self.local
+                .as_ref()
+                .map(|local| Arc::new(local.proxy(node_addresses.clone())) as Arc<dyn ServiceProxy>)
+        };
+        if let Some(proxy) = self.proxy.or_else(userspace) {
+            let proxy_informers = Informers::new(component("system:kube-proxy"));
+            let agent = ProxyAgent::new(&proxy_informers, proxy, Place::default());
+            manager = manager.add(Start::Always, agent).informers(&proxy_informers);
+            startup.done("service proxy");
+        }
+        let mut dns = None;
+        if let Some(local) = &self.local {
+            let dns_informers = Informers::new(component("system:coredns"));
+            match local.dns(&dns_informers).await {
+                Ok(server) => dns = Some((server, dns_informers)),
+                Err(error) => notes.push(format!("there is no cluster DNS: {error}")),
+            }
+            startup.done("DNS");
         }
         let running = Some(manager.start());
         Ok(Cluster {
@@ -277,6 +349,8 @@ impl ClusterBuilder {
             tasks,
             running,
             nodes,
+            _dns: dns,
+            node_addresses,
             serving: std::sync::Mutex::default(),
             notes,
             startup: startup.steps,

@@ -39,6 +39,8 @@ pub struct Cluster {
     pub(crate) tasks: Tasks,
     pub(crate) running: Option<Running>,
     pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
+    pub(crate) _dns: Option<(knet::dns::DnsServer, Informers)>,
+    pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
     pub(crate) notes: Vec<String>,
     pub(crate) startup: Vec<(&'static str, Duration)>,
@@ -120,6 +122,12 @@ impl Cluster {
     #[must_use]
     pub fn nodes(&self) -> Option<&Arc<kruntime::NodeAgent>> {
         self.nodes.as_ref()
+    }
+
+    /// The addresses of the nodes in their order: where node ports are reached. Empty for a cluster without nodes.
+    #[must_use]
+    pub fn node_addresses(&self) -> &[IpAddr] {
+        &self.node_addresses
     }
 
     /// What was started, and how long each took.

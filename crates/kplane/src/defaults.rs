@@ -6,8 +6,10 @@
 //! | clock | `kcore::TokioClock` | [`ClusterBuilder::clock`](crate::ClusterBuilder::clock) |
 //! | admission, authentication, authorization | `kapi`'s | [`ClusterBuilder::api`](crate::ClusterBuilder::api) |
 //! | controllers | all of `kreconcile::controllers::defaults` | [`ClusterBuilder::without`](crate::ClusterBuilder::without), [`ClusterBuilder::reconcilers`](crate::ClusterBuilder::reconcilers) |
+//! | scheduler | one default profile of `ksched` | [`ClusterBuilder::scheduler`](crate::ClusterBuilder::scheduler), [`ClusterBuilder::without_scheduler`](crate::ClusterBuilder::without_scheduler) |
 //! | nodes | one, `node-1` | [`ClusterBuilder::nodes`](crate::ClusterBuilder::nodes) |
-//! | runtime | simulated | [`ClusterBuilder::runtime`](crate::ClusterBuilder::runtime) |
+//! | runtime | simulated | [`ClusterBuilder::runtime`](crate::ClusterBuilder::runtime), [`ClusterBuilder::processes`](crate::ClusterBuilder::processes) |
+//! | service proxy | none; userspace with processes | [`ClusterBuilder::proxy`](crate::ClusterBuilder::proxy) |
 
 use std::sync::Arc;
 

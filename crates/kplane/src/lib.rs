@@ -11,6 +11,7 @@ mod cluster;
 pub mod defaults;
 mod kubeconfig;
 mod network;
+mod nodes;
 mod serve;
 
 pub use self::{

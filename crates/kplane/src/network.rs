@@ -4,11 +4,24 @@ use std::{io, net::Ipv4Addr, sync::Arc};
 
 use kapi::ServiceAddresses;
 use kcore::Clock;
-use knet::{AddressRange, IpAllocator, Redirects, loopback::LoopbackBlock};
+use knet::{
+    AddressRange, IpAllocator, Redirects,
+    dns::{DnsServer, InformerZone, system_resolvers},
+    loopback::LoopbackBlock,
+    proxy::userspace::UserspaceProxy,
+};
+use kreconcile::Informers;
 use kruntime::runtime::process::{ProcessOptions, ProcessRuntime};
 
 /// The prefix of the range of cluster IPs within a block.
 const SERVICES_PREFIX: u8 = 20;
+/// Where the nodes' addresses begin in a block, and how many there are before they repeat.
+const NODES_OFFSET: u32 = 4096;
+const NODE_ADDRESSES: usize = 4096;
+/// Where in a block the DNS server is.
+const DNS_OFFSET: u32 = 10;
+/// The domain of services and pods.
+pub(crate) const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// What the pods, services and names of one cluster of processes share. It lives as long as the cluster.
 #[derive(Debug)]
@@ -38,11 +51,35 @@ impl LocalNetwork {
         ServiceAddresses { network: first, prefix: SERVICES_PREFIX, ..ServiceAddresses::default() }
     }
 
+    /// The address of a node: from the range between those of the services and of the pods.
+    pub(crate) fn node_address(&self, number: usize) -> std::net::IpAddr {
+        let offset = u32::try_from(number % NODE_ADDRESSES).unwrap_or(0);
+        self.block.nth(NODES_OFFSET + offset)
+    }
+
     /// The runtime whose containers are processes.
     pub(crate) fn runtime(&self, clock: &Arc<dyn Clock>) -> io::Result<ProcessRuntime> {
-        let mut options = ProcessOptions::new(self.dir.path().join("runtime"), Arc::clone(&self.pods), Arc::clone(clock));
+        let mut options =
+            ProcessOptions::new(self.dir.path().join("runtime"), Arc::clone(&self.pods), Arc::clone(clock));
         options.redirects = self.redirects.clone();
         ProcessRuntime::new(options)
+    }
+
+    /// The proxy that brings connections to the services.
+    pub(crate) fn proxy(&self, node_addresses: Vec<std::net::IpAddr>) -> UserspaceProxy {
+        UserspaceProxy::new(self.redirects.clone()).node_addresses(node_addresses)
+    }
+
+    /// Where the cluster's DNS server listens: the tenth address of the services' range, as clusters have it.
+    pub(crate) fn dns_address(&self) -> std::net::IpAddr {
+        self.block.nth(DNS_OFFSET)
+    }
+
+    /// Starts the cluster's DNS server.
+    pub(crate) async fn dns(&self, informers: &Informers) -> io::Result<DnsServer> {
+        let zone = Arc::new(InformerZone::new(informers));
+        let address = (self.dns_address(), 53).into();
+        DnsServer::start(address, CLUSTER_DOMAIN, zone, system_resolvers(), &self.redirects).await
     }
 
     /// Where the agents make volumes.

@@ -25,7 +25,7 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The buffer of a connection within the process, in bytes each way.
-const DUPLEX_BYTES: usize = 64 * 1024;
+pub(crate) const DUPLEX_BYTES: usize = 64 * 1024;
 /// How long a listener that can't accept waits before it tries again.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 

@@ -1,6 +1,6 @@
 //! Discovery: what the server serves, in the old form (one document per group version) and the aggregated one.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -20,32 +20,41 @@ use crate::{
 /// Documents that are made once for a state of the registry.
 #[derive(Debug, Default)]
 pub(crate) struct Documents {
-    cached: Mutex<ahash::HashMap<String, Document>>,
+    cached: Mutex<Cached>,
 }
 
-/// A document with its hash.
-#[derive(Clone, Debug)]
-pub(crate) struct Document {
-    pub(crate) bytes: Bytes,
-    pub(crate) hash: String,
+#[derive(Debug, Default)]
+struct Cached {
+    /// The registry's revision that the documents were made from.
+    revision: u64,
+    documents: ahash::HashMap<String, Bytes>,
 }
 
 impl Documents {
-    /// The document of this name, made by `make` if it is not there yet.
-    pub(crate) fn get(&self, name: &str, make: impl FnOnce() -> Value) -> Document {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(document) = cached.get(name) {
-            return document.clone();
+    /// The document of this name, made by `make` if there is none of this revision of the registry. Nothing is locked while
+    /// it is made, so callers that ask at the same time may each make it.
+    pub(crate) fn bytes(&self, name: &str, revision: u64, make: impl FnOnce() -> Vec<u8>) -> Bytes {
+        if let Some(bytes) = self.current(revision).and_then(|cached| cached.documents.get(name).cloned()) {
+            return bytes;
         }
-        let bytes = Bytes::from(serde_json::to_vec(&make()).unwrap_or_default());
-        let hash = hex(&Sha256::digest(&bytes));
-        let document = Document { bytes, hash };
-        cached.insert(name.to_owned(), document.clone());
-        document
+        let bytes = Bytes::from(make());
+        if let Some(mut cached) = self.current(revision) {
+            cached.documents.insert(name.to_owned(), bytes.clone());
+        }
+        bytes
+    }
+
+    /// What is kept of this revision; nothing if a newer one has been seen.
+    fn current(&self, revision: u64) -> Option<MutexGuard<'_, Cached>> {
+        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if revision > cached.revision {
+            *cached = Cached { revision, documents: ahash::HashMap::default() };
+        }
+        (cached.revision == revision).then_some(cached)
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02X}");
@@ -126,7 +135,7 @@ fn group_of(registry: &Registry, name: &str) -> Option<Value> {
 }
 
 /// The kind of a subresource, its group version when that is another, and its verbs.
-fn subresource(
+pub(super) fn subresource(
     resource: &Resource,
     name: &str,
 ) -> (String, Option<(&'static str, &'static str)>, &'static [&'static str]) {
@@ -206,6 +215,7 @@ fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
 
 fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Response<Body> {
     let registry = server.objects.registry();
+    let revision = registry.revision();
     let make = || {
         let groups = registry.groups();
         let groups = groups.iter().filter(|(group, _)| group.is_empty() == core);
@@ -213,11 +223,12 @@ fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Respons
             groups.map(|(group, versions)| aggregated_group(registry, group, versions)).collect();
         json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items})
     };
-    let document = server.documents.get(&format!("discovery/{version}/{core}"), make);
-    let mut response = bytes_response(StatusCode::OK, document.bytes);
+    let make = || serde_json::to_vec(&make()).unwrap_or_default();
+    let bytes = server.documents.bytes(&format!("discovery/{version}/{core}"), revision, make);
+    let hash = hex(&Sha256::digest(&bytes));
+    let mut response = bytes_response(StatusCode::OK, bytes);
     let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-    if let (Ok(kind), Ok(tag)) =
-        (HeaderValue::from_str(&kind), HeaderValue::from_str(&format!("\"{}\"", document.hash)))
+    if let (Ok(kind), Ok(tag)) = (HeaderValue::from_str(&kind), HeaderValue::from_str(&format!("\"{hash}\"")))
     {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
         response.headers_mut().insert(header::ETAG, tag);

@@ -1,13 +1,175 @@
-//! OpenAPI documents.
+//! OpenAPI documents: what clients learn the kinds' structure from, and `kubectl explain` its words.
+//!
+//! A document is made when it is first asked for and kept as bytes until the registry changes. Its hash, by which clients keep
+//! their copies, is made of what the document is made of, so the index needs no document.
+
+#[cfg(feature = "openapi-docs")]
+mod docs;
+mod paths;
+mod schemas;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use kcore::Status;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
 
-use crate::{body::Body, error::ApiResult, server::Inner};
+use self::{paths::Paths, schemas::Schemas};
+use super::{bytes_response, negotiate};
+use crate::{
+    body::Body,
+    error::ApiResult,
+    registry::{Registry, Resource},
+    schema::Type,
+    server::Inner,
+};
 
-/// Answers `/openapi/v2` and `/openapi/v3`.
-pub(super) fn serve(_server: &Arc<Inner>, _rest: &[&str], _headers: &HeaderMap) -> ApiResult<Response<Body>> {
-    Err(Status::no_such_path().into())
+/// Counts changes of what this module makes of a registry; a client's copy of an older form must not pass for current.
+const FORM: &str = "1";
+
+/// The version of OpenAPI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spec {
+    /// Swagger 2.0: one document of everything.
+    V2,
+    /// OpenAPI 3.0: one document per group version.
+    V3,
+}
+
+/// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. Documents are JSON; a caller that takes only their protobuf
+/// form is refused with 406, as clients expect of servers that don't have it.
+pub(super) fn serve(server: &Arc<Inner>, rest: &[&str], headers: &HeaderMap) -> ApiResult<Response<Body>> {
+    let ranges = negotiate::ranges(headers);
+    let takes_json = |essence: &str| matches!(essence, "application/json" | "application/*" | "*/*");
+    if !ranges.is_empty() && !ranges.iter().any(|range| takes_json(range.essence)) {
+        let message = "only the following media types are accepted: application/json";
+        return Err(Status::failure(406, "NotAcceptable", message).into());
+    }
+    let registry = server.objects.registry();
+    // Read first: what is made from a registry that changes meanwhile is then kept under the older revision, and dropped.
+    let revision = registry.revision();
+    let all = || {
+        registry
+            .groups()
+            .into_iter()
+            .flat_map(|(group, versions)| versions.into_iter().map(move |version| (group.clone(), version)))
+    };
+    let document = |name: &str, members: &[(String, String)], spec: Spec| {
+        let make = || serde_json::to_vec(&document(registry, members, spec)).unwrap_or_default();
+        (server.documents.bytes(name, revision, make), hash(registry, members))
+    };
+    let (bytes, hash) = match rest {
+        ["v2"] => document("openapi/v2", &all().collect::<Vec<_>>(), Spec::V2),
+        ["v3"] => {
+            let everything: Vec<_> = all().collect();
+            let index = serde_json::to_vec(&index(registry, &everything)).unwrap_or_default();
+            (Bytes::from(index), self::hash(registry, &everything))
+        }
+        ["v3", "api", version] if registry.has_version("", version) => {
+            document(&format!("openapi/v3/{version}"), &[(String::new(), (*version).to_owned())], Spec::V3)
+        }
+        ["v3", "apis", group, version] if registry.has_version(group, version) => {
+            let member = ((*group).to_owned(), (*version).to_owned());
+            document(&format!("openapi/v3/{group}/{version}"), &[member], Spec::V3)
+        }
+        _ => return Err(Status::no_such_path().into()),
+    };
+    Ok(tagged(headers, bytes, &hash))
+}
+
+/// The answer, or "not modified" if the caller has it already.
+fn tagged(headers: &HeaderMap, bytes: Bytes, hash: &str) -> Response<Body> {
+    let tag = format!("\"{hash}\"");
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut response = if known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag) {
+        let mut response = Response::new(Body::from(Bytes::new()));
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        bytes_response(StatusCode::OK, bytes)
+    };
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+    response
+}
+
+/// Where the documents are: `api/v1`, `apis/apps/v1`, each with the hash that its address carries.
+fn index(registry: &Registry, members: &[(String, String)]) -> Value {
+    let paths: Map<String, Value> = members
+        .iter()
+        .map(|member| {
+            let root = root(&member.0, &member.1);
+            let hash = hash(registry, std::slice::from_ref(member));
+            let url = format!("/openapi/v3/{root}?hash={hash}");
+            (root, json!({ "serverRelativeURL": url }))
+        })
+        .collect();
+    json!({ "paths": paths })
+}
+
+/// The path of a group version, without the first slash.
+fn root(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
+}
+
+/// A hash of everything that a document of these group versions is made of. Built-in definitions are fixed for a version of
+/// the server, so their names stand for them.
+fn hash(registry: &Registry, members: &[(String, String)]) -> String {
+    let mut digest = Sha256::new();
+    digest.update(format!(
+        "{FORM} {} {:?} {}\n",
+        env!("CARGO_PKG_VERSION"),
+        super::VERSION,
+        cfg!(feature = "openapi-docs")
+    ));
+    for resource in members.iter().flat_map(|(group, version)| registry.resources(group, version)) {
+        let def = &resource.def;
+        digest.update(format!(
+            "{} {} {} {:?} {:?} {} ",
+            resource.api_version(),
+            def.plural,
+            def.kind,
+            def.verbs,
+            def.subresources,
+            def.namespaced
+        ));
+        if !matches!(resource.version().schema, Type::Named(_)) {
+            digest.update(format!("{:?}", resource.version().schema));
+        }
+    }
+    super::discovery::hex(&digest.finalize())
+}
+
+/// The document of some group versions.
+fn document(registry: &Registry, members: &[(String, String)], spec: Spec) -> Value {
+    let mut schemas = Schemas::new(registry.catalog(), spec);
+    let mut paths = Paths::new(spec);
+    for (group, version) in members {
+        schemas.begin(group, version);
+        for resource in registry.resources(group, version) {
+            paths.add(&resource, &mut schemas);
+        }
+    }
+    let (major, minor) = super::VERSION;
+    let info = json!({"title": "Kubernetes", "version": format!("v{major}.{minor}.0")});
+    match spec {
+        Spec::V2 => {
+            json!({"swagger": "2.0", "info": info, "paths": paths.finish(), "definitions": schemas.finish()})
+        }
+        Spec::V3 => {
+            let scheme = json!({"BearerToken": {"type": "apiKey", "description": "Bearer Token authentication", "name": "authorization", "in": "header"}});
+            json!({"openapi": "3.0.0", "info": info, "paths": paths.finish(), "components": {"schemas": schemas.finish(), "securitySchemes": scheme}})
+        }
+    }
+}
+
+/// The definition's name for a kind that brings no name of its own: the group's parts turned round, the version, the kind.
+fn definition_name(resource: &Resource) -> String {
+    let mut parts: Vec<&str> = resource.def.group.split('.').rev().collect();
+    parts.extend([resource.version().name.as_str(), &resource.def.kind]);
+    parts.join(".")
 }

@@ -106,6 +106,7 @@ impl Request<'_> {
         Call {
             objects: &self.server.objects,
             admission: &self.server.admission,
+            foreign_admission: self.server.foreign_admission,
             user: self.user,
             resource,
             subresource: &self.info.subresource,

@@ -1,6 +1,16 @@
 //! Tables: what `kubectl get` shows.
 
+mod access;
+mod cluster;
 mod columns;
+mod devices;
+mod duration;
+mod labels;
+mod pods;
+mod policy;
+mod services;
+mod storage;
+mod workloads;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -39,12 +49,20 @@ pub(super) fn of(
     include: Include,
     now: Timestamp,
 ) -> Value {
-    let columns = columns::of(&resource.def.qualified());
-    let definitions: Vec<Value> = if with_columns { columns.definitions() } else { Vec::new() };
-    let rows: Vec<Value> = objects
-        .iter()
+    let kind = objects.first().and_then(|object| object["kind"].as_str()).unwrap_or_default();
+    let table = columns::of(&resource.def.qualified(), kind);
+    let definitions = if with_columns { table.definitions() } else { Vec::new() };
+    let mut ordered: Vec<&Value> = objects.iter().collect();
+    if let Some(order) = table.order {
+        ordered.sort_by_cached_key(|object| order(object));
+    }
+    let rows: Vec<Value> = ordered
+        .into_iter()
         .map(|object| {
-            let mut row = json!({"cells": columns.cells(object, now)});
+            let mut row = json!({"cells": table.cells(object, now)});
+            if let Some(conditions) = table.conditions.and_then(|conditions| conditions(object)) {
+                row["conditions"] = conditions;
+            }
             match include {
                 Include::Metadata => row["object"] = super::resource::metadata_of(object),
                 Include::Object => row["object"] = object.clone(),

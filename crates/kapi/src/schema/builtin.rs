@@ -45,7 +45,7 @@ pub fn kinds(
     })
 }
 
-fn name_of(line: &'static str) -> &'static str {
+pub(super) fn name_of(line: &'static str) -> &'static str {
     line.split(['\t', ' ']).next().unwrap_or_default()
 }
 

@@ -248,6 +248,10 @@ impl Strategy for Services {
         claims
     }
 
+    fn allocates(&self) -> bool {
+        true
+    }
+
     fn allocate(
         &self,
         object: &mut Value,

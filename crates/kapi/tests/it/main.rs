@@ -2,5 +2,7 @@
 
 mod bad_input;
 mod harness;
+mod openapi;
+mod tables;
 mod verbs;
 mod watches;

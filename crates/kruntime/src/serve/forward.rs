@@ -106,6 +106,7 @@ async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>)
                 return;
             }
         }
+        let _ = sink.send(super::stream::normal_closure()).await;
         let _ = sink.close().await;
     };
     let all = futures::future::join_all(connections);

@@ -12,7 +12,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::Mutex,
 };
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{
+    Message, Utf8Bytes,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 
 use super::{
     Failure, KubeletBody, Query,
@@ -23,6 +26,8 @@ use crate::{
     runtime::{ExecRequest, Reader, Resize, RuntimeError, Session, Writer},
 };
 
+/// How long a client may take to confirm the end of a connection.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -143,7 +148,21 @@ async fn run(socket: Socket, session: Result<Session, RuntimeError>, closes: boo
     };
     let mut sink = sink.lock().await;
     let _ = sink.send(message(ERROR, status.to_string().as_bytes())).await;
-    let _ = sink.close().await;
+    // Clients take anything but a normal closure for a broken connection.
+    let _ = sink.send(normal_closure()).await;
+    let _ = sink.flush().await;
+    // What the client still sends must be taken, or the connection breaks before the closure reaches it.
+    let drained = async {
+        while incoming.next().await.is_some_and(|message| !matches!(message, Ok(Message::Close(_)) | Err(_)))
+        {
+        }
+    };
+    let _ = tokio::time::timeout(CLOSE_MAX, drained).await;
+}
+
+/// The frame that ends a connection whose business is done (RFC 6455, code 1000).
+pub(super) fn normal_closure() -> Message {
+    Message::Close(Some(CloseFrame { code: CloseCode::Normal, reason: Utf8Bytes::from_static("") }))
 }
 
 fn message(channel: u8, bytes: &[u8]) -> Message {

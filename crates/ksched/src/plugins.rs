@@ -1,0 +1,95 @@
+//! The built-in plug-ins, under upstream's names and with upstream's texts; one file each.
+
+mod balanced_allocation;
+mod default_binder;
+mod default_preemption;
+mod dynamic_resources;
+mod image_locality;
+mod node_affinity;
+mod node_name;
+mod node_ports;
+mod node_resources_fit;
+mod node_unschedulable;
+mod priority_sort;
+mod scheduling_gates;
+mod taint_toleration;
+
+use std::sync::Arc;
+
+pub use balanced_allocation::BalancedAllocation;
+pub use default_binder::DefaultBinder;
+pub use default_preemption::DefaultPreemption;
+pub use dynamic_resources::DynamicResources;
+pub use image_locality::ImageLocality;
+pub use node_affinity::NodeAffinity;
+pub use node_name::NodeName;
+pub use node_ports::NodePorts;
+pub use node_resources_fit::{NodeResourcesFit, ScoringStrategy};
+pub use node_unschedulable::NodeUnschedulable;
+pub use priority_sort::PrioritySort;
+pub use scheduling_gates::SchedulingGates;
+pub use taint_toleration::TaintToleration;
+
+use crate::profile::ProfileBuilder;
+
+/// Adds the default plug-ins in upstream's order (`getDefaultPlugins` in `apis/config/v1/default_plugins.go`).
+pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
+    let fit = Arc::new(NodeResourcesFit::default());
+    let balanced = Arc::new(BalancedAllocation::default());
+    builder
+        .pre_enqueue(Arc::new(SchedulingGates))
+        .hint(Arc::new(SchedulingGates))
+        .pre_filter(Arc::new(NodeAffinity))
+        .pre_filter(Arc::new(NodePorts))
+        .pre_filter(Arc::new(DynamicResources))
+        .filter(Arc::new(NodeUnschedulable))
+        .filter(Arc::new(NodeName))
+        .filter(Arc::new(TaintToleration))
+        .filter(Arc::new(NodeAffinity))
+        .filter(Arc::new(NodePorts))
+        .filter(Arc::clone(&fit) as Arc<_>)
+        .hint(Arc::new(NodeUnschedulable))
+        .hint(Arc::new(NodeName))
+        .hint(Arc::new(TaintToleration))
+        .hint(Arc::new(NodeAffinity))
+        .hint(Arc::new(NodePorts))
+        .hint(Arc::clone(&fit) as Arc<_>)
+        .post_filter(Arc::new(DynamicResources))
+        .post_filter(Arc::new(DefaultPreemption))
+        .pre_score(Arc::new(NodeAffinity))
+        .pre_score(Arc::clone(&balanced) as Arc<_>)
+        .score(Arc::new(TaintToleration), 3)
+        .score(Arc::new(NodeAffinity), 2)
+        .score(fit, 1)
+        .score(balanced, 1)
+        .score(Arc::new(ImageLocality), 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{check_filter, check_score};
+
+    #[test]
+    fn the_filters_keep_to_the_contract() {
+        check_filter(Arc::new(NodeUnschedulable));
+        check_filter(Arc::new(NodeName));
+        check_filter(Arc::new(TaintToleration));
+        check_filter(Arc::new(NodeAffinity));
+        check_filter(Arc::new(NodePorts));
+        check_filter(Arc::new(NodeResourcesFit::default()));
+    }
+
+    #[test]
+    fn the_scores_keep_to_the_contract() {
+        check_score(Arc::new(TaintToleration));
+        check_score(Arc::new(NodeAffinity));
+        check_score(Arc::new(NodeResourcesFit::default()));
+        check_score(Arc::new(NodeResourcesFit::new(
+            ScoringStrategy::MostAllocated,
+            [("cpu", 3), ("memory", 1)],
+        )));
+        check_score(Arc::new(BalancedAllocation::default()));
+        check_score(Arc::new(ImageLocality));
+    }
+}

@@ -1,0 +1,283 @@
+//! A node must have room for what a pod asks for.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::{
+    event::{ClusterEvent, Hint},
+    node::NodeInfo,
+    plugin::{
+        CycleState, FilterPlugin, Finality, MAX_NODE_SCORE, QueueingHint, Rejection, ScorePlugin, Verdict,
+    },
+    pod::PodInfo,
+    resources,
+    snapshot::{
+        NodeIndex, NodeView, Snapshot,
+        columns::{Columns, ResourceColumn},
+    },
+};
+
+const NAME: &str = "NodeResourcesFit";
+
+/// Which nodes are better among those with room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoringStrategy {
+    /// Those with the most room: spreads pods. The default.
+    LeastAllocated,
+    /// Those with the least room: packs pods.
+    MostAllocated,
+}
+
+/// Rejects nodes without room, and scores by how full they are.
+///
+/// By default CPU and memory count alike in the score; containers without requests count in it as 100m CPU and 200 MiB.
+#[derive(Clone, Debug)]
+pub struct NodeResourcesFit {
+    strategy: ScoringStrategy,
+    weights: Vec<(Arc<str>, i64)>,
+}
+
+/// A resource that counts in the score, on all nodes, and what a pod asks for.
+struct Wanted<'a> {
+    allocatable: &'a [i64],
+    requested: &'a [i64],
+    amount: i64,
+    weight: i64,
+}
+
+impl Default for NodeResourcesFit {
+    fn default() -> Self {
+        Self::new(ScoringStrategy::LeastAllocated, [("cpu", 1), ("memory", 1)])
+    }
+}
+
+impl NodeResourcesFit {
+    /// With a strategy and the resources that count in the score, with their weights.
+    #[must_use]
+    pub fn new<N: Into<Arc<str>>>(
+        strategy: ScoringStrategy,
+        weights: impl IntoIterator<Item = (N, i64)>,
+    ) -> Self {
+        Self { strategy, weights: weights.into_iter().map(|(name, weight)| (name.into(), weight)).collect() }
+    }
+
+    /// The resources that count for this pod.
+    fn resolve<'a>(&self, pod: &PodInfo, columns: &'a Columns) -> SmallVec<[Wanted<'a>; 4]> {
+        let wanted = |(name, weight): &(Arc<str>, i64)| {
+            let column = columns.resource(name)?;
+            let (requested, amount) = match &**name {
+                "cpu" => (&columns.score_milli_cpu, pod.score_milli_cpu),
+                "memory" => (&columns.score_memory, pod.score_memory),
+                name => (&column.requested, pod.requests.get(name)),
+            };
+            let counts = amount != 0 || !resources::is_scalar(name);
+            counts.then(|| Wanted { allocatable: &column.allocatable, requested, amount, weight: *weight })
+        };
+        self.weights.iter().filter_map(wanted).collect()
+    }
+
+    fn score_row(&self, wanted: &[Wanted<'_>], row: NodeIndex) -> i64 {
+        let (mut sum, mut weights) = (0, 0);
+        for Wanted { allocatable, requested, amount, weight } in wanted {
+            if allocatable[row] != 0 {
+                sum += self.score_of(requested[row] + amount, allocatable[row]) * weight;
+                weights += weight;
+            }
+        }
+        if weights == 0 { 0 } else { sum / weights }
+    }
+
+    fn score_of(&self, requested: i64, allocatable: i64) -> i64 {
+        match self.strategy {
+            ScoringStrategy::LeastAllocated if requested > allocatable => 0,
+            ScoringStrategy::LeastAllocated => {
+                (allocatable - requested).saturating_mul(MAX_NODE_SCORE) / allocatable
+            }
+            ScoringStrategy::MostAllocated => {
+                requested.min(allocatable).saturating_mul(MAX_NODE_SCORE) / allocatable
+            }
+        }
+    }
+}
+
+impl FilterPlugin for NodeResourcesFit {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn filter(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> Verdict {
+        let (columns, row) = (node.snapshot().columns(), node.index());
+        let requests = &pod.requests;
+        let lacks = |column: &ResourceColumn, wanted: i64| {
+            wanted > 0 && wanted > column.allocatable[row] - column.requested[row]
+        };
+        let full = columns.pods[row] + 1 > columns.pods_max[row];
+        if !full
+            && !lacks(&columns.cpu, requests.milli_cpu)
+            && !lacks(&columns.memory, requests.memory)
+            && !lacks(&columns.ephemeral_storage, requests.ephemeral_storage)
+            && requests.scalars.is_empty()
+        {
+            return Verdict::Pass;
+        }
+        let mut rejection = Rejection { finality: Finality::Unschedulable, reasons: SmallVec::new() };
+        if full {
+            rejection.reasons.push("Too many pods".into());
+        }
+        let basic = [
+            (&columns.cpu, requests.milli_cpu, "Insufficient cpu"),
+            (&columns.memory, requests.memory, "Insufficient memory"),
+            (&columns.ephemeral_storage, requests.ephemeral_storage, "Insufficient ephemeral-storage"),
+        ];
+        for (column, wanted, reason) in basic {
+            if lacks(column, wanted) {
+                rejection.reasons.push(reason.into());
+                if wanted > column.allocatable[row] {
+                    rejection.finality = Finality::Unresolvable;
+                }
+            }
+        }
+        for (name, &wanted) in requests.scalars.iter().filter(|(_, wanted)| **wanted != 0) {
+            let column = columns.scalar(name);
+            let allocatable = column.map_or(0, |column| column.allocatable[row]);
+            let requested = column.map_or(0, |column| column.requested[row]);
+            if wanted > allocatable - requested {
+                rejection.reasons.push(format!("Insufficient {name}").into());
+                if wanted > allocatable {
+                    rejection.finality = Finality::Unresolvable;
+                }
+            }
+        }
+        if rejection.reasons.is_empty() { Verdict::Pass } else { Verdict::Reject(rejection) }
+    }
+}
+
+impl ScorePlugin for NodeResourcesFit {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
+        self.score_row(&self.resolve(pod, node.snapshot().columns()), node.index())
+    }
+
+    fn score_all(
+        &self,
+        _cycle: &CycleState,
+        pod: &PodInfo,
+        snapshot: &Snapshot,
+        nodes: &[NodeIndex],
+        scores: &mut Vec<i64>,
+    ) {
+        // The columns are looked up by name once, not once per node.
+        let wanted = self.resolve(pod, snapshot.columns());
+        scores.extend(nodes.iter().map(|&row| self.score_row(&wanted, row)));
+    }
+}
+
+fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let (wanted, there) = (&pod.requests, &node.allocatable);
+    node.pods_max > 0
+        && wanted.milli_cpu <= there.milli_cpu
+        && wanted.memory <= there.memory
+        && wanted.ephemeral_storage <= there.ephemeral_storage
+        && wanted.scalars.iter().all(|(name, wanted)| *wanted <= there.get(name))
+}
+
+impl QueueingHint for NodeResourcesFit {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint {
+        let wanted = &pod.requests;
+        let names = || {
+            let basic = ["cpu", "memory", "ephemeral-storage"].into_iter();
+            basic.chain(wanted.scalars.keys().map(|name| &**name)).filter(|name| wanted.get(name) > 0)
+        };
+        Hint::queue_if(match event {
+            ClusterEvent::NodeAdded(node) => fits_empty(pod, node),
+            ClusterEvent::NodeUpdated { old, new } => {
+                let more = || names().any(|name| new.allocatable.get(name) > old.allocatable.get(name));
+                fits_empty(pod, new) && (new.pods_max > old.pods_max || more())
+            }
+            ClusterEvent::PodGone(_) => true,
+            ClusterEvent::PodUpdated { old, new } => {
+                names().any(|name| new.requests.get(name) < old.requests.get(name))
+            }
+            ClusterEvent::TargetUpdated { old, new } => old.requests != new.requests,
+            _ => false,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::{node, pod};
+
+    fn snapshot() -> Snapshot {
+        let mut snapshot = Snapshot::new();
+        let node =
+            node("n").resource("cpu", "4").resource("memory", "10000").resource("example.com/gpu", "2");
+        snapshot.set_node(node.resource("pods", "2").info());
+        let other =
+            pod("other").request("cpu", "3").request("memory", "5000").request("example.com/gpu", "1");
+        snapshot.place(&Arc::new(other.info()), "n");
+        snapshot
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let unschedulable = Finality::Unschedulable;
+        let cases: [(&[(&str, &str)], _, &str); 9] = [
+            (&[], unschedulable, ""),
+            (&[("cpu", "1"), ("memory", "5000")], unschedulable, ""),
+            (&[("cpu", "1001m")], unschedulable, "Insufficient cpu"),
+            (&[("cpu", "5")], Finality::Unresolvable, "Insufficient cpu"),
+            (&[("cpu", "2"), ("memory", "5001")], unschedulable, "Insufficient cpu, Insufficient memory"),
+            (&[("ephemeral-storage", "1")], Finality::Unresolvable, "Insufficient ephemeral-storage"),
+            (&[("example.com/gpu", "2")], unschedulable, "Insufficient example.com/gpu"),
+            (&[("example.com/none", "1")], Finality::Unresolvable, "Insufficient example.com/none"),
+            (&[("example.com/none", "0")], unschedulable, ""),
+        ];
+        let snapshot = snapshot();
+        for (requests, finality, expected) in cases {
+            let builder = requests.iter().fold(pod("p"), |pod, (name, amount)| pod.request(name, amount));
+            let fit = NodeResourcesFit::default();
+            let (message, found) = match fit.filter(&CycleState::default(), &builder.info(), snapshot.node(0))
+            {
+                Verdict::Pass => (String::new(), unschedulable),
+                Verdict::Reject(rejection) => (rejection.message(), rejection.finality),
+            };
+            assert_eq!((message.as_str(), found), (expected, finality), "{requests:?}");
+        }
+    }
+
+    #[test]
+    fn a_full_node_takes_no_more_pods() {
+        let mut snapshot = snapshot();
+        snapshot.place(&Arc::new(pod("second").info()), "n");
+        let verdict =
+            NodeResourcesFit::default().filter(&CycleState::default(), &pod("p").info(), snapshot.node(0));
+        assert_eq!(verdict, Verdict::unschedulable("Too many pods"));
+    }
+
+    /// The figures of upstream's documented example: (4000 - 3000 - 0) of 4000 and (10000 - 5000 - 0) of 10000.
+    #[test]
+    fn scores() {
+        let most = NodeResourcesFit::new(ScoringStrategy::MostAllocated, [("cpu", 1), ("memory", 1)]);
+        let weighted = NodeResourcesFit::new(ScoringStrategy::LeastAllocated, [("cpu", 3), ("memory", 1)]);
+        for (fit, cpu, memory, expected) in [
+            (NodeResourcesFit::default(), "500m", "1000", (12 + 40) / 2),
+            (most, "500m", "1000", (87 + 60) / 2),
+            (weighted, "500m", "1000", (12 * 3 + 40) / 4),
+            (NodeResourcesFit::default(), "1", "6000", 0),
+        ] {
+            let pod = pod("p").request("cpu", cpu).request("memory", memory).info();
+            let score = fit.score(&CycleState::default(), &pod, snapshot().node(0));
+            assert_eq!(score, expected, "{fit:?} {cpu} {memory}");
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! The pods that wait to be scheduled.
+//!
+//! A pod is in one of four places: *active* pods are next, in the order of [`QueueSort`]; pods in *back-off* have failed
+//! and may help themselves to another try soon; *unschedulable* pods wait for an event that could help them, or for five
+//! minutes; *gated* pods are held back by a [`PreEnqueue`](crate::plugin::PreEnqueue). The queue has no clock and no
+//! task: every call says what time it is, so that the same calls give the same order.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use ahash::RandomState;
+use tokio::time::Instant;
+
+use crate::{
+    event::{ClusterEvent, Hint},
+    plugin::{QueueSort, QueueingHint, Rejection, Verdict},
+    pod::{PodInfo, ScheduledCondition},
+    profile::Profile,
+};
+
+/// The back-off after the first failure (upstream's `podInitialBackoffSeconds`).
+pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// The longest back-off (upstream's `podMaxBackoffSeconds`).
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// How long a pod waits for an event before it is tried again anyway (upstream's
+/// `DefaultPodMaxInUnschedulablePodsDuration`).
+pub const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
+
+/// A pod in the queue.
+#[derive(Clone, Debug)]
+pub struct QueuedPod {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// When it was last put into the queue.
+    pub since: Instant,
+    /// How many times it was tried.
+    pub attempts: u32,
+    /// The plug-ins that rejected it at the last try; empty when it was not rejected but something went wrong, or there
+    /// were no nodes: then every event helps.
+    pub rejected_by: Vec<Arc<str>>,
+    /// The condition that was last written.
+    pub(crate) written: Option<ScheduledCondition>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Active,
+    /// After an error the back-off is kept to the end; else an idle scheduler may cut it short.
+    Backoff {
+        until: Instant,
+        after_error: bool,
+    },
+    Unschedulable {
+        until: Instant,
+    },
+    Gated,
+}
+
+#[derive(Debug)]
+struct Entry {
+    queued: Arc<QueuedPod>,
+    place: Place,
+    /// Names the entry's present place; what other orders hold under an older number is stale.
+    ticket: u64,
+}
+
+/// How many pods are where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueLengths {
+    /// Next to be tried.
+    pub active: usize,
+    /// Tried again soon.
+    pub backoff: usize,
+    /// Waiting for an event.
+    pub unschedulable: usize,
+    /// Held back.
+    pub gated: usize,
+}
+
+/// The queue. Its length is that of the list of pods without a node; the API server's limits bound it.
+pub struct SchedulingQueue {
+    sort: Arc<dyn QueueSort>,
+    profiles: Arc<[Profile]>,
+    entries: HashMap<Arc<str>, Entry, RandomState>,
+    active: Vec<(u64, Arc<QueuedPod>)>,
+    /// By the end of the back-off, and ticket.
+    backoff: BTreeMap<(Instant, u64), Arc<str>>,
+    /// By when the pod is tried anyway, and ticket.
+    unschedulable: BTreeMap<(Instant, u64), Arc<str>>,
+    /// Pods with a nominated node, by uid.
+    nominated: HashMap<Arc<str>, (Arc<PodInfo>, Arc<str>), RandomState>,
+    tickets: u64,
+    lengths: QueueLengths,
+}
+
+impl std::fmt::Debug for SchedulingQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SchedulingQueue").field("lengths", &self.lengths).finish_non_exhaustive()
+    }
+}
+
+impl SchedulingQueue {
+    /// An empty queue for the pods of these profiles, ordered as the first one says.
+    ///
+    /// # Panics
+    /// Without profiles; one that was built has an order.
+    #[must_use]
+    pub fn new(profiles: Arc<[Profile]>) -> Self {
+        let sort = Arc::clone(&profiles[0].points.queue_sort[0].plugin);
+        Self {
+            sort,
+            profiles,
+            entries: HashMap::default(),
+            active: Vec::new(),
+            backoff: BTreeMap::new(),
+            unschedulable: BTreeMap::new(),
+            nominated: HashMap::default(),
+            tickets: 0,
+            lengths: QueueLengths::default(),
+        }
+    }
+
+    /// How many pods are where.
+    #[must_use]
+    pub fn lengths(&self) -> QueueLengths {
+        self.lengths
+    }
+
+    /// Whether a pod is in the queue, by its uid.
+    #[must_use]
+    pub fn contains(&self, uid: &str) -> bool {
+        self.entries.contains_key(uid)
+    }
+
+    /// The pods for which room is being made, with their nodes.
+    pub fn nominated(&self) -> impl Iterator<Item = (&Arc<PodInfo>, &str)> {
+        self.nominated.values().map(|(pod, node)| (pod, &**node))
+    }
+
+    /// Puts a new pod into the queue, or takes over the changes of one that is there. Gives what holds it back if
+    /// something does.
+    pub fn set(&mut self, pod: Arc<PodInfo>, now: Instant) -> Option<Rejection> {
+        match &pod.nominated_node {
+            Some(node) => {
+                self.nominated.insert(Arc::clone(&pod.uid), (Arc::clone(&pod), Arc::clone(node)));
+            }
+            None => {
+                self.nominated.remove(&pod.uid);
+            }
+        }
+        let Some(entry) = self.entries.get(&pod.uid) else {
+            let queued = QueuedPod { pod, since: now, attempts: 0, rejected_by: Vec::new(), written: None };
+            return self.activate(queued);
+        };
+        let (place, mut queued) = (entry.place, (*entry.queued).clone());
+        let old = std::mem::replace(&mut queued.pod, Arc::clone(&pod));
+        match place {
+            Place::Gated => self.activate(queued),
+            Place::Unschedulable { .. } => {
+                // A change of the status, such as the condition that the scheduler itself writes, helps nobody.
+                let is_same =
+                    old.generation > 0 && old.generation == pod.generation && old.labels == pod.labels;
+                let event = ClusterEvent::TargetUpdated { old, new: pod };
+                if !is_same && self.helps(&queued, &event) {
+                    self.retry(queued, now)
+                } else {
+                    self.insert(queued, place);
+                    None
+                }
+            }
+            Place::Backoff { .. } | Place::Active => {
+                self.insert(queued, place);
+                None
+            }
+        }
+    }
+
+    /// Forgets a pod: it was deleted, or has a node.
+    pub fn remove(&mut self, uid: &str) {
+        self.nominated.remove(uid);
+        self.take(uid);
+    }
+
+    /// The next pod to be tried, which leaves the queue; it comes back through [`failed`](Self::failed) or
+    /// [`errored`](Self::errored). When no pod is active, one is taken out of its back-off early (KEP-5142), unless the
+    /// back-off is due to an error.
+    pub fn pop(&mut self, now: Instant) -> Option<QueuedPod> {
+        self.flush(now);
+        while let Some((ticket, queued)) = self.pop_active() {
+            if self.entries.get(&queued.pod.uid).is_some_and(|entry| entry.ticket == ticket) {
+                return self.taken(&queued.pod.uid);
+            }
+        }
+        let early = self.backoff.values().find(|uid| {
+            let entry = self.entries.get(&**uid);
+            entry.is_some_and(|entry| matches!(entry.place, Place::Backoff { after_error: false, .. }))
+        });
+        let uid = Arc::clone(early?);
+        self.taken(&uid)
+    }
+
+    fn taken(&mut self, uid: &str) -> Option<QueuedPod> {
+        let mut queued = self.take(uid)?;
+        queued.attempts = queued.attempts.saturating_add(1);
+        Some(queued)
+    }
+
+    /// Puts a pod back that no node would take; it waits for an event that helps against one of `rejected_by`.
+    pub fn failed(&mut self, mut queued: QueuedPod, rejected_by: Vec<Arc<str>>, now: Instant) {
+        queued.since = now;
+        queued.rejected_by = rejected_by;
+        self.insert(queued, Place::Unschedulable { until: now + UNSCHEDULABLE_MAX });
+    }
+
+    /// Puts a pod back for which something went wrong; it is tried again after its back-off.
+    pub fn errored(&mut self, mut queued: QueuedPod, now: Instant) {
+        queued.since = now;
+        queued.rejected_by.clear();
+        let until = now + backoff(queued.attempts);
+        self.insert(queued, Place::Backoff { until, after_error: true });
+    }
+
+    /// Has another look at the pods that an event may help.
+    pub fn happened(&mut self, event: &ClusterEvent, now: Instant) {
+        let helped: Vec<_> = self
+            .unschedulable
+            .values()
+            .filter(|uid| self.entries.get(&**uid).is_some_and(|entry| self.helps(&entry.queued, event)))
+            .cloned()
+            .collect();
+        for uid in helped {
+            if let Some(queued) = self.take(&uid) {
+                self.retry(queued, now);
+            }
+        }
+    }
+
+    /// When there will be something to do without any event.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let first = |map: &BTreeMap<(Instant, u64), Arc<str>>| map.keys().next().map(|(instant, _)| *instant);
+        [first(&self.backoff), first(&self.unschedulable)].into_iter().flatten().min()
+    }
+
+    /// Notes which condition was written for a pod, so that it is not written again.
+    pub(crate) fn wrote(&mut self, uid: &str, condition: ScheduledCondition) {
+        if let Some(entry) = self.entries.get_mut(uid) {
+            Arc::make_mut(&mut entry.queued).written = Some(condition);
+        }
+    }
+
+    pub(crate) fn written(&self, uid: &str) -> Option<&ScheduledCondition> {
+        self.entries.get(uid).and_then(|entry| entry.queued.written.as_ref())
+    }
+
+    /// Moves the pods whose time has come.
+    fn flush(&mut self, now: Instant) {
+        while let Some((&(until, _), uid)) = self.backoff.iter().next() {
+            if until > now {
+                break;
+            }
+            let uid = Arc::clone(uid);
+            if let Some(queued) = self.take(&uid) {
+                self.activate(queued);
+            }
+        }
+        while let Some((&(until, _), uid)) = self.unschedulable.iter().next() {
+            if until > now {
+                break;
+            }
+            let uid = Arc::clone(uid);
+            if let Some(queued) = self.take(&uid) {
+                self.retry(queued, now);
+            }
+        }
+    }
+
+    fn helps(&self, queued: &QueuedPod, event: &ClusterEvent) -> bool {
+        if queued.rejected_by.is_empty() {
+            return true;
+        }
+        let Some(profile) = self.profile(&queued.pod) else { return true };
+        queued.rejected_by.iter().any(|name| {
+            let entry = profile.points.hints.iter().find(|entry| entry.name == *name);
+            entry.is_none_or(|entry| QueueingHint::hint(&*entry.plugin, &queued.pod, event) == Hint::Queue)
+        })
+    }
+
+    fn profile(&self, pod: &PodInfo) -> Option<&Profile> {
+        self.profiles.iter().find(|profile| profile.scheduler_name == pod.scheduler_name)
+    }
+
+    /// Into the back-off if that has not ended, else next.
+    fn retry(&mut self, queued: QueuedPod, now: Instant) -> Option<Rejection> {
+        let until = queued.since + backoff(queued.attempts);
+        if until > now {
+            self.insert(queued, Place::Backoff { until, after_error: false });
+            return None;
+        }
+        self.activate(queued)
+    }
+
+    /// Next, unless something holds the pod back.
+    fn activate(&mut self, mut queued: QueuedPod) -> Option<Rejection> {
+        let verdict = self.profile(&queued.pod).and_then(|profile| {
+            profile.points.pre_enqueue.iter().find_map(|entry| match entry.plugin.pre_enqueue(&queued.pod) {
+                Verdict::Pass => None,
+                Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
+            })
+        });
+        match verdict {
+            None => {
+                self.insert(queued, Place::Active);
+                None
+            }
+            Some((plugin, rejection)) => {
+                queued.rejected_by = vec![plugin];
+                self.insert(queued, Place::Gated);
+                Some(rejection)
+            }
+        }
+    }
+
+    fn insert(&mut self, queued: QueuedPod, place: Place) {
+        self.take(&queued.pod.uid);
+        self.tickets += 1;
+        let (ticket, queued, uid) = (self.tickets, Arc::new(queued.clone()), Arc::clone(&queued.pod.uid));
+        match place {
+            Place::Active => self.push_active(ticket, Arc::clone(&queued)),
+            Place::Backoff { until, .. } => {
+                self.backoff.insert((until, ticket), Arc::clone(&uid));
+            }
+            Place::Unschedulable { until } => {
+                self.unschedulable.insert((until, ticket), Arc::clone(&uid));
+            }
+            Place::Gated => {}
+        }
+        *self.count(place) += 1;
+        self.entries.insert(uid, Entry { queued, place, ticket });
+    }
+
+    fn take(&mut self, uid: &str) -> Option<QueuedPod> {
+        let entry = self.entries.remove(uid)?;
+        match entry.place {
+            Place::Backoff { until, .. } => {
+                self.backoff.remove(&(until, entry.ticket));
+            }
+            Place::Unschedulable { until } => {
+                self.unschedulable.remove(&(until, entry.ticket));
+            }
+            // What the heap holds is stale now; it is thrown away when it comes up.
+            Place::Active | Place::Gated => {}
+        }
+        *self.count(entry.place) -= 1;
+        Some(Arc::unwrap_or_clone(entry.queued))
+    }
+
+    fn count(&mut self, place: Place) -> &mut usize {
+        match place {
+            Place::Active => &mut self.lengths.active,
+            Place::Backoff { .. } => &mut self.lengths.backoff,
+            Place::Unschedulable { .. } => &mut self.lengths.unschedulable,
+            Place::Gated => &mut self.lengths.gated,
+        }
+    }
+
+    fn goes_first(&self, a: usize, b: usize) -> bool {
+        let ((a_ticket, a), (b_ticket, b)) = (&self.active[a], &self.active[b]);
+        self.sort.compare(a, b).then(a_ticket.cmp(b_ticket)) == Ordering::Less
+    }
+
+    fn push_active(&mut self, ticket: u64, queued: Arc<QueuedPod>) {
+        self.active.push((ticket, queued));
+        let mut at = self.active.len() - 1;
+        while at > 0 && self.goes_first(at, (at - 1) / 2) {
+            self.active.swap(at, (at - 1) / 2);
+            at = (at - 1) / 2;
+        }
+    }
+
+    fn pop_active(&mut self) -> Option<(u64, Arc<QueuedPod>)> {
+        if self.active.is_empty() {
+            return None;
+        }
+        let first = self.active.swap_remove(0);
+        let mut at = 0;
+        loop {
+            let mut best = at;
+            for child in [2 * at + 1, 2 * at + 2] {
+                if child < self.active.len() && self.goes_first(child, best) {
+                    best = child;
+                }
+            }
+            if best == at {
+                return Some(first);
+            }
+            self.active.swap(at, best);
+            at = best;
+        }
+    }
+}
+
+/// The back-off after so many tries: 1, 2, 4, 8, 10, 10, ... seconds.
+fn backoff(attempts: u32) -> Duration {
+    let doublings = attempts.saturating_sub(1).min(16);
+    (BACKOFF_MIN * 2_u32.pow(doublings)).min(BACKOFF_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::build::{node, pod};
+
+    fn queue() -> SchedulingQueue {
+        SchedulingQueue::new([Profile::default()].into())
+    }
+
+    fn popped(queue: &mut SchedulingQueue, now: Instant) -> Option<String> {
+        queue.pop(now).map(|queued| queued.pod.name.to_string())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn higher_priority_goes_first_and_then_who_came_first() {
+        let (mut queue, now) = (queue(), Instant::now());
+        for (name, priority) in [("a", 0), ("b", 5), ("c", 0), ("d", 5), ("e", -1), ("gone", 9)] {
+            queue.set(Arc::new(pod(name).priority(priority).info()), now);
+        }
+        queue.remove("uid-gone");
+        let order: Vec<_> = std::iter::from_fn(|| popped(&mut queue, now)).collect();
+        assert_eq!(order, ["b", "d", "a", "c", "e"]);
+        assert_eq!(queue.lengths(), QueueLengths::default());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_backs_off_from_one_to_ten_seconds() {
+        let (mut queue, mut now) = (queue(), Instant::now());
+        queue.set(Arc::new(pod("a").info()), now);
+        for seconds in [1, 2, 4, 8, 10, 10] {
+            let queued = queue.pop(now).unwrap();
+            queue.errored(queued, now);
+            now += Duration::from_secs(seconds) - Duration::from_millis(1);
+            assert_eq!(popped(&mut queue, now), None, "{seconds}");
+            assert_eq!(queue.next_deadline(), Some(now + Duration::from_millis(1)));
+            now += Duration::from_millis(1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_helps_wakes_a_pod() {
+        let large = ClusterEvent::NodeAdded(Arc::new(node("n").resource("cpu", "8").info()));
+        let small = ClusterEvent::NodeAdded(Arc::new(node("n").resource("cpu", "1").info()));
+        let assigned = ClusterEvent::PodAssigned(Arc::new(pod("x").info()));
+        let gone = ClusterEvent::PodGone(Arc::new(pod("x").info()));
+        for (rejected_by, event, wakes) in [
+            ("NodeResourcesFit", &large, true),
+            ("NodeResourcesFit", &small, false),
+            ("NodeResourcesFit", &gone, true),
+            ("NodeResourcesFit", &assigned, false),
+            ("TaintToleration", &gone, false),
+            ("TaintToleration", &small, true),
+            ("NodePorts", &gone, false),
+            ("SomethingOfOnesOwn", &assigned, true),
+        ] {
+            let (mut queue, now) = (queue(), Instant::now());
+            queue.set(Arc::new(pod("a").request("cpu", "4").info()), now);
+            let queued = queue.pop(now).unwrap();
+            queue.failed(queued, vec![rejected_by.into()], now);
+            queue.happened(event, now);
+            assert_eq!(queue.lengths().backoff == 1, wakes, "{rejected_by} {event:?}");
+            assert_eq!(popped(&mut queue, now).is_some(), wakes, "an idle scheduler cuts the back-off short");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_five_minutes_a_pod_is_tried_anyway() {
+        let (mut queue, now) = (queue(), Instant::now());
+        queue.set(Arc::new(pod("a").info()), now);
+        let queued = queue.pop(now).unwrap();
+        queue.failed(queued, vec!["NodeName".into()], now);
+        let almost = now + UNSCHEDULABLE_MAX - Duration::from_millis(1);
+        assert_eq!(popped(&mut queue, almost), None);
+        assert_eq!(popped(&mut queue, now + UNSCHEDULABLE_MAX), Some("a".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gated_pod_waits_for_its_last_gate() {
+        let (mut queue, now) = (queue(), Instant::now());
+        let held = queue.set(Arc::new(pod("a").gate("one").gate("two").info()), now);
+        assert_eq!(held.unwrap().message(), "waiting for scheduling gates: [one two]");
+        assert!(queue.set(Arc::new(pod("a").gate("two").info()), now).is_some());
+        queue.happened(&ClusterEvent::NodeAdded(Arc::new(node("n").info())), now);
+        assert_eq!(popped(&mut queue, now + UNSCHEDULABLE_MAX), None);
+        assert!(queue.set(Arc::new(pod("a").info()), now).is_none());
+        assert_eq!(popped(&mut queue, now), Some("a".to_owned()));
+    }
+}

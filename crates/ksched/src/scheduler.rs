@@ -1,0 +1,184 @@
+//! The scheduler that runs: it watches pods and nodes, decides, and binds.
+
+mod binding;
+mod core;
+mod report;
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kcore::{Clock, SystemClock};
+use kreconcile::{EventRecorder, Informers, RunError, Runnable, Selection};
+use kube::Client;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    profile::{BuildError, Profile},
+    scheduler::core::Core,
+    waiting::WaitingPods,
+};
+
+/// How many pods are decided on before other tasks get a turn.
+pub const BATCH_PODS_MAX: usize = 32;
+/// How many bindings and status writes are under way at once; while there are so many, no pod is taken from the queue.
+pub const REQUESTS_MAX: usize = 256;
+
+/// A scheduler for the pods of one or more profiles.
+///
+/// It is a [`Runnable`] for a [`kreconcile::Manager`]. One task decides on one pod after the other, on a snapshot that
+/// it keeps up to date from two informers; a chosen place counts at once, while the binding is under way, and is given
+/// back when the binding fails. Everything that it starts ends with it.
+///
+/// ```no_run
+/// use ksched::{Profile, Scheduler};
+/// use kreconcile::{Manager, Start};
+///
+/// # async fn example(client: kube::Client) -> Result<(), ksched::BuildError> {
+/// let packing = Profile::builder().scheduler_name("no-images").without("ImageLocality").build()?;
+/// let scheduler = Scheduler::builder(client).profile(Profile::default()).profile(packing).build()?;
+/// let running = Manager::new().add(Start::Leading, scheduler).start();
+/// // ...
+/// running.stop().await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct Scheduler {
+    client: Client,
+    informers: Option<Informers>,
+    clock: Arc<dyn Clock>,
+    profiles: Arc<[Profile]>,
+    waiting: WaitingPods,
+}
+
+impl fmt::Debug for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scheduler").field("profiles", &self.profiles).finish_non_exhaustive()
+    }
+}
+
+impl Scheduler {
+    /// Begins a scheduler that acts through `client`.
+    pub fn builder(client: Client) -> SchedulerBuilder {
+        SchedulerBuilder { client, informers: None, clock: Arc::new(SystemClock), profiles: Vec::new() }
+    }
+
+    /// The pods that [`Permit`](crate::plugin::Permit) plug-ins let wait, as a handle.
+    #[must_use]
+    pub fn waiting_pods(&self) -> WaitingPods {
+        self.waiting.clone()
+    }
+}
+
+/// Makes a [`Scheduler`].
+#[must_use]
+pub struct SchedulerBuilder {
+    client: Client,
+    informers: Option<Informers>,
+    clock: Arc<dyn Clock>,
+    profiles: Vec<Profile>,
+}
+
+impl fmt::Debug for SchedulerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SchedulerBuilder").field("profiles", &self.profiles).finish_non_exhaustive()
+    }
+}
+
+impl SchedulerBuilder {
+    /// The clock for timestamps; the machine's by default.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Reads pods and nodes through these informers; by default it has its own, from its client.
+    pub fn informers(mut self, informers: &Informers) -> Self {
+        self.informers = Some(informers.clone());
+        self
+    }
+
+    /// Adds a profile. Without any there is the default one.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profiles.push(profile);
+        self
+    }
+
+    /// Makes the scheduler.
+    ///
+    /// # Errors
+    /// When two profiles are for the same `schedulerName`.
+    pub fn build(mut self) -> Result<Scheduler, BuildError> {
+        if self.profiles.is_empty() {
+            self.profiles.push(Profile::default());
+        }
+        for (at, profile) in self.profiles.iter().enumerate() {
+            if self.profiles[..at].iter().any(|other| other.scheduler_name == profile.scheduler_name) {
+                return Err(BuildError::SameName(Arc::clone(&profile.scheduler_name)));
+            }
+        }
+        Ok(Scheduler {
+            client: self.client,
+            informers: self.informers,
+            clock: self.clock,
+            profiles: self.profiles.into(),
+            waiting: WaitingPods::default(),
+        })
+    }
+}
+
+#[async_trait]
+impl Runnable for Scheduler {
+    fn name(&self) -> &str {
+        "scheduler"
+    }
+
+    async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
+        let informers = self.informers.clone().unwrap_or_else(|| Informers::new(self.client.clone()));
+        let nodes = informers.of::<Node>(Selection::all());
+        let pods = informers.of::<Pod>(Selection::all());
+        let synced = async { nodes.synced().await && pods.synced().await };
+        if stop.run_until_cancelled(synced).await != Some(true) {
+            return Ok(());
+        }
+        let (mut node_changes, mut pod_changes) = (nodes.subscribe(), pods.subscribe());
+        let recorder = EventRecorder::new(self.client.clone(), Arc::clone(&self.clock), "default-scheduler");
+        let mut core = Core::new(
+            self.client.clone(),
+            Arc::clone(&self.profiles),
+            Arc::clone(&self.clock),
+            recorder,
+            self.waiting.clone(),
+        );
+        while !stop.is_cancelled() {
+            for change in node_changes.try_next() {
+                core.node_changed(&change);
+            }
+            for change in pod_changes.try_next() {
+                core.pod_changed(&change);
+            }
+            core.take_finished();
+            if core.schedule(BATCH_PODS_MAX) == BATCH_PODS_MAX {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let deadline = core.next_deadline();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                changes = node_changes.next() => match changes {
+                    Some(changes) => changes.iter().for_each(|change| core.node_changed(change)),
+                    None => break,
+                },
+                changes = pod_changes.next() => match changes {
+                    Some(changes) => changes.iter().for_each(|change| core.pod_changed(change)),
+                    None => break,
+                },
+                () = core.finished() => {}
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
+            }
+        }
+        Ok(())
+    }
+}

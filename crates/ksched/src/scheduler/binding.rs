@@ -1,0 +1,95 @@
+//! One pod's way from its decision to its node.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    plugin::{BindError, BindOutcome, Binding, CycleState, Rejection},
+    pod::PodInfo,
+    profile::Profile,
+    queue::QueuedPod,
+    waiting::{Answer, WaitingPods},
+};
+
+/// A pod that has a node and is to be bound.
+pub(super) struct Job {
+    pub(super) client: kube::Client,
+    pub(super) profiles: Arc<[Profile]>,
+    /// Which of them it is.
+    pub(super) profile: usize,
+    pub(super) cycle: CycleState,
+    pub(super) queued: QueuedPod,
+    pub(super) node: Arc<str>,
+    pub(super) wait: Option<Wait>,
+}
+
+/// A permission that is still to come.
+pub(super) struct Wait {
+    pub(super) answer: Answer,
+    /// How long each plug-in would wait.
+    pub(super) times: Vec<(Arc<str>, Duration)>,
+}
+
+/// What a task of the scheduler has done.
+pub(super) enum Done {
+    /// A binding ended.
+    Binding { queued: QueuedPod, node: Arc<str>, outcome: Outcome },
+    /// A condition was written, or could not be.
+    Report,
+}
+
+pub(super) enum Outcome {
+    Bound,
+    Refused(Arc<str>, Rejection),
+    Failed(BindError),
+}
+
+pub(super) async fn run(mut job: Job, waiting: WaitingPods) -> Done {
+    let outcome = match permitted(&mut job, &waiting).await {
+        Err((plugin, rejection)) => Outcome::Refused(plugin, rejection),
+        Ok(()) => match bind(&job).await {
+            Ok(()) => Outcome::Bound,
+            Err(error) => Outcome::Failed(error),
+        },
+    };
+    if !matches!(outcome, Outcome::Bound) {
+        unreserve(&job.profiles[job.profile], &job.cycle, &job.queued.pod, &job.node);
+    }
+    Done::Binding { queued: job.queued, node: job.node, outcome }
+}
+
+pub(super) fn unreserve(profile: &Profile, cycle: &CycleState, pod: &PodInfo, node: &str) {
+    for entry in profile.points.reserve.iter().rev() {
+        entry.plugin.unreserve(cycle, pod, node);
+    }
+}
+
+async fn permitted(job: &mut Job, waiting: &WaitingPods) -> Result<(), (Arc<str>, Rejection)> {
+    let Some(Wait { answer, times }) = job.wait.take() else { return Ok(()) };
+    let Some((plugin, time)) = times.into_iter().min_by_key(|(_, time)| *time) else { return Ok(()) };
+    match tokio::time::timeout(time, answer).await {
+        Ok(Ok(answer)) => answer,
+        // Nobody is left who could answer, or nobody did in time.
+        Ok(Err(_)) | Err(_) => {
+            waiting.forget(&job.queued.pod.uid);
+            let reason = format!("rejected due to timeout after waiting {time:?} at plugin {plugin}");
+            Err((plugin, Rejection::unschedulable(reason)))
+        }
+    }
+}
+
+async fn bind(job: &Job) -> Result<(), BindError> {
+    let points = &job.profiles[job.profile].points;
+    let binding = Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
+    for entry in &points.pre_bind {
+        entry.plugin.pre_bind(binding).await?;
+    }
+    for entry in &points.bind {
+        if entry.plugin.bind(binding).await? == BindOutcome::Bound {
+            for entry in &points.post_bind {
+                entry.plugin.post_bind(binding).await;
+            }
+            return Ok(());
+        }
+    }
+    Err(BindError::NotHandled)
+}

@@ -1,0 +1,313 @@
+//! What the scheduler's task does at each turn.
+
+use std::{collections::HashSet, sync::Arc};
+
+use ahash::RandomState;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kcore::{Clock, Stored};
+use kreconcile::{Change, EventRecorder};
+use kube::Client;
+use tokio::{task::JoinSet, time::Instant};
+
+use crate::{
+    cycle::decide,
+    decision::Decision,
+    event::ClusterEvent,
+    node::NodeInfo,
+    plugin::{PermitVerdict, Rejection, Verdict},
+    pod::PodInfo,
+    profile::Profile,
+    queue::{QueuedPod, SchedulingQueue},
+    scheduler::{
+        REQUESTS_MAX,
+        binding::{self, Done, Job, Outcome, Wait},
+        report::Reporter,
+    },
+    snapshot::Snapshot,
+    waiting::WaitingPods,
+};
+
+pub(super) struct Core {
+    client: Client,
+    profiles: Arc<[Profile]>,
+    snapshot: Snapshot,
+    queue: SchedulingQueue,
+    /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
+    /// queue when its binding fails is not the scheduler's business any more.
+    assumed: HashSet<Arc<str>, RandomState>,
+    tasks: JoinSet<Done>,
+    reporter: Reporter,
+    waiting: WaitingPods,
+}
+
+impl Core {
+    pub(super) fn new(
+        client: Client,
+        profiles: Arc<[Profile]>,
+        clock: Arc<dyn Clock>,
+        recorder: EventRecorder,
+        waiting: WaitingPods,
+    ) -> Self {
+        Self {
+            queue: SchedulingQueue::new(Arc::clone(&profiles)),
+            reporter: Reporter::new(client.clone(), clock, recorder),
+            client,
+            profiles,
+            snapshot: Snapshot::new(),
+            assumed: HashSet::default(),
+            tasks: JoinSet::new(),
+            waiting,
+        }
+    }
+
+    pub(super) fn node_changed(&mut self, change: &Change) {
+        let now = Instant::now();
+        if change.new.is_none() {
+            self.snapshot.remove_node(&change.header().name);
+            return;
+        }
+        let Some(node) = change.new_as::<Node>() else { return };
+        let new = Arc::new(NodeInfo::new(node));
+        let known = self.snapshot.find(&new.name).map(|index| Arc::clone(self.snapshot.node(index).info()));
+        self.snapshot.set_node(Arc::clone(&new));
+        match known {
+            None => self.queue.happened(&ClusterEvent::NodeAdded(new), now),
+            Some(old) if !old.same_for_scheduling(&new) => {
+                self.queue.happened(&ClusterEvent::NodeUpdated { old, new }, now);
+            }
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn pod_changed(&mut self, change: &Change) {
+        if (change.new.is_none() || change.is_recreated())
+            && let Some(old) = &change.old
+        {
+            self.gone(&old.header().uid);
+        }
+        let Some(stored) = &change.new else { return };
+        if self.is_known_as_it_is(stored) {
+            return;
+        }
+        let Some(pod) = change.new_as::<Pod>() else { return };
+        let pod = Arc::new(PodInfo::new(pod));
+        let now = Instant::now();
+        match &pod.node_name {
+            _ if pod.terminal => self.gone(&pod.uid),
+            Some(node) => {
+                self.assumed.remove(&pod.uid);
+                self.queue.remove(&pod.uid);
+                let known = self.snapshot.pod(&pod.uid).cloned();
+                self.snapshot.place(&pod, node);
+                let event = match known {
+                    Some(old) if old.node_name.is_some() => {
+                        ClusterEvent::PodUpdated { old, new: Arc::clone(&pod) }
+                    }
+                    _ => ClusterEvent::PodAssigned(Arc::clone(&pod)),
+                };
+                self.queue.happened(&event, now);
+            }
+            None if pod.deleting => self.queue.remove(&pod.uid),
+            None if self.assumed.contains(&pod.uid) => {}
+            None if self.profile_of(&pod).is_some() => self.enqueue(&pod, now),
+            None => {}
+        }
+    }
+
+    fn enqueue(&mut self, pod: &Arc<PodInfo>, now: Instant) {
+        if self.queue.set(Arc::clone(pod), now).is_none() {
+            return;
+        }
+        let written = self.queue.written(&pod.uid).cloned();
+        if let Some(condition) = self.reporter.gated(pod, written.as_ref(), &mut self.tasks) {
+            self.queue.wrote(&pod.uid, condition);
+        }
+    }
+
+    /// Whether a pod on a node is the same as before as far as it counts, told without decoding it: most changes of
+    /// pods are of their status. Only servers in the same process say enough in the header.
+    fn is_known_as_it_is(&self, stored: &Stored) -> bool {
+        let header = stored.header();
+        let Some(known) = self.snapshot.pod(&header.uid) else { return false };
+        header.generation > 0
+            && known.generation == header.generation
+            && known.node_name.is_some()
+            && known.node_name.as_deref() == header.field("spec.nodeName")
+            && matches!(header.field("status.phase"), Some("Pending" | "Running"))
+            && !known.resizing
+    }
+
+    fn gone(&mut self, uid: &str) {
+        self.queue.remove(uid);
+        self.assumed.remove(uid);
+        self.waiting.reject(uid, "", Rejection::unresolvable("the pod is gone"));
+        if let Some(pod) = self.snapshot.pod(uid).cloned() {
+            self.snapshot.remove_pod(uid);
+            self.queue.happened(&ClusterEvent::PodGone(pod), Instant::now());
+        }
+    }
+
+    fn profile_of(&self, pod: &PodInfo) -> Option<usize> {
+        self.profiles.iter().position(|profile| profile.scheduler_name == pod.scheduler_name)
+    }
+
+    /// When there will be something to do without any event.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.queue.next_deadline()
+    }
+
+    /// Decides on up to `pods_max` pods; tells how many it were.
+    pub(super) fn schedule(&mut self, pods_max: usize) -> usize {
+        let now = Instant::now();
+        for done in 0..pods_max {
+            if self.tasks.len() >= REQUESTS_MAX {
+                return done;
+            }
+            let Some(queued) = self.queue.pop(now) else { return done };
+            self.schedule_one(queued, now);
+        }
+        pods_max
+    }
+
+    fn schedule_one(&mut self, queued: QueuedPod, now: Instant) {
+        let Some(number) = self.profile_of(&queued.pod) else { return };
+        let profiles = Arc::clone(&self.profiles);
+        let profile = &profiles[number];
+        let decision = self.decide(profile, &queued.pod);
+        let Some(node) = decision.node_name().cloned() else {
+            let message = decision.diagnosis().message();
+            let plugins = decision.diagnosis().plugins.clone();
+            self.reject(queued, plugins, &message, decision.nominated(), now);
+            return;
+        };
+        let mut cycle = decision.cycle;
+        // From here the place counts; the pod's own object still says that it has no node.
+        self.snapshot.place(&queued.pod, &node);
+        self.assumed.insert(Arc::clone(&queued.pod.uid));
+        let mut waits = Vec::new();
+        let mut refusal = None;
+        for entry in &profile.points.reserve {
+            if let Verdict::Reject(rejection) = entry.plugin.reserve(&mut cycle, &queued.pod, &node) {
+                refusal = Some((Arc::clone(&entry.name), rejection));
+                break;
+            }
+        }
+        for entry in &profile.points.permit {
+            if refusal.is_some() {
+                break;
+            }
+            match entry.plugin.permit(&mut cycle, &queued.pod, &node, &self.waiting) {
+                PermitVerdict::Allow => {}
+                PermitVerdict::Reject(rejection) => refusal = Some((Arc::clone(&entry.name), rejection)),
+                PermitVerdict::Wait(time) => waits.push((Arc::clone(&entry.name), time)),
+            }
+        }
+        if let Some((plugin, rejection)) = refusal {
+            binding::unreserve(profile, &cycle, &queued.pod, &node);
+            self.refused(queued, &plugin, &rejection, now);
+            return;
+        }
+        let wait = (!waits.is_empty()).then(|| {
+            let names = waits.iter().map(|(name, _)| Arc::clone(name)).collect();
+            Wait { answer: self.waiting.add(&queued.pod, &node, names), times: waits }
+        });
+        let client = self.client.clone();
+        let job = Job { client, profiles, profile: number, cycle, queued, node, wait };
+        self.tasks.spawn(binding::run(job, self.waiting.clone()));
+    }
+
+    /// Decides with the pods in place for which room is being made, if they come before this one.
+    fn decide(&self, profile: &Profile, pod: &PodInfo) -> Decision {
+        let mut nominated = self
+            .queue
+            .nominated()
+            .filter(|(other, _)| other.uid != pod.uid && other.priority >= pod.priority)
+            .peekable();
+        if nominated.peek().is_none() {
+            return decide(profile, &self.snapshot, pod);
+        }
+        let mut with_nominated = self.snapshot.clone();
+        for (other, node) in nominated {
+            if with_nominated.pod(&other.uid).is_none() {
+                with_nominated.place(other, node);
+            }
+        }
+        decide(profile, &with_nominated, pod)
+    }
+
+    /// Gives the place back that was assumed; tells whether it still was.
+    fn forget(&mut self, uid: &str) -> bool {
+        let was = self.assumed.remove(uid);
+        if was {
+            self.snapshot.remove_pod(uid);
+        }
+        was
+    }
+
+    fn refused(&mut self, queued: QueuedPod, plugin: &Arc<str>, rejection: &Rejection, now: Instant) {
+        if !self.forget(&queued.pod.uid) {
+            return;
+        }
+        self.queue.happened(&ClusterEvent::PodGone(Arc::clone(&queued.pod)), now);
+        // Upstream counts only the node that was chosen here.
+        let message = format!("0/1 nodes are available: 1 {}.", rejection.message());
+        self.reject(queued, vec![Arc::clone(plugin)], &message, None, now);
+    }
+
+    fn reject(
+        &mut self,
+        mut queued: QueuedPod,
+        plugins: Vec<Arc<str>>,
+        message: &str,
+        nominated: Option<&str>,
+        now: Instant,
+    ) {
+        let written = queued.written.take();
+        let pod = Arc::clone(&queued.pod);
+        queued.written = self.reporter.unschedulable(&pod, message, nominated, written, &mut self.tasks);
+        self.queue.failed(queued, plugins, now);
+    }
+
+    /// Waits until a request has ended, and does what follows; waits forever when there is none.
+    ///
+    /// # Cancel safety
+    /// A call that is dropped has taken nothing.
+    pub(super) async fn finished(&mut self) {
+        match self.tasks.join_next().await {
+            Some(Ok(done)) => self.done(done),
+            Some(Err(error)) => tracing::error!(%error, "a binding ended unexpectedly"),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Does what follows from the requests that have ended.
+    pub(super) fn take_finished(&mut self) {
+        while let Some(done) = self.tasks.try_join_next() {
+            match done {
+                Ok(done) => self.done(done),
+                Err(error) => tracing::error!(%error, "a binding ended unexpectedly"),
+            }
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done::Binding { queued, node, outcome } = done else { return };
+        let now = Instant::now();
+        match outcome {
+            Outcome::Bound => self.reporter.bound(&queued.pod, &node),
+            Outcome::Refused(plugin, rejection) => self.refused(queued, &plugin, &rejection, now),
+            Outcome::Failed(error) => {
+                // The informer may have shown the pod on its node, or gone, in the meantime.
+                if !self.forget(&queued.pod.uid) {
+                    return;
+                }
+                self.queue.happened(&ClusterEvent::PodGone(Arc::clone(&queued.pod)), now);
+                let mut queued = queued;
+                let written = queued.written.take();
+                let pod = Arc::clone(&queued.pod);
+                queued.written = self.reporter.errored(&pod, &error, written, &mut self.tasks);
+                self.queue.errored(queued, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! The scheduler's loop against an API server in memory that knows pods, nodes, bindings and conditions.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures::{StreamExt, channel::mpsc, stream};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use kcore::{
+    Stored,
+    local::{LocalEvent, LocalEvents},
+};
+use kreconcile::{Manager, Running, Start};
+use ksched::{
+    PodInfo, Profile, Scheduler, WaitingPods,
+    build::{NodeBuilder, PodBuilder, node, pod},
+    plugin::{CycleState, Permit, PermitVerdict, Reserve, Verdict},
+};
+use kube::{Client, client::Body};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    /// By plural and name.
+    objects: BTreeMap<(String, String), Value>,
+    watches: Vec<(String, mpsc::UnboundedSender<Vec<LocalEvent>>)>,
+    events: Vec<(String, String)>,
+}
+
+struct Api {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    failing_bindings: AtomicUsize,
+    patches: AtomicUsize,
+}
+
+impl Api {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            failing_bindings: AtomicUsize::new(0),
+            patches: AtomicUsize::new(0),
+        })
+    }
+
+    fn client(self: &Arc<Self>) -> Client {
+        let api = Arc::clone(self);
+        let service = tower::service_fn(move |request| {
+            let api = Arc::clone(&api);
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        Client::new(service, "default")
+    }
+
+    fn start(self: &Arc<Self>) -> Running {
+        self.start_with(Profile::default())
+    }
+
+    fn start_with(self: &Arc<Self>, profile: Profile) -> Running {
+        let scheduler = Scheduler::builder(self.client()).profile(profile).build().unwrap();
+        Manager::new().add(Start::Always, scheduler).start()
+    }
+
+    fn add_node(&self, builder: NodeBuilder) {
+        let object = serde_json::to_value(builder.object()).unwrap();
+        self.put("nodes", object);
+    }
+
+    fn add_pod(&self, builder: PodBuilder) {
+        let object = serde_json::to_value(builder.object()).unwrap();
+        self.put("pods", object);
+    }
+
+    fn put(&self, plural: &str, mut object: Value) {
+        let mut state = self.state.lock().unwrap();
+        state.revision += 1;
+        object["metadata"]["resourceVersion"] = json!(state.revision.to_string());
+        let stored = Arc::new(Stored::from_value(object.clone()).unwrap());
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let event = match state.objects.insert((plural.to_owned(), name), object) {
+            None => LocalEvent::Added(stored),
+            Some(_) => LocalEvent::Modified(stored),
+        };
+        state
+            .watches
+            .retain(|(kind, sender)| kind != plural || sender.unbounded_send(vec![event.clone()]).is_ok());
+        self.changed.send_replace(state.revision);
+    }
+
+    fn get(&self, plural: &str, name: &str) -> Value {
+        let state = self.state.lock().unwrap();
+        state.objects.get(&(plural.to_owned(), name.to_owned())).cloned().unwrap_or_default()
+    }
+
+    fn events(&self, reason: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        state.events.iter().filter(|(known, _)| known == reason).map(|(_, message)| message.clone()).collect()
+    }
+
+    /// Waits until something is so; an hour of (paused) time is long enough for anything.
+    async fn until(&self, mut is_so: impl FnMut(&Self) -> bool) {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            while !is_so(self) {
+                changed.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(3600), wait).await.expect("it did not happen");
+    }
+
+    async fn until_on(&self, pod: &str, node: &str) {
+        self.until(|api| api.get("pods", pod)["spec"]["nodeName"] == node).await;
+    }
+
+    async fn answer(&self, request: Request<Body>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let path: Vec<&str> = parts.uri.path().trim_start_matches("/api/v1/").split('/').collect();
+        match (parts.method, &path[..]) {
+            (Method::GET, [plural]) => self.watch(plural),
+            (Method::POST, ["namespaces", _, "pods", name, "binding"]) => {
+                if self.failing_bindings.load(Ordering::Relaxed) > 0 {
+                    self.failing_bindings.fetch_sub(1, Ordering::Relaxed);
+                    return answer(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        &json!({
+                            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 500, "message": "no",
+                            "reason": "InternalError", "metadata": {},
+                        }),
+                    );
+                }
+                let mut pod = self.get("pods", name);
+                pod["spec"]["nodeName"] = body["target"]["name"].clone();
+                self.put("pods", pod);
+                answer(StatusCode::CREATED, &json!({"kind": "Status", "status": "Success"}))
+            }
+            (Method::PATCH, ["namespaces", _, "pods", name, "status"]) => {
+                self.patches.fetch_add(1, Ordering::Relaxed);
+                let mut pod = self.get("pods", name);
+                pod["status"] = body["status"].clone();
+                self.put("pods", pod.clone());
+                answer(StatusCode::OK, &pod)
+            }
+            (Method::POST, ["namespaces", _, "events"]) => {
+                let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+                self.state.lock().unwrap().events.push((text("reason"), text("message")));
+                self.changed.send_modify(|_| {});
+                answer(StatusCode::CREATED, &body)
+            }
+            (_, _) => answer(StatusCode::NOT_FOUND, &json!({})),
+        }
+    }
+
+    fn watch(&self, plural: &str) -> Response<Body> {
+        let (sender, receiver) = mpsc::unbounded();
+        let mut state = self.state.lock().unwrap();
+        let objects = state.objects.iter().filter(|((kind, _), _)| kind == plural);
+        let mut first: Vec<_> = objects
+            .map(|(_, object)| LocalEvent::Added(Arc::new(Stored::from_value(object.clone()).unwrap())))
+            .collect();
+        first.push(LocalEvent::Bookmark { revision: state.revision.max(1), initial_events_end: true });
+        state.watches.push((plural.to_owned(), sender));
+        let mut response = answer(StatusCode::OK, &json!({}));
+        response.extensions_mut().insert(LocalEvents::new(stream::iter([first]).chain(receiver)));
+        response
+    }
+}
+
+fn answer(status: StatusCode, body: &Value) -> Response<Body> {
+    let body = Body::from(serde_json::to_vec(body).unwrap());
+    Response::builder().status(status).body(body).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_are_bound_and_told_about() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "1"));
+    api.add_node(node("b").resource("cpu", "4"));
+    api.add_pod(pod("early").request("cpu", "2"));
+    api.add_pod(pod("foreign").edit(|pod| {
+        pod.spec.get_or_insert_default().scheduler_name = Some("another".to_owned());
+    }));
+    let running = api.start();
+    api.until_on("early", "b").await;
+    api.add_pod(pod("late").request("cpu", "2"));
+    api.until_on("late", "b").await;
+    api.until(|api| api.events("Scheduled").len() == 2).await;
+    assert!(api.events("Scheduled").contains(&"Successfully assigned default/late to b".to_owned()));
+    assert_eq!(api.get("pods", "foreign")["spec"]["nodeName"], Value::Null);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_without_a_place_says_so_once_and_is_woken_by_a_node() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "1"));
+    let running = api.start();
+    api.add_pod(pod("large").request("cpu", "2"));
+    let expected = "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes \
+                    are available: 1 Preemption is not helpful for scheduling.";
+    api.until(|api| {
+        let condition = &api.get("pods", "large")["status"]["conditions"][0];
+        condition["type"] == "PodScheduled"
+            && condition["reason"] == "Unschedulable"
+            && condition["message"] == expected
+    })
+    .await;
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    // Five minutes later it is tried again, with the same result, which is not written again.
+    tokio::time::sleep(std::time::Duration::from_secs(301)).await;
+    assert_eq!(api.patches.load(Ordering::Relaxed), 1);
+    api.add_node(node("b").resource("cpu", "2"));
+    api.until_on("large", "b").await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_binding_gives_the_place_back_and_is_tried_again() {
+    let api = Api::new();
+    api.failing_bindings.store(2, Ordering::Relaxed);
+    api.add_node(node("a").resource("cpu", "1"));
+    let running = api.start();
+    let started = tokio::time::Instant::now();
+    api.add_pod(pod("p").request("cpu", "1"));
+    api.until_on("p", "a").await;
+    assert_eq!(started.elapsed().as_secs(), 1 + 2);
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gated_pod_is_bound_once_its_gate_is_gone() {
+    let api = Api::new();
+    api.add_node(node("a"));
+    let running = api.start();
+    api.add_pod(pod("p").gate("quota"));
+    api.until(|api| api.get("pods", "p")["status"]["conditions"][0]["reason"] == "SchedulingGated").await;
+    api.add_pod(pod("p"));
+    api.until_on("p", "a").await;
+    running.stop().await;
+}
+
+/// Lets pods go in pairs, and counts what is booked.
+#[derive(Default)]
+struct Pairs {
+    booked: AtomicUsize,
+}
+
+impl Reserve for Pairs {
+    fn name(&self) -> &str {
+        "Pairs"
+    }
+
+    fn reserve(&self, _: &mut CycleState, _: &PodInfo, _: &str) -> Verdict {
+        self.booked.fetch_add(1, Ordering::Relaxed);
+        Verdict::Pass
+    }
+
+    fn unreserve(&self, _: &CycleState, _: &PodInfo, _: &str) {
+        self.booked.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Permit for Pairs {
+    fn name(&self) -> &str {
+        "Pairs"
+    }
+
+    fn permit(&self, _: &mut CycleState, _: &PodInfo, _: &str, waiting: &WaitingPods) -> PermitVerdict {
+        match waiting.list().first() {
+            Some((other, _)) => {
+                waiting.allow(&other.uid, "Pairs");
+                PermitVerdict::Allow
+            }
+            None => PermitVerdict::Wait(std::time::Duration::from_secs(20)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_for_its_permission_and_gives_back_what_it_booked() {
+    let api = Api::new();
+    api.add_node(node("a"));
+    let pairs = Arc::new(Pairs::default());
+    let profile =
+        Profile::builder().reserve(Arc::clone(&pairs) as Arc<_>).permit(Arc::clone(&pairs) as Arc<_>).build();
+    let running = api.start_with(profile.unwrap());
+    api.add_pod(pod("first"));
+    let expected = "0/1 nodes are available: 1 rejected due to timeout after waiting 20s at plugin Pairs.";
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    assert_eq!(api.get("pods", "first")["spec"]["nodeName"], Value::Null);
+    api.add_pod(pod("second"));
+    api.until_on("first", "a").await;
+    api.until_on("second", "a").await;
+    assert_eq!(pairs.booked.load(Ordering::Relaxed), 2);
+    running.stop().await;
+}

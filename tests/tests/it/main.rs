@@ -1,0 +1,11 @@
+//! What crosses crates: scenarios, real clients, bad input, leaks, and the tidiness of the tree.
+
+mod bad_input;
+mod clients;
+mod kubectl;
+mod leaks;
+mod mini_cluster;
+mod paused_time;
+mod support;
+mod swaps;
+mod tidy;
