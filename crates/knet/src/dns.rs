@@ -21,6 +21,8 @@ use k8s_openapi::api::{
     discovery::v1::{Endpoint, EndpointSlice},
 };
 
+use crate::rules::cluster_ips;
+
 mod server;
 mod zone;
 
@@ -323,16 +325,6 @@ fn distinct(mut records: Vec<Record>) -> Vec<Record> {
         fresh
     });
     records
-}
-
-/// The Service's cluster IPs; none for a headless one.
-fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
-    let listed = spec.cluster_ips.iter().flatten();
-    let mut ips: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
-    if ips.is_empty() {
-        ips.extend(spec.cluster_ip.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()));
-    }
-    ips
 }
 
 /// The ready endpoints with their host names: their own, or made of their address.

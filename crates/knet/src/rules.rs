@@ -205,17 +205,10 @@ fn add_port(
             sources: Arc::clone(sources),
         });
     };
-    let addresses = |list: &Option<Vec<String>>| -> Vec<IpAddr> {
-        list.iter().flatten().filter_map(|ip| ip.parse().ok()).collect()
-    };
-    let mut cluster_ips = addresses(&spec.cluster_ips);
-    if cluster_ips.is_empty() {
-        cluster_ips.extend(spec.cluster_ip.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()));
-    }
-    for address in cluster_ips {
+    for address in cluster_ips(spec) {
         add(Frontend::Address(address), port_number, internal_local, &none);
     }
-    for address in addresses(&spec.external_ips) {
+    for address in spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()) {
         add(Frontend::Address(address), port_number, external_local, &none);
     }
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -230,6 +223,16 @@ fn add_port(
     {
         add(Frontend::Node, node_port, external_local, &none);
     }
+}
+
+/// The Service's cluster IPs; none for a headless one.
+pub(crate) fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let listed = spec.cluster_ips.iter().flatten();
+    let mut ips: Vec<IpAddr> = listed.filter_map(|ip| ip.parse().ok()).collect();
+    if ips.is_empty() {
+        ips.extend(spec.cluster_ip.iter().filter_map(|ip| ip.parse::<IpAddr>().ok()));
+    }
+    ips
 }
 
 /// The endpoints that get a port's traffic, sorted.

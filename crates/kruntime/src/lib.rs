@@ -1,6 +1,6 @@
 //! Pods on a node: the pod machine, the node agent and container runtimes.
 //!
-//! A newcomer starts at [`NodeAgent`](agent::NodeAgent), which brings the pods of its nodes to life, and at
+//! A newcomer starts at [`NodeAgent`], which brings the pods of its nodes to life, and at
 //! [`ContainerRuntime`], the trait to implement for whatever runs containers: processes of the user, nothing at all
 //! (simulated), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
 //! function. Around it, in the order of a pod's life: [`volumes`] and [`env`](mod@env) prepare, [`probe`] asks, [`logs`] and

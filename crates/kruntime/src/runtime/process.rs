@@ -38,6 +38,8 @@ mod container;
 mod launch;
 mod mounts;
 mod output;
+mod session;
+mod setup;
 mod supervise;
 mod tree;
 
@@ -326,11 +328,11 @@ impl ContainerRuntime for ProcessRuntime {
     async fn exec(&self, uid: &PodUid, name: &str, request: ExecRequest) -> Result<Session, RuntimeError> {
         let pod = self.shared.pod(uid)?;
         let container = pod.running(name)?;
-        container::exec(&self.shared, &pod, &container, request).await
+        session::exec(&self.shared, &pod, &container, request).await
     }
 
     async fn attach(&self, uid: &PodUid, name: &str) -> Result<Session, RuntimeError> {
-        Ok(container::attach(&self.shared.pod(uid)?.running(name)?))
+        Ok(session::attach(&self.shared.pod(uid)?.running(name)?))
     }
 
     async fn logs(&self, uid: &PodUid, name: &str, options: LogOptions) -> Result<LogStream, RuntimeError> {
