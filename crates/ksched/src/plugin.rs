@@ -271,7 +271,7 @@ pub trait PreFilter: Send + Sync + 'static {
 /// Says whether a pod can run on a node.
 ///
 /// A filter must give the same answer to the same question, and its answer about one node must not depend on the order
-/// of nodes. [`testing::check_filter`](crate::testing) checks it.
+/// of nodes. `testing::check_filter` (feature `testing`) checks it.
 pub trait FilterPlugin: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
@@ -332,7 +332,7 @@ pub trait PreScore: Send + Sync + 'static {
 /// Says how good a node is for a pod.
 ///
 /// After [`normalize`](Self::normalize), scores must lie within 0 and [`MAX_NODE_SCORE`]; they are multiplied by the
-/// plug-in's weight and added up. [`testing::check_score`](crate::testing) checks it.
+/// plug-in's weight and added up. `testing::check_score` (feature `testing`) checks it.
 ///
 /// ```
 /// use std::sync::Arc;
