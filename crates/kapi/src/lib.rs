@@ -1,4 +1,4 @@
-//! The Kubernetes API server as a [`tower::Service`](tower::Service).
+//! The Kubernetes API server as a [`tower::Service`].
 //!
 //! [`ApiServer::builder`] makes one: all built-in kinds, over a store of your choice, with admission, authentication and
 //! authorization that can be added to or replaced. It answers `http::Request`s, so it can stand behind hyper, inside axum, or

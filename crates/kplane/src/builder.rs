@@ -82,6 +82,14 @@ pub enum StartError {
     /// The scheduler's profiles make no sense together.
     #[error(transparent)]
     Scheduler(#[from] ksched::BuildError),
+    /// A controller that is to be left out is not there.
+    #[error("there is no controller {name:?}; there are {names}")]
+    UnknownController {
+        /// The name that was given.
+        name: String,
+        /// The names that there are.
+        names: String,
+    },
     /// The runtime can't be used.
     #[error("the runtime can't be used")]
     Runtime(#[source] std::io::Error),
@@ -265,6 +273,7 @@ impl ClusterBuilder {
                 }
             });
             let builtin = if self.controllers { controllers::defaults(&context) } else { Vec::new() };
+            check_names(&self.without, &builtin)?;
             let builtin = builtin
                 .into_iter()
                 .filter(|runnable| !self.without.iter().any(|name| name == runnable.name()));
@@ -356,6 +365,15 @@ impl ClusterBuilder {
             startup: startup.steps,
             _local: self.local,
         })
+    }
+}
+
+/// Every name to leave out is that of a controller.
+fn check_names(without: &[String], builtin: &[Arc<dyn Runnable>]) -> Result<(), StartError> {
+    let names: Vec<&str> = builtin.iter().map(|runnable| runnable.name()).collect();
+    match without.iter().find(|name| !names.contains(&name.as_str())) {
+        Some(name) => Err(StartError::UnknownController { name: name.clone(), names: names.join(", ") }),
+        None => Ok(()),
     }
 }
 

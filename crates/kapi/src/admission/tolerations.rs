@@ -7,7 +7,7 @@ use super::{Admission, AdmissionRequest, Operation};
 use crate::error::ApiResult;
 
 /// Upstream's `DefaultTolerationSeconds`: a pod that says nothing about nodes that are not ready or unreachable tolerates
-/// both for [`TOLERATION_SECONDS`].
+/// both for five minutes.
 #[derive(Clone, Copy, Debug)]
 pub struct DefaultTolerations;
 
