@@ -22,6 +22,8 @@ use tokio::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The port of the Services: not below 1024, so that it is reached from outside of pods without any privilege.
+const PORT: u16 = 8000;
 
 /// Serves the greeting from its configuration and the stock that the Job has written, and says which pod it is.
 const BACKEND: &str = "import http.server, json, os
@@ -59,7 +61,7 @@ fn tier(name: &str, replicas: i32, program: &str, env: &Value, volumes: &Value, 
 }
 
 fn service(name: &str) -> Value {
-    json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "selector": {"app": name}, "ports": [{"port": 80, "targetPort": 8080}]}})
+    json!({"metadata": {"name": name}, "spec": {"type": "NodePort", "selector": {"app": name}, "ports": [{"port": PORT, "targetPort": 8080}]}})
 }
 
 async fn create<K>(api: Api<K>, object: Value) -> Result<K>
@@ -138,7 +140,7 @@ async fn main() -> Result<()> {
         .await?
         .spec
         .context("a specification")?;
-    let address = format!("{}:80", web.cluster_ip.context("a cluster IP")?);
+    let address = format!("{}:{PORT}", web.cluster_ip.context("a cluster IP")?);
     let answer = get(&address).await?;
     println!("GET http://{address}/ -> {answer}");
     ensure!((answer["greeting"].as_str(), answer["stock"].as_str()) == (Some("hello"), Some("42")));
@@ -199,7 +201,7 @@ async fn apply(cluster: &Cluster, data: &std::path::Path) -> Result<()> {
     create(Api::<Service>::default_namespaced(client.clone()), service("api")).await?;
     let backend = Api::<Service>::default_namespaced(client.clone()).get("api").await?;
     let backend = backend.spec.and_then(|spec| spec.cluster_ip).context("the backend's address")?;
-    let env = json!([{"name": "BACKEND", "value": format!("http://{backend}/")}, {"name": "VERSION", "value": "1"}]);
+    let env = json!([{"name": "BACKEND", "value": format!("http://{backend}:{PORT}/")}, {"name": "VERSION", "value": "1"}]);
     create(deployments, tier("web", 2, FRONTEND, &env, &json!([]), &json!([]))).await?;
     create(Api::<Service>::default_namespaced(client), service("web")).await?;
     rolled_out(cluster, "api", 2).await?;

@@ -110,7 +110,7 @@ async fn replicas_are_reached_restarted_and_moved() {
         .await
         .unwrap();
     let services: Api<Service> = Api::default_namespaced(cluster.client());
-    let service = json!({"metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+    let service = json!({"metadata": {"name": "web"}, "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 8000, "targetPort": 8080}]}});
     let service = services
         .create(&PostParams::default(), &serde_json::from_value(service).unwrap())
         .await
@@ -122,7 +122,7 @@ async fn replicas_are_reached_restarted_and_moved() {
         .await
         .unwrap();
     let pods = ready_pods(&cluster, 3).await;
-    let cluster_ip = format!("{}:80", service.cluster_ip.unwrap());
+    let cluster_ip = format!("{}:8000", service.cluster_ip.unwrap());
     let node_address = cluster.node_addresses()[0];
     let node_port = format!("{node_address}:{}", service.ports.unwrap()[0].node_port.unwrap());
     reaches_all(&cluster_ip, &names(&pods)).await;
