@@ -30,6 +30,8 @@ mod write;
 pub mod audit;
 pub mod authn;
 pub mod authz;
+pub mod fairness;
+mod impersonate;
 
 // The server.
 pub mod body;

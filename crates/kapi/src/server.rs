@@ -26,7 +26,8 @@ use crate::{
     authz::{AuthenticatedOnly, Authorizer, Verdict},
     body::Body,
     error::{ApiError, ApiResult},
-    http as transport,
+    fairness::Fairness,
+    http as transport, impersonate,
     node::NodeDialer,
     objects::Objects,
     registry::{Registry, ResourceDef, builtin},
@@ -40,7 +41,8 @@ pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// The API server: cheap to clone, every clone is the same server.
 ///
-/// A request passes, in this order: panic guard, request info, audit, authentication, authorization, and then the verb:
+/// A request passes, in this order: panic guard, request info, audit, authentication, impersonation, fairness, authorization,
+/// and then the verb:
 /// decoding, defaults, mutating admission, validation, validating admission, commit.
 ///
 /// ```
@@ -66,6 +68,7 @@ pub(crate) struct Inner {
     pub(crate) audit: Option<Arc<dyn AuditSink>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) anonymous: bool,
+    pub(crate) fairness: Fairness,
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
 }
@@ -232,6 +235,7 @@ impl ApiServerBuilder {
             audit: self.audit,
             nodes: self.nodes,
             anonymous: self.anonymous,
+            fairness: Fairness::default(),
             addresses: self.addresses,
             documents: transport::Documents::default(),
         })))
@@ -284,6 +288,14 @@ impl Inner {
             Ok(user) => user,
             Err(error) => return (None, Err(error)),
         };
+        let user = match self.impersonate(user, parts).await {
+            Ok(user) => user,
+            Err((user, error)) => return (Some(user), Err(error)),
+        };
+        let _turn = match self.fairness.admit(info).await {
+            Ok(turn) => turn,
+            Err(error) => return (Some(user), Err(error)),
+        };
         if let Err(error) = self.authorize(&user, info).await {
             return (Some(user), Err(error));
         }
@@ -312,6 +324,26 @@ impl Inner {
             return Err(Status::unauthorized().into());
         }
         Ok(Arc::new(UserInfo::anonymous()))
+    }
+
+    /// The user that the caller acts as: themselves, or whom they may impersonate.
+    async fn impersonate(
+        &self,
+        user: Arc<UserInfo>,
+        parts: &Parts,
+    ) -> Result<Arc<UserInfo>, (Arc<UserInfo>, ApiError)> {
+        let wanted = match impersonate::wanted(&parts.headers) {
+            Ok(None) => return Ok(user),
+            Ok(Some(wanted)) => wanted,
+            Err(error) => return Err((user, error)),
+        };
+        let (other, asked) = wanted;
+        for ask in &asked {
+            if let Err(error) = self.authorize(&user, ask).await {
+                return Err((user, error));
+            }
+        }
+        Ok(Arc::new(other))
     }
 
     async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {

@@ -234,6 +234,8 @@ async fn objects_are_changed_in_every_way() {
         "{server_side}"
     );
     expect("auth can-i create pods", "yes").await;
+    let denied = kubectl.fail("get pods --as=system:anonymous").await;
+    assert!(denied.contains("pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""), "{denied}");
     assert_eq!(
         kubectl.fail("delete configmap nothing").await.trim_end(),
         "Error from server (NotFound): configmaps \"nothing\" not found"
