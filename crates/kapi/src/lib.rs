@@ -44,6 +44,6 @@ pub mod server;
 
 pub use self::{
     body::Body,
-    server::{ApiServer, ApiServerBuilder, AsUser},
+    server::{ApiServer, ApiServerBuilder, AsUser, BuildError},
     strategy::ServiceAddresses,
 };

@@ -100,6 +100,23 @@ pub struct ApiServerBuilder {
     kinds: Vec<ResourceDef>,
 }
 
+/// Why a server could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The store can't be used.
+    #[error("the store can't be used")]
+    Store(#[from] StoreError),
+    /// An admission step that is to be taken out is not there.
+    #[error("there is no admission step {name:?}; there are {names}")]
+    UnknownAdmission {
+        /// The name that was given.
+        name: String,
+        /// The names that there are.
+        names: String,
+    },
+}
+
 impl ApiServer {
     /// Starts a builder.
     pub fn builder() -> ApiServerBuilder {
@@ -209,8 +226,15 @@ impl ApiServerBuilder {
     /// Opens the store's tables and makes the server.
     ///
     /// # Errors
-    /// When the store can't open a table.
-    pub fn build(self) -> Result<ApiServer, StoreError> {
+    /// When the store can't open a table, or an admission step that is to be taken out is not there.
+    pub fn build(self) -> Result<ApiServer, BuildError> {
+        let steps = admission::defaults();
+        if let Some(name) =
+            self.without_admission.iter().find(|name| !steps.iter().any(|step| step.name() == **name))
+        {
+            let names: Vec<&str> = steps.iter().map(|step| step.name()).collect();
+            return Err(BuildError::UnknownAdmission { name: name.clone(), names: names.join(", ") });
+        }
         let catalog = schema::builtin::catalog();
         let registry = Arc::new(Registry::new(Arc::clone(&catalog)));
         let strategies = Strategies { addresses: Arc::new(self.addresses.clone()) };

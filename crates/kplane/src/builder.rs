@@ -70,9 +70,9 @@ pub struct ClusterBuilder {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The store can't be used.
-    #[error("the store can't be used")]
-    Store(#[from] kstore::StoreError),
+    /// The API server can't be made.
+    #[error(transparent)]
+    Api(#[from] kapi::BuildError),
     /// The certificate authority can't be made.
     #[error(transparent)]
     Ca(#[from] CaError),

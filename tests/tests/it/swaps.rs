@@ -71,6 +71,28 @@ async fn admission() {
 }
 
 #[tokio::test]
+async fn a_step_that_is_not_there_can_not_be_taken_out() {
+    let wrong =
+        Cluster::builder().nodes(0).api(|api| api.without_admission("Frob")).start().await.unwrap_err();
+    assert!(
+        wrong.to_string().starts_with("there is no admission step \"Frob\"; there are NamespaceLifecycle, "),
+        "{wrong}"
+    );
+    let free = Cluster::builder()
+        .nodes(0)
+        .api(|api| api.without_admission("NamespaceLifecycle"))
+        .start()
+        .await
+        .unwrap();
+    let map = serde_json::from_value(json!({"metadata": {"name": "a"}})).unwrap();
+    Api::<ConfigMap>::namespaced(free.client(), "nowhere")
+        .create(&PostParams::default(), &map)
+        .await
+        .unwrap();
+    free.shutdown().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_controller() {
     // A name that no controller has is refused, instead of leaving the controller in.
     let wrong = Cluster::builder().nodes(0).without("serviceaccount").start().await.unwrap_err();
