@@ -15,7 +15,10 @@ const AT_A_TIME: usize = 10;
 
 /// One cluster: it is used, over TLS too, and then dropped or shut down.
 async fn one(number: usize) {
-    let cluster = Cluster::builder().nodes(2).start().await.unwrap();
+    let builder = Cluster::builder().nodes(2);
+    // Every tenth one has real processes' nodes, with a proxy and DNS.
+    let builder = if number.is_multiple_of(10) { builder.processes().unwrap() } else { builder };
+    let cluster = builder.start().await.unwrap();
     let serving = cluster.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
     let client = crate::clients::tls(&serving.kubeconfig).await;
     let api: Api<ConfigMap> = Api::default_namespaced(client);
