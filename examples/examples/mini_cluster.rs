@@ -1,5 +1,5 @@
 //! A web application of several tiers as real processes, without root: a Job loads the data, a backend serves it, a frontend
-//! asks the backend by its name. It is reached through its Service, scaled, rolled out, hurt and healed; each step says
+//! asks the backend through its Service. It is reached through its Service, scaled, rolled out, hurt and healed; each step says
 //! what happened.
 
 use std::{collections::BTreeSet, time::Duration};
@@ -36,7 +36,7 @@ class H(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(('0.0.0.0', 8080), H).serve_forever()
 ";
 
-/// Asks the backend by the name of its Service and adds its own name.
+/// Asks the backend at the address of its Service and adds its own name.
 const FRONTEND: &str = "import http.server, json, os, urllib.request
 class H(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -141,6 +141,8 @@ async fn main() -> Result<()> {
         .spec
         .context("a specification")?;
     let address = format!("{}:{PORT}", web.cluster_ip.context("a cluster IP")?);
+    // Pods are available a moment before the proxy has heard of them.
+    frontends(&address, 1, "1").await?;
     let answer = get(&address).await?;
     println!("GET http://{address}/ -> {answer}");
     ensure!((answer["greeting"].as_str(), answer["stock"].as_str()) == (Some("hello"), Some("42")));

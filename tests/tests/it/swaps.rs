@@ -14,8 +14,8 @@ use kplane::Cluster;
 use kreconcile::{Action, Controller, MapTo, ObjectKey, Runnable, Selection, Trigger, reconcile_fn};
 use kruntime::runtime::simulated::SimulatedRuntime;
 use ksched::{
-    NodeView, PodInfo, Profile,
-    plugin::{CycleState, ScorePlugin},
+    NodeView, PodInfo, Profile, Verdict,
+    plugin::{CycleState, FilterPlugin, ScorePlugin},
 };
 use kstore::{
     MemoryStore,
@@ -172,6 +172,28 @@ async fn a_score_plugin() {
     let profile = Profile::builder().score(Arc::new(Third), 100).build().unwrap();
     let cluster = Cluster::builder().nodes(3).scheduler(profile).start().await.unwrap();
     assert_eq!(pod_on(&cluster, 3).await, "node-3");
+    cluster.shutdown().await.unwrap();
+}
+
+struct OnlySecond;
+
+impl FilterPlugin for OnlySecond {
+    fn name(&self) -> &str {
+        "OnlySecond"
+    }
+
+    fn filter(&self, _: &CycleState, _: &PodInfo, node: NodeView<'_>) -> Verdict {
+        if node.name() == "node-2" { Verdict::Pass } else { Verdict::unresolvable("not the second node") }
+    }
+}
+
+#[tokio::test]
+async fn a_filter_plugin() {
+    // The score wants another node, so only the filter can bring the pod here.
+    let profile =
+        Profile::builder().filter(Arc::new(OnlySecond)).score(Arc::new(Third), 100).build().unwrap();
+    let cluster = Cluster::builder().nodes(3).scheduler(profile).start().await.unwrap();
+    assert_eq!(pod_on(&cluster, 3).await, "node-2");
     cluster.shutdown().await.unwrap();
 }
 
