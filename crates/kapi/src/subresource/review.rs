@@ -34,7 +34,7 @@ pub(super) async fn answer(
             access(server, &subject, &spec).await?
         }
         "tokenreviews" => token(server, &review["spec"]).await?,
-        "selfsubjectrulesreviews" => rules(user),
+        "selfsubjectrulesreviews" => rules(server, user).await,
         other => {
             return Err(Status::failure(
                 501,
@@ -125,12 +125,36 @@ async fn token(server: &Inner, spec: &Value) -> ApiResult<Value> {
     Ok(json!({"user": {}, "error": "invalid bearer token"}))
 }
 
-/// What the caller may do. The default authorizer has no rules to list: it allows everything or nothing, and an authorizer
-/// that can't list its rules says so by `incomplete`.
-fn rules(user: &UserInfo) -> Value {
-    let all = user.is_in(AUTHENTICATED) || user.is_in(crate::authn::MASTERS);
-    let resources =
-        if all { json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]) } else { json!([]) };
-    let paths = if all { json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]) } else { json!([]) };
+/// What the caller may do, as far as it can be found by asking: an authorizer can't list its rules, so all that is told is
+/// whether everything is allowed, and `incomplete` says that there may be more.
+async fn rules(server: &Inner, user: &UserInfo) -> Value {
+    let all = || "*".to_owned();
+    let resource = RequestInfo {
+        is_resource: true,
+        verb: all(),
+        group: all(),
+        resource: all(),
+        ..RequestInfo::default()
+    };
+    let path = RequestInfo { verb: all(), path: all(), ..RequestInfo::default() };
+    let mut resources = json!([]);
+    let mut paths = json!([]);
+    if allowed(server, user, &resource).await {
+        resources = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]);
+    }
+    if allowed(server, user, &path).await {
+        paths = json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]);
+    }
     json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": true})
+}
+
+async fn allowed(server: &Inner, user: &UserInfo, info: &RequestInfo) -> bool {
+    for authorizer in &server.authorizers {
+        match authorizer.authorize(user, info).await {
+            Verdict::Allow => return true,
+            Verdict::Deny(_) => return false,
+            Verdict::NoOpinion => {}
+        }
+    }
+    false
 }
