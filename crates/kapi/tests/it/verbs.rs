@@ -260,3 +260,29 @@ async fn typed_clients_read_what_the_server_writes() {
     assert_eq!(collection.left().unwrap().items.len(), 1);
     assert!(api.list(&ListParams::default()).await.unwrap().items.is_empty());
 }
+
+#[derive(Debug)]
+struct Nothing;
+
+#[async_trait::async_trait]
+impl kapi::authz::Authorizer for Nothing {
+    async fn authorize(
+        &self,
+        _: &kapi::authn::UserInfo,
+        request: &kapi::request::RequestInfo,
+    ) -> kapi::authz::Verdict {
+        // Only the review itself may be asked for.
+        if request.verb == "create" { kapi::authz::Verdict::Allow } else { kapi::authz::Verdict::NoOpinion }
+    }
+}
+
+#[tokio::test]
+async fn a_rules_review_tells_what_the_authorizers_say() {
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
+    let review = json!({"spec": {"namespace": "default"}});
+    let (_, open) = send(&server().await, "POST", path, &review).await;
+    assert_eq!(open["status"]["resourceRules"][0]["verbs"], json!(["*"]));
+    let strict = kapi::ApiServer::builder().authorizer(std::sync::Arc::new(Nothing)).build().unwrap();
+    let (code, closed) = send(&strict, "POST", path, &review).await;
+    assert_eq!((code, &closed["status"]["resourceRules"]), (201, &json!([])));
+}
