@@ -3,7 +3,7 @@
 //! The source is the crate `k8s-pb`, which carries the messages of Kubernetes 1.35 as Rust: the field numbers are read from
 //! its text and matched to the properties of the schema table. A message field that is no property is a Go struct that
 //! stands inline in JSON; its own fields are written as a definition of their own, marked `=`.
-//! `crates/kapi/src/schema/pointers.txt` lists the scalar fields that are pointers in Go, whose zero value counts as given.
+//! `crates/kschema/src/pointers.txt` lists the scalar fields that are pointers in Go, whose zero value counts as given.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,9 +16,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 const CRATE: &str = "k8s-pb = \"=0.9.0\"";
-const SCHEMA: &str = "crates/kapi/src/schema/builtin.txt";
-const POINTERS: &str = "crates/kapi/src/schema/pointers.txt";
-const OUTPUT: &str = "crates/kapi/src/schema/protobuf.txt";
+const SCHEMA: &str = "crates/kschema/src/builtin.txt";
+const POINTERS: &str = "crates/kschema/src/pointers.txt";
+const OUTPUT: &str = "crates/kschema/src/protobuf.txt";
 
 /// A message: its fields by number.
 type Message = BTreeMap<u32, Field>;

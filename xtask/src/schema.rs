@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 const PACKAGE: &str = "kubernetes-validate==1.37.0";
 const WHEEL_SHA256: &str = "85136d018a27b50ec7fc049d902bfa5193f5976807e6c0f408e3ab6fe078cad9";
 const MEMBER: &str = "kubernetes_validate/kubernetes-json-schema/v1.37.0-local/_definitions.json";
-const OUTPUT: &str = "crates/kapi/src/schema/builtin.txt";
+const OUTPUT: &str = "crates/kschema/src/builtin.txt";
 
 /// Reads the wheel (fetched with pip when none is given), checks it, and writes the table.
 pub(crate) fn generate(wheel: Option<&Path>) -> Result<()> {

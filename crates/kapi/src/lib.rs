@@ -9,8 +9,8 @@
 
 // What is served.
 pub mod registry;
-pub mod schema;
-pub mod strategy;
+pub use kkinds as kinds;
+pub use kschema::{self as schema, error, patch, strategy};
 
 // How objects are kept and read.
 mod convert;
@@ -22,7 +22,6 @@ mod watch;
 // How they are written.
 pub mod admission;
 mod delete;
-pub mod patch;
 mod subresource;
 mod write;
 
@@ -36,7 +35,6 @@ mod impersonate;
 // The server.
 pub mod body;
 pub mod bootstrap;
-pub mod error;
 mod http;
 pub mod node;
 pub mod request;
@@ -45,5 +43,5 @@ pub mod server;
 pub use self::{
     body::Body,
     server::{ApiServer, ApiServerBuilder, AsUser, BuildError},
-    strategy::ServiceAddresses,
 };
+pub use kkinds::ServiceAddresses;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     error::{ApiResult, FieldError},
     registry::ResourceDef,
-    strategy::{child, keep},
+    schema::fields::{child, keep},
 };
 
 /// The largest sum of all annotations' keys and values, in bytes.

@@ -28,12 +28,12 @@ use crate::{
     error::{ApiError, ApiResult},
     fairness::Fairness,
     http as transport, impersonate,
+    kinds::{ServiceAddresses, Strategies},
     node::NodeDialer,
     objects::Objects,
     registry::{Registry, ResourceDef, builtin},
     request::{Query, RequestInfo},
     schema,
-    strategy::{ServiceAddresses, Strategies},
 };
 
 /// The largest body that is read, in bytes (`MaxRequestBodyBytes`).

@@ -13,8 +13,8 @@ use crate::{
     error::{ApiResult, FieldError, invalid},
     registry::Resource,
     request::DeleteOptions,
+    schema::fields::{child, keep},
     server::Inner,
-    strategy::{child, keep},
     write::Call,
 };
 
@@ -129,7 +129,7 @@ async fn take_disruption(call: &Call<'_>, labels: &kcore::Labels) -> ApiResult<(
         .range(budgets.table, range)
         .filter_map(|entry| serde_json::from_slice::<Value>(entry.value()).ok());
     let covering: Vec<Value> =
-        all.filter(|budget| crate::strategy::selects(&budget["spec"]["selector"], &labels)).collect();
+        all.filter(|budget| kkinds::selects(&budget["spec"]["selector"], &labels)).collect();
     let refuse = |budget: &str, why: &str| {
         let mut status = Status::failure(
             429,

@@ -277,7 +277,7 @@ impl<'a> Call<'a> {
         if self.subresource == "status" {
             keep_all_but_status(object, old);
         } else if def.has_subresource("status") && self.subresource.is_empty() {
-            crate::strategy::keep(object, old, "status");
+            crate::schema::fields::keep(object, old, "status");
         }
         let mut errors = meta::validate_update(def, object, old);
         if self.subresource.is_empty() {
@@ -350,7 +350,7 @@ fn keep_all_but_status(object: &mut Value, old: &Value) {
         object["metadata"] = metadata;
     }
     for key in ["labels", "ownerReferences", "generation"] {
-        crate::strategy::keep(&mut object["metadata"], &old["metadata"], key);
+        crate::schema::fields::keep(&mut object["metadata"], &old["metadata"], key);
     }
     if let Some(map) = object.as_object_mut() {
         match status {

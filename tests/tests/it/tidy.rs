@@ -10,7 +10,9 @@ use std::{
 const EDGES: &[(&str, &[&str])] = &[
     ("kcore", &[]),
     ("kstore", &[]),
-    ("kapi", &["kcore", "kstore"]),
+    ("kschema", &["kcore"]),
+    ("kkinds", &["kcore", "kschema"]),
+    ("kapi", &["kcore", "kstore", "kschema", "kkinds"]),
     ("kreconcile", &["kcore"]),
     ("ksched", &["kcore", "kreconcile"]),
     ("knet", &["kcore", "kreconcile"]),

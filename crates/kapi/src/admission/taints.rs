@@ -24,7 +24,7 @@ impl Admission for TaintNewNodes {
         if request.operation != Operation::Create || def.plural != "nodes" || !def.group.is_empty() {
             return Ok(());
         }
-        let spec = crate::strategy::child(object, "spec");
+        let spec = crate::schema::fields::child(object, "spec");
         let taints = spec.get("taints").and_then(Value::as_array).cloned().unwrap_or_default();
         if taints.iter().any(|taint| taint["key"] == NOT_READY && taint["effect"] == "NoSchedule") {
             return Ok(());

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::{ResourceDef, Traits, Verbs, Version};
 use crate::{
+    kinds::strategies::{self, Strategies},
     schema::{Catalog, Type, builtin as schemas},
-    strategy::{self, Strategies},
 };
 
 const TABLE: &str = include_str!("builtin.txt");
@@ -232,7 +232,7 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
                 create_on_update: CREATE_ON_UPDATE.contains(&&*qualified),
                 returns_deleted: RETURNS_DELETED.contains(&&*qualified),
             },
-            strategy: strategy::builtin(&qualified, strategies),
+            strategy: strategies::builtin(&qualified, strategies),
         });
     }
     defs

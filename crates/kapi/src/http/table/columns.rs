@@ -242,7 +242,7 @@ pub(super) fn first_three(all: &[String], empty: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{registry::builtin, schema, strategy::Strategies};
+    use crate::{kinds::Strategies, registry::builtin, schema};
 
     #[test]
     fn every_table_has_a_resource_and_no_two_have_the_same() {

@@ -2,12 +2,15 @@
 
 use serde_json::Value;
 
-use super::{Strategy, immutable, set_default};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{immutable, set_default},
+    strategy::Strategy,
+};
 
 /// The strategy of `nodes`.
 #[derive(Debug)]
-pub(super) struct Nodes;
+pub(crate) struct Nodes;
 
 impl Strategy for Nodes {
     fn default(&self, object: &mut Value) {

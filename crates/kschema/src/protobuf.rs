@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::{Catalog, Object, Type};
+use crate::types::{Catalog, Object, Type};
 
 const TABLE: &str = include_str!("protobuf.txt");
 /// The bytes that every object in protobuf begins with.
@@ -171,13 +171,13 @@ pub fn decode(catalog: &Catalog, bytes: &[u8]) -> Result<Value> {
     let (group, version) = kcore::kind::split_api_version(api_version.as_str().unwrap_or_default());
     let kind_name = kind.as_str().unwrap_or_default();
     let found =
-        super::builtin::kinds(catalog).find(|(g, v, k, _)| (*g, *v, *k) == (group, version, kind_name));
+        crate::builtin::kinds(catalog).find(|(g, v, k, _)| (*g, *v, *k) == (group, version, kind_name));
     let missing = || ProtobufError::Unknown(format!("{kind_name} in {group}/{version}"));
     let (_, _, _, id) = found.ok_or_else(missing)?;
     let reader = Reader { catalog, messages: catalog.messages() };
     let mut object = Map::new();
     let schema = catalog.object(id);
-    let name = super::builtin::short_name(&schema.name);
+    let name = crate::builtin::short_name(&schema.name);
     if reader.messages.find(&name).is_none() {
         return Err(missing());
     }
@@ -317,7 +317,7 @@ impl Reader<'_> {
                 let mut object = Map::new();
                 self.message(
                     schema,
-                    &super::builtin::short_name(&schema.name),
+                    &crate::builtin::short_name(&schema.name),
                     bytes,
                     &mut object,
                     depth + 1,
@@ -349,7 +349,8 @@ fn time(ty: &Type, bytes: &[u8]) -> Result<Option<Value>> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{super::builtin, *};
+    use super::*;
+    use crate::builtin;
 
     fn put(out: &mut Vec<u8>, number: u8, bytes: &[u8]) {
         out.extend([number << 3 | 2, u8::try_from(bytes.len()).unwrap()]);

@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let path = Path::Key(self.path, &key);
             let value = entries.next_value_seed(Seed { path: &path, duplicates: self.duplicates })?;
             if map.contains_key(&key) {
-                if self.duplicates.len() >= super::check::FIELD_ERRORS_MAX {
+                if self.duplicates.len() >= crate::check::FIELD_ERRORS_MAX {
                     return Err(A::Error::custom("too many duplicate fields"));
                 }
                 self.duplicates.push(path.to_string());

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
-use super::{NameRule, Strategy, child, immutable, items_mut, set_default};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{child, immutable, items_mut, set_default},
+    strategy::{NameRule, Strategy},
+};
 
 /// The largest sum of the values of a ConfigMap or Secret, in bytes (Kubernetes API reference: 1 MiB).
 const DATA_BYTES_MAX: usize = 1024 * 1024;
 
 /// The strategy of a resource that has one here.
-pub(super) fn strategy(qualified: &str) -> Option<Arc<dyn Strategy>> {
+pub(crate) fn strategy(qualified: &str) -> Option<Arc<dyn Strategy>> {
     Some(match qualified {
         "configmaps" => Arc::new(ConfigMaps),
         "secrets" => Arc::new(Secrets),
@@ -256,7 +259,7 @@ impl Strategy for Bindings {
         if object["roleRef"]["name"].as_str().is_none_or(str::is_empty) {
             errors.push(FieldError::required("roleRef.name", ""));
         }
-        super::one_of(object, "roleRef.kind", &["ClusterRole", "Role"], errors);
+        kschema::fields::one_of(object, "roleRef.kind", &["ClusterRole", "Role"], errors);
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {

@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::{NameRule, items_mut, set_default};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{items_mut, set_default},
+    strategy::NameRule,
+};
 
 const CONTAINER_LISTS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
 
 /// Defaults that depend on other fields.
-pub(super) fn default(spec: &mut Value) {
+pub(crate) fn default(spec: &mut Value) {
     if !spec.is_object() {
         return;
     }
@@ -52,10 +55,10 @@ fn is_latest(image: &str) -> bool {
 }
 
 /// Checks the specification at `path`.
-pub(super) fn validate(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
+pub(crate) fn validate(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     let restart = ["Always", "OnFailure", "Never"];
-    super::one_of_at(spec, "restartPolicy", path, &restart, errors);
-    super::one_of_at(
+    kschema::fields::one_of_at(spec, "restartPolicy", path, &restart, errors);
+    kschema::fields::one_of_at(
         spec,
         "dnsPolicy",
         path,
@@ -136,8 +139,20 @@ fn validate_container(container: &Value, path: &str, volumes: &BTreeSet<&str>, e
             "must not have leading or trailing whitespace",
         ));
     }
-    super::one_of_at(container, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], errors);
-    super::one_of_at(container, "terminationMessagePolicy", path, &["File", "FallbackToLogsOnError"], errors);
+    kschema::fields::one_of_at(
+        container,
+        "imagePullPolicy",
+        path,
+        &["Always", "IfNotPresent", "Never"],
+        errors,
+    );
+    kschema::fields::one_of_at(
+        container,
+        "terminationMessagePolicy",
+        path,
+        &["File", "FallbackToLogsOnError"],
+        errors,
+    );
     for (index, port) in container["ports"].as_array().into_iter().flatten().enumerate() {
         validate_port(port, &format!("{path}.ports[{index}]"), errors);
     }
@@ -191,7 +206,7 @@ fn validate_port(port: &Value, path: &str, errors: &mut Vec<FieldError>) {
     if let Some(number) = port["hostPort"].as_i64().filter(|number| !(0..=65_535).contains(number)) {
         errors.push(FieldError::invalid(format!("{path}.hostPort"), number, range));
     }
-    super::one_of_at(port, "protocol", path, &["SCTP", "TCP", "UDP"], errors);
+    kschema::fields::one_of_at(port, "protocol", path, &["SCTP", "TCP", "UDP"], errors);
 }
 
 fn validate_resources(container: &Value, path: &str, errors: &mut Vec<FieldError>) {
@@ -231,7 +246,7 @@ fn validate_probe(probe: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for key in
         ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
     {
-        super::not_negative_at(probe, key, path, errors);
+        kschema::fields::not_negative_at(probe, key, path, errors);
     }
     if !path.ends_with("readinessProbe") && probe["successThreshold"].as_i64().is_some_and(|count| count > 1)
     {

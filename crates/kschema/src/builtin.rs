@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::Value;
 
-use super::{Catalog, DefinitionId, Field, ListKind, Object, Slot, Type};
+use crate::types::{Catalog, DefinitionId, Field, ListKind, Object, Slot, Type};
 
 const TABLE: &str = include_str!("builtin.txt");
 const DEFAULTS: &str = include_str!("defaults.txt");
@@ -45,12 +45,12 @@ pub fn kinds(
     })
 }
 
-pub(super) fn name_of(line: &'static str) -> &'static str {
+pub(crate) fn name_of(line: &'static str) -> &'static str {
     line.split(['\t', ' ']).next().unwrap_or_default()
 }
 
 /// `~core.v1.Pod` written out.
-pub(crate) fn full_name(short: &str) -> String {
+pub fn full_name(short: &str) -> String {
     if let Some(rest) = short.strip_prefix('~') {
         return format!("io.k8s.api.{rest}");
     }
@@ -60,7 +60,7 @@ pub(crate) fn full_name(short: &str) -> String {
 }
 
 /// A full name in the table's short form.
-pub(crate) fn short_name(full: &str) -> String {
+pub fn short_name(full: &str) -> String {
     if let Some(rest) = full.strip_prefix("io.k8s.api.") {
         return format!("~{rest}");
     }
@@ -68,7 +68,7 @@ pub(crate) fn short_name(full: &str) -> String {
         .map_or_else(|| full.to_owned(), |rest| format!("^{rest}"))
 }
 
-pub(super) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
+pub(crate) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
     let mut parts = line.split('\t');
     let head = parts.next().unwrap_or_default();
     let fields = parts.filter_map(|text| parse_field(catalog, text)).collect();

@@ -4,8 +4,11 @@ use std::{collections::BTreeSet, net::Ipv4Addr, ops::RangeInclusive};
 
 use serde_json::{Value, json};
 
-use super::{NameRule, Strategy, child, immutable, items_mut, keep, set_default};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{child, immutable, items_mut, keep, set_default},
+    strategy::{NameRule, Strategy},
+};
 
 use std::sync::Arc;
 
@@ -58,12 +61,12 @@ impl ServiceAddresses {
 
 /// The strategy of `services`.
 #[derive(Debug)]
-pub(super) struct Services {
+pub(crate) struct Services {
     addresses: Arc<ServiceAddresses>,
 }
 
 impl Services {
-    pub(super) fn new(addresses: Arc<ServiceAddresses>) -> Self {
+    pub(crate) fn new(addresses: Arc<ServiceAddresses>) -> Self {
         Self { addresses }
     }
 
@@ -173,8 +176,8 @@ impl Strategy for Services {
     fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
         let spec = &object["spec"];
         let kinds = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-        super::one_of(object, "spec.type", &kinds, errors);
-        super::one_of(object, "spec.sessionAffinity", &["ClientIP", "None"], errors);
+        kschema::fields::one_of(object, "spec.type", &kinds, errors);
+        kschema::fields::one_of(object, "spec.sessionAffinity", &["ClientIP", "None"], errors);
         let headless = spec["clusterIP"] == "None";
         let ports = spec["ports"].as_array().map(Vec::as_slice).unwrap_or_default();
         if ports.is_empty() && !headless && service_type(object) != "ExternalName" {
@@ -360,7 +363,13 @@ fn validate_ports(ports: &[Value], errors: &mut Vec<FieldError>) {
                 "must be between 1 and 65535, inclusive",
             ));
         }
-        super::one_of_at(port, "protocol", &format!("spec.ports[{index}]"), &["SCTP", "TCP", "UDP"], errors);
+        kschema::fields::one_of_at(
+            port,
+            "protocol",
+            &format!("spec.ports[{index}]"),
+            &["SCTP", "TCP", "UDP"],
+            errors,
+        );
     }
 }
 

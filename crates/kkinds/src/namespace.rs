@@ -2,11 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{NameRule, Strategy, child, keep};
+use kschema::{
+    fields::{child, keep},
+    strategy::{NameRule, Strategy},
+};
 
 /// The strategy of `namespaces`.
 #[derive(Debug)]
-pub(super) struct Namespaces;
+pub(crate) struct Namespaces;
 
 impl Strategy for Namespaces {
     fn default(&self, object: &mut Value) {

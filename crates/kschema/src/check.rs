@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use kcore::Quantity;
 use serde_json::{Map, Value};
 
-use super::{Catalog, Object, Type};
+use crate::types::{Catalog, Object, Type};
 
 /// How many unknown or duplicate fields are named before the server stops counting.
 pub const FIELD_ERRORS_MAX: usize = 100;
@@ -259,7 +259,8 @@ impl fmt::Display for GoType<'_> {
 mod tests {
     use serde_json::json;
 
-    use super::{super::builtin, *};
+    use super::*;
+    use crate::builtin;
 
     fn run(name: &str, mut value: Value) -> Result<(Value, Vec<String>), String> {
         let catalog = builtin::catalog();

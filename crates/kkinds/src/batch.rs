@@ -2,15 +2,20 @@
 
 use serde_json::{Value, json};
 
-use super::{Strategy, child, immutable, not_negative, one_of, pod_spec, set_default, workload};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{child, immutable, not_negative, one_of, set_default},
+    strategy::Strategy,
+};
+
+use crate::{pod_spec, workload};
 
 /// The strategy of `jobs`.
 #[derive(Debug)]
-pub(super) struct Jobs;
+pub(crate) struct Jobs;
 /// The strategy of `cronjobs`.
 #[derive(Debug)]
-pub(super) struct CronJobs;
+pub(crate) struct CronJobs;
 
 fn default_job(spec: &mut Value) {
     if spec.get("completions").is_none() && spec.get("parallelism").is_none() {
@@ -28,9 +33,9 @@ fn validate_job(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
     for key in
         ["parallelism", "completions", "activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"]
     {
-        super::not_negative_at(spec, key, path, errors);
+        kschema::fields::not_negative_at(spec, key, path, errors);
     }
-    super::one_of_at(spec, "completionMode", path, &["Indexed", "NonIndexed"], errors);
+    kschema::fields::one_of_at(spec, "completionMode", path, &["Indexed", "NonIndexed"], errors);
     if spec["completionMode"] == "Indexed" && spec.get("completions").is_none() {
         let why = "when completion mode is Indexed";
         errors.push(FieldError::required(format!("{path}.completions"), why));

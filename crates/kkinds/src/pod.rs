@@ -2,12 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::{Strategy, child, drop_status, items_mut, keep, pod_spec, set_default};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{child, drop_status, items_mut, keep, set_default},
+    strategy::Strategy,
+};
+
+use crate::pod_spec;
 
 /// The strategy of `pods`.
 #[derive(Debug)]
-pub(super) struct Pods;
+pub(crate) struct Pods;
 
 impl Strategy for Pods {
     fn default(&self, object: &mut Value) {
@@ -52,7 +57,7 @@ impl Strategy for Pods {
 
 /// The strategy of `podtemplates`.
 #[derive(Debug)]
-pub(super) struct PodTemplates;
+pub(crate) struct PodTemplates;
 
 impl Strategy for PodTemplates {
     fn default(&self, object: &mut Value) {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::ApiResult,
-    schema::{Catalog, Field, Type},
+    types::{Catalog, Field, Type},
 };
 
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
@@ -208,7 +208,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::schema::builtin;
+    use crate::builtin;
 
     fn check(object: Value, patch: Value, expected: Value) {
         let catalog = builtin::catalog();

@@ -2,27 +2,32 @@
 
 use serde_json::{Value, json};
 
-use super::{Strategy, child, drop_status, immutable, not_negative, one_of, pod_spec, set_default};
-use crate::error::FieldError;
+use kschema::{
+    error::FieldError,
+    fields::{child, drop_status, immutable, not_negative, one_of, set_default},
+    strategy::Strategy,
+};
+
+use crate::pod_spec;
 
 /// The strategy of `deployments`.
 #[derive(Debug)]
-pub(super) struct Deployments;
+pub(crate) struct Deployments;
 /// The strategy of `replicasets`.
 #[derive(Debug)]
-pub(super) struct ReplicaSets;
+pub(crate) struct ReplicaSets;
 /// The strategy of `statefulsets`.
 #[derive(Debug)]
-pub(super) struct StatefulSets;
+pub(crate) struct StatefulSets;
 /// The strategy of `daemonsets`.
 #[derive(Debug)]
-pub(super) struct DaemonSets;
+pub(crate) struct DaemonSets;
 /// The strategy of `replicationcontrollers`.
 #[derive(Debug)]
-pub(super) struct ReplicationControllers;
+pub(crate) struct ReplicationControllers;
 
 /// Defaults of the template.
-pub(super) fn default_template(object: &mut Value, path: &[&str]) {
+pub(crate) fn default_template(object: &mut Value, path: &[&str]) {
     let template = path.iter().try_fold(object, |value, key| value.get_mut(key));
     if let Some(spec) = template.and_then(|template| template.get_mut("spec")) {
         pod_spec::default(spec);
@@ -30,7 +35,7 @@ pub(super) fn default_template(object: &mut Value, path: &[&str]) {
 }
 
 /// Selector and template: both are there, the selector selects something, and it selects the template.
-pub(super) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
+pub(crate) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
     let (selector, template) = (&object["spec"]["selector"], &object["spec"]["template"]);
     let empty = |key: &str| {
         selector[key].as_object().is_none_or(serde_json::Map::is_empty)
@@ -66,7 +71,7 @@ fn validate_always(template: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// Whether a `metav1.LabelSelector` selects these labels.
-pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
+pub fn selects(selector: &Value, labels: &Value) -> bool {
     let label = |key: &str| labels[key].as_str();
     let pairs = selector["matchLabels"].as_object().into_iter().flatten();
     pairs.into_iter().all(|(key, value)| label(key) == value.as_str())
@@ -186,7 +191,7 @@ impl Strategy for StatefulSets {
             set_default(child(strategy, "rollingUpdate"), "partition", 0);
         }
         if let Some(spec) = object.get_mut("spec") {
-            for claim in super::items_mut(spec, "volumeClaimTemplates") {
+            for claim in kschema::fields::items_mut(spec, "volumeClaimTemplates") {
                 set_default(claim, "apiVersion", "v1");
                 set_default(claim, "kind", "PersistentVolumeClaim");
                 claim["status"] = json!({"phase": "Pending"});

@@ -1,17 +1,14 @@
 //! What the fields of a kind are: the structure that decoding, pruning, patching and the OpenAPI documents work from.
 //!
-//! Built-in kinds come from a table of facts ([`builtin`]), others bring their own [`Object`]s. Types are resolved through
+//! Built-in kinds come from a table of facts ([`builtin`](crate::builtin)), others bring their own [`Object`]s. Types are resolved through
 //! a [`Catalog`], which parses a definition when it is first needed.
-
-pub mod builtin;
-pub mod check;
-pub mod json;
-pub mod protobuf;
 
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
 };
+
+use crate::{builtin, protobuf};
 
 /// The type of a value.
 #[derive(Clone, Debug)]
@@ -50,7 +47,7 @@ pub enum Type {
 
 /// The number of a definition in its [`Catalog`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DefinitionId(u32);
+pub struct DefinitionId(pub(crate) u32);
 
 /// The fields of an object.
 #[derive(Debug)]
@@ -117,15 +114,15 @@ pub enum ListKind {
 /// The definitions that types refer to by number.
 #[derive(Debug)]
 pub struct Catalog {
-    slots: Vec<Slot>,
-    by_name: HashMap<&'static str, DefinitionId, ahash::RandomState>,
-    messages: OnceLock<protobuf::Messages>,
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) by_name: HashMap<&'static str, DefinitionId, ahash::RandomState>,
+    pub(crate) messages: OnceLock<protobuf::Messages>,
 }
 
 #[derive(Debug)]
-struct Slot {
-    line: &'static str,
-    object: OnceLock<Arc<Object>>,
+pub(crate) struct Slot {
+    pub(crate) line: &'static str,
+    pub(crate) object: OnceLock<Arc<Object>>,
 }
 
 impl Catalog {
@@ -137,7 +134,8 @@ impl Catalog {
     }
 
     /// The short name of a definition, as [`find`](Self::find) takes it.
-    pub(crate) fn short_name(&self, id: DefinitionId) -> &'static str {
+    #[must_use]
+    pub fn short_name(&self, id: DefinitionId) -> &'static str {
         builtin::name_of(self.slots[id.0 as usize].line)
     }
 

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{
     error::ApiResult,
-    schema::{Catalog, Type},
+    types::{Catalog, Type},
 };
 
 /// How many operations a JSON patch may have (`maxJSONPatchOperations`).
