@@ -4,9 +4,15 @@
 //! (KEP-383) and are stored as the former. Versions whose fields are the same differ in `apiVersion` alone; fields that the
 //! asked-for version doesn't know are dropped by its schema.
 
+use kcore::{Status, Stored};
 use serde_json::{Map, Value, json};
 
-use crate::registry::{Resource, ResourceDef, selectable_value};
+use crate::{
+    custom::Conversion,
+    error::ApiResult,
+    objects::Objects,
+    registry::{Resource, ResourceDef, Version, selectable_value},
+};
 
 /// The table that holds a resource's objects.
 pub(crate) fn table_name(def: &ResourceDef) -> String {
@@ -21,14 +27,74 @@ fn is_old_scaler(resource: &Resource) -> bool {
     resource.def.group == "autoscaling" && resource.version().name == "v1"
 }
 
-/// Whether objects of this resource and version are stored as they are served.
+/// Whether all objects of this resource are stored as this version serves them.
 pub(crate) fn is_identity(resource: &Resource) -> bool {
-    resource.is_storage_version() && !is_new_event(&resource.def)
+    resource.is_storage_version() && !is_new_event(&resource.def) && resource.def.definition().is_none()
 }
 
-/// Turns an object of the resource's version into the stored form.
-pub(crate) fn to_storage(resource: &Resource, object: &mut Value) {
-    if is_identity(resource) {
+/// Whether this object is stored as the resource's version serves it. Custom objects stay in the version that was the
+/// storage version when they were written.
+pub(crate) fn is_as_served(resource: &Resource, object: &Stored) -> bool {
+    if resource.def.definition().is_none() {
+        return is_identity(resource);
+    }
+    // The encoding puts `apiVersion` first.
+    let rest = object.raw().strip_prefix(b"{\"apiVersion\":\"");
+    let rest = rest.and_then(|rest| rest.strip_prefix(resource.def.group.as_bytes()));
+    let rest = rest.and_then(|rest| rest.strip_prefix(b"/"));
+    rest.and_then(|rest| rest.strip_prefix(resource.version().name.as_bytes()))
+        .is_some_and(|rest| rest.starts_with(b"\""))
+}
+
+/// A stored object in the version of the request.
+pub(crate) async fn served(objects: &Objects, resource: &Resource, object: &Stored) -> ApiResult<Value> {
+    let mut value = object.value().map_err(Status::internal)?;
+    if resource.def.definition().is_some() {
+        return custom(objects, resource, value, resource.version()).await;
+    }
+    from_hub(resource, &mut value);
+    Ok(value)
+}
+
+/// A stored object in the form that it is changed and checked in: the storage version for built-in kinds, the version of
+/// the request for those with structural schemas.
+pub(crate) async fn hub(objects: &Objects, resource: &Resource, object: &Stored) -> ApiResult<Value> {
+    let value = object.value().map_err(Status::internal)?;
+    if resource.def.definition().is_none() {
+        return Ok(value);
+    }
+    custom(objects, resource, value, resource.version()).await
+}
+
+/// The form that is stored, of the one that was checked.
+pub(crate) async fn to_store(objects: &Objects, resource: &Resource, object: Value) -> ApiResult<Value> {
+    if resource.def.definition().is_none() {
+        return Ok(object);
+    }
+    custom(objects, resource, object, &resource.def.versions[0]).await
+}
+
+/// A custom object in another version.
+async fn custom(objects: &Objects, resource: &Resource, mut object: Value, to: &Version) -> ApiResult<Value> {
+    let wanted = api_version(&resource.def, &to.name);
+    if object["apiVersion"] == *wanted {
+        return Ok(object);
+    }
+    let definition = resource.def.definition();
+    if let Some(Conversion::Webhook(webhook)) = definition.map(|definition| &definition.conversion) {
+        object = objects.convert(resource, webhook, object, &wanted).await?;
+    }
+    object["apiVersion"] = json!(wanted);
+    if let Some(structure) = &to.structure {
+        structure.schema.prune(&mut object);
+        structure.schema.default(&mut object);
+    }
+    Ok(object)
+}
+
+/// Turns an object of the resource's version into the form that it is checked in (see [`hub`]).
+pub(crate) fn to_hub(resource: &Resource, object: &mut Value) {
+    if is_identity(resource) || resource.def.definition().is_some() {
         return;
     }
     if is_new_event(&resource.def) {
@@ -42,9 +108,9 @@ pub(crate) fn to_storage(resource: &Resource, object: &mut Value) {
     object["apiVersion"] = json!(api_version(&resource.def, resource.def.storage_version()));
 }
 
-/// Turns a stored object into one of the resource's version.
-pub(crate) fn from_storage(resource: &Resource, object: &mut Value) {
-    if is_identity(resource) {
+/// Turns an object in the form that it is checked in into one of the resource's version.
+pub(crate) fn from_hub(resource: &Resource, object: &mut Value) {
+    if is_identity(resource) || resource.def.definition().is_some() {
         return;
     }
     if is_new_event(&resource.def) {

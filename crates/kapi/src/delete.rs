@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     admission::Operation,
+    convert, custom,
     error::ApiResult,
     meta,
     objects::{Write, WriteError},
@@ -29,7 +30,7 @@ impl Call<'_> {
         for _ in 0..RETRIES_MAX {
             let stored =
                 self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
-            let old = stored.value().map_err(Status::internal)?;
+            let old = convert::hub(self.objects, self.resource, &stored).await?;
             self.check_preconditions(options, &stored)?;
             self.validate(Operation::Delete, self.name, &old, Some(&old)).await?;
             let marked = self.mark(&old, options);
@@ -96,6 +97,9 @@ impl Call<'_> {
         if is_namespace {
             object["status"]["phase"] = json!("Terminating");
         }
+        if !marked && def.group == custom::GROUP && def.plural == custom::PLURAL {
+            custom::mark(&mut object, &format_time(now));
+        }
         if meta::is_finished(def, &object) { None } else { Some(object) }
     }
 
@@ -110,9 +114,13 @@ impl Call<'_> {
         }
         meta::drop_revision(&mut object);
         let claims = self.resource.def.strategy.claims(old);
-        let write = self.write(stored, Some(&object), &claims, &claims);
+        let converted = self.to_store(&object).await?;
+        let write = self.write(stored, Some(&converted), &claims, &claims);
         match self.objects.commit(write).await {
-            Ok(written) => Ok(Some(Deleted::Later(written.value().map_err(Status::internal)?))),
+            Ok(written) => {
+                let written = convert::hub(self.objects, self.resource, &written).await?;
+                Ok(Some(Deleted::Later(written)))
+            }
             Err(WriteError::Store(error)) => Err(error),
             Err(_) => Ok(None),
         }

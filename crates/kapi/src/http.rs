@@ -49,6 +49,7 @@ where
     if parts.method != Method::GET && parts.method != Method::HEAD {
         return Err(Status::no_such_path().into());
     }
+    server.customs.sync(&server.objects);
     let segments: Vec<&str> = info.path.split('/').filter(|part| !part.is_empty()).collect();
     match segments.as_slice() {
         [] => Ok(discovery::paths(&server.objects)),

@@ -14,6 +14,7 @@ pub use kschema::{self as schema, error, patch, strategy};
 
 // How objects are kept and read.
 mod convert;
+pub mod custom;
 mod list;
 mod meta;
 pub mod objects;

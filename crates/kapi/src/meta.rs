@@ -188,18 +188,23 @@ pub(crate) fn validate(def: &ResourceDef, object: &Value) -> Vec<FieldError> {
         let why = "Only one reference can have Controller set to true";
         errors.push(FieldError::invalid("metadata.ownerReferences", &meta["ownerReferences"], why));
     }
-    errors.extend(validate_finalizers(meta));
+    errors.extend(validate_finalizers(def, meta));
     errors
 }
 
-fn validate_finalizers(meta: &Value) -> Vec<FieldError> {
+/// Kinds that are not Kubernetes' own core ones may have finalizers without a path (`ValidateFinalizers` of the API machinery
+/// against that of `pkg/apis/core`).
+fn validate_finalizers(def: &ResourceDef, meta: &Value) -> Vec<FieldError> {
+    let strict = def.definition().is_none()
+        && !["apiextensions.k8s.io", "apiregistration.k8s.io"].contains(&def.group.as_str());
     let list: Vec<&str> =
         meta["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let mut errors = Vec::new();
     for finalizer in &list {
         if let Some(fault) = selector::key_fault(finalizer) {
             errors.push(FieldError::invalid_text("metadata.finalizers", finalizer, fault));
-        } else if !finalizer.contains('/')
+        } else if strict
+            && !finalizer.contains('/')
             && !["orphan", "foregroundDeletion", "kubernetes"].contains(finalizer)
         {
             let why = "name is neither a standard finalizer name nor is it fully qualified";

@@ -18,6 +18,7 @@ use kstore::TableId;
 use serde_json::Value;
 
 use crate::{
+    custom::{Definition, Structure},
     schema::{Catalog, Type},
     strategy::Strategy,
 };
@@ -54,6 +55,19 @@ pub struct ResourceDef {
     pub traits: Traits,
     /// What the schema can't say.
     pub strategy: Arc<dyn Strategy>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a resource comes from, which says how its objects are kept and converted.
+#[derive(Clone, Debug, Default)]
+pub enum Origin {
+    /// Kubernetes itself. Objects are checked in the storage version.
+    #[default]
+    BuiltIn,
+    /// A structural schema: a CustomResourceDefinition or a type of the embedder. Objects are checked in the version of the
+    /// request.
+    Structural(Arc<Definition>),
 }
 
 /// One version of a resource.
@@ -63,6 +77,8 @@ pub struct Version {
     pub name: String,
     /// The structure of its objects.
     pub schema: Type,
+    /// What only this version has, for resources with structural schemas.
+    pub structure: Option<Arc<Structure>>,
 }
 
 /// The verbs of a resource.
@@ -76,6 +92,8 @@ pub enum Verbs {
     CreateOnly,
     /// Only reading.
     ReadOnly,
+    /// Reading and deleting: the resource is being taken away.
+    Terminating,
 }
 
 impl Verbs {
@@ -87,6 +105,7 @@ impl Verbs {
             Self::NoDeleteCollection => &["create", "delete", "get", "list", "patch", "update", "watch"],
             Self::CreateOnly => &["create"],
             Self::ReadOnly => &["get", "list"],
+            Self::Terminating => &["delete", "deletecollection", "get", "list", "watch"],
         }
     }
 }
@@ -117,10 +136,19 @@ impl ResourceDef {
         self.versions.first().map_or("", |version| &version.name)
     }
 
-    /// Whether it has this subresource.
+    /// What its origin says, if that is a structural schema.
     #[must_use]
-    pub fn has_subresource(&self, name: &str) -> bool {
-        self.subresources.iter().any(|subresource| subresource == name)
+    pub fn definition(&self) -> Option<&Arc<Definition>> {
+        match &self.origin {
+            Origin::BuiltIn => None,
+            Origin::Structural(definition) => Some(definition),
+        }
+    }
+
+    /// The version of this name.
+    #[must_use]
+    pub fn version(&self, name: &str) -> Option<&Version> {
+        self.versions.iter().find(|version| version.name == name)
     }
 
     /// The name of its table in the store.
@@ -160,6 +188,30 @@ impl Resource {
     #[must_use]
     pub fn version(&self) -> &Version {
         &self.def.versions[self.version]
+    }
+
+    /// Its subresources in this version.
+    #[must_use]
+    pub fn subresources(&self) -> &[String] {
+        match &self.version().structure {
+            Some(structure) => &structure.subresources,
+            None => &self.def.subresources,
+        }
+    }
+
+    /// Whether it has this subresource in this version.
+    #[must_use]
+    pub fn has_subresource(&self, name: &str) -> bool {
+        self.subresources().iter().any(|subresource| subresource == name)
+    }
+
+    /// What may be done with it now.
+    #[must_use]
+    pub fn verbs(&self) -> Verbs {
+        match self.def.definition() {
+            Some(definition) if definition.terminating => Verbs::Terminating,
+            _ => self.def.verbs,
+        }
     }
 
     /// Whether this is the storage version.
@@ -225,16 +277,30 @@ impl Registry {
         let resources: Vec<_> = resources.into_iter().collect();
         self.groups.rcu(|groups| {
             let mut groups = HashMap::clone(groups);
-            for (def, table) in &resources {
-                let versions = groups.entry(def.group.clone()).or_default();
-                for (version, Version { name, .. }) in def.versions.iter().enumerate() {
-                    let resource = Resource { def: Arc::clone(def), version, table: *table };
-                    versions.entry(name.clone()).or_default().insert(def.plural.clone(), Arc::new(resource));
-                }
-            }
+            insert(&mut groups, &resources);
             groups
         });
         // After the change: who reads the revision first and then the table never takes an old table for a new one.
+        self.revision.fetch_add(1, Ordering::Release);
+    }
+
+    /// Puts all resources with structural schemas from definitions in place of those there were.
+    pub fn replace_custom(&self, resources: &[(Arc<ResourceDef>, TableId)]) {
+        self.groups.rcu(|groups| {
+            let mut groups = HashMap::clone(groups);
+            let is_custom = |resource: &Resource| {
+                resource.def.definition().is_some_and(|definition| definition.from_object)
+            };
+            for versions in groups.values_mut() {
+                for resources in versions.values_mut() {
+                    resources.retain(|_, resource| !is_custom(resource));
+                }
+                versions.retain(|_, resources| !resources.is_empty());
+            }
+            groups.retain(|_, versions| !versions.is_empty());
+            insert(&mut groups, resources);
+            groups
+        });
         self.revision.fetch_add(1, Ordering::Release);
     }
 
@@ -296,7 +362,31 @@ impl Registry {
     pub fn storage_resources(&self) -> Vec<Arc<Resource>> {
         let groups = self.groups.load();
         let all = groups.values().flat_map(BTreeMap::values).flat_map(|resources| resources.values());
-        all.filter(|resource| resource.is_storage_version()).cloned().collect()
+        let mut seen = std::collections::HashSet::new();
+        let mut list: Vec<_> = all.cloned().collect();
+        // A storage version need not be served; then another version stands for the resource.
+        list.sort_by_key(|resource| resource.version);
+        list.retain(|resource| seen.insert(resource.table));
+        list
+    }
+}
+
+/// Adds every served version; what a group serves already under a name is kept when a definition wants that name.
+fn insert(groups: &mut HashMap<String, Versions>, resources: &[(Arc<ResourceDef>, TableId)]) {
+    for (def, table) in resources {
+        let versions = groups.entry(def.group.clone()).or_default();
+        let from_object = def.definition().is_some_and(|definition| definition.from_object);
+        for (version, Version { name, structure, .. }) in def.versions.iter().enumerate() {
+            if structure.as_ref().is_some_and(|structure| !structure.served) {
+                continue;
+            }
+            let plurals = versions.entry(name.clone()).or_default();
+            if from_object && plurals.contains_key(&def.plural) {
+                continue;
+            }
+            let resource = Resource { def: Arc::clone(def), version, table: *table };
+            plurals.insert(def.plural.clone(), Arc::new(resource));
+        }
     }
 }
 

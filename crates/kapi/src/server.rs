@@ -25,6 +25,7 @@ use crate::{
     authn::{AUTHENTICATED, Authenticator, ClientCertificates, Identity, UNAUTHENTICATED, UserInfo},
     authz::{AuthenticatedOnly, Authorizer, Verdict},
     body::Body,
+    custom::Customs,
     error::{ApiError, ApiResult},
     fairness::Fairness,
     http as transport, impersonate,
@@ -71,6 +72,7 @@ pub(crate) struct Inner {
     pub(crate) fairness: Fairness,
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
+    pub(crate) customs: Customs,
 }
 
 /// Builds an [`ApiServer`]. Every part has a default.
@@ -251,6 +253,7 @@ impl ApiServerBuilder {
             self.authorizers
         };
         Ok(ApiServer(Arc::new(Inner {
+            customs: Customs::new(&objects),
             objects,
             foreign_admission: !self.admission.is_empty(),
             admission: defaults.chain(self.admission).collect(),

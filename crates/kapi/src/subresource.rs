@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::{
     authn::UserInfo,
+    custom::{self, ScalePaths},
     error::{ApiResult, FieldError, invalid},
     registry::Resource,
     request::DeleteOptions,
@@ -174,6 +175,10 @@ async fn take_disruption(call: &Call<'_>, labels: &kcore::Labels) -> ApiResult<(
 
 /// The scale of a workload (`autoscaling/v1` `Scale`).
 pub(crate) fn scale_of(resource: &Resource, object: &Value) -> ApiResult<Value> {
+    if let Some(scale) = resource.version().structure.as_ref().and_then(|structure| structure.scale.as_ref())
+    {
+        return Ok(custom_scale(scale, object));
+    }
     let meta = &object["metadata"];
     let selector = &object["spec"]["selector"];
     let labels =
@@ -195,18 +200,47 @@ pub(crate) fn scale_of(resource: &Resource, object: &Value) -> ApiResult<Value> 
             _ => format!("!{key}"),
         });
     }
+    let count = |value: &Value| value.as_i64().unwrap_or(0);
+    Ok(scale(
+        meta,
+        count(&object["spec"]["replicas"]),
+        count(&object["status"]["replicas"]),
+        &parts.join(","),
+    ))
+}
+
+fn scale(meta: &Value, wanted: i64, current: i64, selector: &str) -> Value {
     let mut scale_meta = json!({});
     for key in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         keep(&mut scale_meta, meta, key);
     }
-    let mut spec = json!({});
-    if let Some(replicas) = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0) {
-        spec["replicas"] = json!(replicas);
+    let spec = if wanted == 0 { json!({}) } else { json!({"replicas": wanted}) };
+    let mut status = json!({"replicas": current});
+    if !selector.is_empty() {
+        status["selector"] = json!(selector);
     }
-    Ok(json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": scale_meta, "spec": spec,
-        "status": {"replicas": object["status"]["replicas"].as_i64().unwrap_or(0), "selector": parts.join(",")},
-    }))
+    json!({"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": scale_meta, "spec": spec, "status": status})
+}
+
+/// The scale of a custom object, from where its definition says.
+fn custom_scale(paths: &ScalePaths, object: &Value) -> Value {
+    let count = |path: &str| custom::at(object, path).and_then(Value::as_i64).unwrap_or(0);
+    let selector =
+        paths.selector.as_deref().and_then(|path| custom::at(object, path)).and_then(Value::as_str);
+    scale(
+        &object["metadata"],
+        count(&paths.spec_replicas),
+        count(&paths.status_replicas),
+        selector.unwrap_or_default(),
+    )
+}
+
+/// Sets the number that a scale is about.
+fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
+    let paths = resource.version().structure.as_ref().and_then(|structure| structure.scale.as_ref());
+    let path = paths.map_or("spec.replicas", |paths| &paths.spec_replicas);
+    let place = path.split('.').fold(object, |value, key| child(value, key));
+    *place = json!(replicas);
 }
 
 /// Changes the number of replicas; answers with the new scale.
@@ -230,7 +264,7 @@ pub(crate) async fn update_scale(
                 return Err(invalid("autoscaling", "Scale", object["metadata"]["name"].as_str().unwrap_or_default(), &[error]));
             }
             let mut scaled = object.clone();
-            scaled["spec"]["replicas"] = json!(replicas);
+            set_replicas(resource, &mut scaled, replicas);
             match after["metadata"].get("resourceVersion") {
                 Some(version) => scaled["metadata"]["resourceVersion"] = version.clone(),
                 None => crate::meta::drop_revision(&mut scaled),
@@ -238,7 +272,7 @@ pub(crate) async fn update_scale(
             Ok(scaled)
         })
         .await?;
-    scale_of(resource, &written.value()?)
+    scale_of(resource, &written.value(call).await?)
 }
 
 /// A namespace with the finalizers of its specification replaced (`namespaces/finalize`).

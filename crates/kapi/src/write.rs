@@ -1,6 +1,6 @@
 //! Creating and changing objects: what happens between a decoded body and a commit.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use kcore::{Status, Stored, clock::format_time};
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use crate::{
     objects::{Objects, Write, WriteError},
     registry::Resource,
     schema::check,
+    server::Inner,
 };
 
 /// How often a write that lost a race is tried again, when the caller did not name the revision it replaces.
@@ -38,21 +39,43 @@ pub(crate) struct Call<'a> {
 pub(crate) enum Written {
     /// The object as it is stored now.
     Stored(Arc<Stored>),
-    /// The object as it would be stored, in the storage version.
+    /// The object as it would be stored, in the form that it is checked in.
     DryRun(Value),
 }
 
 impl Written {
-    /// The object in the storage version, with its resource version.
-    pub(crate) fn value(&self) -> ApiResult<Value> {
+    /// The object in the form that it is checked in, with its resource version.
+    pub(crate) async fn value(&self, call: &Call<'_>) -> ApiResult<Value> {
         match self {
-            Self::Stored(stored) => stored.value().map_err(|error| Status::internal(error).into()),
+            Self::Stored(stored) => convert::hub(call.objects, call.resource, stored).await,
             Self::DryRun(value) => Ok(value.clone()),
         }
     }
 }
 
 impl<'a> Call<'a> {
+    /// A write of the server itself, past admission.
+    pub(crate) fn internal(
+        server: &'a Inner,
+        user: &'a UserInfo,
+        resource: &'a Resource,
+        subresource: &'a str,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> Self {
+        Self {
+            objects: &server.objects,
+            admission: &[],
+            foreign_admission: false,
+            user,
+            resource,
+            subresource,
+            namespace,
+            name,
+            dry_run: false,
+        }
+    }
+
     fn admission_request<'b>(
         &'b self,
         operation: Operation,
@@ -104,6 +127,11 @@ impl<'a> Call<'a> {
     /// Brings an object that admission or a patch may have changed back into canonical form, with all defaults.
     pub(crate) fn normalize(&self, object: &mut Value) -> ApiResult<()> {
         let def = &self.resource.def;
+        if let Some(structure) = &self.resource.version().structure {
+            structure.schema.prune(object);
+            def.strategy.default(object);
+            return Ok(());
+        }
         let schema = &def.versions[0].schema;
         check::check(self.objects.registry().catalog(), schema, object).map_err(|error| {
             Status::bad_request(format!(
@@ -163,12 +191,13 @@ impl<'a> Call<'a> {
                 return Ok(Written::DryRun(object));
             }
             let claims = strategy.claims(&object);
+            let converted = self.to_store(&object).await?;
             let write = Write {
                 resource: self.resource,
                 namespace: self.namespace,
                 name: &name,
                 expected: None,
-                object: Some(&object),
+                object: Some(&converted),
                 claims: &claims,
                 old_claims: &[],
             };
@@ -198,6 +227,14 @@ impl<'a> Call<'a> {
             "the server could not find a free name in time; please try again",
         )
         .into())
+    }
+
+    /// The object in the form that is stored; most are in it.
+    pub(crate) async fn to_store<'b>(&self, object: &'b Value) -> ApiResult<Cow<'b, Value>> {
+        if self.resource.def.definition().is_none() {
+            return Ok(Cow::Borrowed(object));
+        }
+        convert::to_store(self.objects, self.resource, object.clone()).await.map(Cow::Owned)
     }
 
     fn claimed(&self, name: &str, claim: &str) -> ApiError {
@@ -237,7 +274,7 @@ impl<'a> Call<'a> {
         for _ in 0..RETRIES_MAX {
             let stored =
                 self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
-            let old = stored.value().map_err(Status::internal)?;
+            let old = convert::hub(self.objects, self.resource, &stored).await?;
             let mut object = change(&old)?;
             let wanted = meta::text(&object, "resourceVersion").to_owned();
             let current = stored.revision().to_string();
@@ -276,7 +313,10 @@ impl<'a> Call<'a> {
         meta::keep_system_fields(def, self.name, object, old)?;
         if self.subresource == "status" {
             keep_all_but_status(object, old);
-        } else if def.has_subresource("status") && self.subresource.is_empty() {
+        } else if def.definition().is_none()
+            && self.resource.has_subresource("status")
+            && self.subresource.is_empty()
+        {
             crate::schema::fields::keep(object, old, "status");
         }
         let mut errors = meta::validate_update(def, object, old);
@@ -285,13 +325,19 @@ impl<'a> Call<'a> {
             let taken = |claim: &str| self.objects.is_claimed(claim);
             errors.extend(strategy.allocate(object, Some(old), &taken).err());
         }
-        if def.traits.generation && self.subresource != "status" && !same_specification(object, old) {
+        let counts_status = def.definition().is_some() && !self.resource.has_subresource("status");
+        if def.traits.generation
+            && self.subresource != "status"
+            && !same_specification(object, old, counts_status)
+        {
             let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
             object["metadata"]["generation"] = json!(generation);
         }
         errors.extend(meta::validate(def, object));
         if self.subresource.is_empty() || self.subresource == "scale" {
-            strategy.validate(object, &mut errors);
+            if def.definition().is_none() {
+                strategy.validate(object, &mut errors);
+            }
             strategy.validate_update(object, old, &mut errors);
         }
         self.refuse(self.name, &errors)?;
@@ -318,17 +364,19 @@ impl<'a> Call<'a> {
         meta::drop_revision(&mut object);
         let strategy = &self.resource.def.strategy;
         let (claims, old_claims) = (strategy.claims(&object), strategy.claims(old));
+        let converted = if ends { Cow::Borrowed(&object) } else { self.to_store(&object).await? };
         let write = Write {
             resource: self.resource,
             namespace: self.namespace,
             name: self.name,
             expected: Some(stored.revision()),
-            object: if ends { None } else { Some(&object) },
+            object: if ends { None } else { Some(&converted) },
             claims: if ends { &[] } else { &claims },
             old_claims: &old_claims,
         };
         match self.objects.commit(write).await {
             Ok(written) if ends => {
+                drop(converted);
                 // The answer is the object in its last state, with the revision of its end.
                 object["metadata"]["resourceVersion"] = json!(written.revision().to_string());
                 Ok(Some(Written::DryRun(object)))
@@ -360,20 +408,22 @@ fn keep_all_but_status(object: &mut Value, old: &Value) {
     }
 }
 
-/// Whether two states differ in nothing that `metadata.generation` counts: all but metadata and status.
-fn same_specification(one: &Value, other: &Value) -> bool {
+/// Whether two states differ in nothing that `metadata.generation` counts: all but metadata, and the status where it is not
+/// a part of the specification.
+fn same_specification(one: &Value, other: &Value, counts_status: bool) -> bool {
+    let counts = |key: &str| key != "metadata" && (counts_status || key != "status");
     let keys = |object: &Value| {
         let entries = object.as_object().into_iter().flatten();
-        entries.filter(|(key, _)| !["metadata", "status"].contains(&key.as_str())).count()
+        entries.filter(|(key, _)| counts(key)).count()
     };
     let entries = one.as_object().into_iter().flatten();
-    let mut counted = entries.filter(|(key, _)| !["metadata", "status"].contains(&key.as_str()));
+    let mut counted = entries.filter(|(key, _)| counts(key));
     keys(one) == keys(other) && counted.all(|(key, value)| other.get(key) == Some(value))
 }
 
-/// The answer in the version that was asked for.
+/// An object in the form that it is checked in, in the version that was asked for.
 pub(crate) fn in_version(resource: &Resource, mut value: Value) -> Value {
-    convert::from_storage(resource, &mut value);
+    convert::from_hub(resource, &mut value);
     value
 }
 

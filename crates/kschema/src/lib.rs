@@ -12,9 +12,11 @@ pub mod types;
 pub mod check;
 pub mod fields;
 pub mod json;
+pub mod jsonpath;
 pub mod patch;
 pub mod protobuf;
 pub mod strategy;
+pub mod structural;
 
 pub mod error;
 

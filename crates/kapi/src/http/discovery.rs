@@ -164,7 +164,7 @@ fn resource_list(registry: &Registry, group: &str, version: &str) -> Value {
         let def = &resource.def;
         let mut entry = json!({
             "name": def.plural, "singularName": def.singular, "namespaced": def.namespaced, "kind": def.kind,
-            "verbs": def.verbs.names(),
+            "verbs": resource.verbs().names(),
         });
         if !def.short_names.is_empty() {
             entry["shortNames"] = json!(def.short_names);
@@ -176,7 +176,7 @@ fn resource_list(registry: &Registry, group: &str, version: &str) -> Value {
             entry["storageVersionHash"] = json!(storage_hash(&resource));
         }
         resources.push(entry);
-        for name in &def.subresources {
+        for name in resource.subresources() {
             let (kind, other, verbs) = subresource(&resource, name);
             let mut entry = json!({"name": format!("{}/{name}", def.plural), "singularName": "", "namespaced": def.namespaced, "kind": kind, "verbs": verbs});
             if let Some((group, version)) = other {
@@ -265,7 +265,7 @@ fn aggregated_resource(resource: &Resource) -> Value {
     let mut value = json!({
         "resource": def.plural, "responseKind": kind(&def.group, own, &def.kind),
         "scope": if def.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": def.singular, "verbs": def.verbs.names(),
+        "singularResource": def.singular, "verbs": resource.verbs().names(),
     });
     if !def.short_names.is_empty() {
         value["shortNames"] = json!(def.short_names);

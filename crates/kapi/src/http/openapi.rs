@@ -134,11 +134,14 @@ fn hash(registry: &Registry, members: &[(String, String)]) -> String {
             def.plural,
             def.kind,
             def.verbs,
-            def.subresources,
+            resource.subresources(),
             def.namespaced
         ));
         if !matches!(resource.version().schema, Type::Named(_)) {
-            digest.update(format!("{:?}", resource.version().schema));
+            match &resource.version().structure {
+                Some(structure) => digest.update(structure.source.to_string()),
+                None => digest.update(format!("{:?}", resource.version().schema)),
+            }
         }
     }
     super::discovery::hex(&digest.finalize())

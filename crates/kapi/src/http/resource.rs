@@ -15,7 +15,7 @@ use super::{
 use crate::{
     authn::UserInfo,
     body::Body,
-    convert,
+    convert, custom,
     delete::Deleted,
     error::{ApiError, ApiResult},
     list::{self, Page},
@@ -23,7 +23,7 @@ use crate::{
     patch::Patch,
     registry::{Resource, Verbs},
     request::{DeleteOptions, FieldValidation, ListOptions, Query, RequestInfo, WriteOptions},
-    schema::check,
+    schema::{Type, check},
     server::Inner,
     subresource, watch,
     write::{Call, Written, in_version},
@@ -50,27 +50,56 @@ impl Request<'_> {
     {
         let info = self.info;
         let registry = self.server.objects.registry();
-        let resource =
-            registry.find(&info.group, &info.version, &info.resource).ok_or_else(Status::no_such_path)?;
+        let built_in = registry.find(&info.group, &info.version, &info.resource);
+        let resource = match built_in {
+            Some(resource) if resource.def.definition().is_none_or(|definition| !definition.from_object) => {
+                resource
+            }
+            _ => {
+                self.server.customs.sync(&self.server.objects);
+                let found = registry.find(&info.group, &info.version, &info.resource);
+                found.ok_or_else(Status::no_such_path)?
+            }
+        };
         self.check_verb(&resource)?;
         if !info.subresource.is_empty() {
-            if !resource.def.has_subresource(&info.subresource) {
+            if !resource.has_subresource(&info.subresource) {
                 return Err(Status::no_such_path().into());
             }
             if upgrade::is_node_request(&resource, &info.subresource) {
                 return upgrade::serve(self, &resource, body).await;
             }
         }
-        match info.verb.as_str() {
-            "get" => self.get(&resource),
-            "list" => self.list(&resource).await,
-            "watch" => self.watch(&resource).await,
-            "delete" | "deletecollection" => self.delete(&resource, read_body(body).await?).await,
-            "create" => self.create(&resource, read_body(body).await?).await,
-            "update" => self.update(&resource, read_body(body).await?).await,
-            "patch" => self.patch(&resource, read_body(body).await?).await,
-            _ => Err(self.not_allowed(&resource)),
+        let mut response = self.answer(&resource, body).await?;
+        if let Some(warning) =
+            resource.version().structure.as_ref().and_then(|structure| structure.warning.as_ref())
+        {
+            add_warnings(&mut response, std::slice::from_ref(warning));
         }
+        Ok(response)
+    }
+
+    async fn answer<B>(&self, resource: &Arc<Resource>, body: B) -> ApiResult<Response<Body>>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: fmt::Display + Send,
+    {
+        let writes = match self.info.verb.as_str() {
+            "get" => return self.get(resource).await,
+            "list" => return self.list(resource).await,
+            "watch" => return self.watch(resource).await,
+            "delete" | "deletecollection" => self.delete(resource, read_body(body).await?).await,
+            "create" => self.create(resource, read_body(body).await?).await,
+            "update" => self.update(resource, read_body(body).await?).await,
+            "patch" => self.patch(resource, read_body(body).await?).await,
+            _ => return Err(self.not_allowed(resource)),
+        };
+        let def = &resource.def;
+        let defines = def.group == custom::GROUP && def.plural == custom::PLURAL;
+        if defines || def.definition().is_some_and(|definition| definition.terminating) {
+            custom::settle(self.server).await?;
+        }
+        writes
     }
 
     fn not_allowed(&self, resource: &Resource) -> ApiError {
@@ -89,7 +118,7 @@ impl Request<'_> {
         if !def.namespaced && !info.namespace.is_empty() && def.plural != "namespaces" {
             return Err(Status::no_such_path().into());
         }
-        let allowed = match (info.subresource.is_empty(), def.verbs) {
+        let allowed = match (info.subresource.is_empty(), resource.verbs()) {
             (false, _) => !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "delete"),
             (true, Verbs::All) => true,
             (true, verbs) => verbs.names().contains(&info.verb.as_str()),
@@ -116,7 +145,7 @@ impl Request<'_> {
         }
     }
 
-    fn get(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
+    async fn get(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
         let form = negotiate::form(&self.parts.headers)?;
         let def = &resource.def;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
@@ -129,7 +158,7 @@ impl Request<'_> {
             }
         }
         if self.info.subresource == "scale" {
-            let value = object.value().map_err(Status::internal)?;
+            let value = convert::hub(&self.server.objects, resource, &object).await?;
             return self.object_response(
                 resource,
                 StatusCode::OK,
@@ -137,10 +166,10 @@ impl Request<'_> {
                 form,
             );
         }
-        if form == Form::Object && convert::is_identity(resource) {
+        if form == Form::Object && convert::is_as_served(resource, &object) {
             return Ok(bytes_response(StatusCode::OK, object.json().clone()));
         }
-        let value = in_version(resource, object.value().map_err(Status::internal)?);
+        let value = convert::served(&self.server.objects, resource, &object).await?;
         self.object_response(resource, StatusCode::OK, &value, form)
     }
 
@@ -181,11 +210,13 @@ impl Request<'_> {
         if let Some(remaining) = page.remaining.filter(|remaining| *remaining > 0) {
             meta["remainingItemCount"] = json!(remaining);
         }
-        if form == Form::Object && convert::is_identity(resource) {
+        if form == Form::Object && page.items.iter().all(|item| convert::is_as_served(resource, item)) {
             return Ok(stream_list(resource, &meta, page));
         }
-        let values = page.items.iter().map(|item| item.value().map(|value| in_version(resource, value)));
-        let values = values.collect::<Result<Vec<_>, _>>().map_err(Status::internal)?;
+        let mut values = Vec::with_capacity(page.items.len());
+        for item in &page.items {
+            values.push(convert::served(&self.server.objects, resource, item).await?);
+        }
         Ok(json_response(
             StatusCode::OK,
             &match form {
@@ -242,14 +273,7 @@ impl Request<'_> {
         let options = self.list_options(resource, true)?;
         let session = watch::open(&self.server.objects, resource, self.namespace(resource), options).await?;
         let local = self.parts.extensions.get::<WantLocal>();
-        Ok(wire::respond(
-            session,
-            resource,
-            form,
-            table::Include::of_query(self.query),
-            self.server.objects.clock(),
-            local,
-        ))
+        Ok(wire::respond(session, resource, form, table::Include::of_query(self.query), self.server, local))
     }
 
     fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
@@ -311,8 +335,20 @@ impl Request<'_> {
             )))
         };
         let catalog = self.server.objects.registry().catalog();
-        let unknown =
-            check::check(catalog, &resource.version().schema, object).map_err(|error| fault(&error))?;
+        let unknown = match &resource.version().structure {
+            None => {
+                check::check(catalog, &resource.version().schema, object).map_err(|error| fault(&error))?
+            }
+            Some(structure) => {
+                let mut unknown = structure.schema.prune(object);
+                let meta = catalog.find("^ObjectMeta").map_or(Type::Any, Type::Named);
+                let fields =
+                    object.get_mut("metadata").map(|meta_value| check::check(catalog, &meta, meta_value));
+                let fields = fields.transpose().map_err(|error| fault(&error))?.unwrap_or_default();
+                unknown.extend(fields.iter().map(|path| format!("metadata.{path}")));
+                unknown
+            }
+        };
         let texts = duplicates
             .iter()
             .map(|path| format!("duplicate field {path:?}"))
@@ -346,12 +382,12 @@ impl Request<'_> {
         }
         let mut warnings = Vec::new();
         let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
-        convert::to_storage(resource, &mut object);
+        convert::to_hub(resource, &mut object);
         let written = self.call(resource, options.dry_run).create(object).await?;
-        self.written_response(resource, StatusCode::CREATED, &written, form, &warnings)
+        self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await
     }
 
-    fn written_response(
+    async fn written_response(
         &self,
         resource: &Resource,
         code: StatusCode,
@@ -360,10 +396,16 @@ impl Request<'_> {
         warnings: &[String],
     ) -> ApiResult<Response<Body>> {
         let mut response = match written {
-            Written::Stored(stored) if form == Form::Object && convert::is_identity(resource) => {
+            Written::Stored(stored) if form == Form::Object && convert::is_as_served(resource, stored) => {
                 bytes_response(code, stored.json().clone())
             }
-            written => self.object_response(resource, code, &in_version(resource, written.value()?), form)?,
+            Written::Stored(stored) => {
+                let value = convert::served(&self.server.objects, resource, stored).await?;
+                self.object_response(resource, code, &value, form)?
+            }
+            Written::DryRun(value) => {
+                self.object_response(resource, code, &in_version(resource, value.clone()), form)?
+            }
         };
         add_warnings(&mut response, warnings);
         Ok(response)
@@ -387,7 +429,7 @@ impl Request<'_> {
             return Err(self.not_allowed(resource));
         }
         let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
-        convert::to_storage(resource, &mut object);
+        convert::to_hub(resource, &mut object);
         let missing = self.server.objects.get(resource, call.namespace, call.name).is_none();
         if missing && resource.def.traits.create_on_update && self.info.subresource.is_empty() {
             let named = object["metadata"]["name"].as_str() == Some(call.name);
@@ -397,14 +439,14 @@ impl Request<'_> {
                 );
             }
             let written = call.create(object).await?;
-            return self.written_response(resource, StatusCode::CREATED, &written, form, &warnings);
+            return self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await;
         }
         let written = if self.info.subresource == "finalize" {
             call.update(&|old| Ok(subresource::finalized(old, &object))).await?
         } else {
             call.update(&|_| Ok(object.clone())).await?
         };
-        self.written_response(resource, StatusCode::OK, &written, form, &warnings)
+        self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
     }
 
     async fn patch(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
@@ -426,7 +468,7 @@ impl Request<'_> {
         }
         let warnings = std::sync::Mutex::new(Vec::new());
         let change = |old: &Value| -> ApiResult<Value> {
-            let current = if convert::is_identity(resource) {
+            let current = if convert::is_identity(resource) || resource.def.definition().is_some() {
                 Cow::Borrowed(old)
             } else {
                 Cow::Owned(in_version(resource, old.clone()))
@@ -437,12 +479,12 @@ impl Request<'_> {
             let mut found = Vec::new();
             self.check_fields(resource, &mut patched, duplicates.clone(), &options, &mut found)?;
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
-            convert::to_storage(resource, &mut patched);
+            convert::to_hub(resource, &mut patched);
             Ok(patched)
         };
         let written = call.update(&change).await?;
         let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.written_response(resource, StatusCode::OK, &written, form, &warnings)
+        self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
     }
 
     async fn delete(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
@@ -495,7 +537,10 @@ impl Request<'_> {
 }
 
 pub(super) fn list_kind(resource: &Resource) -> String {
-    format!("{}List", resource.def.kind)
+    match resource.def.definition() {
+        Some(definition) if !definition.list_kind.is_empty() => definition.list_kind.clone(),
+        _ => format!("{}List", resource.def.kind),
+    }
 }
 
 /// An object's metadata as a `PartialObjectMetadata`.

@@ -3,6 +3,7 @@
 mod access;
 mod cluster;
 mod columns;
+mod custom;
 mod devices;
 mod duration;
 mod labels;
@@ -37,6 +38,15 @@ impl Include {
             _ => Self::Metadata,
         }
     }
+
+    /// Puts what is wanted of the object beside its row.
+    fn put(self, row: &mut Value, object: &Value) {
+        match self {
+            Self::Metadata => row["object"] = super::resource::metadata_of(object),
+            Self::Object => row["object"] = object.clone(),
+            Self::None => {}
+        }
+    }
 }
 
 /// The table of these objects; `with_columns`: whether it defines its columns, which a watch does only once.
@@ -49,6 +59,9 @@ pub(super) fn of(
     include: Include,
     now: Timestamp,
 ) -> Value {
+    if let Some(structure) = &resource.version().structure {
+        return custom::of(&structure.columns, objects, metadata, with_columns, include, now);
+    }
     let kind = objects.first().and_then(|object| object["kind"].as_str()).unwrap_or_default();
     let table = columns::of(&resource.def.qualified(), kind);
     let definitions = if with_columns { table.definitions() } else { Vec::new() };
@@ -63,14 +76,14 @@ pub(super) fn of(
             if let Some(conditions) = table.conditions.and_then(|conditions| conditions(object)) {
                 row["conditions"] = conditions;
             }
-            match include {
-                Include::Metadata => row["object"] = super::resource::metadata_of(object),
-                Include::Object => row["object"] = object.clone(),
-                Include::None => {}
-            }
+            include.put(&mut row, object);
             row
         })
         .collect();
+    finish(metadata, definitions, rows)
+}
+
+fn finish(metadata: &Value, definitions: Vec<Value>, rows: Vec<Value>) -> Value {
     let metadata = if metadata.is_null() { json!({}) } else { metadata.clone() };
     json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata, "columnDefinitions": definitions, "rows": rows})
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{negotiate::Form, table};
-use crate::{body::Body, convert, registry::Resource, watch::Session, write::in_version};
+use crate::{body::Body, convert, registry::Resource, server::Inner, watch::Session};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, Response, header};
 use kcore::{
-    Clock, Stored,
+    Stored,
     local::{LocalEvent, LocalEvents, WantLocal},
 };
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ pub(super) fn respond(
     resource: &Arc<Resource>,
     form: Form,
     include: table::Include,
-    clock: &Arc<dyn Clock>,
+    server: &Arc<Inner>,
     wants_local: Option<&WantLocal>,
 ) -> Response<Body> {
     if wants_local.is_some() && form == Form::Object && convert::is_identity(resource) {
@@ -35,7 +35,7 @@ pub(super) fn respond(
             form,
             columns_sent: false,
             include,
-            clock: Arc::clone(clock),
+            server: Arc::clone(server),
         },
     )));
     let headers = response.headers_mut();
@@ -44,13 +44,15 @@ pub(super) fn respond(
     response
 }
 
-fn lines(session: Session, mut writer: Writer) -> impl Stream<Item = Bytes> + Send {
-    session.into_stream().map(move |batch| {
+fn lines(session: Session, writer: Writer) -> impl Stream<Item = Bytes> + Send {
+    let state = (Box::pin(session.into_stream()), writer);
+    futures::stream::unfold(state, |(mut session, mut writer)| async move {
+        let batch = session.next().await?;
         let mut out = Vec::with_capacity(batch.len() * 1024);
         for event in &batch {
-            writer.write(event, &mut out);
+            writer.write(event, &mut out).await;
         }
-        Bytes::from(out)
+        Some((Bytes::from(out), (session, writer)))
     })
 }
 
@@ -59,11 +61,11 @@ struct Writer {
     form: Form,
     columns_sent: bool,
     include: table::Include,
-    clock: Arc<dyn Clock>,
+    server: Arc<Inner>,
 }
 
 impl Writer {
-    fn write(&mut self, event: &LocalEvent, out: &mut Vec<u8>) {
+    async fn write(&mut self, event: &LocalEvent, out: &mut Vec<u8>) {
         let (kind, object) = match event {
             LocalEvent::Added(object) => ("ADDED", object),
             LocalEvent::Modified(object) => ("MODIFIED", object),
@@ -78,16 +80,19 @@ impl Writer {
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.extend_from_slice(b"\",\"object\":");
-        self.write_object(object, out);
+        self.write_object(object, out).await;
         out.extend_from_slice(b"}\n");
     }
 
-    fn write_object(&mut self, object: &Stored, out: &mut Vec<u8>) {
-        if self.form == Form::Object && convert::is_identity(&self.resource) {
+    async fn write_object(&mut self, object: &Stored, out: &mut Vec<u8>) {
+        if self.form == Form::Object && convert::is_as_served(&self.resource, object) {
             out.extend_from_slice(object.json());
             return;
         }
-        let value = in_version(&self.resource, object.value().unwrap_or_default());
+        let value = match convert::served(&self.server.objects, &self.resource, object).await {
+            Ok(value) => value,
+            Err(error) => serde_json::to_value(&error.0).unwrap_or_default(),
+        };
         let shown = match self.form {
             Form::Object => value,
             Form::Metadata => super::resource::metadata_of(&value),
@@ -99,7 +104,7 @@ impl Writer {
                     &Value::Null,
                     first,
                     self.include,
-                    self.clock.now(),
+                    self.server.objects.clock().now(),
                 )
             }
         };
@@ -120,8 +125,14 @@ impl Writer {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
             }
             Form::Table => {
-                let mut bookmark =
-                    table::of(&self.resource, &[], &metadata, false, self.include, self.clock.now());
+                let mut bookmark = table::of(
+                    &self.resource,
+                    &[],
+                    &metadata,
+                    false,
+                    self.include,
+                    self.server.objects.clock().now(),
+                );
                 let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
                 bookmark["rows"] = json!([{"cells": [], "object": partial}]);
                 bookmark

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{ResourceDef, Traits, Verbs, Version};
+use super::{Origin, ResourceDef, Traits, Verbs, Version};
 use crate::{
     kinds::strategies::{self, Strategies},
     schema::{Catalog, Type, builtin as schemas},
@@ -197,7 +197,7 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
         };
         let group = if group == "core" { "" } else { group };
         let schema = schemas.get(&(group, version, kind)).cloned().unwrap_or(Type::Any);
-        let version = Version { name: version.to_owned(), schema };
+        let version = Version { name: version.to_owned(), schema, structure: None };
         if let Some(def) = defs.iter_mut().find(|def| def.group == group && def.plural == plural) {
             def.versions.push(version);
             continue;
@@ -233,6 +233,7 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
                 returns_deleted: RETURNS_DELETED.contains(&&*qualified),
             },
             strategy: strategies::builtin(&qualified, strategies),
+            origin: Origin::BuiltIn,
         });
     }
     defs

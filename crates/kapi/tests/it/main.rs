@@ -1,6 +1,7 @@
 //! The server through `kube::Client` and through bare requests, without a socket.
 
 mod bad_input;
+mod custom;
 mod harness;
 mod openapi;
 mod tables;

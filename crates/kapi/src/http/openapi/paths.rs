@@ -111,7 +111,7 @@ impl Paths {
         }
         let operations = object_operations(resource, &object, schemas);
         self.path(&format!("{collection}/{{name}}"), &place(format!("{scope}{}", def.kind)), operations);
-        for name in &def.subresources {
+        for name in resource.subresources() {
             self.subresource(resource, &collection, name, &object, schemas);
         }
     }

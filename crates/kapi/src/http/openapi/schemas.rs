@@ -67,6 +67,9 @@ impl<'a> Schemas<'a> {
     /// A reference to the definition of a resource's kind.
     pub(super) fn of_resource(&mut self, resource: &Resource) -> Value {
         let ty = &resource.version().schema;
+        if let Some(structure) = &resource.version().structure {
+            return self.structural(resource, &structure.source);
+        }
         let (name, mut schema) = match self.catalog.resolve(ty) {
             Some(object) if matches!(ty, Type::Named(_)) => {
                 let object = std::sync::Arc::clone(object);
@@ -91,6 +94,28 @@ impl<'a> Schemas<'a> {
         self.reference(&name)
     }
 
+    /// A reference to the definition of a kind that brought its own schema, which is published as it was written.
+    fn structural(&mut self, resource: &Resource, source: &Value) -> Value {
+        let name = super::definition_name(resource);
+        if self.made.contains_key(&name) {
+            return self.reference(&name);
+        }
+        let mut schema = if source.is_object() { source.clone() } else { json!({"type": "object"}) };
+        if self.spec == Spec::V2 {
+            plain(&mut schema, 0);
+        }
+        let object_meta = self.named("^ObjectMeta");
+        let properties = &mut schema["properties"];
+        properties["apiVersion"] = json!({"type": "string", "description": list_words("apiVersion")});
+        properties["kind"] = json!({"type": "string", "description": list_words("kind")});
+        properties["metadata"] = object_meta;
+        let gvk = resource.gvk();
+        schema["x-kubernetes-group-version-kind"] =
+            json!([{"group": gvk.group, "version": gvk.version, "kind": gvk.kind}]);
+        self.made.insert(name.clone(), schema);
+        self.reference(&name)
+    }
+
     /// A reference to the list of a resource's kind.
     pub(super) fn list_of(&mut self, resource: &Resource) -> Value {
         let item = self.of_resource(resource);
@@ -108,7 +133,7 @@ impl<'a> Schemas<'a> {
             "type": "object", "required": ["items"],
             "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": meta,
                 "items": {"type": "array", "items": item}},
-            "x-kubernetes-group-version-kind": [{"group": gvk.group, "version": gvk.version, "kind": format!("{}List", gvk.kind)}],
+            "x-kubernetes-group-version-kind": [{"group": gvk.group, "version": gvk.version, "kind": crate::http::resource::list_kind(resource)}],
         });
         self.made.insert(name.clone(), schema);
         self.reference(&name)
@@ -274,6 +299,32 @@ impl<'a> Schemas<'a> {
                 self.define(&object);
                 self.reference(&object.name)
             }
+        }
+    }
+}
+
+/// Takes out of a schema what Swagger 2.0 can't say (`ToStructuralOpenAPIV2` of the apiextensions server).
+fn plain(schema: &mut Value, depth: usize) {
+    let Some(map) = schema.as_object_mut().filter(|_| depth < crate::schema::json::DEPTH_MAX) else {
+        return;
+    };
+    for key in ["allOf", "anyOf", "oneOf", "not", "nullable", "default", "x-kubernetes-validations"] {
+        map.remove(key);
+    }
+    if map.get("x-kubernetes-preserve-unknown-fields") == Some(&Value::Bool(true)) {
+        map.remove("items");
+        map.remove("properties");
+    }
+    if map.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
+        map.remove("type");
+    }
+    for (key, value) in map.iter_mut() {
+        match key.as_str() {
+            "properties" => {
+                value.as_object_mut().into_iter().flatten().for_each(|(_, value)| plain(value, depth + 1))
+            }
+            "items" | "additionalProperties" => plain(value, depth + 1),
+            _ => {}
         }
     }
 }
