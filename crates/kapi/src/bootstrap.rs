@@ -1,8 +1,7 @@
 //! What exists in every cluster from its first moment: the system's namespaces, the service `kubernetes`, the priority
-//! classes of system pods, the range of cluster IPs.
+//! classes of system pods, the priority levels and flow schemas of requests, the range of cluster IPs.
 //!
-//! Service accounts and the CA's ConfigMap come from controllers, roles and priority levels with the features they
-//! belong to.
+//! Service accounts and the CA's ConfigMap come from controllers, roles with the feature they belong to.
 
 use std::sync::Arc;
 
@@ -47,6 +46,12 @@ pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
             "description": description,
         });
         create(server, "scheduling.k8s.io", "priorityclasses", "", class).await?;
+    }
+    let (levels, schemas) = crate::fairness::bootstrap_objects();
+    for (plural, objects) in [("prioritylevelconfigurations", levels), ("flowschemas", schemas)] {
+        for object in objects {
+            create(server, "flowcontrol.apiserver.k8s.io", plural, "", object).await?;
+        }
     }
     let addresses = &server.addresses;
     let range = json!({

@@ -1,97 +1,270 @@
-//! How much the server does at the same time.
+//! API priority and fairness (KEP-1040): which requests are worked on at once, which wait, which are sent away.
 //!
-//! Requests that come to more than [`REQUESTS_MAX`] wait for their turn in the order in which they came; when more than
-//! [`WAITING_MAX`] wait, the next one is told to come back (429). Watches and upgraded connections last long and are not counted,
-//! as in upstream. Priority levels and flow schemas are not there yet: all callers are equal.
+//! A request is classified by the `FlowSchema` objects into a priority level and a flow. Each level has seats, a share of
+//! [`SEATS_TOTAL`]; what finds none waits in one of the level's queues, which flows share so that a busy one can't starve the
+//! others. Seats that a level lends are given to others as long as they are idle. Watches and upgraded connections last long and
+//! take no seat.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+mod bootstrap;
+mod level;
+mod schema;
 
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
 use kcore::{Status, status::StatusDetails};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use kstore::Range;
+use serde_json::Value;
 
-use crate::{error::ApiResult, request::RequestInfo};
+pub(crate) use self::{bootstrap::objects as bootstrap_objects, level::Seat};
+use self::{level::Levels, schema::FlowSchema};
+use crate::{
+    authn::UserInfo,
+    error::ApiResult,
+    objects::{Objects, stored},
+    registry::Resource,
+    request::RequestInfo,
+};
 
 /// How many requests are worked on at the same time (`--max-requests-inflight` and `--max-mutating-requests-inflight`).
-pub const REQUESTS_MAX: usize = 600;
-/// How many requests wait.
-pub const WAITING_MAX: usize = 20_000;
+pub const SEATS_TOTAL: usize = 600;
+/// How long a request waits for a seat at most; upstream gives it a quarter of the default request timeout.
+pub const WAIT_MAX: Duration = Duration::from_secs(15);
 /// When a caller that was sent away may come back, in seconds.
 const RETRY_AFTER_SECONDS: u32 = 1;
+/// The group of flow schemas and priority levels.
+const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 
-/// Counts the requests of one server.
+/// Decides when requests are worked on.
 #[derive(Debug)]
 pub(crate) struct Fairness {
-    permits: Semaphore,
-    waiting: AtomicUsize,
+    schemas: Option<Arc<Resource>>,
+    levels_table: Option<Arc<Resource>>,
+    synced: AtomicU64,
+    /// One reads the objects at a time.
+    reading: Mutex<()>,
+    classes: ArcSwap<Vec<Class>>,
+    levels: Arc<Levels>,
 }
 
-impl Default for Fairness {
-    fn default() -> Self {
-        Self { permits: Semaphore::new(REQUESTS_MAX), waiting: AtomicUsize::new(0) }
-    }
+/// A flow schema with its level, in the order of precedence.
+#[derive(Debug)]
+struct Class {
+    schema: FlowSchema,
+    level: usize,
+    exempt: bool,
+    uids: (HeaderValue, HeaderValue),
 }
 
-/// Somebody who waits, counted as long as it lives: the request may be dropped at any time.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// What a request got: its seat, and by which objects, for the answer's headers.
+pub(crate) struct Turn {
+    _seat: Option<Seat>,
+    /// The uids of the flow schema and the priority level.
+    pub(crate) uids: Option<(HeaderValue, HeaderValue)>,
 }
 
 impl Fairness {
-    /// Waits for the request's turn; the permit is held while it is worked on.
-    pub(crate) async fn admit(&self, request: &RequestInfo) -> ApiResult<Option<SemaphorePermit<'_>>> {
+    pub(crate) fn new(objects: &Objects) -> Self {
+        let find = |plural| objects.registry().find(GROUP, "v1", plural);
+        let fairness = Self {
+            schemas: find("flowschemas"),
+            levels_table: find("prioritylevelconfigurations"),
+            synced: AtomicU64::new(0),
+            reading: Mutex::default(),
+            classes: ArcSwap::default(),
+            levels: Arc::new(Levels::new(SEATS_TOTAL)),
+        };
+        let (levels, schemas) = bootstrap_objects();
+        fairness.configure(&levels, &schemas);
+        fairness
+    }
+
+    /// Takes the objects in the store over, if they have changed.
+    fn sync(&self, objects: &Objects) {
+        let (Some(schemas), Some(levels)) = (&self.schemas, &self.levels_table) else {
+            return;
+        };
+        let snapshot = objects.snapshot();
+        let revision =
+            snapshot.table_revision(schemas.table).max(snapshot.table_revision(levels.table)).get();
+        if self.synced.load(Ordering::Acquire) >= revision {
+            return;
+        }
+        let _reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = |resource: &Resource| -> Vec<Value> {
+            let entries = snapshot.range(resource.table, Range::all());
+            entries.filter_map(|entry| stored(&resource.def, &entry).value().ok()).collect()
+        };
+        let (levels, schemas) = (all(levels), all(schemas));
+        // Until the cluster has been bootstrapped, the built-in configuration stays.
+        if !levels.is_empty() && !schemas.is_empty() {
+            self.configure(&levels, &schemas);
+        }
+        self.synced.store(revision, Ordering::Release);
+    }
+
+    fn configure(&self, levels: &[Value], schemas: &[Value]) {
+        self.levels.configure(levels);
+        let header = |object: &Value| {
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+            HeaderValue::from_str(uid).unwrap_or_else(|_| HeaderValue::from_static(""))
+        };
+        let classes = schemas.iter().filter_map(|object| {
+            let schema = FlowSchema::of(object);
+            let named = |level: &&Value| level["metadata"]["name"] == *schema.level;
+            let level = levels.iter().find(named)?;
+            let exempt = level["spec"]["type"] == "Exempt";
+            Some(Class {
+                level: self.levels.index(&schema.level)?,
+                exempt,
+                uids: (header(object), header(level)),
+                schema,
+            })
+        });
+        let mut classes: Vec<Class> = classes.collect();
+        classes.sort_by(|a, b| {
+            (a.schema.precedence, &a.schema.name).cmp(&(b.schema.precedence, &b.schema.name))
+        });
+        self.classes.store(Arc::new(classes));
+    }
+
+    /// Waits for the request's turn; the seat is held while it is worked on.
+    pub(crate) async fn admit(
+        &self,
+        objects: &Objects,
+        user: &UserInfo,
+        request: &RequestInfo,
+    ) -> ApiResult<Turn> {
         let lasts = request.verb == "watch"
             || ["log", "exec", "attach", "portforward", "proxy"].contains(&request.subresource.as_str());
-        if lasts {
-            return Ok(None);
+        self.sync(objects);
+        let (level, flow, uids) = {
+            let classes = self.classes.load();
+            let Some(class) = classes.iter().find(|class| class.schema.matches(user, request)) else {
+                return Ok(Turn { _seat: None, uids: None });
+            };
+            let uids = Some(class.uids.clone());
+            if lasts || class.exempt {
+                return Ok(Turn { _seat: None, uids });
+            }
+            (class.level, class.schema.flow(user, request), uids)
+        };
+        let seat = match self.levels.sit(level, flow) {
+            level::Place::Seat(seat) => Some(seat),
+            level::Place::Queue(waiting) => tokio::time::timeout(WAIT_MAX, waiting).await.unwrap_or(None),
+            level::Place::Nowhere => None,
+        };
+        match seat {
+            Some(seat) => Ok(Turn { _seat: Some(seat), uids }),
+            None => Err(too_many().into()),
         }
-        if let Ok(permit) = self.permits.try_acquire() {
-            return Ok(Some(permit));
-        }
-        let waiting = Waiting(&self.waiting);
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
-            let mut status = Status::failure(
-                429,
-                "TooManyRequests",
-                "The server has received too many requests and has asked us to try again later",
-            );
-            status.details =
-                Some(StatusDetails { retry_after_seconds: RETRY_AFTER_SECONDS, ..StatusDetails::default() });
-            return Err(status.into());
-        }
-        let permit = self.permits.acquire().await;
-        drop(waiting);
-        Ok(permit.ok())
     }
+}
+
+/// 429, with the time after which to come back.
+fn too_many() -> Status {
+    let why = "The server has received too many requests and has asked us to try again later";
+    let mut status = Status::failure(429, "TooManyRequests", why);
+    status.details =
+        Some(StatusDetails { retry_after_seconds: RETRY_AFTER_SECONDS, ..StatusDetails::default() });
+    status
 }
 
 #[cfg(test)]
 mod tests {
+    use std::future::Future;
+
     use futures::FutureExt as _;
+    use kcore::TokioClock;
+    use serde_json::json;
 
     use super::*;
+    use crate::{
+        kinds::Strategies,
+        registry::{Registry, builtin},
+        schema,
+    };
+
+    fn objects() -> Objects {
+        let catalog = schema::builtin::catalog();
+        let defs = builtin::resources(&catalog, &Strategies::default());
+        let store = Arc::new(kstore::MemoryStore::new());
+        Objects::new(store, Arc::new(Registry::new(catalog)), Arc::new(TokioClock::new()), defs).unwrap()
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> Option<T> {
+        Box::pin(future).now_or_never()
+    }
+
+    fn request(verb: &str) -> RequestInfo {
+        RequestInfo {
+            is_resource: true,
+            verb: verb.to_owned(),
+            resource: "pods".to_owned(),
+            namespace: "a".to_owned(),
+            ..RequestInfo::default()
+        }
+    }
 
     #[tokio::test]
-    async fn what_is_too_much_waits_and_what_is_far_too_much_is_sent_away() {
-        let fairness = Fairness::default();
-        let get = RequestInfo { verb: "get".to_owned(), ..RequestInfo::default() };
-        let watch = RequestInfo { verb: "watch".to_owned(), ..RequestInfo::default() };
+    async fn what_finds_no_seat_waits_and_what_finds_no_queue_is_sent_away() {
+        let objects = objects();
+        let fairness = Fairness::new(&objects);
+        let level = |name: &str, shares: u32, response: Value| {
+            json!({
+                "metadata": {"name": name, "uid": name},
+                "spec": {"type": "Limited", "limited": {"nominalConcurrencyShares": shares, "lendablePercent": 0, "borrowingLimitPercent": 0, "limitResponse": response}},
+            })
+        };
+        let queue = json!({"type": "Queue", "queuing": {"queues": 1, "handSize": 1, "queueLengthLimit": 1}});
+        let (_, schemas) = bootstrap_objects();
+        fairness.configure(
+            &[level("global-default", 1, queue), level("other", 299, json!({"type": "Reject"}))],
+            &schemas,
+        );
+        let jane = UserInfo::new("jane", ["system:authenticated"]);
+        let get = request("get");
         let mut held = Vec::new();
-        for _ in 0..REQUESTS_MAX {
-            held.push(fairness.admit(&get).await.unwrap().unwrap());
+        for _ in 0..2 {
+            held.push(now(fairness.admit(&objects, &jane, &get)).expect("a seat").unwrap());
         }
-        assert!(fairness.admit(&watch).await.unwrap().is_none(), "watches are not counted");
-        let mut next = Box::pin(fairness.admit(&get));
-        assert!(next.as_mut().now_or_never().is_none(), "the next one waits");
-        drop(held.pop());
-        assert!(next.await.unwrap().is_some());
-        fairness.waiting.store(WAITING_MAX, Ordering::Relaxed);
-        held.push(fairness.permits.try_acquire().unwrap());
-        let error = fairness.admit(&get).await.unwrap_err();
+        assert_eq!(held[0].uids.as_ref().unwrap().1, "global-default");
+        let watch =
+            now(fairness.admit(&objects, &jane, &request("watch"))).expect("watches take no seat").unwrap();
+        assert!(watch._seat.is_none());
+        let mut waiting = Box::pin(fairness.admit(&objects, &jane, &get));
+        assert!(waiting.as_mut().now_or_never().is_none(), "the third waits");
+        let error = now(fairness.admit(&objects, &jane, &get)).unwrap().err().expect("the queue is full");
         assert_eq!((error.0.code, error.0.details.unwrap().retry_after_seconds), (429, 1));
-        assert_eq!(fairness.waiting.load(Ordering::Relaxed), WAITING_MAX, "who is sent away is not counted");
+        drop(held.pop());
+        assert!(waiting.await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_too_long_is_sent_away() {
+        let objects = objects();
+        let fairness = Fairness::new(&objects);
+        let jane = UserInfo::new("jane", ["system:authenticated"]);
+        let mut held = Vec::new();
+        while let Some(turn) = now(fairness.admit(&objects, &jane, &request("get"))) {
+            held.push(turn.unwrap());
+        }
+        assert!(held.len() > 100, "idle levels lend their seats: {}", held.len());
+        assert!(held.len() < SEATS_TOTAL, "but not all of them");
+        let began = tokio::time::Instant::now();
+        assert_eq!(fairness.admit(&objects, &jane, &request("get")).await.err().unwrap().0.code, 429);
+        assert_eq!(began.elapsed(), WAIT_MAX);
+        // Others have their own seats, and administrators need none.
+        let scheduler = UserInfo::new("system:kube-scheduler", ["system:authenticated"]);
+        assert!(now(fairness.admit(&objects, &scheduler, &request("get"))).is_some());
+        let admin = UserInfo::new("admin", ["system:masters"]);
+        assert!(now(fairness.admit(&objects, &admin, &request("get"))).unwrap().unwrap()._seat.is_none());
     }
 }

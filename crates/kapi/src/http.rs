@@ -54,6 +54,7 @@ where
     match segments.as_slice() {
         [] => Ok(discovery::paths(&server.objects)),
         ["healthz" | "livez" | "readyz", rest @ ..] => health(segments[0], rest, query),
+        ["metrics"] => Ok(metrics(server)),
         ["version"] => Ok(json_response(StatusCode::OK, &version())),
         ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers),
         ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers),
@@ -79,6 +80,26 @@ fn health(endpoint: &str, rest: &[&str], query: &Query) -> ApiResult<Response<Bo
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
+}
+
+/// The server's counters, for Prometheus.
+fn metrics(server: &Arc<Inner>) -> Response<Body> {
+    let snapshot = server.objects.snapshot();
+    let resources = server.objects.registry().storage_resources();
+    let mut counts: Vec<_> = resources
+        .iter()
+        .filter(|resource| resource.def.verbs != crate::registry::Verbs::CreateOnly)
+        .map(|resource| {
+            let count = snapshot.count(resource.table, kstore::Range::all());
+            (resource.def.group.clone(), resource.def.plural.clone(), count)
+        })
+        .collect();
+    counts.sort();
+    let version = version()["gitVersion"].as_str().unwrap_or_default().to_owned();
+    let mut response = Response::new(Body::from(server.metrics.text(&counts, &version)));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 fn version() -> Value {

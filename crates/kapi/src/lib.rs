@@ -37,6 +37,7 @@ mod impersonate;
 pub mod body;
 pub mod bootstrap;
 mod http;
+pub mod metrics;
 pub mod node;
 pub mod request;
 pub mod server;

@@ -30,6 +30,7 @@ use crate::{
     fairness::Fairness,
     http as transport, impersonate,
     kinds::{ServiceAddresses, Strategies},
+    metrics::Metrics,
     node::NodeDialer,
     objects::Objects,
     registry::{Registry, ResourceDef, builtin},
@@ -73,6 +74,7 @@ pub(crate) struct Inner {
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
     pub(crate) customs: Customs,
+    pub(crate) metrics: Metrics,
 }
 
 /// Builds an [`ApiServer`]. Every part has a default.
@@ -254,6 +256,8 @@ impl ApiServerBuilder {
         };
         Ok(ApiServer(Arc::new(Inner {
             customs: Customs::new(&objects),
+            metrics: Metrics::default(),
+            fairness: Fairness::new(&objects),
             objects,
             foreign_admission: !self.admission.is_empty(),
             admission: defaults.chain(self.admission).collect(),
@@ -262,7 +266,6 @@ impl ApiServerBuilder {
             audit: self.audit,
             nodes: self.nodes,
             anonymous: self.anonymous,
-            fairness: Fairness::default(),
             addresses: self.addresses,
             documents: transport::Documents::default(),
         })))
@@ -279,9 +282,12 @@ impl Inner {
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::new(&parts.method, parts.uri.path(), &query);
+        let began = tokio::time::Instant::now();
+        let _flying = self.metrics.begin(&info);
         let handled = AssertUnwindSafe(self.handle(&parts, &info, &query, body)).catch_unwind().await;
         let (user, result) = handled.unwrap_or_else(|_| {
             error!(path = %info.path, verb = %info.verb, "a request panicked");
+            self.metrics.panicked();
             let status =
                 Status::internal("this request caused apiserver to panic; look in the log for details");
             (None, Err(status.into()))
@@ -290,6 +296,11 @@ impl Inner {
             debug!(path = %info.path, verb = %info.verb, %status, "refused");
             transport::status_response(&status)
         });
+        let known = self.objects.registry().find(&info.group, &info.version, &info.resource).is_some();
+        let took = began.elapsed();
+        let code = response.status().as_u16();
+        self.metrics.end(&info, known, query.get("dryRun").is_some(), code, took);
+        debug!(verb = %info.verb, path = %info.path, code, user = user.as_deref().map(|user| &*user.name), ?took, "HTTP");
         if let Some(sink) = &self.audit {
             sink.record(&AuditEvent {
                 user: user.as_deref(),
@@ -319,14 +330,18 @@ impl Inner {
             Ok(user) => user,
             Err((user, error)) => return (Some(user), Err(error)),
         };
-        let _turn = match self.fairness.admit(info).await {
+        let turn = match self.fairness.admit(&self.objects, &user, info).await {
             Ok(turn) => turn,
             Err(error) => return (Some(user), Err(error)),
         };
         if let Err(error) = self.authorize(&user, info).await {
             return (Some(user), Err(error));
         }
-        let result = transport::route(self, parts, info, query, &user, body).await;
+        let mut result = transport::route(self, parts, info, query, &user, body).await;
+        if let (Ok(response), Some((schema, level))) = (&mut result, &turn.uids) {
+            response.headers_mut().insert("x-kubernetes-pf-flowschema-uid", schema.clone());
+            response.headers_mut().insert("x-kubernetes-pf-prioritylevel-uid", level.clone());
+        }
         (Some(user), result)
     }
 

@@ -70,7 +70,8 @@ pub(super) fn paths(objects: &Objects) -> Response<Body> {
         paths.extend(versions.iter().map(|version| format!("/apis/{group}/{version}")));
     }
     paths.extend(
-        ["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]
+            .map(str::to_owned),
     );
     paths.sort_unstable();
     json_response(StatusCode::OK, &json!({ "paths": paths }))

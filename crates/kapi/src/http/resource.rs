@@ -118,7 +118,7 @@ impl Request<'_> {
         if !def.namespaced && !info.namespace.is_empty() && def.plural != "namespaces" {
             return Err(Status::no_such_path().into());
         }
-        let allowed = match (info.subresource.is_empty(), resource.verbs()) {
+        let allowed = match (info.subresource.is_empty(), def.verbs) {
             (false, _) => !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "delete"),
             (true, Verbs::All) => true,
             (true, verbs) => verbs.names().contains(&info.verb.as_str()),
@@ -368,6 +368,11 @@ impl Request<'_> {
 
     async fn create(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
         let options = WriteOptions::parse(self.query, "CreateOptions")?;
+        if resource.def.definition().is_some_and(|definition| definition.terminating) {
+            let why = "create not allowed while custom resource definition is terminating";
+            let def = &resource.def;
+            return Err(Status::forbidden(&def.group, &def.plural, &self.info.name, why).into());
+        }
         let form = negotiate::form(&self.parts.headers)?;
         let media_type = media_type(&self.parts.headers);
         if !self.info.subresource.is_empty() || resource.def.verbs == Verbs::CreateOnly {

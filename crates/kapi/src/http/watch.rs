@@ -48,6 +48,7 @@ fn lines(session: Session, writer: Writer) -> impl Stream<Item = Bytes> + Send {
     let state = (Box::pin(session.into_stream()), writer);
     futures::stream::unfold(state, |(mut session, mut writer)| async move {
         let batch = session.next().await?;
+        writer.server.metrics.sent(batch.len());
         let mut out = Vec::with_capacity(batch.len() * 1024);
         for event in &batch {
             writer.write(event, &mut out).await;

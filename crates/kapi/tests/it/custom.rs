@@ -88,7 +88,7 @@ async fn a_definition_is_served_at_once_and_goes_with_its_objects() {
     assert_eq!(condition(&going, "Terminating")["reason"], "InstanceDeletionPending");
     assert_eq!(get(&server, &format!("{SHIRTS}/b")).await.0, 404);
     assert_eq!(get(&server, &format!("{SHIRTS}/a")).await.0, 200);
-    assert_eq!(send(&server, "POST", SHIRTS, &shirt("c", "red")).await.0, 405);
+    assert_eq!(send(&server, "POST", SHIRTS, &shirt("c", "red")).await.0, 403);
     let release = json!({"metadata": {"finalizers": null}});
     assert_eq!(raw(&server, "PATCH", &format!("{SHIRTS}/a"), merge, release.to_string()).await.0, 200);
     assert_eq!(get(&server, &path).await.0, 404);

@@ -1,0 +1,277 @@
+//! Seats and queues of the priority levels.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use futures::FutureExt as _;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+/// All levels of a server. One lock for all of them: it is held for some tens of nanoseconds, and seats move between levels.
+#[derive(Debug)]
+pub(super) struct Levels {
+    seats: usize,
+    state: Mutex<Vec<Level>>,
+}
+
+#[derive(Debug, Default)]
+struct Level {
+    name: String,
+    /// The seats that are its own.
+    nominal: usize,
+    /// The seats that others never get.
+    reserved: usize,
+    /// The most seats it may take, borrowed ones included.
+    most: usize,
+    queue_length: usize,
+    hand: usize,
+    queues: Vec<VecDeque<oneshot::Sender<Seat>>>,
+    /// How many wait in all queues.
+    waiting: usize,
+    /// The queue that was served last.
+    last: usize,
+    executing: usize,
+}
+
+/// A seat; it is free again when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    levels: Arc<Levels>,
+    level: usize,
+}
+
+/// Where a request is put.
+pub(super) enum Place {
+    /// It can be worked on.
+    Seat(Seat),
+    /// It waits; nothing comes when the level is taken away.
+    Queue(futures::future::BoxFuture<'static, Option<Seat>>),
+    /// There is no room in the queues.
+    Nowhere,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let given = {
+            let mut state = self.levels.lock();
+            state[self.level].executing -= 1;
+            self.levels.next(&mut state)
+        };
+        if let Some((level, waiting)) = given {
+            // Who gave up waiting hands the seat on by dropping it.
+            let _ = waiting.send(Seat { levels: Arc::clone(&self.levels), level });
+        }
+    }
+}
+
+impl Levels {
+    pub(super) fn new(seats: usize) -> Self {
+        Self { seats, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Level>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the configuration over; levels that are gone serve who waits in them and get no more.
+    pub(super) fn configure(&self, objects: &[Value]) {
+        let spec = |object: &Value| {
+            let spec = &object["spec"];
+            if spec["type"] == "Exempt" { spec["exempt"].clone() } else { spec["limited"].clone() }
+        };
+        let shares = |object: &Value| {
+            let shares = spec(object)["nominalConcurrencyShares"].as_u64();
+            usize::try_from(shares.unwrap_or(30)).unwrap_or(usize::MAX)
+        };
+        let all: usize = objects.iter().map(shares).fold(0, usize::saturating_add).max(1);
+        let mut state = self.lock();
+        for object in objects {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            let spec = spec(object);
+            let percent = |key: &str| spec[key].as_u64().and_then(|value| usize::try_from(value).ok());
+            let nominal = (self.seats.saturating_mul(shares(object))).div_ceil(all);
+            let lendable = nominal * percent("lendablePercent").unwrap_or(0).min(100) / 100;
+            let most = percent("borrowingLimitPercent")
+                .map_or(self.seats, |percent| nominal + nominal * percent / 100);
+            let queuing = &spec["limitResponse"]["queuing"];
+            let number = |key: &str, default: u64| {
+                usize::try_from(queuing[key].as_u64().unwrap_or(default)).unwrap_or(1)
+            };
+            let queues =
+                if spec["limitResponse"]["type"] == "Queue" { number("queues", 64).max(1) } else { 0 };
+            let index = state.iter().position(|level| level.name == name).unwrap_or_else(|| {
+                state.push(Level { name: name.to_owned(), ..Level::default() });
+                state.len() - 1
+            });
+            let level = &mut state[index];
+            (level.nominal, level.reserved, level.most) = (nominal, nominal - lendable, most);
+            (level.hand, level.queue_length) =
+                (number("handSize", 8).clamp(1, queues.max(1)), number("queueLengthLimit", 50));
+            // Queues with somebody in them stay until they are empty.
+            let kept = level.queues.iter().rposition(|queue| !queue.is_empty()).map_or(0, |last| last + 1);
+            level.queues.resize_with(queues.max(kept), VecDeque::new);
+        }
+    }
+
+    /// The number of a level.
+    pub(super) fn index(&self, name: &str) -> Option<usize> {
+        self.lock().iter().position(|level| level.name == name)
+    }
+
+    /// Whether another request of the level may be worked on: on a seat of its own, or on one that others lend.
+    fn has_seat(&self, state: &[Level], level: usize) -> bool {
+        let Level { executing, nominal, most, .. } = state[level];
+        if executing < nominal {
+            return true;
+        }
+        if executing >= most {
+            return false;
+        }
+        let others = state.iter().enumerate().filter(|(index, _)| *index != level);
+        let kept: usize = others.map(|(_, other)| other.executing.max(other.reserved)).sum();
+        kept + executing < self.seats
+    }
+
+    pub(super) fn sit(self: &Arc<Self>, level: usize, flow: u64) -> Place {
+        let mut state = self.lock();
+        if state[level].waiting == 0 && self.has_seat(&state, level) {
+            state[level].executing += 1;
+            return Place::Seat(Seat { levels: Arc::clone(self), level });
+        }
+        let own = &mut state[level];
+        let Some(queue) = own.shortest(flow) else {
+            return Place::Nowhere;
+        };
+        if own.queues[queue].len() >= own.queue_length {
+            return Place::Nowhere;
+        }
+        let (sender, receiver) = oneshot::channel();
+        own.queues[queue].push_back(sender);
+        own.waiting += 1;
+        Place::Queue(receiver.map(Result::ok).boxed())
+    }
+
+    /// Who is next, in any level that has a seat: the seat counts as taken.
+    fn next(&self, state: &mut [Level]) -> Option<(usize, oneshot::Sender<Seat>)> {
+        for level in 0..state.len() {
+            while state[level].waiting > 0 && self.has_seat(state, level) {
+                let Some(sender) = state[level].pop() else {
+                    break;
+                };
+                if sender.is_closed() {
+                    continue;
+                }
+                state[level].executing += 1;
+                return Some((level, sender));
+            }
+        }
+        None
+    }
+}
+
+impl Level {
+    /// The shortest of the queues that the flow is dealt (shuffle sharding); those who gave up don't count.
+    fn shortest(&mut self, flow: u64) -> Option<usize> {
+        let count = self.queues.len();
+        let mut best: Option<usize> = None;
+        let mut number = flow;
+        for _ in 0..self.hand.min(count) {
+            let index = usize::try_from(number % count as u64).unwrap_or(0);
+            number = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
+            let before = self.queues[index].len();
+            self.queues[index].retain(|sender| !sender.is_closed());
+            self.waiting -= before - self.queues[index].len();
+            if best.is_none_or(|best| self.queues[index].len() < self.queues[best].len()) {
+                best = Some(index);
+            }
+        }
+        best
+    }
+
+    /// The first of the next queue that has one, in turn.
+    fn pop(&mut self) -> Option<oneshot::Sender<Seat>> {
+        let count = self.queues.len();
+        for step in 1..=count {
+            let index = (self.last + step) % count;
+            if let Some(sender) = self.queues[index].pop_front() {
+                self.last = index;
+                self.waiting -= 1;
+                return Some(sender);
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use serde_json::json;
+
+    use super::*;
+
+    fn levels(seats: usize, borrows: Value) -> Arc<Levels> {
+        let levels = Arc::new(Levels::new(seats));
+        let level = |name: &str| {
+            json!({"metadata": {"name": name}, "spec": {"type": "Limited", "limited": {
+                "nominalConcurrencyShares": 10, "lendablePercent": 50, "borrowingLimitPercent": borrows,
+                "limitResponse": {"type": "Queue", "queuing": {"queues": 8, "handSize": 2, "queueLengthLimit": 10}}}}})
+        };
+        levels.configure(&[level("a"), level("b")]);
+        levels
+    }
+
+    fn seats(levels: &Arc<Levels>, level: usize) -> Vec<Seat> {
+        let seat = || match levels.sit(level, 7) {
+            Place::Seat(seat) => Some(seat),
+            _ => None,
+        };
+        std::iter::from_fn(seat).collect()
+    }
+
+    #[test]
+    fn idle_seats_are_lent_but_for_those_that_are_reserved() {
+        assert_eq!(seats(&levels(20, Value::Null), 0).len(), 15);
+        assert_eq!(seats(&levels(20, json!(20)), 0).len(), 12);
+        let both = levels(20, Value::Null);
+        let first = seats(&both, 0);
+        // The other level has its own seats even while some of them are lent.
+        assert_eq!(seats(&both, 1).len(), 10);
+        drop(first);
+    }
+
+    #[test]
+    fn flows_take_turns_and_seats_are_never_lost() {
+        let levels = levels(2, json!(0));
+        let held = seats(&levels, 0);
+        assert_eq!(held.len(), 1);
+        let wait = |flow| match levels.sit(0, flow) {
+            Place::Queue(waiting) => waiting,
+            _ => panic!("there is no seat and room in the queues"),
+        };
+        // Nine of one flow, then one of another, which has another queue.
+        let mut busy: Vec<_> = (0..9).map(|_| wait(1)).collect();
+        let mut rare = wait(2);
+        drop(busy.remove(4));
+        let mut seat = held.into_iter().next();
+        let mut served = 0;
+        while rare.as_mut().now_or_never().is_none() {
+            drop(seat.take());
+            seat = None;
+            busy.retain_mut(|waiting| match waiting.now_or_never() {
+                Some(given) => {
+                    seat = given;
+                    false
+                }
+                None => true,
+            });
+            served += usize::from(seat.is_some());
+            if seat.is_none() {
+                break;
+            }
+        }
+        assert!(served <= 3, "the rare flow waited for {served}");
+    }
+}
