@@ -17,6 +17,9 @@ use crate::types::{Catalog, DefinitionId, Field, ListKind, Object, Slot, Type};
 
 const TABLE: &str = include_str!("builtin.txt");
 const DEFAULTS: &str = include_str!("defaults.txt");
+const ALWAYS: &str = include_str!("always.txt");
+/// A reference to anything at all, which apply takes for one value.
+const RAW_EXTENSION: &str = "@io.k8s.apimachinery.pkg.runtime.RawExtension";
 
 /// Makes a catalog of the built-in definitions. Cheap: it indexes the lines and parses none of them.
 #[must_use]
@@ -73,7 +76,18 @@ pub(crate) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
     let head = parts.next().unwrap_or_default();
     let fields = parts.filter_map(|text| parse_field(catalog, text)).collect();
     let atomic = head.split(' ').any(|mark| mark == "ma");
-    Object { name: full_name(name_of(line)).into(), fields, atomic, defaults: defaults_of(name_of(line)) }
+    let name = name_of(line);
+    Object { name: full_name(name).into(), fields, atomic, defaults: defaults_of(name), always: always_of(name) }
+}
+
+/// The fields of a definition that are always there: `always.txt` has lines of a definition and `field=json` after it.
+fn always_of(name: &str) -> Vec<(Box<str>, Value)> {
+    let mut lines = ALWAYS.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let fields = lines.next().into_iter().flat_map(|line| line.split(' '));
+    fields
+        .filter_map(|field| field.split_once('='))
+        .filter_map(|(field, json)| Some((field.into(), serde_json::from_str(json).ok()?)))
+        .collect()
 }
 
 /// The defaults of a definition: `defaults.txt` has lines of a definition, a field and the value in JSON.
@@ -92,7 +106,7 @@ fn parse_field(catalog: &Catalog, text: &'static str) -> Option<Field> {
         ty: parse_type(catalog, ty),
         required,
         list: ListKind::Unset,
-        atomic: false,
+        atomic: ty == RAW_EXTENSION,
         patch_merge: false,
         retain_keys: false,
         merge_key: None,
@@ -170,6 +184,17 @@ mod tests {
             let object = catalog.object(catalog.find(name).unwrap());
             assert!(object.field(field).is_some(), "{line}");
             assert!(serde_json::from_str::<Value>(words.next().unwrap()).is_ok(), "{line}");
+        }
+    }
+
+    #[test]
+    fn every_field_that_is_always_there_is_a_field() {
+        let catalog = catalog();
+        for line in ALWAYS.lines().filter(|line| !line.starts_with('#')) {
+            let (name, fields) = line.split_once(' ').unwrap();
+            let object = catalog.object(catalog.find(name).unwrap());
+            assert_eq!(object.always.len(), fields.split(' ').count(), "{line}");
+            assert!(object.always.iter().all(|(field, _)| object.field(field).is_some()), "{line}");
         }
     }
 

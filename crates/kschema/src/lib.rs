@@ -9,6 +9,7 @@ pub mod builtin;
 pub mod types;
 
 // What is done with objects.
+pub mod apply;
 pub mod check;
 pub mod fields;
 pub mod json;

@@ -60,6 +60,9 @@ pub struct Object {
     pub atomic: bool,
     /// Values for fields that are not given.
     pub defaults: Vec<(Box<str>, serde_json::Value)>,
+    /// Fields that upstream's encoding shows even when nothing is said of them, with what it shows: `{}` for structs, null for
+    /// lists. For apply they are there on both sides of a change, and so belong to nobody.
+    pub always: Vec<(Box<str>, serde_json::Value)>,
 }
 
 impl Object {

@@ -1,0 +1,318 @@
+//! What happens to `managedFields` in each kind of write.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use jiff::Timestamp;
+use kcore::Status;
+use serde_json::{Value, json};
+
+use super::{
+    Versions, last_applied,
+    managed::{self, Managed, Manager, Operation, Owned},
+    path::PathElement,
+    set::Set,
+    typed,
+    updater::{Refusal, Updater, Versioned},
+};
+use crate::{
+    error::{ApiError, ApiResult},
+    types::Catalog,
+};
+
+/// How many managers that update, rather than apply, are told apart; the oldest are put together as `ancient-changes`.
+pub const UPDATE_MANAGERS_MAX: usize = 10;
+
+/// Keeps track of who owns which fields of the objects of one kind, at one endpoint.
+///
+/// Made for a request. All objects given to it are in `api_version`, which is the version of the request.
+#[derive(Clone, Copy)]
+pub struct FieldManager<'a> {
+    /// The definitions that types refer to.
+    pub catalog: &'a Catalog,
+    /// The kind's versions.
+    pub versions: &'a dyn Versions,
+    /// The version of the request, such as `apps/v1`.
+    pub api_version: &'a str,
+    /// The kind.
+    pub kind: &'a str,
+    /// The subresource, or nothing.
+    pub subresource: &'a str,
+}
+
+impl<'a> FieldManager<'a> {
+    /// Brings `new`'s `managedFields` up to date when `manager` creates or updates an object, or patches it other than by
+    /// apply. `live` is the present state, `{}` or null for a create.
+    ///
+    /// Never fails: what upstream calls an error leaves the object without `managedFields`. What `new` brings itself counts
+    /// unless it makes no sense (`[]` and `[{}]` start from nothing); at a subresource it does not count. An object that has
+    /// come to be without `managedFields` stays without until somebody applies it.
+    pub fn on_update(&self, live: &Value, new: &mut Value, manager: &str, now: Timestamp) {
+        let brought = managed::take(new);
+        let live_list = managed::of(live);
+        if brought.as_ref().is_none_or(|list| list == live_list || !self.subresource.is_empty())
+            && managed::same_but_managed_fields(live, new)
+        {
+            if let Some(metadata) = new.get_mut("metadata").filter(|_| !live_list.is_null()) {
+                metadata["managedFields"] = live_list.clone();
+            }
+            return;
+        }
+        let mut managed = self.managed_of(live_list, brought.as_ref());
+        let is_create = live["metadata"]["uid"].as_str().unwrap_or_default().is_empty();
+        if managed.fields.is_empty() && !is_create {
+            return;
+        }
+        if self.update(live, new, &mut managed, manager, now).is_ok() {
+            managed.store(new);
+        }
+    }
+
+    /// The entries that an update starts from.
+    fn managed_of(&self, live: &Value, brought: Option<&Value>) -> Managed {
+        let live = || Managed::decode(live).unwrap_or_default();
+        let Some(brought) = brought.and_then(Value::as_array).filter(|_| self.subresource.is_empty()) else {
+            return live();
+        };
+        if brought.is_empty() || *brought == [json!({})] {
+            return Managed::default();
+        }
+        let list = Value::Array(brought.clone());
+        Managed::decode(&list).ok().filter(|managed| !managed.fields.is_empty()).unwrap_or_else(live)
+    }
+
+    fn updater(&self) -> Updater<'a> {
+        Updater { catalog: self.catalog, versions: self.versions }
+    }
+
+    fn versioned(&self, value: &'a Value) -> Result<Versioned<'a>, Refusal> {
+        let shape = self.updater().shape(self.api_version).ok_or_else(|| {
+            Refusal::Other(format!("no corresponding type for {}", gvk_text(self.api_version, self.kind)))
+        })?;
+        Ok(Versioned { value: Cow::Borrowed(value), api_version: Cow::Borrowed(self.api_version), shape })
+    }
+
+    /// One update by `name`, which then owns what it changed.
+    fn update(
+        &self,
+        live: &Value,
+        new: &Value,
+        managed: &mut Managed,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let nothing = json!({});
+        let live = if live.is_object() { live } else { &nothing };
+        let here = FieldManager { ..*self };
+        let set = here.changed_fields(live, new, managed)?;
+        let set = strip(set);
+        if !set.is_empty() {
+            let manager = Manager::new(name, Operation::Update, self.api_version, self.subresource);
+            let set = managed.fields.get(&manager).map_or_else(|| set.clone(), |before| set.union(&before.set));
+            managed.touch(&manager, now);
+            managed.fields.insert(manager, Owned { set, api_version: self.api_version.to_owned() });
+        }
+        cap(managed);
+        Ok(())
+    }
+
+    fn changed_fields(&self, live: &Value, new: &Value, managed: &mut Managed) -> Result<Set, Refusal> {
+        // Borrowed for this call only.
+        let here = FieldManager::<'_> { ..*self };
+        let (live, new) = (here.versioned(live)?, here.versioned(new)?);
+        here.updater().update(&live, &new, &mut managed.fields)
+    }
+
+    /// Applies `patch` as `manager`: the new object, or `None` when nothing changes, not even who owns what. `live` is the
+    /// present state, `{}` or null for a create. `force` takes fields from those who own them.
+    ///
+    /// Defaults are not filled in. Values may come in another form than they are stored in (`0.5` for `500m`): when the object
+    /// has been brought into its canonical form, [`keep_times`](super::keep_times) tells whether anything has changed.
+    ///
+    /// # Errors
+    /// 409 with a cause per field that somebody else owns; 400 for a patch of another kind or with `managedFields`; what
+    /// upstream answers with 500 for a patch that does not fit the type.
+    pub fn on_apply(
+        &self,
+        live: &Value,
+        patch: &Value,
+        manager: &str,
+        force: bool,
+        now: Timestamp,
+    ) -> ApiResult<Option<Value>> {
+        let text = |key: &str| patch[key].as_str().unwrap_or_default();
+        if (text("apiVersion"), text("kind")) != (self.api_version, self.kind) {
+            let found = gvk_text(text("apiVersion"), text("kind"));
+            return Err(Status::bad_request(format!("invalid object type: {found}")).into());
+        }
+        if !managed::of(patch).is_null() {
+            return Err(Status::bad_request("metadata.managedFields must be nil").into());
+        }
+        let managed = Managed::decode(managed::of(live))
+            .map_err(|error| internal(format!("failed to decode managed fields: {error}")))?;
+        let mut applied = self.apply(live, patch, managed.clone(), manager, force, now);
+        if manager == last_applied::MANAGER
+            && let Err(Refusal::Conflicts(conflicts)) = &applied
+            && let Some(allowed) = last_applied::owned_fields(self, live)
+        {
+            // What kubectl applied on the client's side before is kubectl's own.
+            let rest = conflicts.without(&allowed);
+            applied = if conflicts.to_set().difference(&allowed).is_empty() {
+                self.apply(live, patch, managed, manager, true, now)
+            } else {
+                Err(Refusal::Conflicts(rest))
+            };
+        }
+        let mut object = applied.map_err(|refusal| match refusal {
+            Refusal::Conflicts(conflicts) => ApiError::from(conflicts.to_status()),
+            Refusal::Other(message) => internal(message),
+        })?;
+        if manager == last_applied::MANAGER {
+            last_applied::renew(&mut object, patch);
+        }
+        Ok((object != *live).then_some(object))
+    }
+
+    fn apply(
+        &self,
+        live: &Value,
+        patch: &Value,
+        mut managed: Managed,
+        name: &str,
+        force: bool,
+        now: Timestamp,
+    ) -> Result<Value, Refusal> {
+        let nothing = json!({});
+        let live = if live.is_object() { live } else { &nothing };
+        if managed.fields.is_empty() && live.as_object().is_some_and(|map| !map.is_empty()) {
+            self.update(&nothing, live, &mut managed, "before-first-apply", now).map_err(|refusal| {
+                match refusal {
+                    Refusal::Other(why) => {
+                        Refusal::Other(format!("failed to create manager for existing fields: {why}"))
+                    }
+                    conflicts => conflicts,
+                }
+            })?;
+        }
+        let acting = Manager::new(name, Operation::Apply, self.api_version, self.subresource);
+        let applied = self.merge(live, patch, &mut managed, &acting, force)?;
+        let left = managed.fields.get_mut(&acting).is_some_and(|owned| {
+            owned.set = strip(std::mem::take(&mut owned.set));
+            !owned.set.is_empty()
+        });
+        if !left {
+            managed.fields.remove(&acting);
+        }
+        if applied.is_some() {
+            managed.touch(&acting, now);
+        }
+        let mut object = applied.unwrap_or_else(|| live.clone());
+        managed.store(&mut object);
+        Ok(object)
+    }
+
+    fn merge(
+        &self,
+        live: &Value,
+        patch: &Value,
+        managed: &mut Managed,
+        acting: &Manager,
+        force: bool,
+    ) -> Result<Option<Value>, Refusal> {
+        let here = FieldManager::<'_> { ..*self };
+        let (live, patch) = (here.versioned(live)?, here.versioned(patch)?);
+        typed::validate(self.catalog, patch.shape, &patch.value, false).map_err(|faults| {
+            Refusal::Other(format!("failed to create typed patch object ({}): {faults}", self.name_of(&patch.value)))
+        })?;
+        typed::validate(self.catalog, live.shape, &live.value, true).map_err(|faults| {
+            Refusal::Other(format!("failed to create typed live object ({}): {faults}", self.name_of(&live.value)))
+        })?;
+        here.updater().apply(&live, &patch, &mut managed.fields, acting, force)
+    }
+
+    /// `namespace/name; group/version, Kind=kind`
+    fn name_of(&self, object: &Value) -> String {
+        let text = |key: &str| object["metadata"][key].as_str().unwrap_or_default().to_owned();
+        format!("{}/{}; {}", text("namespace"), text("name"), gvk_text(self.api_version, self.kind))
+    }
+}
+
+/// A kind as Go prints it: `apps/v1, Kind=Deployment`, `/v1, Kind=Pod`.
+fn gvk_text(api_version: &str, kind: &str) -> String {
+    let slash = if api_version.contains('/') { "" } else { "/" };
+    format!("{slash}{api_version}, Kind={kind}")
+}
+
+/// What upstream answers to faults that it gives no status of their own.
+fn internal(message: String) -> ApiError {
+    Status::failure(500, "", message).into()
+}
+
+/// The set without the fields that nobody owns.
+fn strip(mut set: Set) -> Set {
+    const ROOT: [&str; 3] = ["apiVersion", "kind", "metadata"];
+    const METADATA: [&str; 9] = [
+        "name",
+        "namespace",
+        "creationTimestamp",
+        "selfLink",
+        "uid",
+        "clusterName",
+        "generation",
+        "managedFields",
+        "resourceVersion",
+    ];
+    let is = |element: &PathElement, names: &[&str]| match element {
+        PathElement::Field(name) => names.contains(&&**name),
+        _ => false,
+    };
+    set.members.retain(|member| !is(member, &ROOT));
+    set.children.retain_mut(|(element, child)| {
+        if is(element, &["metadata"]) {
+            child.members.retain(|member| !is(member, &METADATA));
+            return !child.is_empty();
+        }
+        true
+    });
+    set
+}
+
+/// Puts the oldest updates together when there are too many managers.
+fn cap(managed: &mut Managed) {
+    let updaters = |managed: &Managed| {
+        let names = managed.fields.keys().filter(|manager| manager.operation == Operation::Update);
+        names.cloned().collect::<Vec<_>>()
+    };
+    let mut oldest = updaters(managed);
+    let mut count = oldest.len();
+    if count <= UPDATE_MANAGERS_MAX {
+        return;
+    }
+    oldest.sort_by(|a, b| (managed.times.get(a), a).cmp(&(managed.times.get(b), b)));
+    let mut first_of: BTreeMap<String, Manager> = BTreeMap::new();
+    for manager in oldest {
+        if count <= UPDATE_MANAGERS_MAX {
+            break;
+        }
+        let Some(version) = managed.fields.get(&manager).map(|owned| owned.api_version.clone()) else { continue };
+        let bucket = Manager::new("ancient-changes", Operation::Update, &version, "");
+        let Some(first) = first_of.get(&version) else {
+            first_of.insert(version, manager);
+            continue;
+        };
+        if !managed.fields.contains_key(&bucket)
+            && let Some(owned) = managed.fields.remove(first)
+        {
+            managed.fields.insert(bucket.clone(), owned);
+        }
+        if let Some(owned) = managed.fields.remove(&manager)
+            && let Some(all) = managed.fields.get_mut(&bucket)
+        {
+            all.set = all.set.union(&owned.set);
+        }
+        count -= 1;
+        // That of the update being put in, as it is the later one.
+        if let Some(time) = managed.times.get(&manager).cloned() {
+            managed.times.insert(bucket, time);
+        }
+    }
+}
