@@ -103,6 +103,7 @@ async fn create(
         namespace,
         name: &name,
         dry_run: false,
+        manager: None,
     };
     match call.create(object).await {
         Err(error) if error.0.is("AlreadyExists") => Ok(()),

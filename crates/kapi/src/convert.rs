@@ -92,6 +92,27 @@ async fn custom(objects: &Objects, resource: &Resource, mut object: Value, to: &
     Ok(object)
 }
 
+/// An object of one version in another, where that needs nobody else.
+pub(crate) fn between(
+    _objects: &Objects,
+    from: &Resource,
+    to: &Resource,
+    object: &Value,
+) -> Result<Value, String> {
+    let mut object = object.clone();
+    match from.def.definition().map(|definition| &definition.conversion) {
+        None => {
+            to_hub(from, &mut object);
+            from_hub(to, &mut object);
+        }
+        Some(Conversion::None) => object["apiVersion"] = json!(to.api_version()),
+        Some(Conversion::Webhook(_)) => {
+            return Err(format!("{} is converted by a webhook", from.def.qualified()));
+        }
+    }
+    Ok(object)
+}
+
 /// Turns an object of the resource's version into the form that it is checked in (see [`hub`]).
 pub(crate) fn to_hub(resource: &Resource, object: &mut Value) {
     if is_identity(resource) || resource.def.definition().is_some() {

@@ -7,6 +7,7 @@ mod resource;
 mod table;
 mod upgrade;
 mod watch;
+mod write;
 
 use std::{fmt, sync::Arc};
 
@@ -21,6 +22,7 @@ use crate::{
     authn::UserInfo,
     body::Body,
     error::{ApiError, ApiResult},
+    ownership,
     request::{Query, RequestInfo},
     schema::{Catalog, json as reader, protobuf},
     server::{BODY_BYTES_MAX, Inner},
@@ -43,7 +45,12 @@ where
     B::Error: fmt::Display + Send,
 {
     if info.is_resource {
-        let request = resource::Request { server, parts, info, query, user };
+        let text = |name| {
+            parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default()
+        };
+        let manager =
+            ownership::manager(query.get("fieldManager").unwrap_or_default(), text(header::USER_AGENT));
+        let request = resource::Request { server, parts, info, query, user, manager };
         return request.serve(body).await;
     }
     if parts.method != Method::GET && parts.method != Method::HEAD {

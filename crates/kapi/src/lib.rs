@@ -23,6 +23,7 @@ mod watch;
 // How they are written.
 pub mod admission;
 mod delete;
+mod ownership;
 mod subresource;
 mod write;
 

@@ -57,13 +57,7 @@ pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Value, clock: &dyn 
         meta["name"] = json!(format!("{}{}", &prefix[..cut], suffix()));
     }
     if let Some(map) = meta.as_object_mut() {
-        for key in [
-            "deletionTimestamp",
-            "deletionGracePeriodSeconds",
-            "selfLink",
-            "resourceVersion",
-            "managedFields",
-        ] {
+        for key in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "resourceVersion"] {
             map.remove(key);
         }
         if def.traits.generation {

@@ -6,15 +6,20 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use kcore::Status;
+use kschema::apply::{ConvertError, FieldManager, Versions, scale};
 use serde_json::{Value, json};
 
 use crate::{
     authn::UserInfo,
     custom::{self, ScalePaths},
     error::{ApiResult, FieldError, invalid},
+    ownership,
     registry::Resource,
     request::DeleteOptions,
-    schema::fields::{child, keep},
+    schema::{
+        Type,
+        fields::{child, keep},
+    },
     server::Inner,
     write::Call,
 };
@@ -58,7 +63,7 @@ async fn bind(call: &Call<'_>, binding: &Value) -> ApiResult<(StatusCode, Value)
     }
     let registry = call.objects.registry();
     let pods = registry.find("", "v1", "pods").ok_or_else(Status::no_such_path)?;
-    let pod_call = Call { resource: &pods, subresource: "binding", name, ..*call };
+    let pod_call = Call { resource: &pods, subresource: "binding", name, manager: None, ..*call };
     let wanted = binding["metadata"]["uid"].as_str().unwrap_or_default().to_owned();
     let now = crate::write::timestamp(call.objects);
     pod_call
@@ -153,7 +158,8 @@ async fn take_disruption(call: &Call<'_>, labels: &kcore::Labels) -> ApiResult<(
         [one] => one["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
         _ => return Err(Status::failure(500, "", "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.").into()),
     };
-    let budget_call = Call { resource: &budgets, subresource: "status", name: &budget, ..*call };
+    let budget_call =
+        Call { resource: &budgets, subresource: "status", name: &budget, manager: None, ..*call };
     budget_call
         .update(&|current| {
             let allowed = current["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
@@ -243,36 +249,113 @@ fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
     *place = json!(replicas);
 }
 
+/// The scale of an object, with those who own the number of replicas.
+fn owned_scale(resource: &Resource, object: &Value) -> ApiResult<Value> {
+    let mut shown = scale_of(resource, object)?;
+    let owners = scale::to_scale(&object["metadata"]["managedFields"], &ownership::replica_paths(resource));
+    if let Ok(Some(owners)) = owners {
+        shown["metadata"]["managedFields"] = owners;
+    }
+    Ok(shown)
+}
+
+/// The schema of scales, for ownership.
+struct Scales(Type);
+
+impl Versions for Scales {
+    fn schema(&self, api_version: &str) -> Option<&Type> {
+        (api_version == "autoscaling/v1").then_some(&self.0)
+    }
+
+    fn convert(&self, _object: &Value, _api_version: &str) -> Result<Value, ConvertError> {
+        Err(ConvertError::NoSuchVersion)
+    }
+}
+
+/// What is done with a scale: a plain change, or an apply.
+enum Change<'a> {
+    Plain(&'a (dyn Fn(&Value) -> ApiResult<Value> + Sync)),
+    Apply { patch: &'a Value, manager: &'a str, force: bool },
+}
+
 /// Changes the number of replicas; answers with the new scale.
 pub(crate) async fn update_scale(
     call: &Call<'_>,
     change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
 ) -> ApiResult<Value> {
+    write_scale(call, &Change::Plain(change)).await
+}
+
+/// Applies a scale.
+pub(crate) async fn apply_scale(
+    call: &Call<'_>,
+    patch: &Value,
+    manager: &str,
+    force: bool,
+) -> ApiResult<Value> {
+    write_scale(call, &Change::Apply { patch, manager, force }).await
+}
+
+async fn write_scale(call: &Call<'_>, change: &Change<'_>) -> ApiResult<Value> {
     let resource = call.resource;
-    let written = call
-        .update(&|object| {
-            let before = scale_of(resource, object)?;
-            let after = change(&before)?;
-            let replicas = match &after["spec"]["replicas"] {
-                Value::Null => 0,
-                value => value.as_i64().ok_or_else(|| {
-                    Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal into Go struct field ScaleSpec.spec.replicas of type int32")
-                })?,
-            };
-            if replicas < 0 {
-                let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-                return Err(invalid("autoscaling", "Scale", object["metadata"]["name"].as_str().unwrap_or_default(), &[error]));
-            }
-            let mut scaled = object.clone();
-            set_replicas(resource, &mut scaled, replicas);
-            match after["metadata"].get("resourceVersion") {
-                Some(version) => scaled["metadata"]["resourceVersion"] = version.clone(),
-                None => crate::meta::drop_revision(&mut scaled),
-            }
-            Ok(scaled)
-        })
-        .await?;
+    let untracked = Call { manager: None, ..*call };
+    let written = untracked.update(&|object| scaled(call, object, change)).await?;
     scale_of(resource, &written.value(call).await?)
+}
+
+/// The object after its scale has been changed.
+fn scaled(call: &Call<'_>, object: &Value, change: &Change<'_>) -> ApiResult<Value> {
+    let resource = call.resource;
+    let catalog = call.objects.registry().catalog();
+    let scales = Scales(catalog.find("~autoscaling.v1.Scale").map_or(Type::Any, Type::Named));
+    let manager = FieldManager {
+        catalog,
+        versions: &scales,
+        api_version: "autoscaling/v1",
+        kind: "Scale",
+        subresource: "scale",
+    };
+    let now = call.objects.clock().now();
+    let before = owned_scale(resource, object)?;
+    let after = match change {
+        Change::Plain(change) => {
+            let mut after = change(&before)?;
+            if let Some(name) = call.manager {
+                manager.on_update(&before, &mut after, name, now);
+            }
+            after
+        }
+        Change::Apply { patch, manager: name, force } => {
+            manager.on_apply(&before, patch, name, *force, now)?.unwrap_or_else(|| before.clone())
+        }
+    };
+    let replicas = match &after["spec"]["replicas"] {
+        Value::Null => 0,
+        value => value.as_i64().ok_or_else(|| {
+            Status::bad_request("Scale in version \"v1\" cannot be handled as a Scale: json: cannot unmarshal into Go struct field ScaleSpec.spec.replicas of type int32")
+        })?,
+    };
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    if replicas < 0 {
+        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        return Err(invalid("autoscaling", "Scale", name, &[error]));
+    }
+    let mut scaled = object.clone();
+    set_replicas(resource, &mut scaled, replicas);
+    match after["metadata"].get("resourceVersion") {
+        Some(version) => scaled["metadata"]["resourceVersion"] = version.clone(),
+        None => crate::meta::drop_revision(&mut scaled),
+    }
+    let owners = scale::to_parent(
+        &object["metadata"]["managedFields"],
+        &after["metadata"]["managedFields"],
+        &resource.api_version(),
+        &ownership::replica_paths(resource),
+    );
+    if let Ok(Some(owners)) = owners {
+        scaled["metadata"]["managedFields"] = owners;
+    }
+    Ok(scaled)
 }
 
 /// A namespace with the finalizers of its specification replaced (`namespaces/finalize`).

@@ -32,6 +32,8 @@ pub(crate) struct Call<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) name: &'a str,
     pub(crate) dry_run: bool,
+    /// Who comes to own the fields that are written; `None` leaves `managedFields` as they are.
+    pub(crate) manager: Option<&'a str>,
 }
 
 /// What a write answers with.
@@ -73,6 +75,7 @@ impl<'a> Call<'a> {
             namespace,
             name,
             dry_run: false,
+            manager: None,
         }
     }
 
@@ -167,6 +170,7 @@ impl<'a> Call<'a> {
         let given = meta::text(&object, "name").to_owned();
         // The body has been checked when it was decoded; what is left are defaults that depend on other fields.
         strategy.default(&mut object);
+        self.track(&Value::Null, &mut object);
         self.admit(Operation::Create, &given, &mut object, None).await?;
         self.recheck(&mut object)?;
         let prefix = meta::text(&object, "generateName").to_owned();
@@ -276,6 +280,7 @@ impl<'a> Call<'a> {
                 self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
             let old = convert::hub(self.objects, self.resource, &stored).await?;
             let mut object = change(&old)?;
+            self.track(&old, &mut object);
             let wanted = meta::text(&object, "resourceVersion").to_owned();
             let current = stored.revision().to_string();
             match asked_revision.as_ref() {
@@ -353,6 +358,7 @@ impl<'a> Call<'a> {
     ) -> ApiResult<Option<Written>> {
         let old_version = old["metadata"]["resourceVersion"].clone();
         object["metadata"]["resourceVersion"] = old_version;
+        kschema::apply::keep_times(old, &mut object);
         let ends =
             meta::is_finished(&self.resource.def, &object) && !meta::is_finished(&self.resource.def, old);
         if object == *old && !ends {

@@ -27,8 +27,12 @@ pub enum Patch {
 }
 
 /// The media types of patches that are read here, as a 415 lists them.
-pub const MEDIA_TYPES: [&str; 3] =
-    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
+pub const MEDIA_TYPES: [&str; 4] =
+    ["application/json-patch+json", "application/merge-patch+json", STRATEGIC, APPLY];
+/// The media type of a strategic merge patch.
+pub const STRATEGIC: &str = "application/strategic-merge-patch+json";
+/// The media type of server-side apply, which [`crate::apply`] does.
+pub const APPLY: &str = "application/apply-patch+yaml";
 
 impl Patch {
     /// Reads a patch of this media type.

@@ -222,17 +222,13 @@ async fn objects_are_changed_in_every_way() {
         .file("stale.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, resourceVersion: \"1\"}\n");
     let conflict = kubectl.fail(&format!("replace -f {stale}")).await;
     assert!(conflict.contains("Operation cannot be fulfilled on configmaps \"c\": the object has been modified; please apply your changes to the latest version and try again"), "{conflict}");
-    // Server-side apply is not there yet and says so.
-    let server_side = kubectl
-        .fail(&format!(
-            "apply --server-side -f {}",
-            kubectl.file("c.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\n")
-        ))
+    let applied =
+        kubectl.file("c.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {b: other}\n");
+    let conflict = kubectl.fail(&format!("apply --server-side -f {applied}")).await;
+    assert!(conflict.contains("Apply failed with 1 conflict: conflict with \"kubectl"), "{conflict}");
+    assert!(conflict.contains("using v1: .data.b") && conflict.contains("--force-conflicts"), "{conflict}");
+    expect(&format!("apply --server-side --force-conflicts -f {applied}"), "configmap/c serverside-applied")
         .await;
-    assert!(
-        server_side.contains("UnsupportedMediaType") || server_side.contains("unknown format"),
-        "{server_side}"
-    );
     expect("auth can-i create pods", "yes").await;
     let denied = kubectl.fail("get pods --as=system:anonymous").await;
     assert!(denied.contains("pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""), "{denied}");

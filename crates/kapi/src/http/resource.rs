@@ -1,14 +1,14 @@
 //! The verbs of a resource on the wire.
 
-use std::{borrow::Cow, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
-use kcore::{Status, Stored, kind::split_api_version, local::WantLocal};
+use kcore::{Status, local::WantLocal};
 use serde_json::{Value, json};
 
 use super::{
-    add_warnings, bytes_response, decode, json_response, media_type,
+    add_warnings, bytes_response, json_response,
     negotiate::{self, Form},
     read_body, table, upgrade, watch as wire,
 };
@@ -16,17 +16,13 @@ use crate::{
     authn::UserInfo,
     body::Body,
     convert, custom,
-    delete::Deleted,
     error::{ApiError, ApiResult},
     list::{self, Page},
-    objects::stored,
-    patch::Patch,
     registry::{Resource, Verbs},
-    request::{DeleteOptions, FieldValidation, ListOptions, Query, RequestInfo, WriteOptions},
-    schema::{Type, check},
+    request::{ListOptions, Query, RequestInfo},
     server::Inner,
     subresource, watch,
-    write::{Call, Written, in_version},
+    write::Call,
 };
 
 /// Lists whose JSON is larger than this are sent in chunks while they are encoded.
@@ -39,6 +35,8 @@ pub(super) struct Request<'a> {
     pub(super) info: &'a RequestInfo,
     pub(super) query: &'a Query,
     pub(super) user: &'a Arc<UserInfo>,
+    /// Who comes to own what is written.
+    pub(super) manager: String,
 }
 
 impl Request<'_> {
@@ -102,7 +100,7 @@ impl Request<'_> {
         writes
     }
 
-    fn not_allowed(&self, resource: &Resource) -> ApiError {
+    pub(super) fn not_allowed(&self, resource: &Resource) -> ApiError {
         let def = &resource.def;
         let why = "the server does not allow this method on the requested resource";
         Status::failure(405, "MethodNotAllowed", why).about(&def.group, &def.plural, &self.info.name).into()
@@ -142,6 +140,7 @@ impl Request<'_> {
             namespace: self.namespace(resource),
             name: &self.info.name,
             dry_run,
+            manager: Some(&self.manager),
         }
     }
 
@@ -174,7 +173,7 @@ impl Request<'_> {
     }
 
     /// One object in the form that was asked for.
-    fn object_response(
+    pub(super) fn object_response(
         &self,
         resource: &Resource,
         code: StatusCode,
@@ -239,7 +238,7 @@ impl Request<'_> {
         ))
     }
 
-    fn list_options(&self, resource: &Resource, watch: bool) -> ApiResult<ListOptions> {
+    pub(super) fn list_options(&self, resource: &Resource, watch: bool) -> ApiResult<ListOptions> {
         let mut options = ListOptions::parse(self.query, watch)?;
         if !self.info.name.is_empty() {
             let own = kcore::selector::FieldSelector::parse(&format!("metadata.name={}", self.info.name));
@@ -274,270 +273,6 @@ impl Request<'_> {
         let session = watch::open(&self.server.objects, resource, self.namespace(resource), options).await?;
         let local = self.parts.extensions.get::<WantLocal>();
         Ok(wire::respond(session, resource, form, table::Include::of_query(self.query), self.server, local))
-    }
-
-    fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
-        decode(self.server.objects.registry().catalog(), media_type, bytes)
-    }
-
-    /// Decodes an object of the resource: its type is checked, unknown fields go as the options say.
-    pub(super) fn decode_object(
-        &self,
-        resource: &Resource,
-        media_type: &str,
-        bytes: &[u8],
-        options: &WriteOptions,
-        warnings: &mut Vec<String>,
-    ) -> ApiResult<Value> {
-        let (mut object, duplicates) = self.decode(media_type, bytes)?;
-        if !object.is_object() {
-            let why = "couldn't get version/kind; json parse error: json: cannot unmarshal a value that is not an object into Go value of type struct";
-            return Err(Status::bad_request(why).into());
-        }
-        let (api_version, kind) = (resource.api_version(), &resource.def.kind);
-        self.check_kind(&mut object, &api_version, kind)?;
-        self.check_fields(resource, &mut object, duplicates, options, warnings)?;
-        Ok(object)
-    }
-
-    fn check_kind(&self, object: &mut Value, api_version: &str, kind: &str) -> ApiResult<()> {
-        match object.get("apiVersion").and_then(Value::as_str) {
-            None | Some("") => object["apiVersion"] = json!(api_version),
-            Some(given) if given != api_version => {
-                return Err(Status::bad_request(format!("the API version in the data ({given}) does not match the expected API version ({api_version})")).into());
-            }
-            Some(_) => {}
-        }
-        match object.get("kind").and_then(Value::as_str) {
-            None | Some("") => object["kind"] = json!(kind),
-            Some(given) if given != kind => {
-                let version = split_api_version(api_version).1;
-                return Err(Status::bad_request(format!("{given} in version {version:?} cannot be handled as a {kind}: the kind in the data does not match the expected kind")).into());
-            }
-            Some(_) => {}
-        }
-        Ok(())
-    }
-
-    /// Checks types and unknown fields of an object in the version of the request.
-    fn check_fields(
-        &self,
-        resource: &Resource,
-        object: &mut Value,
-        duplicates: Vec<String>,
-        options: &WriteOptions,
-        warnings: &mut Vec<String>,
-    ) -> ApiResult<()> {
-        let (version, kind) = (&resource.version().name, &resource.def.kind);
-        let fault = |why: &dyn fmt::Display| {
-            ApiError::from(Status::bad_request(format!(
-                "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
-            )))
-        };
-        let catalog = self.server.objects.registry().catalog();
-        let unknown = match &resource.version().structure {
-            None => {
-                check::check(catalog, &resource.version().schema, object).map_err(|error| fault(&error))?
-            }
-            Some(structure) => {
-                let mut unknown = structure.schema.prune(object);
-                let meta = catalog.find("^ObjectMeta").map_or(Type::Any, Type::Named);
-                let fields =
-                    object.get_mut("metadata").map(|meta_value| check::check(catalog, &meta, meta_value));
-                let fields = fields.transpose().map_err(|error| fault(&error))?.unwrap_or_default();
-                unknown.extend(fields.iter().map(|path| format!("metadata.{path}")));
-                unknown
-            }
-        };
-        let texts = duplicates
-            .iter()
-            .map(|path| format!("duplicate field {path:?}"))
-            .chain(unknown.iter().map(|path| format!("unknown field {path:?}")));
-        let texts: Vec<String> = texts.collect();
-        match options.field_validation {
-            FieldValidation::Strict if !texts.is_empty() => {
-                Err(fault(&format_args!("strict decoding error: {}", texts.join(", "))))
-            }
-            FieldValidation::Warn => {
-                warnings.extend(texts);
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
-    async fn create(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
-        let options = WriteOptions::parse(self.query, "CreateOptions")?;
-        if resource.def.definition().is_some_and(|definition| definition.terminating) {
-            let why = "create not allowed while custom resource definition is terminating";
-            let def = &resource.def;
-            return Err(Status::forbidden(&def.group, &def.plural, &self.info.name, why).into());
-        }
-        let form = negotiate::form(&self.parts.headers)?;
-        let media_type = media_type(&self.parts.headers);
-        if !self.info.subresource.is_empty() || resource.def.verbs == Verbs::CreateOnly {
-            let (object, _) = self.decode(&media_type, &body)?;
-            let (code, value) =
-                subresource::create(self.server, self.user, &self.call(resource, options.dry_run), object)
-                    .await?;
-            return Ok(json_response(code, &value));
-        }
-        if !self.info.name.is_empty() {
-            return Err(self.not_allowed(resource));
-        }
-        let mut warnings = Vec::new();
-        let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
-        convert::to_hub(resource, &mut object);
-        let written = self.call(resource, options.dry_run).create(object).await?;
-        self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await
-    }
-
-    async fn written_response(
-        &self,
-        resource: &Resource,
-        code: StatusCode,
-        written: &Written,
-        form: Form,
-        warnings: &[String],
-    ) -> ApiResult<Response<Body>> {
-        let mut response = match written {
-            Written::Stored(stored) if form == Form::Object && convert::is_as_served(resource, stored) => {
-                bytes_response(code, stored.json().clone())
-            }
-            Written::Stored(stored) => {
-                let value = convert::served(&self.server.objects, resource, stored).await?;
-                self.object_response(resource, code, &value, form)?
-            }
-            Written::DryRun(value) => {
-                self.object_response(resource, code, &in_version(resource, value.clone()), form)?
-            }
-        };
-        add_warnings(&mut response, warnings);
-        Ok(response)
-    }
-
-    async fn update(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
-        let options = WriteOptions::parse(self.query, "UpdateOptions")?;
-        let form = negotiate::form(&self.parts.headers)?;
-        let media_type = media_type(&self.parts.headers);
-        let mut warnings = Vec::new();
-        let call = self.call(resource, options.dry_run);
-        if self.info.subresource == "scale" {
-            let (scale, _) = self.decode(&media_type, &body)?;
-            let value = subresource::update_scale(&call, &|_| Ok(scale.clone())).await?;
-            return self.object_response(resource, StatusCode::OK, &value, form);
-        }
-        if self.info.subresource == "token"
-            || self.info.subresource == "eviction"
-            || self.info.subresource == "binding"
-        {
-            return Err(self.not_allowed(resource));
-        }
-        let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
-        convert::to_hub(resource, &mut object);
-        let missing = self.server.objects.get(resource, call.namespace, call.name).is_none();
-        if missing && resource.def.traits.create_on_update && self.info.subresource.is_empty() {
-            let named = object["metadata"]["name"].as_str() == Some(call.name);
-            if !named {
-                return Err(
-                    Status::bad_request("the name of the object does not match the name on the URL").into()
-                );
-            }
-            let written = call.create(object).await?;
-            return self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await;
-        }
-        let written = if self.info.subresource == "finalize" {
-            call.update(&|old| Ok(subresource::finalized(old, &object))).await?
-        } else {
-            call.update(&|_| Ok(object.clone())).await?
-        };
-        self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
-    }
-
-    async fn patch(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
-        let options = WriteOptions::parse(self.query, "PatchOptions")?;
-        let form = negotiate::form(&self.parts.headers)?;
-        let patch_type = media_type(&self.parts.headers);
-        let known = crate::patch::MEDIA_TYPES.contains(&patch_type.as_str());
-        let (patch, duplicates) =
-            if known { self.decode("application/json", &body)? } else { (Value::Null, Vec::new()) };
-        let patch = Patch::parse(&patch_type, patch)?;
-        let call = self.call(resource, options.dry_run);
-        let catalog = self.server.objects.registry().catalog();
-        if self.info.subresource == "scale" {
-            let value = subresource::update_scale(&call, &|scale| {
-                patch.apply(catalog, &crate::schema::Type::Any, scale)
-            })
-            .await?;
-            return self.object_response(resource, StatusCode::OK, &value, form);
-        }
-        let warnings = std::sync::Mutex::new(Vec::new());
-        let change = |old: &Value| -> ApiResult<Value> {
-            let current = if convert::is_identity(resource) || resource.def.definition().is_some() {
-                Cow::Borrowed(old)
-            } else {
-                Cow::Owned(in_version(resource, old.clone()))
-            };
-            let mut patched = patch.apply(catalog, &resource.version().schema, &current)?;
-            let (api_version, kind) = (resource.api_version(), &resource.def.kind);
-            self.check_kind(&mut patched, &api_version, kind)?;
-            let mut found = Vec::new();
-            self.check_fields(resource, &mut patched, duplicates.clone(), &options, &mut found)?;
-            *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
-            convert::to_hub(resource, &mut patched);
-            Ok(patched)
-        };
-        let written = call.update(&change).await?;
-        let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
-    }
-
-    async fn delete(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
-        let media_type = media_type(&self.parts.headers);
-        let body = if body.is_empty() { None } else { Some(self.decode(&media_type, &body)?.0) };
-        let options = DeleteOptions::parse(self.query, body.as_ref())?;
-        if self.info.verb == "deletecollection" {
-            return self.delete_collection(resource, &options).await;
-        }
-        let deleted = self.call(resource, options.dry_run).delete(&options).await?;
-        let def = &resource.def;
-        let value = match deleted {
-            Deleted::Gone(last) if !def.traits.returns_deleted => {
-                let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
-                return Ok(super::status_response(&Status::success(
-                    &def.group,
-                    &def.plural,
-                    &self.info.name,
-                    uid,
-                )));
-            }
-            Deleted::Gone(object) | Deleted::Later(object) => in_version(resource, object),
-        };
-        Ok(json_response(StatusCode::OK, &value))
-    }
-
-    async fn delete_collection(
-        &self,
-        resource: &Arc<Resource>,
-        options: &DeleteOptions,
-    ) -> ApiResult<Response<Body>> {
-        let selection = self.list_options(resource, false)?;
-        let mut items = Vec::new();
-        for entry in list::entries(&self.server.objects, resource, self.namespace(resource), &selection) {
-            let object: Arc<Stored> = stored(&resource.def, &entry);
-            let header = object.header();
-            let mut call = self.call(resource, options.dry_run);
-            (call.namespace, call.name) = (&header.namespace, &header.name);
-            match call.delete(options).await {
-                Ok(Deleted::Gone(value) | Deleted::Later(value)) => items.push(in_version(resource, value)),
-                // Somebody else deleted it in the meantime: that is what was asked for.
-                Err(error) if error.0.is("NotFound") => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let meta = json!({"resourceVersion": self.server.objects.snapshot().revision().to_string()});
-        let list = json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": items});
-        Ok(json_response(StatusCode::OK, &list))
     }
 }
 

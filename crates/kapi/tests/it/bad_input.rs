@@ -170,7 +170,7 @@ async fn unknown_paths_selectors_and_patches() {
         ("application/merge-patch+json", r#"{"metadata":{"name":"b"}}"#, 400, "BadRequest"),
         ("application/merge-patch+json", r#"{"metadata":{"resourceVersion":"1"}}"#, 409, "Conflict"),
         ("application/strategic-merge-patch+json", r#"{"$patch":"frob"}"#, 400, "BadRequest"),
-        ("application/apply-patch+yaml", "{}", 415, "UnsupportedMediaType"),
+        ("application/apply-patch+yaml", "{}", 422, "Invalid"),
         ("application/json", "{}", 415, "UnsupportedMediaType"),
     ] {
         let (got, status) = raw(&server, "PATCH", &format!("{MAPS}/a"), kind, body).await;

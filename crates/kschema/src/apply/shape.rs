@@ -239,9 +239,13 @@ impl ListShape<'_> {
         match self.merge {
             ListMerge::Atomic => Err("invalid indexing of non-associative list".to_owned()),
             ListMerge::Set => match entry {
-                Value::Object(_) => Err("associative list without keys has an element that's a map type".to_owned()),
+                Value::Object(_) => {
+                    Err("associative list without keys has an element that's a map type".to_owned())
+                }
                 Value::Array(_) => Err("not supported: associative list with lists as elements".to_owned()),
-                Value::Null => Err("associative list without keys has an element that's an explicit null".to_owned()),
+                Value::Null => {
+                    Err("associative list without keys has an element that's an explicit null".to_owned())
+                }
                 scalar => Ok(PathElement::Value(scalar.clone())),
             },
             ListMerge::Keys(keys) => self.key_of(catalog, keys, entry),

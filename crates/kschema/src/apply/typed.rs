@@ -71,9 +71,13 @@ impl Validate<'_> {
                 }
             }
             (Kind::List, Value::Array(list)) => self.list(shape.list(), list, at),
-            (Kind::List, other) => self.faults.push(at, format_args!("expected list, got &{{{}}}", GoValue(other))),
+            (Kind::List, other) => {
+                self.faults.push(at, format_args!("expected list, got &{{{}}}", GoValue(other)))
+            }
             (Kind::Map, Value::Object(map)) => self.map(shape.map(self.catalog), map, at),
-            (Kind::Map, other) => self.faults.push(at, format_args!("expected map, got &{{{}}}", GoValue(other))),
+            (Kind::Map, other) => {
+                self.faults.push(at, format_args!("expected map, got &{{{}}}", GoValue(other)))
+            }
         }
     }
 
@@ -298,7 +302,11 @@ pub(crate) fn remove(catalog: &Catalog, shape: Shape<'_>, value: &Value, gone: &
     match (shape.kind(Some(value)), value) {
         (Kind::List, Value::Array(list)) => {
             let shape = shape.list();
-            if list.is_empty() || shape.is_atomic() { None } else { remove_entries(catalog, shape, list, gone) }
+            if list.is_empty() || shape.is_atomic() {
+                None
+            } else {
+                remove_entries(catalog, shape, list, gone)
+            }
         }
         (Kind::Map, Value::Object(map)) => {
             let shape = shape.map(catalog);

@@ -1,0 +1,353 @@
+//! The verbs that write, on the wire: bodies are decoded and checked, answers are put together.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use kcore::{Status, Stored, kind::split_api_version};
+use serde_json::{Value, json};
+
+use super::{
+    add_warnings, bytes_response, decode, json_response, media_type,
+    negotiate::{self, Form},
+    resource::{Request, list_kind},
+};
+use crate::{
+    body::Body,
+    convert,
+    delete::Deleted,
+    error::{ApiError, ApiResult, FieldError, invalid},
+    list,
+    objects::stored,
+    patch::{APPLY, MEDIA_TYPES, Patch, STRATEGIC},
+    registry::{Resource, Verbs},
+    request::{DeleteOptions, FieldValidation, WriteOptions},
+    schema::{Type, check},
+    subresource,
+    write::{Written, in_version},
+};
+
+impl Request<'_> {
+    fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+        decode(self.server.objects.registry().catalog(), media_type, bytes)
+    }
+
+    /// Decodes an object of the resource: its type is checked, unknown fields go as the options say.
+    pub(super) fn decode_object(
+        &self,
+        resource: &Resource,
+        media_type: &str,
+        bytes: &[u8],
+        options: &WriteOptions,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<Value> {
+        let (mut object, duplicates) = self.decode(media_type, bytes)?;
+        if !object.is_object() {
+            let why = "couldn't get version/kind; json parse error: json: cannot unmarshal a value that is not an object into Go value of type struct";
+            return Err(Status::bad_request(why).into());
+        }
+        let (api_version, kind) = (resource.api_version(), &resource.def.kind);
+        self.check_kind(&mut object, &api_version, kind)?;
+        self.check_fields(resource, &mut object, duplicates, options, warnings)?;
+        Ok(object)
+    }
+
+    fn check_kind(&self, object: &mut Value, api_version: &str, kind: &str) -> ApiResult<()> {
+        match object.get("apiVersion").and_then(Value::as_str) {
+            None | Some("") => object["apiVersion"] = json!(api_version),
+            Some(given) if given != api_version => {
+                return Err(Status::bad_request(format!("the API version in the data ({given}) does not match the expected API version ({api_version})")).into());
+            }
+            Some(_) => {}
+        }
+        match object.get("kind").and_then(Value::as_str) {
+            None | Some("") => object["kind"] = json!(kind),
+            Some(given) if given != kind => {
+                let version = split_api_version(api_version).1;
+                return Err(Status::bad_request(format!("{given} in version {version:?} cannot be handled as a {kind}: the kind in the data does not match the expected kind")).into());
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Checks types and unknown fields of an object in the version of the request.
+    fn check_fields(
+        &self,
+        resource: &Resource,
+        object: &mut Value,
+        duplicates: Vec<String>,
+        options: &WriteOptions,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
+        let (version, kind) = (&resource.version().name, &resource.def.kind);
+        let fault = |why: &dyn fmt::Display| {
+            ApiError::from(Status::bad_request(format!(
+                "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
+            )))
+        };
+        let catalog = self.server.objects.registry().catalog();
+        let unknown = match &resource.version().structure {
+            None => {
+                check::check(catalog, &resource.version().schema, object).map_err(|error| fault(&error))?
+            }
+            Some(structure) => {
+                let mut unknown = structure.schema.prune(object);
+                let meta = catalog.find("^ObjectMeta").map_or(Type::Any, Type::Named);
+                let fields =
+                    object.get_mut("metadata").map(|meta_value| check::check(catalog, &meta, meta_value));
+                let fields = fields.transpose().map_err(|error| fault(&error))?.unwrap_or_default();
+                unknown.extend(fields.iter().map(|path| format!("metadata.{path}")));
+                unknown
+            }
+        };
+        let texts = duplicates
+            .iter()
+            .map(|path| format!("duplicate field {path:?}"))
+            .chain(unknown.iter().map(|path| format!("unknown field {path:?}")));
+        let texts: Vec<String> = texts.collect();
+        match options.field_validation {
+            FieldValidation::Strict if !texts.is_empty() => {
+                Err(fault(&format_args!("strict decoding error: {}", texts.join(", "))))
+            }
+            FieldValidation::Warn => {
+                warnings.extend(texts);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn create(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
+        let options = WriteOptions::parse(self.query, "CreateOptions")?;
+        if resource.def.definition().is_some_and(|definition| definition.terminating) {
+            let why = "create not allowed while custom resource definition is terminating";
+            let def = &resource.def;
+            return Err(Status::forbidden(&def.group, &def.plural, &self.info.name, why).into());
+        }
+        let form = negotiate::form(&self.parts.headers)?;
+        let media_type = media_type(&self.parts.headers);
+        if !self.info.subresource.is_empty() || resource.def.verbs == Verbs::CreateOnly {
+            let (object, _) = self.decode(&media_type, &body)?;
+            let (code, value) =
+                subresource::create(self.server, self.user, &self.call(resource, options.dry_run), object)
+                    .await?;
+            return Ok(json_response(code, &value));
+        }
+        if !self.info.name.is_empty() {
+            return Err(self.not_allowed(resource));
+        }
+        let mut warnings = Vec::new();
+        let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
+        convert::to_hub(resource, &mut object);
+        let written = self.call(resource, options.dry_run).create(object).await?;
+        self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await
+    }
+
+    async fn written_response(
+        &self,
+        resource: &Resource,
+        code: StatusCode,
+        written: &Written,
+        form: Form,
+        warnings: &[String],
+    ) -> ApiResult<Response<Body>> {
+        let mut response = match written {
+            Written::Stored(stored) if form == Form::Object && convert::is_as_served(resource, stored) => {
+                bytes_response(code, stored.json().clone())
+            }
+            Written::Stored(stored) => {
+                let value = convert::served(&self.server.objects, resource, stored).await?;
+                self.object_response(resource, code, &value, form)?
+            }
+            Written::DryRun(value) => {
+                self.object_response(resource, code, &in_version(resource, value.clone()), form)?
+            }
+        };
+        add_warnings(&mut response, warnings);
+        Ok(response)
+    }
+
+    pub(super) async fn update(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
+        let options = WriteOptions::parse(self.query, "UpdateOptions")?;
+        let form = negotiate::form(&self.parts.headers)?;
+        let media_type = media_type(&self.parts.headers);
+        let mut warnings = Vec::new();
+        let call = self.call(resource, options.dry_run);
+        if self.info.subresource == "scale" {
+            let (scale, _) = self.decode(&media_type, &body)?;
+            let value = subresource::update_scale(&call, &|_| Ok(scale.clone())).await?;
+            return self.object_response(resource, StatusCode::OK, &value, form);
+        }
+        if self.info.subresource == "token"
+            || self.info.subresource == "eviction"
+            || self.info.subresource == "binding"
+        {
+            return Err(self.not_allowed(resource));
+        }
+        let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
+        convert::to_hub(resource, &mut object);
+        let missing = self.server.objects.get(resource, call.namespace, call.name).is_none();
+        if missing && resource.def.traits.create_on_update && self.info.subresource.is_empty() {
+            let named = object["metadata"]["name"].as_str() == Some(call.name);
+            if !named {
+                return Err(
+                    Status::bad_request("the name of the object does not match the name on the URL").into()
+                );
+            }
+            let written = call.create(object).await?;
+            return self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await;
+        }
+        let written = if self.info.subresource == "finalize" {
+            call.update(&|old| Ok(subresource::finalized(old, &object))).await?
+        } else {
+            call.update(&|_| Ok(object.clone())).await?
+        };
+        self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
+    }
+
+    pub(super) async fn patch(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
+        let options = WriteOptions::parse(self.query, "PatchOptions")?;
+        let form = negotiate::form(&self.parts.headers)?;
+        let patch_type = media_type(&self.parts.headers);
+        let custom = resource.def.definition().is_some();
+        let accepted: Vec<&str> =
+            MEDIA_TYPES.into_iter().filter(|kind| !custom || *kind != STRATEGIC).collect();
+        if !accepted.contains(&&*patch_type) {
+            return Err(Status::unsupported_media_type(format!(
+                "the body of the request was in an unknown format - accepted media types include: {}",
+                accepted.join(", ")
+            ))
+            .about("", "", &patch_type)
+            .into());
+        }
+        if patch_type == APPLY {
+            return self.apply(resource, &body, &options, form).await;
+        }
+        if options.force {
+            let error = FieldError::forbidden("force", "may not be specified for non-apply patch");
+            return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+        }
+        let (patch, duplicates) = self.decode("application/json", &body)?;
+        let patch = Patch::parse(&patch_type, patch)?;
+        let call = self.call(resource, options.dry_run);
+        let catalog = self.server.objects.registry().catalog();
+        if self.info.subresource == "scale" {
+            let value = subresource::update_scale(&call, &|scale| {
+                patch.apply(catalog, &crate::schema::Type::Any, scale)
+            })
+            .await?;
+            return self.object_response(resource, StatusCode::OK, &value, form);
+        }
+        let warnings = std::sync::Mutex::new(Vec::new());
+        let change = |old: &Value| -> ApiResult<Value> {
+            let current = if convert::is_identity(resource) || resource.def.definition().is_some() {
+                Cow::Borrowed(old)
+            } else {
+                Cow::Owned(in_version(resource, old.clone()))
+            };
+            let mut patched = patch.apply(catalog, &resource.version().schema, &current)?;
+            let (api_version, kind) = (resource.api_version(), &resource.def.kind);
+            self.check_kind(&mut patched, &api_version, kind)?;
+            let mut found = Vec::new();
+            self.check_fields(resource, &mut patched, duplicates.clone(), &options, &mut found)?;
+            *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
+            convert::to_hub(resource, &mut patched);
+            Ok(patched)
+        };
+        let written = call.update(&change).await?;
+        let warnings = warnings.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
+    }
+
+    /// Server-side apply.
+    async fn apply(
+        &self,
+        resource: &Arc<Resource>,
+        body: &[u8],
+        options: &WriteOptions,
+        form: Form,
+    ) -> ApiResult<Response<Body>> {
+        if options.field_manager.is_empty() {
+            let error = FieldError::required("fieldManager", "is required for apply patch");
+            return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
+        }
+        let (mut patch, duplicates) = self.decode("application/yaml", body)?;
+        if !patch.is_object() {
+            return Err(Status::bad_request("error decoding YAML: the patch is no object").into());
+        }
+        let given = patch["metadata"]["name"].as_str().unwrap_or_default();
+        if given.is_empty() {
+            patch["metadata"]["name"] = json!(self.info.name);
+        }
+        let namespace = self.namespace(resource);
+        if !namespace.is_empty() && patch["metadata"]["namespace"].as_str().unwrap_or_default().is_empty() {
+            patch["metadata"]["namespace"] = json!(namespace);
+        }
+        let call = self.call(resource, options.dry_run);
+        let found = std::sync::Mutex::new(Vec::new());
+        let decode = |object: &mut Value| -> ApiResult<()> {
+            let mut warnings = Vec::new();
+            self.check_fields(resource, object, duplicates.clone(), options, &mut warnings)?;
+            *found.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = warnings;
+            Ok(())
+        };
+        if self.info.subresource == "scale" {
+            let value =
+                subresource::apply_scale(&call, &patch, &options.field_manager, options.force).await?;
+            return self.object_response(resource, StatusCode::OK, &value, form);
+        }
+        let (written, created) = call.apply(&patch, &options.field_manager, options.force, &decode).await?;
+        let code = if created { StatusCode::CREATED } else { StatusCode::OK };
+        let warnings = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.written_response(resource, code, &written, form, &warnings).await
+    }
+
+    pub(super) async fn delete(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
+        let media_type = media_type(&self.parts.headers);
+        let body = if body.is_empty() { None } else { Some(self.decode(&media_type, &body)?.0) };
+        let options = DeleteOptions::parse(self.query, body.as_ref())?;
+        if self.info.verb == "deletecollection" {
+            return self.delete_collection(resource, &options).await;
+        }
+        let deleted = self.call(resource, options.dry_run).delete(&options).await?;
+        let def = &resource.def;
+        let value = match deleted {
+            Deleted::Gone(last) if !def.traits.returns_deleted => {
+                let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
+                return Ok(super::status_response(&Status::success(
+                    &def.group,
+                    &def.plural,
+                    &self.info.name,
+                    uid,
+                )));
+            }
+            Deleted::Gone(object) | Deleted::Later(object) => in_version(resource, object),
+        };
+        Ok(json_response(StatusCode::OK, &value))
+    }
+
+    async fn delete_collection(
+        &self,
+        resource: &Arc<Resource>,
+        options: &DeleteOptions,
+    ) -> ApiResult<Response<Body>> {
+        let selection = self.list_options(resource, false)?;
+        let mut items = Vec::new();
+        for entry in list::entries(&self.server.objects, resource, self.namespace(resource), &selection) {
+            let object: Arc<Stored> = stored(&resource.def, &entry);
+            let header = object.header();
+            let mut call = self.call(resource, options.dry_run);
+            (call.namespace, call.name) = (&header.namespace, &header.name);
+            match call.delete(options).await {
+                Ok(Deleted::Gone(value) | Deleted::Later(value)) => items.push(in_version(resource, value)),
+                // Somebody else deleted it in the meantime: that is what was asked for.
+                Err(error) if error.0.is("NotFound") => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let meta = json!({"resourceVersion": self.server.objects.snapshot().revision().to_string()});
+        let list = json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": items});
+        Ok(json_response(StatusCode::OK, &list))
+    }
+}
