@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod helm;
 mod kubectl;
 mod leaks;
 mod mini_cluster;
