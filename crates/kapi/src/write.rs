@@ -142,6 +142,8 @@ impl<'a> Call<'a> {
         self.admit(Operation::Create, &given, &mut object, None).await?;
         self.recheck(&mut object)?;
         let prefix = meta::text(&object, "generateName").to_owned();
+        // What preparing changes is changed once: a generated name that is taken starts over from here.
+        let admitted = if given.is_empty() && !prefix.is_empty() { object.clone() } else { Value::Null };
         for attempt in 0..RETRIES_MAX {
             meta::prepare_create(def, &mut object, &**self.objects.clock());
             let name = meta::text(&object, "name").to_owned();
@@ -152,7 +154,7 @@ impl<'a> Call<'a> {
             let taken = |claim: &str| self.objects.is_claimed(claim);
             let allocated = strategy.allocate(&mut object, None, &taken);
             let mut errors = meta::validate(def, &object);
-            strategy.validate(&object, &mut errors);
+            strategy.validate_create(&object, &mut errors);
             errors.extend(allocated.err());
             self.refuse(&name, &errors)?;
             self.validate(Operation::Create, &name, &object, None).await?;
@@ -176,7 +178,7 @@ impl<'a> Call<'a> {
                 Ok(stored) => return Ok(Written::Stored(stored)),
                 // KEP-4420: a generated name that is taken is generated anew, up to eight times.
                 Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
-                    object["metadata"]["name"] = json!("");
+                    object.clone_from(&admitted);
                 }
                 Err(WriteError::Conflict) => {
                     return Err(Status::already_exists(&def.group, &def.plural, &name).into());
@@ -291,8 +293,7 @@ impl<'a> Call<'a> {
         }
         errors.extend(meta::validate(def, object));
         if self.subresource.is_empty() || self.subresource == "scale" {
-            strategy.validate(object, &mut errors);
-            strategy.validate_update(object, old, &mut errors);
+            strategy.validate_change(object, old, &mut errors);
         }
         self.refuse(self.name, &errors)?;
         self.validate(Operation::Update, self.name, object, Some(old)).await
