@@ -104,6 +104,7 @@ async fn create(
         name: &name,
         dry_run: false,
         manager: None,
+        warnings: None,
     };
     match call.create(object).await {
         Err(error) if error.0.is("AlreadyExists") => Ok(()),

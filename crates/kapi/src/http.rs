@@ -26,6 +26,7 @@ use crate::{
     request::{Query, RequestInfo},
     schema::{Catalog, json as reader, protobuf},
     server::{BODY_BYTES_MAX, Inner},
+    write::Warnings,
 };
 
 /// The Kubernetes version that the server says it is.
@@ -50,7 +51,8 @@ where
         };
         let manager =
             ownership::manager(query.get("fieldManager").unwrap_or_default(), text(header::USER_AGENT));
-        let request = resource::Request { server, parts, info, query, user, manager };
+        let request =
+            resource::Request { server, parts, info, query, user, manager, warnings: Warnings::default() };
         return request.serve(body).await;
     }
     if parts.method != Method::GET && parts.method != Method::HEAD {

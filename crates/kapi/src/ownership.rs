@@ -68,11 +68,14 @@ impl Versions for Kinds<'_> {
 
 /// The fields that a write to an endpoint of the resource leaves as they are.
 fn reset_fields(resource: &Resource, subresource: &str) -> Option<Set> {
-    let custom = resource.def.definition().is_some();
+    if resource.def.definition().is_none() {
+        let paths = resource.def.strategy.reset_fields(subresource).iter().map(|path| path.split('.'));
+        let paths: Vec<Vec<&str>> = paths.map(Iterator::collect).collect();
+        return Some(Set::of(paths.iter().map(Vec::as_slice)));
+    }
     match subresource {
         "" if resource.has_subresource("status") => Some(Set::of([&["status"][..]])),
-        "status" if custom => Some(Set::of([&["metadata"][..], &["spec"][..]])),
-        "status" => Some(Set::of([&["spec"][..]])),
+        "status" => Some(Set::of([&["metadata"][..], &["spec"][..]])),
         _ => None,
     }
 }

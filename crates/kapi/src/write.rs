@@ -1,6 +1,9 @@
 //! Creating and changing objects: what happens between a decoded body and a commit.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use kcore::{Status, Stored, clock::format_time};
 use serde_json::{Value, json};
@@ -34,6 +37,25 @@ pub(crate) struct Call<'a> {
     pub(crate) dry_run: bool,
     /// Who comes to own the fields that are written; `None` leaves `managedFields` as they are.
     pub(crate) manager: Option<&'a str>,
+    /// What the caller is told beside the answer.
+    pub(crate) warnings: Option<&'a Warnings>,
+}
+
+/// Collects what a caller should know although the request succeeds. A write that is tried again says it again: the last
+/// attempt counts.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Mutex<Vec<String>>);
+
+impl Warnings {
+    /// Puts these in place of what was said before.
+    pub(crate) fn set(&self, warnings: Vec<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
+    }
+
+    /// What has been said.
+    pub(crate) fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// What a write answers with.
@@ -76,6 +98,7 @@ impl<'a> Call<'a> {
             name,
             dry_run: false,
             manager: None,
+            warnings: None,
         }
     }
 
@@ -110,6 +133,12 @@ impl<'a> Call<'a> {
             step.admit(&request, object).await?;
         }
         Ok(())
+    }
+
+    fn warn(&self, make: impl FnOnce() -> Vec<String>) {
+        if let Some(warnings) = self.warnings {
+            warnings.set(make());
+        }
     }
 
     /// The validating half of the chain; for deletions the only half.
@@ -174,6 +203,8 @@ impl<'a> Call<'a> {
         self.admit(Operation::Create, &given, &mut object, None).await?;
         self.recheck(&mut object)?;
         let prefix = meta::text(&object, "generateName").to_owned();
+        // What preparing changes is changed once: a generated name that is taken starts over from here.
+        let admitted = if given.is_empty() && !prefix.is_empty() { object.clone() } else { Value::Null };
         for attempt in 0..RETRIES_MAX {
             meta::prepare_create(def, &mut object, &**self.objects.clock());
             let name = meta::text(&object, "name").to_owned();
@@ -184,9 +215,10 @@ impl<'a> Call<'a> {
             let taken = |claim: &str| self.objects.is_claimed(claim);
             let allocated = strategy.allocate(&mut object, None, &taken);
             let mut errors = meta::validate(def, &object);
-            strategy.validate(&object, &mut errors);
+            strategy.validate_create(&object, &mut errors);
             errors.extend(allocated.err());
             self.refuse(&name, &errors)?;
+            self.warn(|| strategy.warnings(&object, None));
             self.validate(Operation::Create, &name, &object, None).await?;
             if self.dry_run {
                 if self.objects.get(self.resource, self.namespace, &name).is_some() {
@@ -209,7 +241,7 @@ impl<'a> Call<'a> {
                 Ok(stored) => return Ok(Written::Stored(stored)),
                 // KEP-4420: a generated name that is taken is generated anew, up to eight times.
                 Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
-                    object["metadata"]["name"] = json!("");
+                    object.clone_from(&admitted);
                 }
                 Err(WriteError::Conflict) => {
                     return Err(Status::already_exists(&def.group, &def.plural, &name).into());
@@ -325,10 +357,15 @@ impl<'a> Call<'a> {
             crate::schema::fields::keep(object, old, "status");
         }
         let mut errors = meta::validate_update(def, object, old);
-        if self.subresource.is_empty() {
-            strategy.prepare_update(object, old);
-            let taken = |claim: &str| self.objects.is_claimed(claim);
-            errors.extend(strategy.allocate(object, Some(old), &taken).err());
+        match self.subresource {
+            "" => {
+                strategy.prepare_update(object, old);
+                let taken = |claim: &str| self.objects.is_claimed(claim);
+                errors.extend(strategy.allocate(object, Some(old), &taken).err());
+            }
+            "status" => strategy.prepare_status(object, old),
+            "scale" | "binding" => {}
+            other => strategy.prepare_subresource(other, object, old),
         }
         let counts_status = def.definition().is_some() && !self.resource.has_subresource("status");
         if def.traits.generation
@@ -339,13 +376,17 @@ impl<'a> Call<'a> {
             object["metadata"]["generation"] = json!(generation);
         }
         errors.extend(meta::validate(def, object));
-        if self.subresource.is_empty() || self.subresource == "scale" {
-            if def.definition().is_none() {
-                strategy.validate(object, &mut errors);
-            }
-            strategy.validate_update(object, old, &mut errors);
+        match self.subresource {
+            "" | "scale" => strategy.validate_change(object, old, &mut errors),
+            "status" => strategy.validate_status(object, old, &mut errors),
+            other if strategy.validate_subresource(other, object, old, &mut errors) => {}
+            _ => strategy.validate_change(object, old, &mut errors),
         }
         self.refuse(self.name, &errors)?;
+        self.warn(|| match self.subresource {
+            "" | "scale" => strategy.warnings(object, Some(old)),
+            other => strategy.subresource_warnings(other, object, old),
+        });
         self.validate(Operation::Update, self.name, object, Some(old)).await
     }
 

@@ -8,7 +8,7 @@ use kschema::{
     strategy::Strategy,
 };
 
-use crate::{pod_spec, workload};
+use crate::{check::Path, pod::template, workload};
 
 /// The strategy of `jobs`.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ fn validate_job(spec: &Value, path: &str, errors: &mut Vec<FieldError>) {
             FieldError::not_supported(field, policy, &["OnFailure", "Never"])
         });
     }
-    pod_spec::validate(&spec["template"]["spec"], &format!("{path}.template.spec"), errors);
+    template::validate(&spec["template"], None, &Path::root(&format!("{path}.template")), errors);
 }
 
 impl Strategy for Jobs {

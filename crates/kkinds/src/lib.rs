@@ -4,13 +4,17 @@
 //! module is named after the kinds it holds.
 
 mod batch;
+mod certificate_names;
+mod check;
+mod claim_spec;
 mod misc;
 mod namespace;
 mod node;
+mod node_labels;
 mod pod;
-mod pod_spec;
 mod service;
 pub mod strategies;
+mod volume_source;
 mod workload;
 
 pub use self::{service::ServiceAddresses, strategies::Strategies, workload::selects};

@@ -8,7 +8,7 @@ use kschema::{
     strategy::Strategy,
 };
 
-use crate::pod_spec;
+use crate::{check::Path, pod::template};
 
 /// The strategy of `deployments`.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct ReplicationControllers;
 /// Defaults of the template.
 pub(crate) fn default_template(object: &mut Value, path: &[&str]) {
     let template = path.iter().try_fold(object, |value, key| value.get_mut(key));
-    if let Some(spec) = template.and_then(|template| template.get_mut("spec")) {
-        pod_spec::default(spec);
+    if let Some(found) = template {
+        crate::pod::template::default(found);
     }
 }
 
@@ -58,16 +58,16 @@ pub(crate) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
 }
 
 /// The template's pods are restarted always: nothing else can be kept running.
-fn validate_always(template: &Value, errors: &mut Vec<FieldError>) {
-    let policy = template["spec"]["restartPolicy"].as_str().unwrap_or("Always");
+fn validate_always(found: &Value, errors: &mut Vec<FieldError>) {
+    let policy = found["spec"]["restartPolicy"].as_str().unwrap_or("Always");
     if policy != "Always" {
         errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
     }
-    if template["spec"].get("activeDeadlineSeconds").is_some() {
+    if found["spec"].get("activeDeadlineSeconds").is_some() {
         errors
             .push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", "must not be specified"));
     }
-    pod_spec::validate(&template["spec"], "spec.template.spec", errors);
+    template::validate(found, None, &Path::root("spec.template"), errors);
 }
 
 /// Whether a `metav1.LabelSelector` selects these labels.

@@ -22,7 +22,8 @@ impl Helm {
         let serving = cluster.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config"), &serving.kubeconfig).unwrap();
-        let account = cluster.wait_until::<ServiceAccount>("default", "default", PATIENCE, |found| found.is_some());
+        let account =
+            cluster.wait_until::<ServiceAccount>("default", "default", PATIENCE, |found| found.is_some());
         account.await.unwrap();
         Some(Self { cluster, program, folder })
     }
@@ -30,7 +31,10 @@ impl Helm {
     /// Runs helm; whether it succeeded and what it said.
     async fn try_run(&self, line: &str) -> (bool, String) {
         let mut command = Command::new(&self.program);
-        command.args(line.split_whitespace()).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command
+            .args(line.split_whitespace())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("KUBECONFIG", self.folder.path().join("config")).env("HOME", self.folder.path());
         command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/charts")).stdin(Stdio::null());
         let run = tokio::task::spawn_blocking(move || command.output().unwrap());
@@ -54,7 +58,10 @@ impl Helm {
 async fn a_chart_from_install_to_uninstall() {
     let Some(helm) = Helm::new().await else { return };
     let installed = helm.run("install one web --wait --timeout 30s").await;
-    assert!(installed.contains("STATUS: deployed") && installed.contains("one greets with hello."), "{installed}");
+    assert!(
+        installed.contains("STATUS: deployed") && installed.contains("one greets with hello."),
+        "{installed}"
+    );
     assert_eq!(helm.replicas().await, Some(2), "--wait waits for the pods");
     assert!(helm.run("list").await.contains("web-0.1.0"));
     helm.run("upgrade one web --set replicaCount=3,greeting=salut --wait --timeout 30s").await;

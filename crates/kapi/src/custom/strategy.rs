@@ -68,13 +68,17 @@ impl Strategy for CustomStrategy {
         }
     }
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+    fn validate_change(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         if let Some(structure) = self.structure(object) {
             structure.schema.validate(object, Some(old), errors);
             if let Some(scale) = &structure.scale {
                 validate_scale(object, scale, errors);
             }
         }
+    }
+
+    fn validate_status(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
+        self.validate_change(object, old, errors);
     }
 
     fn name_rule(&self) -> NameRule {

@@ -22,7 +22,7 @@ use crate::{
     request::{ListOptions, Query, RequestInfo},
     server::Inner,
     subresource, watch,
-    write::Call,
+    write::{Call, Warnings},
 };
 
 /// Lists whose JSON is larger than this are sent in chunks while they are encoded.
@@ -37,6 +37,8 @@ pub(super) struct Request<'a> {
     pub(super) user: &'a Arc<UserInfo>,
     /// Who comes to own what is written.
     pub(super) manager: String,
+    /// What the caller is told beside the answer.
+    pub(super) warnings: Warnings,
 }
 
 impl Request<'_> {
@@ -69,6 +71,7 @@ impl Request<'_> {
             }
         }
         let mut response = self.answer(&resource, body).await?;
+        add_warnings(&mut response, &self.warnings.take());
         if let Some(warning) =
             resource.version().structure.as_ref().and_then(|structure| structure.warning.as_ref())
         {
@@ -141,6 +144,7 @@ impl Request<'_> {
             name: &self.info.name,
             dry_run,
             manager: Some(&self.manager),
+            warnings: Some(&self.warnings),
         }
     }
 

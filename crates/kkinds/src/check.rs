@@ -1,0 +1,18 @@
+//! The small vocabulary that rules are written in.
+//!
+//! [`path::Path`] says where a field stands, [`look::Look`] reads fields, [`report::Report`] writes faults down. [`form`] has what
+//! texts must look like, [`labels`] labels and selectors, [`address`] IP addresses, [`quantity`] amounts of resources.
+
+pub(crate) mod address;
+pub(crate) mod form;
+pub(crate) mod labels;
+pub(crate) mod look;
+pub(crate) mod path;
+pub(crate) mod quantity;
+pub(crate) mod report;
+
+pub(crate) use self::{
+    look::{Look, same, same_at, texts},
+    path::Path,
+    report::{Faults, Report, Shown},
+};
