@@ -1,6 +1,7 @@
 //! HTTP: the only place that knows paths, media types and the bytes of answers.
 
 mod discovery;
+mod gzip;
 mod negotiate;
 mod openapi;
 mod resource;
@@ -17,7 +18,7 @@ use http_body_util::BodyExt as _;
 use kcore::Status;
 use serde_json::{Value, json};
 
-pub(crate) use self::discovery::Documents;
+pub(crate) use self::{discovery::Documents, gzip::compress};
 use crate::{
     authn::UserInfo,
     body::Body,

@@ -296,6 +296,7 @@ impl Inner {
             debug!(path = %info.path, verb = %info.verb, %status, "refused");
             transport::status_response(&status)
         });
+        let response = transport::compress(&info, &parts.headers, response);
         let known = self.objects.registry().find(&info.group, &info.version, &info.resource).is_some();
         let took = began.elapsed();
         let code = response.status().as_u16();
