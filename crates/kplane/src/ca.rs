@@ -8,7 +8,7 @@ use rcgen::{
 };
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
 use time::{Duration, OffsetDateTime};
@@ -46,7 +46,6 @@ pub enum CaError {
 pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate_pem: String,
-    certificate: CertificateDer<'static>,
     now: OffsetDateTime,
 }
 
@@ -60,8 +59,8 @@ impl Ca {
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let certificate = params.self_signed(&key)?;
-        let (certificate_pem, der) = (certificate.pem(), certificate.der().clone());
-        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, certificate: der, now })
+        let certificate_pem = certificate.pem();
+        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, now })
     }
 
     /// The authority's certificate, in PEM.
@@ -78,12 +77,8 @@ impl Ca {
         Ok(Credentials { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
 
-    /// TLS for a server with these names, which asks for client certificates of this authority and takes callers without.
-    pub(crate) fn server_config(
-        &self,
-        names: &[&str],
-        addresses: &[IpAddr],
-    ) -> Result<ServerConfig, CaError> {
+    /// A certificate for a server with these names.
+    pub(crate) fn server(&self, names: &[&str], addresses: &[IpAddr]) -> Result<Credentials, CaError> {
         let key = KeyPair::generate()?;
         let mut params = params(self.now, "kube-apiserver", &[]);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -92,19 +87,53 @@ impl Ca {
         }
         params.subject_alt_names.extend(addresses.iter().copied().map(SanType::IpAddress));
         let certificate = params.signed_by(&key, &self.issuer)?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone())?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
-        let verifier = verifier.allow_unauthenticated().build()?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![certificate.der().clone()], key)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(config)
+        Ok(Credentials { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
+
+    /// TLS for a server with these names, which asks for client certificates of this authority and takes callers without.
+    pub(crate) fn server_config(
+        &self,
+        names: &[&str],
+        addresses: &[IpAddr],
+    ) -> Result<ServerConfig, CaError> {
+        let made = self.server(names, addresses)?;
+        let config = from_pem(&made.certificate_pem, &made.key_pem, Some(&self.certificate_pem))?;
+        config.ok_or_else(|| {
+            rustls::Error::General("a certificate that was just made can't be read".to_owned()).into()
+        })
+    }
+}
+
+/// TLS for a server with this certificate chain and key. `authority`: callers may show client certificates that it signed;
+/// without one they are not asked. `None`: the texts hold no certificate, or no key.
+pub(crate) fn from_pem(
+    certificate: &str,
+    key: &str,
+    authority: Option<&str>,
+) -> Result<Option<ServerConfig>, CaError> {
+    let certificates =
+        |text: &str| CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let (Ok(chain), Ok(key)) = (certificates(certificate), PrivateKeyDer::from_pem_slice(key.as_bytes()))
+    else {
+        return Ok(None);
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder =
+        ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = match authority {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(authority).unwrap_or_default() {
+                roots.add(certificate)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Some(config))
 }
 
 fn params(now: OffsetDateTime, common_name: &str, organizations: &[&str]) -> CertificateParams {

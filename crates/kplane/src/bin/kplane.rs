@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use kplane::Cluster;
+use kplane::{
+    Cluster,
+    faces::{self, Face, Flags},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::Instant,
@@ -22,6 +25,11 @@ struct Arguments {
 enum Command {
     /// Start a cluster and keep it running until Ctrl-C or SIGTERM.
     Up(Up),
+    /// Put `kube-apiserver` and `etcd` into a folder, for KUBEBUILDER_ASSETS.
+    Assets {
+        /// The folder; kubectl is not among them.
+        folder: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
@@ -49,10 +57,17 @@ enum Runtime {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args();
+    if let Some(face) = words.next().as_deref().and_then(Face::of) {
+        return serve_face(face, &Flags::parse(words));
+    }
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let Command::Up(up) = arguments.command;
+    let up = match arguments.command {
+        Command::Up(up) => up,
+        Command::Assets { folder } => return install(&folder),
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -61,6 +76,51 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(run(&up)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn install(folder: &std::path::Path) -> ExitCode {
+    match std::env::current_exe().and_then(|program| faces::install(folder, &program)) {
+        Ok(()) => {
+            println!("export KUBEBUILDER_ASSETS={}", absolute(folder).display());
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {}: {error}", folder.display());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs as `kube-apiserver` or `etcd`.
+fn serve_face(face: Face, flags: &Flags) -> ExitCode {
+    if flags.wants_help() {
+        print!("{}", face.help());
+        return ExitCode::SUCCESS;
+    }
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let served =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from);
+    let served = served.and_then(|runtime| {
+        runtime.block_on(async {
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let mut terminate = signal(SignalKind::terminate())?;
+            let end = async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            };
+            Ok(face.run(flags, end).await?)
+        })
+    });
+    match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

@@ -1,0 +1,157 @@
+//! `kube-apiserver`.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kapi::{
+    ApiServer, ServiceAddresses,
+    authn::{StaticTokens, UserInfo},
+};
+use kcore::{Clock as _, SystemClock};
+use tokio::net::TcpListener;
+
+use super::{FaceError, Flags};
+use crate::{
+    ca::{Ca, from_pem},
+    serve::{self, Tasks},
+};
+
+/// The flags that `--help` lists, and what they do here.
+pub(super) const FLAGS: &[(&str, &str)] = &[
+    ("allow-privileged", "Accepted; privileged containers are always allowed."),
+    ("anonymous-auth", "Whether callers without credentials are system:anonymous. Default true."),
+    ("authorization-mode", "Accepted; everybody who is authenticated may do everything."),
+    ("bind-address", "The address to serve on. Default 0.0.0.0."),
+    ("cert-dir", "The folder with apiserver.crt and apiserver.key; both are made if they are missing."),
+    (
+        "client-ca-file",
+        "Who signs client certificates: the common name is the user, organizations are groups.",
+    ),
+    ("disable-admission-plugins", "Admission steps to leave out."),
+    ("enable-admission-plugins", "Accepted; all steps that there are, are on."),
+    ("etcd-servers", "Accepted; objects are kept in memory."),
+    ("secure-port", "The port to serve TLS on. Default 6443."),
+    ("service-account-issuer", "Accepted; tokens are not issued yet."),
+    ("service-account-key-file", "Accepted; tokens are not issued yet."),
+    ("service-account-signing-key-file", "Accepted; tokens are not issued yet."),
+    ("service-cluster-ip-range", "Where cluster IPs come from. Default 10.0.0.0/24."),
+    ("service-node-port-range", "Where node ports come from. Default 30000-32767."),
+    ("tls-cert-file", "The serving certificate, instead of that in --cert-dir."),
+    ("tls-private-key-file", "Its key."),
+    ("token-auth-file", "A CSV file of bearer tokens: token,user,uid,\"group,group\"."),
+];
+
+pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> Result<(), FaceError> {
+    let address = address(flags)?;
+    let server = server(flags)?;
+    server.bootstrap().await.map_err(FaceError::Bootstrap)?;
+    let config = tls(flags, address.ip())?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| FaceError::Listen { address, source })?;
+    super::announce(&listener);
+    let tasks = Tasks::default();
+    tasks.spawn(serve::listen(server, listener, Arc::new(config), tasks.clone()));
+    end.await;
+    tasks.stop.cancel();
+    tasks.tracker.close();
+    tasks.tracker.wait().await;
+    Ok(())
+}
+
+fn address(flags: &Flags) -> Result<SocketAddr, FaceError> {
+    let ip = flags.read("bind-address", "an IP address")?.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let port = flags.read("secure-port", "a port")?.unwrap_or(6443);
+    Ok(SocketAddr::new(ip, port))
+}
+
+fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
+    let anonymous = flags.read("anonymous-auth", "true or false")?.unwrap_or(true);
+    let mut builder = ApiServer::builder().anonymous(anonymous).service_addresses(service_addresses(flags)?);
+    let known: Vec<String> = kapi::admission::defaults().iter().map(|step| step.name().to_owned()).collect();
+    for name in flags.list("disable-admission-plugins").filter(|name| known.iter().any(|known| known == name))
+    {
+        builder = builder.without_admission(name);
+    }
+    if let Some(path) = flags.get("token-auth-file") {
+        builder = builder.authenticator(Arc::new(tokens(&read(path)?)));
+    }
+    Ok(builder.build()?)
+}
+
+fn service_addresses(flags: &Flags) -> Result<ServiceAddresses, FaceError> {
+    let mut addresses =
+        ServiceAddresses { network: Ipv4Addr::new(10, 0, 0, 0), prefix: 24, ..ServiceAddresses::default() };
+    if let Some(range) = flags.get("service-cluster-ip-range") {
+        // The first of a dual-stack pair counts.
+        let first = range.split(',').next().unwrap_or_default();
+        let parsed = first.split_once('/').and_then(|(network, prefix)| {
+            Some((network.parse().ok()?, prefix.parse().ok().filter(|prefix| *prefix <= 30)?))
+        });
+        (addresses.network, addresses.prefix) = parsed.ok_or_else(|| FaceError::Flag {
+            flag: "service-cluster-ip-range",
+            value: range.to_owned(),
+            wanted: "an IPv4 network of at least four addresses",
+        })?;
+    }
+    if let Some(range) = flags.get("service-node-port-range") {
+        let parsed = range.split_once('-').and_then(|(low, high)| {
+            let (low, high) = (low.parse().ok()?, high.parse().ok()?);
+            (low <= high && low > 0).then_some(low..=high)
+        });
+        addresses.node_ports = parsed.ok_or_else(|| FaceError::Flag {
+            flag: "service-node-port-range",
+            value: range.to_owned(),
+            wanted: "a range of ports such as 30000-32767",
+        })?;
+    }
+    Ok(addresses)
+}
+
+/// Tokens as upstream's file has them: token, user, uid and optionally groups in quotes.
+fn tokens(text: &str) -> StaticTokens {
+    text.lines().fold(StaticTokens::new(), |tokens, line| {
+        let (head, groups) = line.split_once('"').unwrap_or((line, ""));
+        let mut parts = head.split(',').map(str::trim);
+        let (Some(token), Some(name)) = (parts.next().filter(|token| !token.is_empty()), parts.next()) else {
+            return tokens;
+        };
+        let uid = parts.next().unwrap_or_default().to_owned();
+        let plain = parts.next().unwrap_or_default();
+        let groups = if groups.is_empty() { plain } else { groups.trim_end_matches(['"', ' ']) };
+        let groups = groups.split(',').map(str::trim).filter(|group| !group.is_empty());
+        tokens.with(token, UserInfo { uid, ..UserInfo::new(name, groups) })
+    })
+}
+
+fn read(path: impl AsRef<Path>) -> Result<String, FaceError> {
+    let path = path.as_ref();
+    fs::read_to_string(path).map_err(|source| FaceError::File { path: path.display().to_string(), source })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), FaceError> {
+    let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
+    made.map_err(|source| FaceError::File { path: path.display().to_string(), source })
+}
+
+fn tls(flags: &Flags, address: IpAddr) -> Result<rustls::ServerConfig, FaceError> {
+    let folder = PathBuf::from(flags.get("cert-dir").unwrap_or("/var/run/kubernetes"));
+    let certificate = flags.get("tls-cert-file").map_or_else(|| folder.join("apiserver.crt"), PathBuf::from);
+    let key = flags.get("tls-private-key-file").map_or_else(|| folder.join("apiserver.key"), PathBuf::from);
+    if flags.get("tls-cert-file").is_none() && !certificate.exists() {
+        let ca = Ca::new(SystemClock.now().as_second())?;
+        let made = ca.server(
+            &["localhost", "kubernetes", "kubernetes.default"],
+            &[address, Ipv4Addr::LOCALHOST.into()],
+        )?;
+        write(&certificate, &(made.certificate_pem + ca.certificate_pem()))?;
+        write(&key, &made.key_pem)?;
+    }
+    let authority = flags.get("client-ca-file").map(read).transpose()?;
+    let pem = |path: &Path| FaceError::Pem { path: path.display().to_string() };
+    let config = from_pem(&read(&certificate)?, &read(&key)?, authority.as_deref())?;
+    config.ok_or_else(|| pem(&certificate))
+}
