@@ -81,7 +81,7 @@ impl Strategy for Jobs {
         validate_job(&object["spec"], "spec", errors);
         if object["spec"]["selector"].is_null() {
             errors.push(FieldError::required("spec.selector", ""));
-        } else if !workload::selects(
+        } else if !crate::check::labels::selects(
             &object["spec"]["selector"],
             &object["spec"]["template"]["metadata"]["labels"],
         ) {

@@ -14,5 +14,7 @@ pub(crate) mod report;
 pub(crate) use self::{
     look::{Look, same, same_at, texts},
     path::Path,
-    report::{Faults, Report, Shown},
+    report::{Faults, Report},
 };
+
+pub use self::labels::selects;

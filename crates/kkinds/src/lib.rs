@@ -3,18 +3,39 @@
 //! [`strategies::builtin`] gives the [`Strategy`](kschema::strategy::Strategy) of a resource; `kapi` asks it on each write. A
 //! module is named after the kinds it holds.
 
-mod batch;
-mod certificate_names;
+// What rules are written in.
 mod check;
+
+// Parts that several kinds share.
+mod certificate_names;
 mod claim_spec;
-mod misc;
+mod node_labels;
+mod volume_source;
+
+// The kinds of the core group.
+mod config_map;
+mod endpoints;
+mod event;
+mod limit_range;
 mod namespace;
 mod node;
-mod node_labels;
+mod persistent_volume;
+mod persistent_volume_claim;
 mod pod;
+mod replication_controller;
+mod resource_quota;
+mod secret;
 mod service;
-pub mod strategies;
-mod volume_source;
+mod service_account;
+
+// The other groups.
+mod batch;
+mod misc;
 mod workload;
 
-pub use self::{service::ServiceAddresses, strategies::Strategies, workload::selects};
+pub mod strategies;
+
+pub use self::{service::ServiceAddresses, strategies::Strategies};
+
+/// Whether a `metav1.LabelSelector` selects these labels.
+pub use self::check::selects;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 use kschema::{
@@ -11,16 +10,9 @@ use kschema::{
     strategy::{NameRule, Strategy},
 };
 
-/// The largest sum of the values of a ConfigMap or Secret, in bytes (Kubernetes API reference: 1 MiB).
-const DATA_BYTES_MAX: usize = 1024 * 1024;
-
 /// The strategy of a resource that has one here.
 pub(crate) fn strategy(qualified: &str) -> Option<Arc<dyn Strategy>> {
     Some(match qualified {
-        "configmaps" => Arc::new(ConfigMaps),
-        "secrets" => Arc::new(Secrets),
-        "persistentvolumeclaims" => Arc::new(WithPhase("Pending")),
-        "persistentvolumes" => Arc::new(WithPhase("Pending")),
         "networkpolicies.networking.k8s.io" => Arc::new(NetworkPolicies),
         "priorityclasses.scheduling.k8s.io" => Arc::new(PriorityClasses),
         "customresourcedefinitions.apiextensions.k8s.io" => Arc::new(CustomResourceDefinitions),
@@ -31,109 +23,6 @@ pub(crate) fn strategy(qualified: &str) -> Option<Arc<dyn Strategy>> {
         "leases.coordination.k8s.io" => Arc::new(Leases),
         _ => return None,
     })
-}
-
-/// `metadata.name` in the characters of a data key: at most 253 of `[-._a-zA-Z0-9]`.
-fn validate_keys(object: &Value, list: &str, errors: &mut Vec<FieldError>) {
-    const WORDS: &str = "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')";
-    for key in object[list].as_object().into_iter().flatten().map(|(key, _)| key) {
-        let good = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
-        if !good {
-            errors.push(FieldError::invalid_text(format!("{list}[{key}]"), key, WORDS));
-        } else if key.len() > 253 {
-            errors.push(FieldError::invalid_text(
-                format!("{list}[{key}]"),
-                key,
-                "must be no more than 253 characters",
-            ));
-        }
-    }
-}
-
-fn data_bytes(object: &Value, list: &str) -> usize {
-    object[list].as_object().into_iter().flatten().filter_map(|(_, value)| value.as_str()).map(str::len).sum()
-}
-
-fn validate_immutable(object: &Value, old: &Value, lists: &[&str], errors: &mut Vec<FieldError>) {
-    if old["immutable"] != true {
-        return;
-    }
-    if object["immutable"] != true {
-        errors.push(FieldError::forbidden("immutable", "field is immutable when `immutable` is set"));
-    }
-    for list in lists.iter().filter(|list| object[**list] != old[**list]) {
-        errors.push(FieldError::forbidden(*list, "field is immutable when `immutable` is set"));
-    }
-}
-
-#[derive(Debug)]
-struct ConfigMaps;
-
-impl Strategy for ConfigMaps {
-    fn prepare_create(&self, _object: &mut Value) {}
-
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        validate_keys(object, "data", errors);
-        validate_keys(object, "binaryData", errors);
-        if data_bytes(object, "data") + data_bytes(object, "binaryData") / 4 * 3 > DATA_BYTES_MAX {
-            errors.push(FieldError::too_long("", DATA_BYTES_MAX));
-        }
-    }
-
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        validate_immutable(object, old, &["data", "binaryData"], errors);
-    }
-}
-
-#[derive(Debug)]
-struct Secrets;
-
-impl Strategy for Secrets {
-    /// `stringData` is written into `data` and never read back.
-    fn default(&self, object: &mut Value) {
-        let Some(Value::Object(texts)) = object.as_object_mut().and_then(|map| map.remove("stringData"))
-        else {
-            return;
-        };
-        for (key, text) in texts {
-            let encoded = STANDARD.encode(text.as_str().unwrap_or_default());
-            child(object, "data")[key] = json!(encoded);
-        }
-    }
-
-    fn prepare_create(&self, _object: &mut Value) {}
-
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        validate_keys(object, "data", errors);
-        if data_bytes(object, "data") / 4 * 3 > DATA_BYTES_MAX {
-            errors.push(FieldError::too_long("data", DATA_BYTES_MAX));
-        }
-        let required: &[&str] = match object["type"].as_str().unwrap_or_default() {
-            "kubernetes.io/tls" => &["tls.crt", "tls.key"],
-            "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
-            "kubernetes.io/dockercfg" => &[".dockercfg"],
-            "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
-            _ => &[],
-        };
-        for key in required.iter().filter(|key| object["data"][**key].is_null()) {
-            errors.push(FieldError::required(format!("data[{key}]"), ""));
-        }
-    }
-
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        immutable(object, old, "type", errors);
-        validate_immutable(object, old, &["data"], errors);
-    }
-}
-
-/// A kind whose objects start in a phase.
-#[derive(Debug)]
-struct WithPhase(&'static str);
-
-impl Strategy for WithPhase {
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({"phase": self.0});
-    }
 }
 
 #[derive(Debug)]

@@ -25,7 +25,7 @@ pub(crate) mod template;
 pub(crate) mod tolerations;
 mod update;
 mod volumes;
-mod warnings;
+pub(crate) mod warnings;
 mod windows;
 
 use kschema::{error::FieldError, fields::child, strategy::Strategy};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    batch, misc, namespace, node, pod,
+    batch, config_map, endpoints, event, limit_range, misc, namespace, node, persistent_volume,
+    persistent_volume_claim, pod, replication_controller, resource_quota, secret,
     service::{self, ServiceAddresses},
-    workload,
+    service_account, workload,
 };
 
 /// What the built-in strategies need from outside.
@@ -25,12 +26,23 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "podtemplates" => Arc::new(pod::PodTemplates),
         "nodes" => Arc::new(node::Nodes),
         "namespaces" => Arc::new(namespace::Namespaces),
+        "configmaps" => Arc::new(config_map::ConfigMaps),
+        "secrets" => Arc::new(secret::Secrets),
+        "serviceaccounts" => Arc::new(service_account::ServiceAccounts),
+        "endpoints" => Arc::new(endpoints::Endpoints),
+        "endpointslices.discovery.k8s.io" => Arc::new(endpoints::EndpointSlices),
+        "events" => Arc::new(event::Events { strict: false }),
+        "events.events.k8s.io" => Arc::new(event::Events { strict: true }),
+        "limitranges" => Arc::new(limit_range::LimitRanges),
+        "resourcequotas" => Arc::new(resource_quota::ResourceQuotas),
+        "persistentvolumes" => Arc::new(persistent_volume::PersistentVolumes),
+        "persistentvolumeclaims" => Arc::new(persistent_volume_claim::PersistentVolumeClaims),
         "services" => Arc::new(service::Services::new(Arc::clone(&strategies.addresses))),
         "deployments.apps" => Arc::new(workload::Deployments),
         "replicasets.apps" => Arc::new(workload::ReplicaSets),
         "statefulsets.apps" => Arc::new(workload::StatefulSets),
         "daemonsets.apps" => Arc::new(workload::DaemonSets),
-        "replicationcontrollers" => Arc::new(workload::ReplicationControllers),
+        "replicationcontrollers" => Arc::new(replication_controller::ReplicationControllers),
         "jobs.batch" => Arc::new(batch::Jobs),
         "cronjobs.batch" => Arc::new(batch::CronJobs),
         _ => misc::strategy(qualified).unwrap_or_else(|| Arc::new(Plain)),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use kschema::{
     error::FieldError,
-    fields::{child, drop_status, immutable, not_negative, one_of, set_default},
+    fields::{child, immutable, not_negative, one_of, set_default},
     strategy::Strategy,
 };
 
@@ -22,10 +22,6 @@ pub(crate) struct StatefulSets;
 /// The strategy of `daemonsets`.
 #[derive(Debug)]
 pub(crate) struct DaemonSets;
-/// The strategy of `replicationcontrollers`.
-#[derive(Debug)]
-pub(crate) struct ReplicationControllers;
-
 /// Defaults of the template.
 pub(crate) fn default_template(object: &mut Value, path: &[&str]) {
     let template = path.iter().try_fold(object, |value, key| value.get_mut(key));
@@ -45,7 +41,7 @@ pub(crate) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::required("spec.selector", ""));
     } else if empty("matchLabels") && empty("matchExpressions") {
         errors.push(FieldError::invalid("spec.selector", "{}", "empty selector is invalid for deployment"));
-    } else if !selects(selector, &template["metadata"]["labels"]) {
+    } else if !crate::check::labels::selects(selector, &template["metadata"]["labels"]) {
         let labels = &template["metadata"]["labels"];
         let shown = if labels.is_null() { json!({}) } else { labels.clone() };
         errors.push(FieldError::invalid(
@@ -70,23 +66,12 @@ fn validate_always(found: &Value, errors: &mut Vec<FieldError>) {
     template::validate(found, None, &Path::root("spec.template"), errors);
 }
 
-/// Whether a `metav1.LabelSelector` selects these labels.
-pub fn selects(selector: &Value, labels: &Value) -> bool {
-    let label = |key: &str| labels[key].as_str();
-    let pairs = selector["matchLabels"].as_object().into_iter().flatten();
-    pairs.into_iter().all(|(key, value)| label(key) == value.as_str())
-        && selector["matchExpressions"].as_array().into_iter().flatten().all(|expression| {
-            let value = expression["key"].as_str().and_then(label);
-            let listed =
-                || expression["values"].as_array().into_iter().flatten().any(|item| item.as_str() == value);
-            match expression["operator"].as_str() {
-                Some("In") => value.is_some() && listed(),
-                Some("NotIn") => value.is_none() || !listed(),
-                Some("Exists") => value.is_some(),
-                Some("DoesNotExist") => value.is_none(),
-                _ => false,
-            }
-        })
+/// Warns of a name that is no label, as it becomes part of the names of pods.
+pub(crate) fn name_warning(object: &Value, what: &str, out: &mut Vec<String>) {
+    let faults = crate::check::form::dns_label(object["metadata"]["name"].as_str().unwrap_or_default());
+    if !faults.is_empty() {
+        out.push(format!("metadata.name: this is used in {what}, which can result in surprising behavior; a DNS label is recommended: [{}]", faults.join(" ")));
+    }
 }
 
 impl Strategy for Deployments {
@@ -257,40 +242,5 @@ impl Strategy for DaemonSets {
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         immutable(object, old, "spec.selector", errors);
-    }
-}
-
-impl Strategy for ReplicationControllers {
-    fn default(&self, object: &mut Value) {
-        default_template(object, &["spec", "template"]);
-        let labels = object.pointer("/spec/template/metadata/labels").cloned();
-        if let (Some(labels), Some(spec)) = (labels, object.get_mut("spec")) {
-            set_default(spec, "selector", labels.clone());
-            let unlabelled = object.pointer("/metadata/labels").is_none();
-            if unlabelled {
-                child(object, "metadata")["labels"] = labels;
-            }
-        }
-    }
-
-    fn prepare_create(&self, object: &mut Value) {
-        drop_status(object);
-        object["status"] = json!({"replicas": 0});
-    }
-
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        not_negative(object, "spec.replicas", errors);
-        let (selector, template) = (&object["spec"]["selector"], &object["spec"]["template"]);
-        if selector.as_object().is_none_or(serde_json::Map::is_empty) {
-            errors.push(FieldError::required("spec.selector", ""));
-        } else if !selects(&json!({"matchLabels": selector}), &template["metadata"]["labels"]) {
-            let labels = &template["metadata"]["labels"];
-            errors.push(FieldError::invalid(
-                "spec.template.metadata.labels",
-                labels,
-                "`selector` does not match template `labels`",
-            ));
-        }
-        validate_always(template, errors);
     }
 }

@@ -93,8 +93,10 @@ impl Kind {
         object["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
         object["metadata"]["creationTimestamp"] = json!("2026-01-02T03:04:05Z");
         self.strategy.prepare_create(&mut object);
+        let allocated = self.strategy.allocate(&mut object, None, &|_| false);
         let mut errors = Vec::new();
         self.strategy.validate_create(&object, &mut errors);
+        errors.extend(allocated.err());
         let warnings = self.strategy.warnings(&object, None);
         Outcome { errors: errors.iter().map(ToString::to_string).collect(), warnings, object }
     }
@@ -105,7 +107,9 @@ impl Kind {
         let warnings = match verb {
             "update" => {
                 self.strategy.prepare_update(&mut object, old);
+                let allocated = self.strategy.allocate(&mut object, Some(old), &|_| false);
                 self.strategy.validate_change(&object, old, &mut errors);
+                errors.extend(allocated.err());
                 self.strategy.warnings(&object, Some(old))
             }
             "status" => {

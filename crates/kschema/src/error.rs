@@ -60,8 +60,17 @@ impl FieldError {
 
     /// The field's value is none of those supported.
     pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
+        Self::not_supported_value(field, format_args!("{value:?}"), supported)
+    }
+
+    /// The field's value, shown as JSON, is none of those supported.
+    pub fn not_supported_value(
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        supported: &[&str],
+    ) -> Self {
         let list = supported.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
-        let detail = format!("Unsupported value: {value:?}: supported values: {list}");
+        let detail = format!("Unsupported value: {value}: supported values: {list}");
         Self { reason: "FieldValueNotSupported", field: field.into(), detail }
     }
 

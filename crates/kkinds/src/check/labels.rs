@@ -94,7 +94,14 @@ pub(crate) fn is_empty(selector: &Value) -> bool {
 }
 
 /// Whether a `metav1.LabelSelector` selects these labels.
-pub(crate) fn selects(selector: &Value, labels: &Value) -> bool {
+///
+/// ```
+/// use serde_json::json;
+/// let selector = json!({"matchExpressions": [{"key": "tier", "operator": "In", "values": ["web"]}]});
+/// assert!(kkinds::selects(&selector, &json!({"tier": "web"})));
+/// ```
+#[must_use]
+pub fn selects(selector: &Value, labels: &Value) -> bool {
     let label = |key: &str| labels.some_text(key);
     selector.map("matchLabels").all(|(key, value)| label(key) == value.as_str())
         && selector.list("matchExpressions").iter().all(|expression| {

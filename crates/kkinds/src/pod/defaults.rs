@@ -84,13 +84,27 @@ pub(crate) fn of_pod(object: &mut Value) {
 
 /// `podIP` is the first of `podIPs`; a client may give either.
 fn addresses(object: &mut Value) {
-    let Some(status) = object.get_mut("status").filter(|status| status.is_object()) else {
-        return;
-    };
-    let first = status.list("podIPs").first().map(|entry| entry.text("ip").to_owned());
+    if let Some(status) = object.get_mut("status").filter(|status| status.is_object()) {
+        let entry = |ip: &str| json!({"ip": ip});
+        first_of(status, "podIP", "podIPs", entry, |entry| entry.text("ip"));
+    }
+}
+
+/// Keeps a field that once was alone and the list that has followed it in step: where both are given and differ, the old
+/// field counts.
+pub(crate) fn first_of(
+    holder: &mut Value,
+    one: &str,
+    list: &str,
+    entry: impl Fn(&str) -> Value,
+    text: impl Fn(&Value) -> &str,
+) {
+    let first = holder.list(list).first().map(|first| text(first).to_owned());
+    let single = holder.text(one).to_owned();
     match first {
-        Some(first) if status.text("podIP") != first => status["podIP"] = json!(first),
-        None if !status.text("podIP").is_empty() => status["podIPs"] = json!([{"ip": status["podIP"]}]),
+        Some(first) if single.is_empty() => holder[one] = json!(first),
+        Some(first) if first == single => {}
+        _ if !single.is_empty() => holder[list] = json!([entry(&single)]),
         _ => {}
     }
 }
