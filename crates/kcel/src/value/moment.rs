@@ -5,7 +5,7 @@ use std::{cmp::Ordering, fmt};
 use jiff::{
     Timestamp,
     civil::{Date, DateTime},
-    tz::{Offset, TimeZone},
+    tz::TimeZone,
 };
 
 use crate::error::EvalError;
@@ -14,6 +14,10 @@ use crate::error::EvalError;
 const SECONDS_MIN: i64 = -62_135_596_800;
 const SECONDS_MAX: i64 = 253_402_300_799;
 const NANOS: i64 = 1_000_000_000;
+const DAY: i64 = 86_400;
+/// The days of 400 years, after which the calendar repeats itself, and those from March of the year 0 to 1970.
+const DAYS_PER_ERA: i64 = 146_097;
+const EPOCH_DAY: i64 = 719_468;
 /// The longest text that is read as a length of time, in bytes.
 const DURATION_BYTES_MAX: usize = 256;
 
@@ -74,12 +78,17 @@ impl Moment {
     }
 
     fn at(date_time: DateTime, offset: i32) -> Result<Self, EvalError> {
-        let overflow = || EvalError::new("timestamp overflow");
-        let zone = Offset::from_seconds(offset).map_err(|_| overflow())?;
-        let moment = zone.to_timestamp(date_time).map_err(|_| overflow())?;
-        let nanos = date_time.subsec_nanosecond();
-        let seconds = (moment.as_nanosecond() - i128::from(nanos)).div_euclid(i128::from(NANOS));
-        Self::checked(seconds, i64::from(nanos), offset)
+        let seconds = unix_seconds(date_time) - i64::from(offset);
+        Self::checked(i128::from(seconds), i64::from(date_time.subsec_nanosecond()), offset)
+    }
+
+    /// Date and time of day at an offset from UTC, in seconds.
+    fn local(&self, offset: i32) -> DateTime {
+        let seconds = self.seconds + i64::from(offset);
+        let since_midnight = seconds.rem_euclid(DAY);
+        let (hour, minute) = (since_midnight / 3600, since_midnight % 3600 / 60);
+        let time = jiff::civil::Time::new(hour as i8, minute as i8, (since_midnight % 60) as i8, self.nanos);
+        date_of(seconds.div_euclid(DAY)).to_datetime(time.unwrap_or_default())
     }
 
     fn timestamp(&self) -> Option<Timestamp> {
@@ -88,21 +97,21 @@ impl Moment {
 
     /// Date and time of day in UTC, or in a zone given by name or as an offset (`+02:00`).
     pub(crate) fn civil(&self, zone: Option<&str>) -> Result<DateTime, EvalError> {
-        let zone = match zone {
-            None | Some("" | "UTC") => TimeZone::UTC,
-            Some(name) => match name.split_once(':') {
-                Some((hours, minutes)) => fixed_zone(name, hours, minutes)?,
-                None => {
-                    TimeZone::get(name).map_err(|_| EvalError::new(format!("unknown time zone {name}")))?
-                }
-            },
+        let name = match zone {
+            None | Some("" | "UTC") => return Ok(self.local(0)),
+            Some(name) => name,
         };
+        if let Some((hours, minutes)) = name.split_once(':') {
+            return Ok(self.local(fixed_offset(name, hours, minutes)?));
+        }
+        let zone = TimeZone::get(name).map_err(|_| EvalError::new(format!("unknown time zone {name}")))?;
         let moment = self.timestamp().ok_or_else(|| EvalError::new("timestamp overflow"))?;
         Ok(zone.to_datetime(moment))
     }
 }
 
-fn fixed_zone(name: &str, hours: &str, minutes: &str) -> Result<TimeZone, EvalError> {
+/// The offset that is written as hours and minutes, in seconds; less than a day in either direction.
+fn fixed_offset(name: &str, hours: &str, minutes: &str) -> Result<i32, EvalError> {
     let number = |text: &str| {
         text.parse::<i32>()
             .map_err(|_| EvalError::new(format!("strconv.Atoi: parsing \"{text}\": invalid syntax")))
@@ -110,9 +119,34 @@ fn fixed_zone(name: &str, hours: &str, minutes: &str) -> Result<TimeZone, EvalEr
     let (hours, minutes) = (number(hours)?, number(minutes)?);
     let minutes = if name.starts_with('-') { -minutes } else { minutes };
     let seconds = hours.saturating_mul(60).saturating_add(minutes).saturating_mul(60);
-    let offset =
-        Offset::from_seconds(seconds).map_err(|_| EvalError::new(format!("unknown time zone {name}")))?;
-    Ok(TimeZone::fixed(offset))
+    if i64::from(seconds).abs() < DAY {
+        Ok(seconds)
+    } else {
+        Err(EvalError::new(format!("unknown time zone {name}")))
+    }
+}
+
+/// Seconds since 1970 of a date and time of day in UTC.
+fn unix_seconds(local: DateTime) -> i64 {
+    let (year, month, day) = (i64::from(local.year()), i64::from(local.month()), i64::from(local.day()));
+    // Years that begin in March, so that a leap day is the last one.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_era = year * 365 + year / 4 - year / 100 + (153 * month + 2) / 5 + day - 1;
+    let days = era * DAYS_PER_ERA + day_of_era - EPOCH_DAY;
+    days * DAY + i64::from(local.hour()) * 3600 + i64::from(local.minute()) * 60 + i64::from(local.second())
+}
+
+/// The date that is so many days after 1970-01-01.
+fn date_of(days: i64) -> Date {
+    let days = days + EPOCH_DAY;
+    let (era, day) = (days.div_euclid(DAYS_PER_ERA), days.rem_euclid(DAYS_PER_ERA));
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    Date::new((era * 400 + year + carry) as i16, month as i8, day as i8).unwrap_or_default()
 }
 
 impl PartialEq for Moment {
@@ -137,10 +171,7 @@ impl Ord for Moment {
 
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let local = Offset::from_seconds(self.offset)
-            .ok()
-            .and_then(|offset| Some(offset.to_datetime(self.timestamp()?)))
-            .unwrap_or_default();
+        let local = self.local(self.offset);
         let (year, month, day) = (local.year(), local.month(), local.day());
         let (hour, minute, second) = (local.hour(), local.minute(), local.second());
         write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
