@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    escape::escape,
+    escape::{escape, is_word},
     limits::REQUEST_BYTES_MAX,
     types::{Fields, ObjectType, Type},
 };
@@ -86,9 +86,12 @@ pub(crate) struct FieldDecl {
 }
 
 impl ObjectDecl {
-    /// By the name that expressions use.
+    /// By the name that expressions use; a field named after a word of the grammar also by the word itself.
     pub(crate) fn field(&self, name: &str) -> Option<&FieldDecl> {
-        self.fields.get(name)
+        match self.fields.get(name) {
+            None if is_word(name) => self.fields.get(&*escape(name)?),
+            found => found,
+        }
     }
 
     /// By the name in JSON: the name in expressions and the field.

@@ -70,8 +70,7 @@ impl Env {
     /// Parses, checks and plans an expression.
     ///
     /// # Errors
-    /// Everything that is wrong with the expression, in cel-go's words. What is found when it is planned (a constant
-    /// that can't be computed, a pattern that is none) is an error without a place.
+    /// Everything that is wrong with the expression, in cel-go's words.
     pub fn compile(&self, source: &str) -> Result<Program, CompileErrors> {
         let mut errors = CompileErrors::new(source);
         let Some(parsed) = parser::parse(source, self.macros, &mut errors) else {
@@ -89,10 +88,7 @@ impl Env {
         }
         match plan(&checked) {
             Ok(plan) => Ok(Program::new(plan, checked, self.declarations.clone())),
-            Err(error) => {
-                errors.report_nowhere(format!("program instantiation failed: {error}"));
-                Err(errors)
-            }
+            Err(error) => Err(errors.instantiation(error.to_string())),
         }
     }
 }

@@ -51,11 +51,33 @@ pub struct CompileErrors {
     source: String,
     issues: Vec<Issue>,
     count: usize,
+    phase: Phase,
+}
+
+/// When an error was found. Displayed as upstream begins its message: `compilation failed` or `program instantiation
+/// failed`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// When the expression was parsed and checked.
+    #[default]
+    Compilation,
+    /// When it was made ready to be evaluated: a constant that can't be computed, a pattern that is none.
+    Instantiation,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Compilation => "compilation failed",
+            Self::Instantiation => "program instantiation failed",
+        })
+    }
 }
 
 impl CompileErrors {
     pub(crate) fn new(source: &str) -> Self {
-        Self { source: source.to_owned(), issues: Vec::new(), count: 0 }
+        Self { source: source.to_owned(), issues: Vec::new(), count: 0, phase: Phase::Compilation }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -82,6 +104,19 @@ impl CompileErrors {
         }
     }
 
+    /// The one error of making an expression ready.
+    pub(crate) fn instantiation(mut self, message: impl Into<String>) -> Self {
+        self.report_nowhere(message);
+        self.phase = Phase::Instantiation;
+        self
+    }
+
+    /// When the errors were found.
+    #[must_use]
+    pub const fn phase(&self) -> Phase {
+        self.phase
+    }
+
     /// The errors, sorted by position.
     #[must_use]
     pub fn issues(&self) -> &[Issue] {
@@ -94,6 +129,9 @@ impl CompileErrors {
     }
 
     fn write_issue(&self, f: &mut fmt::Formatter<'_>, issue: &Issue) -> fmt::Result {
+        if self.phase == Phase::Instantiation {
+            return f.write_str(&issue.message);
+        }
         write!(f, "ERROR: <input>:{}:{}: {}", issue.line, issue.column + 1, issue.message)?;
         let line = usize::try_from(issue.line).ok().and_then(|line| self.source.split('\n').nth(line - 1));
         let Some(line) = line.filter(|line| line.len() <= SNIPPET_BYTES_MAX) else {

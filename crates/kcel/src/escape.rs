@@ -27,6 +27,11 @@ const WORDS: &[&str] = &[
     "while",
 ];
 
+/// Whether a property of that name is escaped because the name is a word of the grammar.
+pub(crate) fn is_word(name: &str) -> bool {
+    WORDS.contains(&name)
+}
+
 const SEQUENCES: &[(&str, &str)] =
     &[("__", "__underscores__"), (".", "__dot__"), ("-", "__dash__"), ("/", "__slash__")];
 

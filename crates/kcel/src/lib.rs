@@ -58,7 +58,7 @@ pub use bindings::Bindings;
 pub use cost::Cost;
 pub use decl::{Decl, ListKind};
 pub use env::{Env, EnvBuilder, Feature};
-pub use error::{CompileErrors, ERRORS_MAX, EvalError, Issue};
+pub use error::{CompileErrors, ERRORS_MAX, EvalError, Issue, Phase};
 pub use escape::{escape, unescape};
 pub use native::Native;
 pub use parser::{EXPRESSION_CHARS_MAX, EXPRESSION_DEPTH_MAX};

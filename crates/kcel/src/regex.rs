@@ -64,9 +64,13 @@ fn translate(pattern: &str) -> Result<String, String> {
     let mut rest = pattern;
     let mut in_class = false;
     let mut class_start = false;
+    // Where the repetition that has just been read begins, if it can't be repeated itself.
+    let mut repeated: Option<usize> = None;
     while let Some(letter) = rest.chars().next() {
         let after = &rest[letter.len_utf8()..];
         let at_start = std::mem::take(&mut class_start);
+        let place = pattern.len() - rest.len();
+        let before = repeated.take();
         rest = after;
         match letter {
             '\\' => rest = translate_escape(after, in_class, &mut out),
@@ -100,17 +104,44 @@ fn translate(pattern: &str) -> Result<String, String> {
             }
             '{' if !in_class => match repetition(after)? {
                 Some(tail) => {
+                    nested(pattern, before, pattern.len() - tail.len())?;
+                    let tail = tail.strip_prefix('?').unwrap_or(tail);
                     out.push('{');
                     out.push_str(&after[..after.len() - tail.len()]);
                     rest = tail;
+                    repeated = Some(place);
                 }
                 None => out.push_str("\\{"),
             },
+            '*' | '+' | '?' if !in_class => {
+                nested(pattern, before, place + 1)?;
+                // A group's flags begin with a question mark too.
+                let flags = letter == '?' && out.ends_with('(') && !out.ends_with("\\(");
+                out.push(letter);
+                if !flags {
+                    if let Some(tail) = rest.strip_prefix('?') {
+                        out.push('?');
+                        rest = tail;
+                    }
+                    repeated = Some(place);
+                }
+            }
             '}' if !in_class => out.push_str("\\}"),
             _ => out.push(letter),
         }
     }
     Ok(out)
+}
+
+/// Refuses a repetition that ends at `end` where another one has just been read.
+fn nested(pattern: &str, before: Option<usize>, end: usize) -> Result<(), String> {
+    match before {
+        None => Ok(()),
+        Some(start) => {
+            let shown = pattern.get(start..end).unwrap_or_default();
+            Err(format!("error parsing regexp: invalid nested repetition operator: `{shown}`"))
+        }
+    }
 }
 
 /// What follows `n}`, `n,}` or `n,m}`, if `text` is one.

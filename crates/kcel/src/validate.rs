@@ -56,13 +56,15 @@ impl Validator<'_> {
         let Some(argument) = call.args.first() else {
             return;
         };
-        let ExprKind::Literal(Literal::String(text)) = &argument.kind else {
+        let ExprKind::Literal(literal) = &argument.kind else {
             return;
         };
-        let valid = match call.function.as_str() {
-            "duration" => go_duration(text).is_some(),
-            "timestamp" => Moment::parse(text).is_some_and(|moment| moment.is_ok()),
-            "matches" => call.target.is_none() || Pattern::compile(text).is_ok(),
+        let valid = match (call.function.as_str(), literal) {
+            ("duration", Literal::String(text)) => go_duration(text).is_some(),
+            ("timestamp", Literal::String(text)) => Moment::parse(text).is_some_and(|moment| moment.is_ok()),
+            ("timestamp", Literal::Int(seconds)) => Moment::from_unix(*seconds).is_ok(),
+            // Of `matches(text, pattern)` upstream looks at the first argument too, which is the text.
+            ("matches", Literal::String(text)) => Pattern::compile(text).is_ok(),
             _ => true,
         };
         if !valid {

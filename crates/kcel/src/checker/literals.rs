@@ -13,7 +13,7 @@ impl Checker<'_> {
         for element in elements {
             self.check(&mut element.value);
             let found = self.value_type(&element.value, element.optional);
-            joined = Some(self.join(element.value.id, joined, found));
+            joined = Some(self.join(joined, found));
         }
         let joined = joined.unwrap_or_else(|| self.subs.fresh());
         self.set(id, Type::list(joined));
@@ -24,10 +24,10 @@ impl Checker<'_> {
         for entry in entries {
             self.check(&mut entry.key);
             let key = self.type_of(&entry.key);
-            keys = Some(self.join(entry.key.id, keys, key));
+            keys = Some(self.join(keys, key));
             self.check(&mut entry.value);
             let value = self.value_type(&entry.value, entry.optional);
-            values = Some(self.join(entry.value.id, values, value));
+            values = Some(self.join(values, value));
         }
         let key = keys.unwrap_or_else(|| self.subs.fresh());
         let value = values.unwrap_or_else(|| self.subs.fresh());
@@ -72,15 +72,12 @@ impl Checker<'_> {
         inner.clone()
     }
 
-    /// The type of all elements so far; literals are homogeneous in Kubernetes.
-    fn join(&mut self, id: Id, previous: Option<Type>, current: Type) -> Type {
+    /// The type of all elements so far; of elements that don't fit each other dyn, which the validation of literals
+    /// refuses where it matters.
+    fn join(&mut self, previous: Option<Type>, current: Type) -> Type {
         let Some(previous) = previous else {
             return current;
         };
-        if self.subs.assignable(&previous, &current) {
-            return most_general(&previous, &current);
-        }
-        self.mismatch(id, &previous, &current);
-        Type::Error
+        if self.subs.assignable(&previous, &current) { most_general(&previous, &current) } else { Type::Dyn }
     }
 }

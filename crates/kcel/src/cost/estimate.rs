@@ -15,12 +15,16 @@ use crate::{
     types::Type,
 };
 
-/// Where data comes from: a variable, and the steps from it.
+/// Where data comes from: a variable, and the steps from it. Like upstream's, a path that begins with a step (of a
+/// value that comes from no variable) counts as one from the root of the declared data, the step not taken.
 #[derive(Clone, Debug, PartialEq)]
 struct Path {
     root: String,
     steps: Vec<PathStep>,
 }
+
+/// The variable whose declaration paths without one are looked up in.
+const ROOT: &str = "self";
 
 /// The sizes of a collection's keys and values.
 #[derive(Clone, Copy, Debug)]
@@ -62,9 +66,14 @@ pub(crate) fn estimate(checked: &Checked, env: &Declarations) -> Range {
 }
 
 impl Path {
-    fn then(mut self, step: PathStep) -> Self {
-        self.steps.push(step);
-        self
+    fn then(path: Option<Self>, step: PathStep) -> Option<Self> {
+        match path {
+            None => Some(Self { root: ROOT.to_owned(), steps: Vec::new() }),
+            Some(mut path) => {
+                path.steps.push(step);
+                Some(path)
+            }
+        }
     }
 }
 
@@ -124,7 +133,7 @@ impl Estimator<'_> {
         if select.test {
             return sum;
         }
-        let path = self.path(&select.operand).map(|path| path.then(PathStep::Field(select.field.clone())));
+        let path = Path::then(self.path(&select.operand), PathStep::Field(select.field.clone()));
         self.set_path(id, path);
         match self.checked.type_of(&select.operand) {
             Type::Map(_) | Type::Object(_) => sum.plus(Range::fixed(super::SELECT)),

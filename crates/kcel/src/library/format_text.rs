@@ -210,7 +210,7 @@ fn grouped(text: &str) -> String {
     out
 }
 
-/// `1.052033 x 10^03`, with narrow spaces and raised digits.
+/// `1.052033x10^03`, with a multiplication sign and raised digits.
 fn scientific(number: f64, precision: usize) -> String {
     let text = format!("{number:.precision$e}");
     let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -224,7 +224,7 @@ fn scientific(number: f64, precision: usize) -> String {
             digit => char::from_u32(0x2070 + digit.to_digit(10).unwrap_or(0)).unwrap_or(digit),
         })
         .collect();
-    format!("{mantissa}\u{202f}\u{d7}\u{202f}10{sign}{raised}")
+    format!("{mantissa}\u{d7}10{sign}{raised}")
 }
 
 /// An argument of `%s`; none if its type has no text.

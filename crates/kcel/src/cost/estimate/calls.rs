@@ -2,7 +2,7 @@
 
 use super::{
     super::{CHARACTER, CHECK, FORMAT_NAME, FORMAT_PATTERN, LIST, PATTERN, Rule},
-    EntrySize, Estimator, Range,
+    EntrySize, Estimator, Path, Range,
 };
 use crate::{
     ast::{Call, Expr, ExprKind, Literal, op},
@@ -49,7 +49,7 @@ impl Estimator<'_> {
             if let ("index_list" | "index_map", Some(operand)) = (&*overload.id, call.args.first()) {
                 size = self.entry_size(operand).map(|entries| entries.value);
                 let step = if overload.id == "index_list" { PathStep::Items } else { PathStep::Values };
-                let path = self.path(operand).map(|path| path.then(step));
+                let path = Path::then(self.path(operand), step);
                 self.set_path(expr.id, path);
             }
             if size.is_none() {
@@ -232,7 +232,10 @@ impl Estimator<'_> {
             && types.0 == types.1
             && let Some(cost) = library_equality(types.0)
         {
-            return cost;
+            // The second one's size stands for both.
+            let url = matches!(types.0, Type::Object(object) if object.name() == "kubernetes.URL");
+            let size = if url { self.size(right) } else { None };
+            return size.map_or(cost, |size| Range { min: 1, max: size.max }.scaled(CHARACTER));
         }
         let (left, right) = (self.size_or_unknown(left), self.size_or_unknown(right));
         let max = left.max.min(right.max);

@@ -1,6 +1,6 @@
 //! Comprehensions: the cost of a turn times the size of the range.
 
-use super::{Estimator, LocalVar, Range};
+use super::{Estimator, LocalVar, Path, Range};
 use crate::{
     ast::{Expr, ExprKind, Fold, Id},
     decl::PathStep,
@@ -72,7 +72,7 @@ impl Estimator<'_> {
     }
 
     fn push_step(&mut self, name: &str, range: &Expr, step: PathStep, size: Option<Range>) {
-        let path = self.path(range).map(|path| path.then(step));
+        let path = Path::then(self.path(range), step);
         self.locals.push(LocalVar { name: name.to_owned(), path, size, entries: None });
     }
 }

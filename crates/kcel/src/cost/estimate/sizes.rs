@@ -1,6 +1,6 @@
 //! Sizes: of literals, of declared data, and of what has been computed from them.
 
-use super::{EntrySize, Estimator, Range};
+use super::{EntrySize, Estimator, Path, ROOT, Range};
 use crate::{
     ast::{Expr, ExprKind, Id, Literal},
     decl::PathStep,
@@ -47,18 +47,19 @@ impl Estimator<'_> {
 
     /// The size that an expression's path is declared with.
     fn declared_size(&self, expr: &Expr) -> Option<Range> {
-        let path = self.path(expr)?;
-        let decl = self.env.variables.get(&path.root)?;
+        self.size_at(&self.path(expr)?)
+    }
+
+    fn size_at(&self, path: &Path) -> Option<Range> {
+        let variables = &self.env.variables;
+        let decl = variables.get(&path.root).or_else(|| variables.get(ROOT))?;
         Some(Range { min: 0, max: decl.at(&path.steps)?.elements_max() })
     }
 
     /// The size of a list's elements as they are declared.
     pub(super) fn element_size(&self, list: &Expr) -> Range {
-        let declared = self.path(list).and_then(|path| {
-            let decl = self.env.variables.get(&path.root)?;
-            Some(decl.at(&path.then(PathStep::Items).steps)?.elements_max())
-        });
-        declared.map_or(Range::UNKNOWN, |max| Range { min: 0, max })
+        let path = self.path(list).and_then(|path| Path::then(Some(path), PathStep::Items));
+        path.and_then(|path| self.size_at(&path)).unwrap_or(Range::UNKNOWN)
     }
 
     pub(super) fn entry_size(&self, expr: &Expr) -> Option<EntrySize> {
