@@ -161,11 +161,11 @@ impl Parser<'_> {
     fn expr(&mut self) -> Parse<Expr> {
         let outside = self.depth;
         self.deeper()?;
-        let condition = self.logic(op::OR)?;
+        let condition = self.climb(0)?;
         let found = match self.take("?") {
             None => condition,
             Some(mark) => {
-                let truthy = self.logic(op::OR)?;
+                let truthy = self.climb(0)?;
                 self.want(":")?;
                 let falsy = self.expr()?;
                 self.call(mark.start, op::CONDITIONAL, vec![condition, truthy, falsy])
@@ -175,21 +175,37 @@ impl Parser<'_> {
         Ok(found)
     }
 
-    /// A chain of `||` over chains of `&&`, balanced so that long chains stay shallow.
-    fn logic(&mut self, function: &'static str) -> Parse<Expr> {
-        let mark = if function == op::OR { "||" } else { "&&" };
-        let mut terms = vec![self.logic_term(function)?];
+    /// Operators of `level` and above, all of them left-associative. One function for all levels, because its frames
+    /// are what nesting costs of the stack.
+    fn climb(&mut self, level: usize) -> Parse<Expr> {
+        let outside = self.depth;
+        let mut left = self.unary()?;
+        while let Tok::Mark(mark) = self.tok() {
+            let Some((found, function)) = operator(mark).filter(|(found, _)| *found >= level) else {
+                break;
+            };
+            if found < RELATIONS {
+                left = self.logic(left, mark, function, found)?;
+                continue;
+            }
+            let offset = self.step().start;
+            self.deeper()?;
+            let right = self.climb(found + 1)?;
+            left = self.call(offset, function, vec![left, right]);
+        }
+        self.depth = outside;
+        Ok(left)
+    }
+
+    /// A chain of `||` or of `&&`, balanced so that long chains stay shallow.
+    fn logic(&mut self, first: Expr, mark: &'static str, function: &str, level: usize) -> Parse<Expr> {
+        let mut terms = vec![Some(first)];
         let mut marks = Vec::new();
         while let Some(token) = self.take(mark) {
             marks.push(token.start);
-            terms.push(self.logic_term(function)?);
+            terms.push(Some(self.climb(level + 1)?));
         }
-        let mut terms: Vec<Option<Expr>> = terms.into_iter().map(Some).collect();
         Ok(self.balance(function, &mut terms, &marks))
-    }
-
-    fn logic_term(&mut self, function: &'static str) -> Parse<Expr> {
-        if function == op::OR { self.logic(op::AND) } else { self.binary(0) }
     }
 
     /// `terms` has one element more than `marks`, each of which is taken once.
@@ -202,39 +218,6 @@ impl Parser<'_> {
         let left = self.balance(function, left, &marks[..middle]);
         let right = self.balance(function, right, &marks[middle + 1..]);
         self.call(marks[middle], function, vec![left, right])
-    }
-
-    /// Relations, sums and products, all of them left-associative.
-    fn binary(&mut self, level: usize) -> Parse<Expr> {
-        const LEVELS: &[&[(&str, &str)]] = &[
-            &[
-                ("<", "_<_"),
-                ("<=", "_<=_"),
-                (">=", "_>=_"),
-                (">", "_>_"),
-                ("==", op::EQUALS),
-                ("!=", op::NOT_EQUALS),
-                ("in", op::IN),
-            ],
-            &[("+", op::ADD), ("-", "_-_")],
-            &[("*", "_*_"), ("/", "_/_"), ("%", "_%_")],
-        ];
-        let Some(operators) = LEVELS.get(level) else {
-            return self.unary();
-        };
-        let outside = self.depth;
-        let mut left = self.binary(level + 1)?;
-        while let Tok::Mark(mark) = self.tok() {
-            let Some((_, function)) = operators.iter().find(|(found, _)| *found == mark) else {
-                break;
-            };
-            let offset = self.step().start;
-            self.deeper()?;
-            let right = self.binary(level + 1)?;
-            left = self.call(offset, function, vec![left, right]);
-        }
-        self.depth = outside;
-        Ok(left)
     }
 
     /// Pairs of `!` or of `-` cancel each other; a single `-` before a number is part of the number.
@@ -255,4 +238,28 @@ impl Parser<'_> {
         }
         self.member()
     }
+}
+
+/// The level of relations; those below it are `||` and `&&`.
+const RELATIONS: usize = 2;
+
+/// The level and the function of a binary operator.
+fn operator(mark: &str) -> Option<(usize, &'static str)> {
+    Some(match mark {
+        "||" => (0, op::OR),
+        "&&" => (1, op::AND),
+        "<" => (RELATIONS, "_<_"),
+        "<=" => (RELATIONS, "_<=_"),
+        ">=" => (RELATIONS, "_>=_"),
+        ">" => (RELATIONS, "_>_"),
+        "==" => (RELATIONS, op::EQUALS),
+        "!=" => (RELATIONS, op::NOT_EQUALS),
+        "in" => (RELATIONS, op::IN),
+        "+" => (3, op::ADD),
+        "-" => (3, "_-_"),
+        "*" => (4, "_*_"),
+        "/" => (4, "_/_"),
+        "%" => (4, "_%_"),
+        _ => return None,
+    })
 }
