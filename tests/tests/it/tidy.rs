@@ -10,6 +10,7 @@ use std::{
 const EDGES: &[(&str, &[&str])] = &[
     ("kcore", &[]),
     ("kstore", &[]),
+    ("kcel", &["kcore"]),
     ("kschema", &["kcore"]),
     ("kkinds", &["kcore", "kschema"]),
     ("kapi", &["kcore", "kstore", "kschema", "kkinds"]),
