@@ -29,8 +29,10 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "configmaps" => Arc::new(config_map::ConfigMaps),
         "secrets" => Arc::new(secret::Secrets),
         "serviceaccounts" => Arc::new(service_account::ServiceAccounts),
-        "endpoints" => Arc::new(endpoints::Endpoints),
-        "endpointslices.discovery.k8s.io" => Arc::new(endpoints::EndpointSlices),
+        "endpoints" => Arc::new(endpoints::Endpoints { loopback: strategies.addresses.loopback }),
+        "endpointslices.discovery.k8s.io" => {
+            Arc::new(endpoints::EndpointSlices { loopback: strategies.addresses.loopback })
+        }
         "events" => Arc::new(event::Events { strict: false }),
         "events.events.k8s.io" => Arc::new(event::Events { strict: true }),
         "limitranges" => Arc::new(limit_range::LimitRanges),

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kapi::{
-    ApiServer, ApiServerBuilder,
+    ApiServer, ApiServerBuilder, ServiceAddresses,
     authn::{MASTERS, UserInfo},
 };
 use kcore::{Clock, TokioClock};
@@ -249,9 +249,11 @@ impl ClusterBuilder {
         if let Some(store) = self.store {
             api = api.store(store);
         }
-        if let Some(local) = &self.local {
-            api = api.service_addresses(local.service_addresses());
-        }
+        // The API is served on this machine, and so are the pods of the process runtime.
+        let addresses = self.local.as_ref().map(LocalNetwork::service_addresses);
+        api = api.service_addresses(
+            addresses.unwrap_or_else(|| ServiceAddresses { loopback: true, ..ServiceAddresses::default() }),
+        );
         for change in self.api {
             api = change(api);
         }

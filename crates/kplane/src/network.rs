@@ -48,7 +48,12 @@ impl LocalNetwork {
             std::net::IpAddr::V4(address) => address,
             std::net::IpAddr::V6(_) => Ipv4Addr::LOCALHOST,
         };
-        ServiceAddresses { network: first, prefix: SERVICES_PREFIX, ..ServiceAddresses::default() }
+        ServiceAddresses {
+            network: first,
+            prefix: SERVICES_PREFIX,
+            loopback: true,
+            ..ServiceAddresses::default()
+        }
     }
 
     /// The address of a node: from the range between those of the services and of the pods.

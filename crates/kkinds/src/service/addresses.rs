@@ -23,12 +23,20 @@ pub struct ServiceAddresses {
     pub second: Option<(Ipv6Addr, u8)>,
     /// The node ports.
     pub node_ports: RangeInclusive<u16>,
+    /// Whether endpoints may have loopback addresses, because the whole cluster is on this machine. Upstream refuses them.
+    pub loopback: bool,
 }
 
 impl Default for ServiceAddresses {
-    /// `10.96.0.0/12` and ports 30000 to 32767, as kubeadm has them; no second range.
+    /// `10.96.0.0/12` and ports 30000 to 32767, as kubeadm has them; no second range, no loopback addresses.
     fn default() -> Self {
-        Self { network: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, second: None, node_ports: 30_000..=32_767 }
+        Self {
+            network: Ipv4Addr::new(10, 96, 0, 0),
+            prefix: 12,
+            second: None,
+            node_ports: 30_000..=32_767,
+            loopback: false,
+        }
     }
 }
 
