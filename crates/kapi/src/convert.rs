@@ -87,7 +87,7 @@ async fn custom(objects: &Objects, resource: &Resource, mut object: Value, to: &
     object["apiVersion"] = json!(wanted);
     if let Some(structure) = &to.structure {
         structure.schema.prune(&mut object);
-        structure.schema.default(&mut object);
+        structure.schema.default_in(&mut object);
     }
     Ok(object)
 }

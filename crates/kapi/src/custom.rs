@@ -8,6 +8,8 @@
 
 mod definition;
 mod names;
+mod own;
+mod rules;
 mod settle;
 mod strategy;
 
@@ -18,11 +20,13 @@ use std::sync::{
 
 use ahash::HashMap;
 use kcore::Stored;
-use kschema::structural::Structural;
+use kschema::{Catalog, Type, error::FieldError, structural::Structural};
 use kstore::{Range, Revision, TableId};
 use serde_json::Value;
 
-pub(crate) use self::{definition::Column, settle::settle, strategy::at};
+pub use self::own::{KindError, OwnKind};
+use self::rules::Rules;
+pub(crate) use self::{definition::Column, settle::settle, strategy::{DefinitionStrategy, at}};
 use crate::{
     objects::{Objects, stored},
     registry::{Resource, ResourceDef},
@@ -65,7 +69,9 @@ pub enum Conversion {
 #[derive(Debug)]
 pub struct Structure {
     /// The schema.
-    pub schema: Structural,
+    pub schema: Arc<Structural>,
+    /// Its rules in CEL, if it has any.
+    pub(crate) rules: Option<Rules>,
     /// The schema as it was written, for the OpenAPI documents.
     pub source: Value,
     /// Whether the version is served.
@@ -78,6 +84,31 @@ pub struct Structure {
     pub(crate) columns: Vec<Column>,
     /// What callers of this version are warned of.
     pub warning: Option<String>,
+}
+
+impl Structure {
+    /// The schema as a type, for apply and patches.
+    #[must_use]
+    pub fn as_type(&self) -> Type {
+        Type::Structural(Arc::clone(&self.schema))
+    }
+
+    /// Checks an object with all that the schema says.
+    fn validate(&self, catalog: &Catalog, object: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+        self.schema.validate(object, old, errors);
+        self.schema.validate_metadata(catalog, object, errors);
+        // What was there twice before may be.
+        let mut before = Vec::new();
+        if let Some(old) = old {
+            self.schema.validate_lists(old, &mut before);
+        }
+        if before.is_empty() {
+            self.schema.validate_lists(object, errors);
+        }
+        if let Some(rules) = &self.rules {
+            rules.validate(object, old, errors);
+        }
+    }
 }
 
 /// Where a custom object keeps what its `scale` shows; paths without the leading dot.
@@ -142,7 +173,7 @@ impl Customs {
                 next.insert(name, now);
                 continue;
             }
-            let made = object.value().ok().and_then(|value| definition::served(&value));
+            let made = object.value().ok().and_then(|value| definition::served(objects.registry().catalog(), &value));
             if let Some(now) = made.and_then(|def| open(objects, def, entry.modified())) {
                 next.insert(name, now);
             }
@@ -190,7 +221,7 @@ pub(crate) fn renewed(def: &ResourceDef, object: &Arc<Stored>) -> Arc<Stored> {
         return Arc::clone(object);
     };
     structure.schema.prune(&mut value);
-    structure.schema.default(&mut value);
+    structure.schema.default_in(&mut value);
     if value == before {
         return Arc::clone(object);
     }

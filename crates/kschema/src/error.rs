@@ -53,6 +53,11 @@ impl FieldError {
         }
     }
 
+    /// The field's value is wrong, and too large to be shown.
+    pub fn invalid_unshown(field: impl Into<String>, detail: impl fmt::Display) -> Self {
+        Self { reason: "FieldValueInvalid", field: field.into(), detail: format!("Invalid value: {detail}") }
+    }
+
     /// The field's text value is wrong.
     pub fn invalid_text(field: impl Into<String>, value: &str, detail: impl fmt::Display) -> Self {
         Self::invalid(field, format_args!("{value:?}"), detail)

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod foreign;
 mod helm;
 mod kubectl;
 mod leaks;

@@ -13,7 +13,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kcel", &["kcore"]),
     ("kschema", &["kcore"]),
     ("kkinds", &["kcore", "kschema"]),
-    ("kapi", &["kcore", "kstore", "kschema", "kkinds"]),
+    ("kapi", &["kcore", "kstore", "kcel", "kschema", "kkinds"]),
     ("kreconcile", &["kcore"]),
     ("ksched", &["kcore", "kreconcile"]),
     ("knet", &["kcore", "kreconcile"]),

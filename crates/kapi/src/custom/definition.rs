@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use kschema::{jsonpath::JsonPath, structural::Structural};
+use kschema::{Catalog, jsonpath::JsonPath, structural::Structural};
 use serde_json::Value;
 
-use super::{Conversion, Definition, ScalePaths, Structure, names, strategy::CustomStrategy};
+use super::{Conversion, Definition, ScalePaths, Structure, names, rules::Rules, strategy::CustomStrategy};
 use crate::registry::{Origin, ResourceDef, Traits, Verbs, Version};
 
 /// One additional printer column.
@@ -28,7 +28,7 @@ fn texts(value: &Value) -> Vec<String> {
 }
 
 /// The resource that a definition stands for; `None` while its names are not accepted, or its schema can't be read.
-pub(super) fn served(crd: &Value) -> Option<ResourceDef> {
+pub(super) fn served(catalog: &Arc<Catalog>, crd: &Value) -> Option<ResourceDef> {
     if !names::is_true(crd, "NamesAccepted") && !names::is_true(crd, "Established") {
         return None;
     }
@@ -40,7 +40,7 @@ pub(super) fn served(crd: &Value) -> Option<ResourceDef> {
         let name = text(version, "name");
         let kind = text(accepted, "kind");
         let structure = structure(version, &group, &name, &kind)?;
-        let schema = structure.schema.as_type();
+        let schema = structure.as_type();
         let version_of = Version { name, schema, structure: Some(Arc::new(structure)) };
         // The storage version comes first.
         if version["storage"] == true { versions.insert(0, version_of) } else { versions.push(version_of) }
@@ -69,7 +69,7 @@ pub(super) fn served(crd: &Value) -> Option<ResourceDef> {
         selectable,
         indexed: Vec::new(),
         traits: Traits { generation: true, needs_revision: true, ..Traits::default() },
-        strategy: Arc::new(CustomStrategy::new(&versions)),
+        strategy: Arc::new(CustomStrategy::new(catalog, &versions)),
         versions,
         origin: Origin::Structural(Arc::new(Definition {
             from_object: true,
@@ -83,6 +83,7 @@ pub(super) fn served(crd: &Value) -> Option<ResourceDef> {
 
 fn structure(version: &Value, group: &str, name: &str, kind: &str) -> Option<Structure> {
     let schema = Structural::compile(&version["schema"]["openAPIV3Schema"]).ok()?;
+    let rules = Rules::compile(&schema);
     let parts = &version["subresources"];
     let subresources = ["status", "scale"].into_iter().filter(|part| parts[part].is_object());
     let scale = parts["scale"].is_object().then(|| {
@@ -98,7 +99,8 @@ fn structure(version: &Value, group: &str, name: &str, kind: &str) -> Option<Str
         None => format!("{group}/{name} {kind} is deprecated"),
     });
     Some(Structure {
-        schema,
+        schema: Arc::new(schema),
+        rules,
         source: version["schema"]["openAPIV3Schema"].clone(),
         served: version["served"] == true,
         subresources: subresources.map(str::to_owned).collect(),
@@ -112,15 +114,7 @@ fn structure(version: &Value, group: &str, name: &str, kind: &str) -> Option<Str
 fn columns(list: &Value) -> Vec<Column> {
     let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
     if list.is_empty() {
-        let path = ".metadata.creationTimestamp";
-        return vec![Column {
-            name: "Age".to_owned(),
-            kind: "date".to_owned(),
-            format: String::new(),
-            description: "How long ago the object was created.".to_owned(),
-            priority: 0,
-            path: JsonPath::parse(path).ok(),
-        }];
+        return age();
     }
     let column = |column: &Value| {
         let path = text(column, "jsonPath");
@@ -140,4 +134,16 @@ fn columns(list: &Value) -> Vec<Column> {
         }
     };
     list.iter().map(column).collect()
+}
+
+/// The column that is there when there are no others.
+pub(super) fn age() -> Vec<Column> {
+    vec![Column {
+        name: "Age".to_owned(),
+        kind: "date".to_owned(),
+        format: String::new(),
+        description: "How long ago the object was created.".to_owned(),
+        priority: 0,
+        path: JsonPath::parse(".metadata.creationTimestamp").ok(),
+    }]
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ahash::HashMap;
 use kschema::{
+    Catalog,
     error::FieldError,
     fields::{drop_status, keep},
     strategy::{NameRule, Strategy},
@@ -16,15 +17,16 @@ use crate::registry::Version;
 /// The rules of the objects of one definition.
 #[derive(Debug)]
 pub(super) struct CustomStrategy {
+    catalog: Arc<Catalog>,
     versions: HashMap<String, Arc<Structure>>,
 }
 
 impl CustomStrategy {
-    pub(super) fn new(versions: &[Version]) -> Self {
+    pub(super) fn new(catalog: &Arc<Catalog>, versions: &[Version]) -> Self {
         let structures = versions
             .iter()
             .filter_map(|version| Some((version.name.clone(), Arc::clone(version.structure.as_ref()?))));
-        Self { versions: structures.collect() }
+        Self { catalog: Arc::clone(catalog), versions: structures.collect() }
     }
 
     /// The structure of the version that the object is in.
@@ -42,7 +44,7 @@ impl CustomStrategy {
 impl Strategy for CustomStrategy {
     fn default(&self, object: &mut Value) {
         if let Some(structure) = self.structure(object) {
-            structure.schema.default(object);
+            structure.schema.default_in(object);
         }
     }
 
@@ -62,7 +64,7 @@ impl Strategy for CustomStrategy {
         let Some(structure) = self.structure(object) else {
             return;
         };
-        structure.schema.validate(object, None, errors);
+        structure.validate(&self.catalog, object, None, errors);
         if let Some(scale) = &structure.scale {
             validate_scale(object, scale, errors);
         }
@@ -70,7 +72,7 @@ impl Strategy for CustomStrategy {
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
         if let Some(structure) = self.structure(object) {
-            structure.schema.validate(object, Some(old), errors);
+            structure.validate(&self.catalog, object, Some(old), errors);
             if let Some(scale) = &structure.scale {
                 validate_scale(object, scale, errors);
             }

@@ -22,7 +22,7 @@ use crate::{
     patch::{APPLY, MEDIA_TYPES, Patch, STRATEGIC},
     registry::{Resource, Verbs},
     request::{DeleteOptions, FieldValidation, WriteOptions},
-    schema::{Type, check},
+    schema::check,
     subresource,
     write::{Written, in_version},
 };
@@ -93,11 +93,8 @@ impl Request<'_> {
             }
             Some(structure) => {
                 let mut unknown = structure.schema.prune(object);
-                let meta = catalog.find("^ObjectMeta").map_or(Type::Any, Type::Named);
-                let fields =
-                    object.get_mut("metadata").map(|meta_value| check::check(catalog, &meta, meta_value));
-                let fields = fields.transpose().map_err(|error| fault(&error))?.unwrap_or_default();
-                unknown.extend(fields.iter().map(|path| format!("metadata.{path}")));
+                let coerced = structure.schema.coerce_metadata(catalog, object, false);
+                unknown.extend(coerced.map_err(|error| fault(&error))?);
                 unknown
             }
         };
