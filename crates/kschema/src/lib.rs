@@ -6,6 +6,7 @@
 
 // What kinds are.
 pub mod builtin;
+pub mod structural;
 pub mod types;
 
 // What is done with objects.

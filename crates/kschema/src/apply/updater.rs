@@ -53,7 +53,7 @@ pub(crate) struct Updater<'a> {
 
 impl<'a> Updater<'a> {
     pub(crate) fn shape(&self, api_version: &str) -> Option<Shape<'a>> {
-        Some(Shape::Type(self.versions.schema(api_version)?, None))
+        Some(Shape::of(self.versions.schema(api_version)?, None))
     }
 
     fn convert(&self, object: &Versioned<'a>, api_version: &str) -> Converted<'a> {
