@@ -77,7 +77,13 @@ pub(crate) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
     let fields = parts.filter_map(|text| parse_field(catalog, text)).collect();
     let atomic = head.split(' ').any(|mark| mark == "ma");
     let name = name_of(line);
-    Object { name: full_name(name).into(), fields, atomic, defaults: defaults_of(name), always: always_of(name) }
+    Object {
+        name: full_name(name).into(),
+        fields,
+        atomic,
+        defaults: defaults_of(name),
+        always: always_of(name),
+    }
 }
 
 /// The fields of a definition that are always there: `always.txt` has lines of a definition and `field=json` after it.

@@ -124,7 +124,9 @@ impl Walk<'_> {
         }
         // A struct that comes or goes brings or takes the fields that every such struct has.
         if old_map.is_none() != new_map.is_none() {
-            for (key, value) in shape.always().iter().filter(|(key, _)| !has(old_map, key) && !has(new_map, key)) {
+            for (key, value) in
+                shape.always().iter().filter(|(key, _)| !has(old_map, key) && !has(new_map, key))
+            {
                 let side = |map: Option<&Map<String, Value>>| map.map(|_| value);
                 self.field(shape, key, side(old_map), side(new_map), at);
             }
@@ -161,7 +163,13 @@ impl Walk<'_> {
         let (mut i, mut j) = (0, 0);
         while i < old_entries.len() || j < new_entries.len() {
             let element = match (old_entries.get(i), new_entries.get(j)) {
-                (Some(a), Some(b)) => if b.0 < a.0 { &b.0 } else { &a.0 },
+                (Some(a), Some(b)) => {
+                    if b.0 < a.0 {
+                        &b.0
+                    } else {
+                        &a.0
+                    }
+                }
                 (Some(a), None) => &a.0,
                 (None, Some(b)) => &b.0,
                 (None, None) => break,

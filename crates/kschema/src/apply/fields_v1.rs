@@ -45,7 +45,11 @@ fn read(fields: &Value, depth: usize) -> Result<(Option<Set>, bool), FieldsError
         return Err(FieldsError("nested too deeply".to_owned()));
     }
     let Value::Object(map) = fields else {
-        return if fields.is_null() { Ok((None, true)) } else { Err(FieldsError("expected an object".to_owned())) };
+        return if fields.is_null() {
+            Ok((None, true))
+        } else {
+            Err(FieldsError("expected an object".to_owned()))
+        };
     };
     let (mut set, mut is_member) = (None::<Set>, false);
     for (key, below) in map {
@@ -78,7 +82,9 @@ fn parse_element(text: &str) -> Result<Option<PathElement>, FieldsError> {
     let rest = &text[2..];
     match text.as_bytes()[0] {
         b'f' => Ok(Some(PathElement::field(rest))),
-        b'v' => Ok(Some(PathElement::Value(serde_json::from_str(rest).map_err(|error| bad(&error.to_string()))?))),
+        b'v' => {
+            Ok(Some(PathElement::Value(serde_json::from_str(rest).map_err(|error| bad(&error.to_string()))?)))
+        }
         b'k' => {
             let fields: Map<String, Value> =
                 serde_json::from_str(rest).map_err(|error| bad(&error.to_string()))?;
@@ -213,7 +219,14 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_or_passed_over() {
-        for bad in [json!({"f": {}}), json!({"fa": {}}), json!({"k:{": {}}), json!({"v:": {}}), json!({"i:x": {}}), json!(3)] {
+        for bad in [
+            json!({"f": {}}),
+            json!({"fa": {}}),
+            json!({"k:{": {}}),
+            json!({"v:": {}}),
+            json!({"i:x": {}}),
+            json!(3),
+        ] {
             assert!(Set::from_fields_v1(&bad).is_err(), "{bad}");
         }
         assert_eq!(Set::from_fields_v1(&json!({"z:new": {"f:a": {}}, "f:b": {}})).unwrap().paths(), [".b"]);

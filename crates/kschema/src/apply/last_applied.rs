@@ -39,9 +39,13 @@ pub(crate) fn renew(object: &mut Value, patch: &Value) {
     if let Some(annotations) = applied.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(ANNOTATION);
     }
-    let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) else { return };
-    annotations.insert(ANNOTATION.to_owned(), Value::String(format!("{}\n", escape_html(&applied.to_string()))));
-    let bytes: usize = annotations.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
+    let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) else {
+        return;
+    };
+    annotations
+        .insert(ANNOTATION.to_owned(), Value::String(format!("{}\n", escape_html(&applied.to_string()))));
+    let bytes: usize =
+        annotations.iter().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
     if bytes > ANNOTATIONS_BYTES_MAX {
         annotations.remove(ANNOTATION);
     }

@@ -105,7 +105,9 @@ impl Managed {
             match text("fieldsType") {
                 "FieldsV1" => {}
                 "" => {
-                    return Err(ManagedFieldsError(format!("missing fieldsType in managed fields entry {index}")));
+                    return Err(ManagedFieldsError(format!(
+                        "missing fieldsType in managed fields entry {index}"
+                    )));
                 }
                 other => {
                     return Err(ManagedFieldsError(format!(
@@ -118,7 +120,11 @@ impl Managed {
             let manager = Manager {
                 name: text("manager").to_owned(),
                 operation,
-                api_version: if operation == Operation::Apply { String::new() } else { api_version.to_owned() },
+                api_version: if operation == Operation::Apply {
+                    String::new()
+                } else {
+                    api_version.to_owned()
+                },
                 subresource: text("subresource").to_owned(),
             };
             if let Some(time) = entry["time"].as_str() {
@@ -134,8 +140,13 @@ impl Managed {
         let mut entries: Vec<(&Manager, &Owned, Option<&String>)> =
             self.fields.iter().map(|(manager, owned)| (manager, owned, self.times.get(manager))).collect();
         entries.sort_by(|(a, a_owned, a_time), (b, b_owned, b_time)| {
-            (a.operation, a_time, &a.name, &a_owned.api_version, &a.subresource)
-                .cmp(&(b.operation, b_time, &b.name, &b_owned.api_version, &b.subresource))
+            (a.operation, a_time, &a.name, &a_owned.api_version, &a.subresource).cmp(&(
+                b.operation,
+                b_time,
+                &b.name,
+                &b_owned.api_version,
+                &b.subresource,
+            ))
         });
         let list: Vec<Value> =
             entries.into_iter().map(|(manager, owned, time)| encode_entry(manager, owned, time)).collect();
@@ -191,7 +202,8 @@ pub fn keep_times(old: &Value, new: &mut Value) {
         (Some(a), Some(b)) => a.iter().filter(|e| e.0 != "time").eq(b.iter().filter(|e| e.0 != "time")),
         _ => false,
     };
-    if !old_list.iter().zip(new_list).all(|(a, b)| same_but_time(a, b)) || !same_but_managed_fields(old, new) {
+    if !old_list.iter().zip(new_list).all(|(a, b)| same_but_time(a, b)) || !same_but_managed_fields(old, new)
+    {
         return;
     }
     let old_list = of(old).clone();

@@ -107,7 +107,8 @@ impl<'a> FieldManager<'a> {
         let set = strip(set);
         if !set.is_empty() {
             let manager = Manager::new(name, Operation::Update, self.api_version, self.subresource);
-            let set = managed.fields.get(&manager).map_or_else(|| set.clone(), |before| set.union(&before.set));
+            let set =
+                managed.fields.get(&manager).map_or_else(|| set.clone(), |before| set.union(&before.set));
             managed.touch(&manager, now);
             managed.fields.insert(manager, Owned { set, api_version: self.api_version.to_owned() });
         }
@@ -221,10 +222,16 @@ impl<'a> FieldManager<'a> {
         let here = FieldManager::<'_> { ..*self };
         let (live, patch) = (here.versioned(live)?, here.versioned(patch)?);
         typed::validate(self.catalog, patch.shape, &patch.value, false).map_err(|faults| {
-            Refusal::Other(format!("failed to create typed patch object ({}): {faults}", self.name_of(&patch.value)))
+            Refusal::Other(format!(
+                "failed to create typed patch object ({}): {faults}",
+                self.name_of(&patch.value)
+            ))
         })?;
         typed::validate(self.catalog, live.shape, &live.value, true).map_err(|faults| {
-            Refusal::Other(format!("failed to create typed live object ({}): {faults}", self.name_of(&live.value)))
+            Refusal::Other(format!(
+                "failed to create typed live object ({}): {faults}",
+                self.name_of(&live.value)
+            ))
         })?;
         here.updater().apply(&live, &patch, &mut managed.fields, acting, force)
     }
@@ -293,7 +300,9 @@ fn cap(managed: &mut Managed) {
         if count <= UPDATE_MANAGERS_MAX {
             break;
         }
-        let Some(version) = managed.fields.get(&manager).map(|owned| owned.api_version.clone()) else { continue };
+        let Some(version) = managed.fields.get(&manager).map(|owned| owned.api_version.clone()) else {
+            continue;
+        };
         let bucket = Manager::new("ancient-changes", Operation::Update, &version, "");
         let Some(first) = first_of.get(&version) else {
             first_of.insert(version, manager);

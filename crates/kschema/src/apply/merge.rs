@@ -84,7 +84,13 @@ impl Walk<'_> {
         }
     }
 
-    fn list(&mut self, shape: ListShape<'_>, live: Side<'_>, applied: Side<'_>, at: &At<'_>) -> Option<Value> {
+    fn list(
+        &mut self,
+        shape: ListShape<'_>,
+        live: Side<'_>,
+        applied: Side<'_>,
+        at: &At<'_>,
+    ) -> Option<Value> {
         let list = |side: Side<'_>| side.and_then(Value::as_array).is_none_or(Vec::is_empty);
         if shape.is_atomic() || list(live) && list(applied) {
             return applied.or(live).cloned();

@@ -142,10 +142,15 @@ impl Set {
         let mut members = Vec::with_capacity(self.members.len().max(other.members.len()));
         zip(&self.members, &other.members, |element| element, |a, b| members.extend(a.or(b).cloned()));
         let mut children = Vec::with_capacity(self.children.len().max(other.children.len()));
-        zip(&self.children, &other.children, |(element, _)| element, |a, b| match (a, b) {
-            (Some((element, a)), Some((_, b))) => children.push((element.clone(), a.union(b))),
-            (a, b) => children.extend(a.or(b).cloned()),
-        });
+        zip(
+            &self.children,
+            &other.children,
+            |(element, _)| element,
+            |a, b| match (a, b) {
+                (Some((element, a)), Some((_, b))) => children.push((element.clone(), a.union(b))),
+                (a, b) => children.extend(a.or(b).cloned()),
+            },
+        );
         Self { members, children }
     }
 
@@ -153,16 +158,26 @@ impl Set {
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let mut members = Vec::new();
-        zip(&self.members, &other.members, |element| element, |a, b| members.extend(a.filter(|_| b.is_some()).cloned()));
+        zip(
+            &self.members,
+            &other.members,
+            |element| element,
+            |a, b| members.extend(a.filter(|_| b.is_some()).cloned()),
+        );
         let mut children = Vec::new();
-        zip(&self.children, &other.children, |(element, _)| element, |a, b| {
-            if let (Some((element, a)), Some((_, b))) = (a, b) {
-                let both = a.intersection(b);
-                if !both.is_empty() {
-                    children.push((element.clone(), both));
+        zip(
+            &self.children,
+            &other.children,
+            |(element, _)| element,
+            |a, b| {
+                if let (Some((element, a)), Some((_, b))) = (a, b) {
+                    let both = a.intersection(b);
+                    if !both.is_empty() {
+                        children.push((element.clone(), both));
+                    }
                 }
-            }
-        });
+            },
+        );
         Self { members, children }
     }
 
@@ -180,23 +195,33 @@ impl Set {
 
     fn subtract(&self, other: &Self, recursive: bool) -> Self {
         let mut members = Vec::with_capacity(self.members.len());
-        zip(&self.members, &other.members, |element| element, |a, b| members.extend(a.filter(|_| b.is_none()).cloned()));
+        zip(
+            &self.members,
+            &other.members,
+            |element| element,
+            |a, b| members.extend(a.filter(|_| b.is_none()).cloned()),
+        );
         let mut children = Vec::with_capacity(self.children.len());
-        zip(&self.children, &other.children, |(element, _)| element, |a, b| {
-            let Some((element, a)) = a else { return };
-            if recursive && other.has_member(element) {
-                return;
-            }
-            match b {
-                None => children.push((element.clone(), a.clone())),
-                Some((_, b)) => {
-                    let rest = a.subtract(b, recursive);
-                    if !rest.is_empty() {
-                        children.push((element.clone(), rest));
+        zip(
+            &self.children,
+            &other.children,
+            |(element, _)| element,
+            |a, b| {
+                let Some((element, a)) = a else { return };
+                if recursive && other.has_member(element) {
+                    return;
+                }
+                match b {
+                    None => children.push((element.clone(), a.clone())),
+                    Some((_, b)) => {
+                        let rest = a.subtract(b, recursive);
+                        if !rest.is_empty() {
+                            children.push((element.clone(), rest));
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
         Self { members, children }
     }
 
@@ -204,7 +229,8 @@ impl Set {
     #[must_use]
     pub fn leaves(&self) -> Self {
         let members = self.members.iter().filter(|member| self.child(member).is_none()).cloned().collect();
-        let children = self.children.iter().map(|(element, child)| (element.clone(), child.leaves())).collect();
+        let children =
+            self.children.iter().map(|(element, child)| (element.clone(), child.leaves())).collect();
         Self { members, children }
     }
 }

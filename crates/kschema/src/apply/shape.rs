@@ -259,10 +259,9 @@ impl<'a> Shape<'a> {
                     ListKind::Set => ListMerge::Set,
                     ListKind::Map(keys) => ListMerge::Keys(Keys::Several(keys)),
                 },
-                item: schema
-                    .items
-                    .as_ref()
-                    .map_or(Self::Opaque, |item| Self::Structural(item, preserves || schema.preserve_unknown)),
+                item: schema.items.as_ref().map_or(Self::Opaque, |item| {
+                    Self::Structural(item, preserves || schema.preserve_unknown)
+                }),
             },
             _ => ListShape { merge: ListMerge::Atomic, item: Self::Opaque },
         }
@@ -272,7 +271,9 @@ impl<'a> Shape<'a> {
         let marked = |field: Option<&Field>| field.is_some_and(|field| field.atomic);
         match self {
             Self::Type(Type::Any, field) if marked(field) => Self::Opaque.map(catalog),
-            Self::Structural(schema, preserves) => structural_map(schema, preserves || schema.preserve_unknown),
+            Self::Structural(schema, preserves) => {
+                structural_map(schema, preserves || schema.preserve_unknown)
+            }
             Self::Metadata => {
                 let object = catalog.find("^ObjectMeta").map(|id| &**catalog.object(id));
                 MapShape { atomic: false, fields: object.map_or(Fields::None, Fields::Object), other: None }
@@ -281,9 +282,11 @@ impl<'a> Shape<'a> {
                 MapShape { atomic: marked(field), fields: Fields::None, other: Some(Self::Type(item, None)) }
             }
             Self::Type(ty @ (Type::Named(_) | Type::Object(_)), field) => match catalog.resolve(ty) {
-                Some(object) if !object.fields.is_empty() => {
-                    MapShape { atomic: marked(field) || object.atomic, fields: Fields::Object(object), other: None }
-                }
+                Some(object) if !object.fields.is_empty() => MapShape {
+                    atomic: marked(field) || object.atomic,
+                    fields: Fields::Object(object),
+                    other: None,
+                },
                 _ => MapShape { atomic: marked(field), fields: Fields::None, other: Some(Self::Deduced) },
             },
             Self::Opaque => MapShape { atomic: true, fields: Fields::None, other: Some(Self::Opaque) },
@@ -329,9 +332,13 @@ impl ListShape<'_> {
         match self.merge {
             ListMerge::Atomic => Err("invalid indexing of non-associative list".to_owned()),
             ListMerge::Set => match entry {
-                Value::Object(_) => Err("associative list without keys has an element that's a map type".to_owned()),
+                Value::Object(_) => {
+                    Err("associative list without keys has an element that's a map type".to_owned())
+                }
                 Value::Array(_) => Err("not supported: associative list with lists as elements".to_owned()),
-                Value::Null => Err("associative list without keys has an element that's an explicit null".to_owned()),
+                Value::Null => {
+                    Err("associative list without keys has an element that's an explicit null".to_owned())
+                }
                 scalar => Ok(PathElement::Value(scalar.clone())),
             },
             ListMerge::Keys(keys) => self.key_of(catalog, keys, entry),

@@ -218,7 +218,10 @@ impl<'a> Updater<'a> {
 
     fn without(&self, object: &Versioned<'a>, gone: &Set) -> Versioned<'a> {
         let rest = typed::remove(self.catalog, object.shape, &object.value, gone);
-        Versioned { value: Cow::Owned(rest.unwrap_or_else(|| Value::Object(serde_json::Map::new()))), ..object.clone() }
+        Versioned {
+            value: Cow::Owned(rest.unwrap_or_else(|| Value::Object(serde_json::Map::new()))),
+            ..object.clone()
+        }
     }
 
     fn fields(&self, object: &Versioned<'a>) -> Set {
@@ -247,7 +250,9 @@ impl<'a> Updater<'a> {
                 self.convert(object, version)
                     .map_err(|why| format!("failed to convert {which} object at version {version}: {why}"))
             };
-            let (Some(m), Some(p)) = (convert(&merged, "merged")?, convert(&pruned, "pruned")?) else { continue };
+            let (Some(m), Some(p)) = (convert(&merged, "merged")?, convert(&pruned, "pruned")?) else {
+                continue;
+            };
             let keep = self.fields(&p).union(&typed::with_named_fields(self.catalog, m.shape, &managed));
             pruned = self.without(&m, &self.fields(&m).difference(&keep));
             merged = m;
