@@ -44,6 +44,7 @@ mod last_applied;
 mod managed;
 mod manager;
 mod merge;
+mod owned;
 mod path;
 mod reconcile;
 pub mod scale;

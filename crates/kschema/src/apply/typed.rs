@@ -1,6 +1,6 @@
 //! Objects seen with their type: which fields one has, whether it fits, and what is left without some fields.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -287,7 +287,8 @@ pub(crate) fn with_named_fields(catalog: &Catalog, shape: Shape<'_>, set: &Set) 
             (PathElement::Key(_), _) if has_lists(shape) => Some(shape.list().item),
             _ => None,
         };
-        let child = below.map_or_else(|| child.clone(), |below| with_named_fields(catalog, below, child));
+        let child =
+            below.map_or_else(|| child.clone(), |below| Arc::new(with_named_fields(catalog, below, child)));
         out.children.push((element.clone(), child));
     }
     out
