@@ -60,18 +60,49 @@ impl FieldError {
 
     /// The field's value is none of those supported.
     pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
+        Self::not_supported_value(field, format_args!("{value:?}"), supported)
+    }
+
+    /// The field's value, shown as JSON, is none of those supported.
+    pub fn not_supported_value(
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        supported: &[&str],
+    ) -> Self {
         let list = supported.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
-        let detail = format!("Unsupported value: {value:?}: supported values: {list}");
+        let detail = format!("Unsupported value: {value}: supported values: {list}");
         Self { reason: "FieldValueNotSupported", field: field.into(), detail }
     }
 
-    /// The value stands in another entry already.
+    /// The text stands in another entry already.
     pub fn duplicate(field: impl Into<String>, value: &str) -> Self {
-        Self {
-            reason: "FieldValueDuplicate",
-            field: field.into(),
-            detail: format!("Duplicate value: {value:?}"),
-        }
+        Self::duplicate_value(field, format_args!("{value:?}"))
+    }
+
+    /// The value, shown as JSON, stands in another entry already.
+    pub fn duplicate_value(field: impl Into<String>, value: impl fmt::Display) -> Self {
+        let detail = format!("Duplicate value: {value}");
+        Self { reason: "FieldValueDuplicate", field: field.into(), detail }
+    }
+
+    /// [`duplicate_value`](Self::duplicate_value), with more to say.
+    pub fn duplicate_because(
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        detail: impl fmt::Display,
+    ) -> Self {
+        let detail = format!("Duplicate value: {value}: {detail}");
+        Self { reason: "FieldValueDuplicate", field: field.into(), detail }
+    }
+
+    /// The value is of a wrong type; `value` is shown as JSON.
+    pub fn type_invalid(
+        field: impl Into<String>,
+        value: impl fmt::Display,
+        detail: impl fmt::Display,
+    ) -> Self {
+        let detail = format!("Invalid value: {value}: {detail}");
+        Self { reason: "FieldValueTypeInvalid", field: field.into(), detail }
     }
 
     /// The field may not be set (now).
@@ -84,10 +115,56 @@ impl FieldError {
         Self { reason: "FieldValueNotFound", field: field.into(), detail: format!("Not found: {value:?}") }
     }
 
-    /// The value is longer than allowed.
+    /// [`not_found`](Self::not_found), with more to say.
+    pub fn not_found_because(field: impl Into<String>, value: &str, detail: impl fmt::Display) -> Self {
+        let detail = format!("Not found: {value:?}: {detail}");
+        Self { reason: "FieldValueNotFound", field: field.into(), detail }
+    }
+
+    /// The value has more bytes than allowed.
     pub fn too_long(field: impl Into<String>, limit: usize) -> Self {
-        let detail = format!("Too long: may not be more than {limit} bytes");
+        let unit = if limit == 1 { "byte" } else { "bytes" };
+        let detail = format!("Too long: may not be more than {limit} {unit}");
         Self { reason: "FieldValueTooLong", field: field.into(), detail }
+    }
+
+    /// The value has more characters than allowed.
+    pub fn too_long_characters(field: impl Into<String>, limit: usize) -> Self {
+        let unit = if limit == 1 { "character" } else { "characters" };
+        let detail = format!("Too long: may not be more than {limit} {unit}");
+        Self { reason: "FieldValueTooLong", field: field.into(), detail }
+    }
+
+    /// The value has fewer characters than it must have.
+    pub fn too_short(field: impl Into<String>, limit: usize) -> Self {
+        let unit = if limit == 1 { "character" } else { "characters" };
+        let detail = format!("Too short: must be at least {limit} {unit}");
+        Self { reason: "FieldValueTooShort", field: field.into(), detail }
+    }
+
+    /// The list has more entries than allowed.
+    pub fn too_many(field: impl Into<String>, count: usize, limit: usize) -> Self {
+        let unit = if limit == 1 { "item" } else { "items" };
+        let detail = format!("Too many: {count}: must have at most {limit} {unit}");
+        Self { reason: "FieldValueTooMany", field: field.into(), detail }
+    }
+
+    /// The list has fewer entries than it must have.
+    pub fn too_few(field: impl Into<String>, count: usize, limit: usize) -> Self {
+        let unit = if limit == 1 { "item" } else { "items" };
+        let detail = format!("Too few: {count}: must have at least {limit} {unit}");
+        Self { reason: "FieldValueTooFew", field: field.into(), detail }
+    }
+
+    /// The field could not be checked.
+    pub fn internal(field: impl Into<String>, detail: impl fmt::Display) -> Self {
+        Self { reason: "InternalError", field: field.into(), detail: format!("Internal error: {detail}") }
+    }
+
+    /// Which kind of fault it is: the `reason` of the cause in the answer.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        self.reason
     }
 
     /// The field's path.
@@ -99,24 +176,25 @@ impl FieldError {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.field.is_empty() {
-            f.write_str(&self.detail)
-        } else {
-            write!(f, "{}: {}", self.field, self.detail)
-        }
+        write!(f, "{}: {}", self.field, self.detail)
     }
 }
 
-/// 422: the object was read, but what it says is not allowed. `errors` is not empty.
+/// 422: the object was read, but what it says is not allowed. `errors` is not empty. A fault that was found twice is named
+/// once in the message (`field.ErrorList.ToAggregate`).
 #[must_use]
 pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> ApiError {
     let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
-    let faults = match errors {
-        [one] => one.to_string(),
-        several => {
-            let texts: Vec<_> = several.iter().map(ToString::to_string).collect();
-            format!("[{}]", texts.join(", "))
+    let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+    for error in errors {
+        let text = error.to_string();
+        if !texts.contains(&text) {
+            texts.push(text);
         }
+    }
+    let faults = match texts.as_slice() {
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
     };
     let mut status = Status::failure(422, "Invalid", format!("{qualified} {name:?} is invalid: {faults}"));
     let causes = errors.iter().map(|error| StatusCause {
