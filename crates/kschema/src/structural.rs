@@ -4,13 +4,23 @@
 //! [`Type::Structural`](crate::Type::Structural) it is what apply works from.
 
 mod compile;
+mod default;
+mod formats;
+mod lists;
+mod metadata;
+mod number;
+mod prune;
+mod validate;
 
 use std::collections::BTreeMap;
 
 use regex::Regex;
 use serde_json::Value;
 
-pub use self::compile::{CompileError, DEPTH_MAX};
+pub use self::{
+    compile::{CompileError, DEPTH_MAX},
+    validate::FAULTS_MAX,
+};
 use crate::types::ListKind;
 
 /// A schema, or a part of one, ready to be used.
@@ -99,6 +109,8 @@ pub struct Rule {
 pub struct Limits {
     /// `format`; empty if not said.
     pub format: Box<str>,
+    /// What text of that format is, if it is one that is known.
+    pub(crate) text_format: Option<formats::Format>,
     /// `maximum`
     pub maximum: Option<f64>,
     /// `exclusiveMaximum`

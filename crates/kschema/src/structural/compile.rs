@@ -3,7 +3,7 @@
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{Additional, JsonType, Limits, Rule, Structural};
+use super::{Additional, JsonType, Limits, Rule, Structural, formats::Format};
 use crate::types::ListKind;
 
 /// How deep a schema may be nested. (JSON itself may be nested 128 deep, and every level of a schema takes two.)
@@ -188,6 +188,7 @@ fn limits(schema: &Value, depth: usize) -> Result<Option<Box<Limits>>, CompileEr
     let text = |key: &str| map.get(key).and_then(Value::as_str).filter(|text| !text.is_empty());
     Ok(Some(Box::new(Limits {
         format: text("format").unwrap_or_default().into(),
+        text_format: text("format").and_then(Format::find),
         maximum: number("maximum"),
         exclusive_maximum: flag("exclusiveMaximum"),
         minimum: number("minimum"),
