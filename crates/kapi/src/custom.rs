@@ -10,6 +10,7 @@ mod definition;
 mod names;
 mod own;
 mod rules;
+mod schemas;
 mod settle;
 mod strategy;
 
@@ -26,7 +27,7 @@ use serde_json::Value;
 
 pub use self::own::{KindError, OwnKind};
 use self::rules::Rules;
-pub(crate) use self::{definition::Column, settle::settle, strategy::{DefinitionStrategy, at}};
+pub(crate) use self::{definition::Column, schemas::Definitions, settle::settle, strategy::at};
 use crate::{
     objects::{Objects, stored},
     registry::{Resource, ResourceDef},
@@ -173,7 +174,10 @@ impl Customs {
                 next.insert(name, now);
                 continue;
             }
-            let made = object.value().ok().and_then(|value| definition::served(objects.registry().catalog(), &value));
+            let made = object
+                .value()
+                .ok()
+                .and_then(|value| definition::served(objects.registry().catalog(), &value));
             if let Some(now) = made.and_then(|def| open(objects, def, entry.modified())) {
                 next.insert(name, now);
             }

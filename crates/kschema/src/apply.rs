@@ -44,6 +44,7 @@ mod last_applied;
 mod managed;
 mod manager;
 mod merge;
+mod owned;
 mod path;
 mod reconcile;
 pub mod scale;
@@ -54,6 +55,7 @@ mod updater;
 
 use serde_json::Value;
 
+pub(crate) use self::path::equal as equal_values;
 pub use self::{
     fields_v1::FieldsError,
     managed::{ManagedFieldsError, keep_times, validate as validate_managed_fields},

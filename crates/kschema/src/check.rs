@@ -37,7 +37,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     fn value(&mut self, ty: &Type, value: &mut Value, holder: Option<&Object>) -> Result<(), TypeError> {
         let fits = match (ty, &mut *value) {
-            (Type::Any, _)
+            (Type::Any | Type::Structural(_), _)
             | (Type::String, Value::String(_))
             | (Type::Bool, Value::Bool(_))
             | (Type::Double, Value::Number(_))
@@ -171,7 +171,7 @@ fn strip_indexes(path: &str) -> String {
 /// What a null in a list or map becomes: Go's zero value.
 fn zero(ty: &Type) -> Value {
     match ty {
-        Type::Any => Value::Null,
+        Type::Any | Type::Structural(_) => Value::Null,
         Type::String | Type::Bytes => Value::String(String::new()),
         Type::Time | Type::MicroTime => Value::Null,
         Type::Int32 | Type::Int64 | Type::Double | Type::IntOrString => Value::from(0),
@@ -230,7 +230,7 @@ struct GoType<'a>(&'a Catalog, &'a Type);
 impl fmt::Display for GoType<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.1 {
-            Type::Any => f.write_str("interface {}"),
+            Type::Any | Type::Structural(_) => f.write_str("interface {}"),
             Type::String => f.write_str("string"),
             Type::Bytes => f.write_str("[]uint8"),
             Type::Time => f.write_str("v1.Time"),

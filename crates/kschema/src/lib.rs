@@ -6,6 +6,7 @@
 
 // What kinds are.
 pub mod builtin;
+pub mod structural;
 pub mod types;
 
 // What is done with objects.
@@ -17,7 +18,6 @@ pub mod jsonpath;
 pub mod patch;
 pub mod protobuf;
 pub mod strategy;
-pub mod structural;
 
 pub mod error;
 

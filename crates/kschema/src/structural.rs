@@ -1,20 +1,152 @@
-//! Structural schemas.
-use crate::{Type, error::FieldError};
+//! Structural schemas (KEP-1693): what custom resources are described with.
+//!
+//! [`Structural::compile`] reads the `openAPIV3Schema` of a version of a CustomResourceDefinition. As a
+//! [`Type::Structural`](crate::Type::Structural) it is what apply works from.
+
+mod compile;
+mod default;
+mod formats;
+mod lists;
+mod metadata;
+mod number;
+mod prune;
+mod validate;
+
+use std::collections::BTreeMap;
+
+use regex::Regex;
 use serde_json::Value;
-/// A compiled structural schema.
-#[derive(Debug)]
-pub struct Structural;
-#[allow(missing_docs, clippy::missing_errors_doc, clippy::unused_self)]
-impl Structural {
-    pub fn compile(_schema: &Value) -> Result<Self, Vec<FieldError>> {
-        Ok(Self)
-    }
-    pub fn prune(&self, _value: &mut Value) -> Vec<String> {
-        Vec::new()
-    }
-    pub fn default(&self, _value: &mut Value) {}
-    pub fn validate(&self, _value: &Value, _old: Option<&Value>, _errors: &mut Vec<FieldError>) {}
-    pub fn as_type(&self) -> Type {
-        Type::Any
-    }
+
+pub use self::{
+    compile::{CompileError, DEPTH_MAX},
+    validate::FAULTS_MAX,
+};
+use crate::types::ListKind;
+
+/// A schema, or a part of one, ready to be used.
+#[derive(Clone, Debug, Default)]
+pub struct Structural {
+    /// The type that values must have.
+    pub kind: JsonType,
+    /// Whether it stands at the root, or describes a whole object within one (`x-kubernetes-embedded-resource`): then it has
+    /// `apiVersion`, `kind` and `metadata`, whatever it says.
+    pub is_object: bool,
+    /// Whether null is a value.
+    pub nullable: bool,
+    /// What is filled in for a missing value.
+    pub default: Option<Value>,
+    /// The fields.
+    pub properties: BTreeMap<Box<str>, Structural>,
+    /// What other fields there may be.
+    pub additional: Additional,
+    /// What entries of a list are.
+    pub items: Option<Box<Structural>>,
+    /// `x-kubernetes-preserve-unknown-fields`: fields that are not described are kept.
+    pub preserve_unknown: bool,
+    /// `x-kubernetes-int-or-string`.
+    pub int_or_string: bool,
+    /// `x-kubernetes-list-type` and `x-kubernetes-list-map-keys`.
+    pub list: ListKind,
+    /// `x-kubernetes-map-type: atomic`.
+    pub atomic: bool,
+    /// `x-kubernetes-validations`.
+    pub rules: Vec<Rule>,
+    /// What values must fulfil beside their type; `None` is nothing.
+    pub limits: Option<Box<Limits>>,
+}
+
+/// The `type` of a schema.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum JsonType {
+    /// Not said.
+    #[default]
+    Any,
+    /// `object`
+    Object,
+    /// `array`
+    Array,
+    /// `string`
+    String,
+    /// `integer`
+    Integer,
+    /// `number`
+    Number,
+    /// `boolean`
+    Boolean,
+}
+
+/// `additionalProperties`.
+#[derive(Clone, Debug, Default)]
+pub enum Additional {
+    /// Not said.
+    #[default]
+    Unset,
+    /// `true` or `false`.
+    Allowed(bool),
+    /// A schema for them.
+    Schema(Box<Structural>),
+}
+
+/// A rule of `x-kubernetes-validations`, as it is written. Evaluating it is the expression language's business.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rule {
+    /// The CEL expression.
+    pub rule: String,
+    /// What is said when it is false.
+    pub message: String,
+    /// A CEL expression that makes the message.
+    pub message_expression: String,
+    /// The reason of the error, such as `FieldValueInvalid`.
+    pub reason: Option<String>,
+    /// The field that is named instead of the place of the rule, such as `.spec.x`.
+    pub field_path: String,
+    /// Whether a rule about `oldSelf` is asked even if there is no old value.
+    pub optional_old_self: Option<bool>,
+}
+
+/// Value validation: the keywords of JSON Schema that say nothing of the structure.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    /// `format`; empty if not said.
+    pub format: Box<str>,
+    /// What text of that format is, if it is one that is known.
+    pub(crate) text_format: Option<formats::Format>,
+    /// `maximum`
+    pub maximum: Option<f64>,
+    /// `exclusiveMaximum`
+    pub exclusive_maximum: bool,
+    /// `minimum`
+    pub minimum: Option<f64>,
+    /// `exclusiveMinimum`
+    pub exclusive_minimum: bool,
+    /// `multipleOf`
+    pub multiple_of: Option<f64>,
+    /// `maxLength`, in characters.
+    pub max_length: Option<i64>,
+    /// `minLength`, in characters.
+    pub min_length: Option<i64>,
+    /// `pattern`
+    pub pattern: Option<Regex>,
+    /// `maxItems`
+    pub max_items: Option<i64>,
+    /// `minItems`
+    pub min_items: Option<i64>,
+    /// `uniqueItems`
+    pub unique_items: bool,
+    /// `maxProperties`
+    pub max_properties: Option<i64>,
+    /// `minProperties`
+    pub min_properties: Option<i64>,
+    /// `enum`; empty if not said.
+    pub enumeration: Vec<Value>,
+    /// `required`
+    pub required: Vec<Box<str>>,
+    /// `allOf`; these schemas, and those below, only restrict.
+    pub all_of: Vec<Structural>,
+    /// `anyOf`
+    pub any_of: Vec<Structural>,
+    /// `oneOf`
+    pub one_of: Vec<Structural>,
+    /// `not`
+    pub not: Option<Box<Structural>>,
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use crate::{builtin, protobuf};
+use crate::{builtin, protobuf, structural::Structural};
 
 /// The type of a value.
 #[derive(Clone, Debug)]
@@ -43,6 +43,8 @@ pub enum Type {
     List(Box<Type>),
     /// A map from text to values of one type.
     Map(Box<Type>),
+    /// What a structural schema describes.
+    Structural(Arc<Structural>),
 }
 
 /// The number of a definition in its [`Catalog`].

@@ -114,10 +114,17 @@ impl ResourceDef {
         let (kind, plural) = (K::kind(&()).into_owned(), K::plural(&()).into_owned());
         let scope = TypeId::of::<K::Scope>();
         let namespaced = scope == TypeId::of::<NamespaceResourceScope>();
-        debug_assert!(namespaced || scope == TypeId::of::<ClusterResourceScope>(), "a scope that kube doesn't know");
+        debug_assert!(
+            namespaced || scope == TypeId::of::<ClusterResourceScope>(),
+            "a scope that kube doesn't know"
+        );
         let def = ResourceDef {
             group: K::group(&()).into_owned(),
-            versions: vec![Version { name: K::version(&()).into_owned(), schema: crate::schema::Type::Any, structure: None }],
+            versions: vec![Version {
+                name: K::version(&()).into_owned(),
+                schema: crate::schema::Type::Any,
+                structure: None,
+            }],
             singular: kind.to_lowercase(),
             plural,
             short_names: Vec::new(),
@@ -138,7 +145,14 @@ impl ResourceDef {
             })),
             kind,
         };
-        OwnKind { def, source, subresources: Vec::new(), scale: None, columns: Vec::new(), strategy: Arc::new(Plain) }
+        OwnKind {
+            def,
+            source,
+            subresources: Vec::new(),
+            scale: None,
+            columns: Vec::new(),
+            strategy: Arc::new(Plain),
+        }
     }
 }
 
@@ -183,7 +197,8 @@ impl OwnKind {
     /// Lets field selectors name these paths, such as `spec.color`; they are indexed, so a list or watch by one of them reads
     /// only what it gives.
     pub fn selectable<S: AsRef<str>>(mut self, paths: impl IntoIterator<Item = S>) -> Self {
-        self.def.selectable = paths.into_iter().map(|path| path.as_ref().trim_start_matches('.').into()).collect();
+        self.def.selectable =
+            paths.into_iter().map(|path| path.as_ref().trim_start_matches('.').into()).collect();
         self.def.indexed = self.def.selectable.clone();
         self
     }
@@ -194,7 +209,8 @@ impl OwnKind {
     /// # Errors
     /// When the path can't be read.
     pub fn column(mut self, name: &str, kind: &str, path: &str) -> Result<Self, KindError> {
-        let fault = |error: &dyn std::fmt::Display| KindError::Path { path: path.to_owned(), why: error.to_string() };
+        let fault =
+            |error: &dyn std::fmt::Display| KindError::Path { path: path.to_owned(), why: error.to_string() };
         let parsed = JsonPath::parse(path).map_err(|error| fault(&error))?;
         self.columns.push(Column {
             name: name.to_owned(),
@@ -228,7 +244,10 @@ impl OwnKind {
         };
         def.versions[0].schema = structure.as_type();
         def.versions[0].structure = Some(Arc::new(structure));
-        def.strategy = Arc::new(Own { schema: CustomStrategy::new(&crate::schema::builtin::catalog(), &def.versions), own: strategy });
+        def.strategy = Arc::new(Own {
+            schema: CustomStrategy::new(&crate::schema::builtin::catalog(), &def.versions),
+            own: strategy,
+        });
         Ok(def)
     }
 }
@@ -302,7 +321,12 @@ impl Strategy for Own {
         self.own.allocates()
     }
 
-    fn allocate(&self, object: &mut Value, old: Option<&Value>, taken: &dyn Fn(&str) -> bool) -> Result<(), FieldError> {
+    fn allocate(
+        &self,
+        object: &mut Value,
+        old: Option<&Value>,
+        taken: &dyn Fn(&str) -> bool,
+    ) -> Result<(), FieldError> {
         self.own.allocate(object, old, taken)
     }
 }

@@ -44,8 +44,13 @@ struct Compiled {
 }
 
 /// What the checks that need no rules have found that makes rules pointless (`hasBlockingErr`).
-const BLOCKING: [&str; 5] =
-    ["FieldValueNotSupported", "FieldValueRequired", "FieldValueTooLong", "FieldValueTooMany", "FieldValueTypeInvalid"];
+const BLOCKING: [&str; 5] = [
+    "FieldValueNotSupported",
+    "FieldValueRequired",
+    "FieldValueTooLong",
+    "FieldValueTooMany",
+    "FieldValueTypeInvalid",
+];
 
 impl Rules {
     /// The rules of a schema; `None` if there are none in it.
@@ -55,7 +60,8 @@ impl Rules {
 
     /// The rules that `rules` has, about values that `schema` describes: within `allOf` these are two.
     fn of(rules: &Structural, schema: &Structural, is_root: bool) -> Option<Self> {
-        let compiled = if rules.rules.is_empty() { Vec::new() } else { compile_all(&rules.rules, schema, is_root) };
+        let compiled =
+            if rules.rules.is_empty() { Vec::new() } else { compile_all(&rules.rules, schema, is_root) };
         let below = |rules: &Structural, schema: &Structural| Self::of(rules, schema, schema.is_object);
         let mut properties = BTreeMap::new();
         for (name, rules) in &rules.properties {
@@ -67,14 +73,19 @@ impl Rules {
             (Additional::Schema(rules), Additional::Schema(schema)) => below(rules, schema),
             _ => None,
         };
-        let items = rules.items.as_ref().zip(schema.items.as_ref()).and_then(|(rules, schema)| below(rules, schema));
+        let items =
+            rules.items.as_ref().zip(schema.items.as_ref()).and_then(|(rules, schema)| below(rules, schema));
         let all_of = rules.limits.as_ref().map(|limits| limits.all_of.as_slice()).unwrap_or_default();
         let all_of: Vec<Self> = all_of.iter().filter_map(|rules| Self::of(rules, schema, is_root)).collect();
         let keys = match &schema.list {
             ListKind::Map(keys) => keys.clone(),
             _ => Vec::new(),
         };
-        let none = compiled.is_empty() && properties.is_empty() && values.is_none() && items.is_none() && all_of.is_empty();
+        let none = compiled.is_empty()
+            && properties.is_empty()
+            && values.is_none()
+            && items.is_none()
+            && all_of.is_empty();
         (!none).then(|| Self {
             compiled,
             kind: schema.kind,
@@ -104,7 +115,12 @@ fn compile_all(rules: &[Rule], schema: &Structural, is_root: bool) -> Vec<Compil
     rules
         .iter()
         .map(|rule| {
-            let none = || Compiled { rule: rule.clone(), program: Err("failed to convert to declType for CEL validation rules".to_owned()), message: None, transition: false };
+            let none = || Compiled {
+                rule: rule.clone(),
+                program: Err("failed to convert to declType for CEL validation rules".to_owned()),
+                message: None,
+                transition: false,
+            };
             declared.as_ref().map_or_else(none, |decl| compile(rule, decl))
         })
         .collect()
@@ -266,7 +282,9 @@ impl Walk<'_> {
                     let error = error.to_string();
                     let rule = rule.rule.trim();
                     let why = if error.starts_with("no such overload") {
-                        format!("'{error}': call arguments did not match a supported operator, function or macro signature for rule: {rule}")
+                        format!(
+                            "'{error}': call arguments did not match a supported operator, function or macro signature for rule: {rule}"
+                        )
                     } else {
                         format!("{error} evaluating rule: {rule}")
                     };
@@ -293,7 +311,11 @@ impl Walk<'_> {
         let path = match rule.field_path.as_str() {
             "" => self.at(),
             field if field.starts_with('[') || self.path.is_empty() => {
-                format!("{}{}", self.path, field.trim_start_matches(if self.path.is_empty() { '.' } else { ' ' }))
+                format!(
+                    "{}{}",
+                    self.path,
+                    field.trim_start_matches(if self.path.is_empty() { '.' } else { ' ' })
+                )
             }
             field => format!("{}.{}", self.path, field.trim_start_matches('.')),
         };

@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::{Origin, ResourceDef, Traits, Verbs, Version};
 use crate::{
+    custom,
     kinds::strategies::{self, Strategies},
     schema::{Catalog, Type, builtin as schemas},
+    strategy::Strategy,
 };
 
 const TABLE: &str = include_str!("builtin.txt");
@@ -232,11 +234,20 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
                 create_on_update: CREATE_ON_UPDATE.contains(&&*qualified),
                 returns_deleted: RETURNS_DELETED.contains(&&*qualified),
             },
-            strategy: strategies::builtin(&qualified, strategies),
+            strategy: strategy_of(&qualified, strategies),
             origin: Origin::BuiltIn,
         });
     }
     defs
+}
+
+/// The strategy of a built-in resource; definitions of custom resources are checked with what serves them, too.
+fn strategy_of(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
+    let strategy = strategies::builtin(qualified, strategies);
+    if qualified == "customresourcedefinitions.apiextensions.k8s.io" {
+        return Arc::new(custom::Definitions(strategy));
+    }
+    strategy
 }
 
 #[cfg(test)]

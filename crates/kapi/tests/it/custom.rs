@@ -159,3 +159,180 @@ async fn protected_groups_need_an_approval() {
     let (_, crd) = get(&server, &format!("{DEFINITIONS}/shirts.x.k8s.io")).await;
     assert_eq!(condition(&crd, "KubernetesAPIApprovalPolicyConformant")["reason"], "ApprovedAnnotation");
 }
+
+/// A definition of gadgets with this schema of the specification.
+fn gadgets(spec: &Value) -> Value {
+    json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "gadgets.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced",
+            "names": {"plural": "gadgets", "singular": "gadget", "kind": "Gadget", "listKind": "GadgetList"},
+            "versions": [{"name": "v1", "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}}]},
+    })
+}
+
+const GADGETS: &str = "/apis/example.com/v1/namespaces/default/gadgets";
+
+fn gadget(spec: &Value) -> Value {
+    json!({"apiVersion": "example.com/v1", "kind": "Gadget", "metadata": {"name": "a"}, "spec": spec})
+}
+
+#[tokio::test]
+async fn objects_are_what_their_schema_says() {
+    let server = server().await;
+    let schema = json!({"type": "object", "required": ["name"], "properties": {
+        "name": {"type": "string", "maxLength": 5, "pattern": "^[a-z]+$"},
+        "size": {"type": "string", "default": "M", "enum": ["S", "M", "L"]},
+        "count": {"type": "integer", "minimum": 1},
+        "port": {"x-kubernetes-int-or-string": true},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
+        "tags": {"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "set"}}});
+    assert_eq!(send(&server, "POST", DEFINITIONS, &gadgets(&schema)).await.0, 201);
+    for (spec, message) in [
+        (json!({}), "spec.name: Required value"),
+        (json!({"name": "toolong"}), "spec.name: Too long: may not be more than 5 bytes"),
+        (
+            json!({"name": "ABC"}),
+            "spec.name: Invalid value: \"ABC\": spec.name in body should match '^[a-z]+$'",
+        ),
+        (
+            json!({"name": "a", "size": "XL"}),
+            "spec.size: Unsupported value: \"XL\": supported values: \"S\", \"M\", \"L\"",
+        ),
+        (
+            json!({"name": "a", "count": 0}),
+            "spec.count: Invalid value: 0: spec.count in body should be greater than or equal to 1",
+        ),
+        (
+            json!({"name": "a", "count": "x"}),
+            "spec.count: Invalid value: \"string\": spec.count in body must be of type integer: \"string\"",
+        ),
+        (json!({"name": "a", "tags": ["x", "x"]}), "spec.tags[1]: Duplicate value: \"x\""),
+    ] {
+        let (code, status) = send(&server, "POST", GADGETS, &gadget(&spec)).await;
+        assert_eq!(code, 422, "{spec}: {status}");
+        let expected = format!("Gadget.example.com \"a\" is invalid: {message}");
+        assert!(status["message"].as_str().unwrap().starts_with(&expected), "{spec}: {status}");
+    }
+    let spec = json!({"name": "a", "bogus": 1, "free": {"x": {"y": 1}}, "port": "http"});
+    let strict = format!("{GADGETS}?fieldValidation=Strict");
+    let (code, status) = send(&server, "POST", &strict, &gadget(&spec)).await;
+    assert_eq!(code, 400, "{status}");
+    assert!(
+        status["message"].as_str().unwrap().ends_with("strict decoding error: unknown field \"spec.bogus\""),
+        "{status}"
+    );
+    let (code, made) = send(&server, "POST", GADGETS, &gadget(&spec)).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(made["spec"], json!({"name": "a", "size": "M", "free": {"x": {"y": 1}}, "port": "http"}));
+    let strategic = "application/strategic-merge-patch+json";
+    assert_eq!(raw(&server, "PATCH", &format!("{GADGETS}/a"), strategic, "{}").await.0, 415);
+}
+
+/// Defaults of a schema that came later hold for objects that were there before, from when it is changed on.
+#[tokio::test]
+async fn a_changed_schema_is_seen_in_old_objects() {
+    let server = server().await;
+    let schema =
+        json!({"type": "object", "properties": {"name": {"type": "string"}, "gone": {"type": "string"}}});
+    assert_eq!(send(&server, "POST", DEFINITIONS, &gadgets(&schema)).await.0, 201);
+    let object = gadget(&json!({"name": "a", "gone": "soon"}));
+    assert_eq!(send(&server, "POST", GADGETS, &object).await.0, 201);
+    let path = format!("{DEFINITIONS}/gadgets.example.com");
+    let (_, mut crd) = get(&server, &path).await;
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"] =
+        json!({"name": {"type": "string"}, "size": {"type": "string", "default": "M"}});
+    let (code, answer) = send(&server, "PUT", &path, &crd).await;
+    assert_eq!(code, 200, "{answer}");
+    let (_, now) = get(&server, &format!("{GADGETS}/a")).await;
+    assert_eq!(now["spec"], json!({"name": "a", "size": "M"}));
+    let (_, list) = get(&server, GADGETS).await;
+    assert_eq!(list["items"][0]["spec"], now["spec"]);
+}
+
+#[tokio::test]
+async fn rules_are_asked_and_what_did_not_change_may_stay() {
+    let server = server().await;
+    let rules = json!([
+        {"rule": "self.low <= self.high", "message": "low must not be above high"},
+        {"rule": "self.low >= oldSelf.low", "messageExpression": "oldSelf.low == 1 ? 'low may not sink below 1' : 'low may not sink'", "fieldPath": ".low", "reason": "FieldValueForbidden"},
+    ]);
+    let mut schema = json!({"type": "object", "properties": {
+        "low": {"type": "integer"}, "high": {"type": "integer"},
+        "names": {"type": "array", "maxItems": 3, "items": {"type": "string", "maxLength": 10, "x-kubernetes-validations": [{"rule": "self != 'bad'"}]}}}});
+    schema["x-kubernetes-validations"] = rules;
+    let (code, made) = send(&server, "POST", DEFINITIONS, &gadgets(&schema)).await;
+    assert_eq!(code, 201, "{made}");
+    let bad = gadget(&json!({"low": 3, "high": 1, "names": ["good", "bad"]}));
+    let (code, status) = send(&server, "POST", GADGETS, &bad).await;
+    assert_eq!(code, 422, "{status}");
+    let message = status["message"].as_str().unwrap();
+    for part in [
+        "spec: Invalid value: low must not be above high",
+        "spec.names[1]: Invalid value: \"bad\": failed rule: self != 'bad'",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+    let (_, made) =
+        send(&server, "POST", GADGETS, &gadget(&json!({"low": 1, "high": 5, "names": ["good"]}))).await;
+    let mut sunk = made.clone();
+    sunk["spec"]["low"] = json!(0);
+    let (code, status) = send(&server, "PUT", &format!("{GADGETS}/a"), &sunk).await;
+    assert_eq!(
+        (code, status["message"].as_str().unwrap()),
+        (422, "Gadget.example.com \"a\" is invalid: spec.low: Forbidden: low may not sink below 1"),
+        "{status}"
+    );
+
+    // A rule that comes later does not stop changes of something else (KEP-4008).
+    let path = format!("{DEFINITIONS}/gadgets.example.com");
+    let (_, mut crd) = get(&server, &path).await;
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["names"]["items"]
+        ["x-kubernetes-validations"] = json!([{"rule": "self == 'best'"}]);
+    assert_eq!(send(&server, "PUT", &path, &crd).await.0, 200);
+    let raise = json!({"spec": {"low": 2}}).to_string();
+    let merge = "application/merge-patch+json";
+    let (code, status) = raw(&server, "PATCH", &format!("{GADGETS}/a"), merge, raise).await;
+    assert_eq!(code, 200, "{status}");
+    let more = json!({"spec": {"names": ["good", "fine"]}}).to_string();
+    let (code, status) = raw(&server, "PATCH", &format!("{GADGETS}/a"), merge, more).await;
+    assert_eq!(code, 422, "entries of a list without keys can't be compared: {status}");
+}
+
+#[tokio::test]
+async fn rules_that_can_not_work_are_refused_with_the_definition() {
+    let server = server().await;
+    for (rule, message) in [
+        (
+            json!({"rule": "self.nope > 1"}),
+            "rule: Invalid value: {\"rule\":\"self.nope > 1\"}: compilation failed: ERROR: <input>:1:5: undefined field 'nope'",
+        ),
+        (json!({"rule": "self.names.size()"}), "cel expression must evaluate to a bool"),
+        (json!({"rule": " "}), "rule: Required value: rule is not specified"),
+        (json!({"rule": "true", "reason": "Whim"}), "reason: Unsupported value: \"Whim\""),
+        (
+            json!({"rule": "true", "fieldPath": ".none"}),
+            "fieldPath: Invalid value: \".none\": must be a valid path",
+        ),
+        (
+            json!({"rule": "true", "optionalOldSelf": true}),
+            "optionalOldSelf: Invalid value: true: may not be set if oldSelf is not used in rule",
+        ),
+        (
+            json!({"rule": "self.names.all(x, self.names.all(y, self.names.all(z, x == y || y == z)))"}),
+            "rule: Forbidden: estimated rule cost exceeds budget by factor of more than 100x",
+        ),
+    ] {
+        let mut schema = json!({"type": "object", "properties": {"names": {"type": "array", "items": {"type": "string"}}}});
+        schema["x-kubernetes-validations"] = json!([rule]);
+        let (code, status) = send(&server, "POST", DEFINITIONS, &gadgets(&schema)).await;
+        assert_eq!(code, 422, "{rule}: {status}");
+        let found = status["message"].as_str().unwrap();
+        assert!(found.contains(message), "{rule}: {found}");
+        assert!(
+            found.contains("spec.validation.openAPIV3Schema.properties[spec].x-kubernetes-validations[0]."),
+            "{found}"
+        );
+    }
+}

@@ -71,6 +71,11 @@ fn read(fields: &Value, depth: usize) -> Result<(Option<Set>, bool), FieldsError
     Ok((set, is_member || is_leaf))
 }
 
+/// Whether a place that stands in a `fieldsV1` is a member itself, and not only on the way to one.
+pub(crate) fn is_member(fields: &Value) -> bool {
+    fields.as_object().is_none_or(|map| map.is_empty() || map.contains_key("."))
+}
+
 fn parse_element(text: &str) -> Result<Option<PathElement>, FieldsError> {
     let bad = |why: &str| FieldsError(format!("parsing key {text:?} as path element: {why}"));
     if text.len() < 2 {
@@ -139,7 +144,7 @@ fn write_text(set: &Set, is_member: bool, out: &mut String) {
 }
 
 /// `f:name`, `k:{"name":"a"}`, `v:1` or `i:0`.
-fn element_text(element: &PathElement) -> String {
+pub(crate) fn element_text(element: &PathElement) -> String {
     match element {
         PathElement::Field(name) => format!("f:{name}"),
         PathElement::Value(value) => {

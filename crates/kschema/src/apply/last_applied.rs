@@ -21,7 +21,7 @@ pub(crate) fn owned_fields(manager: &FieldManager<'_>, live: &Value) -> Option<S
     if applied["apiVersion"] != manager.api_version {
         return None;
     }
-    let shape = Shape::Type(manager.versions.schema(manager.api_version)?, None);
+    let shape = Shape::of(manager.versions.schema(manager.api_version)?, None);
     for object in [&applied, live] {
         typed::validate(manager.catalog, shape, object, false).ok()?;
     }

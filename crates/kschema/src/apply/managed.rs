@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use kcore::clock::format_time;
 use serde_json::{Map, Value, json};
 
-use super::set::Set;
+use super::{owned::Owned, set::Set};
 
 /// Who owns fields: what tells one entry of `managedFields` from another.
 ///
@@ -47,16 +47,8 @@ impl Manager {
     }
 }
 
-/// What one manager owns.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Owned {
-    pub(crate) set: Set,
-    /// The version that the set's paths are of.
-    pub(crate) api_version: String,
-}
-
 /// The entries of `managedFields`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Managed {
     pub(crate) fields: BTreeMap<Manager, Owned>,
     /// RFC 3339 with seconds; kept as text, as they are only compared and written back.
@@ -87,58 +79,53 @@ pub(crate) fn take(object: &mut Value) -> Option<Value> {
 }
 
 impl Managed {
+    /// Reads entries that somebody else wrote.
+    ///
     /// # Errors
     /// For the first entry that makes no sense.
     pub(crate) fn decode(list: &Value) -> Result<Self, ManagedFieldsError> {
         let mut managed = Self::default();
         for (index, entry) in list.as_array().into_iter().flatten().enumerate() {
-            let text = |key: &str| entry[key].as_str().unwrap_or_default();
-            let operation = match text("operation") {
-                "Apply" => Operation::Apply,
-                "Update" => Operation::Update,
-                _ => return Err(ManagedFieldsError("operation must be `Apply` or `Update`".to_owned())),
-            };
-            let api_version = text("apiVersion");
-            if api_version.is_empty() {
-                return Err(ManagedFieldsError("apiVersion must not be empty".to_owned()));
-            }
-            match text("fieldsType") {
-                "FieldsV1" => {}
-                "" => {
-                    return Err(ManagedFieldsError(format!(
-                        "missing fieldsType in managed fields entry {index}"
-                    )));
-                }
-                other => {
-                    return Err(ManagedFieldsError(format!(
-                        "invalid fieldsType {other:?} in managed fields entry {index}"
-                    )));
-                }
-            }
+            let (manager, api_version) = read_entry(index, entry)?;
             let set = Set::from_fields_v1(&entry["fieldsV1"])
                 .map_err(|error| ManagedFieldsError(format!("error decoding set: {error}")))?;
-            let manager = Manager {
-                name: text("manager").to_owned(),
-                operation,
-                api_version: if operation == Operation::Apply {
-                    String::new()
-                } else {
-                    api_version.to_owned()
-                },
-                subresource: text("subresource").to_owned(),
-            };
-            if let Some(time) = entry["time"].as_str() {
-                managed.times.insert(manager.clone(), time.to_owned());
-            }
-            managed.fields.insert(manager, Owned { set, api_version: api_version.to_owned() });
+            managed.insert(entry, manager, Owned::new(set, api_version));
         }
         Ok(managed)
     }
 
+    /// Takes over entries that this server has written: their sets are read when they are needed.
+    ///
+    /// # Errors
+    /// For the first entry that makes no sense.
+    pub(crate) fn adopt(list: Value) -> Result<Self, ManagedFieldsError> {
+        let mut managed = Self::default();
+        let Value::Array(list) = list else { return Ok(managed) };
+        for (index, mut entry) in list.into_iter().enumerate() {
+            let fields = entry.get_mut("fieldsV1").map_or_else(|| json!({}), Value::take);
+            let (manager, api_version) = read_entry(index, &entry)?;
+            managed.insert(&entry, manager, Owned::stored(fields, api_version));
+        }
+        Ok(managed)
+    }
+
+    fn insert(&mut self, entry: &Value, manager: Manager, owned: Owned) {
+        if let Some(time) = entry["time"].as_str() {
+            self.times.insert(manager.clone(), time.to_owned());
+        }
+        self.fields.insert(manager, owned);
+    }
+
     /// The list as it is stored: by operation, time, manager, version, subresource. `None` when nobody owns anything.
-    pub(crate) fn encode(&self) -> Option<Value> {
-        let mut entries: Vec<(&Manager, &Owned, Option<&String>)> =
-            self.fields.iter().map(|(manager, owned)| (manager, owned, self.times.get(manager))).collect();
+    pub(crate) fn encode(mut self) -> Option<Value> {
+        let mut entries: Vec<(Manager, Owned, Option<String>)> = self
+            .fields
+            .into_iter()
+            .map(|(manager, owned)| {
+                let time = self.times.remove(&manager);
+                (manager, owned, time)
+            })
+            .collect();
         entries.sort_by(|(a, a_owned, a_time), (b, b_owned, b_time)| {
             (a.operation, a_time, &a.name, &a_owned.api_version, &a.subresource).cmp(&(
                 b.operation,
@@ -154,7 +141,7 @@ impl Managed {
     }
 
     /// Writes the entries into the object's metadata.
-    pub(crate) fn store(&self, object: &mut Value) {
+    pub(crate) fn store(self, object: &mut Value) {
         let Some(list) = self.encode() else {
             take(object);
             return;
@@ -172,21 +159,50 @@ impl Managed {
     }
 }
 
-fn encode_entry(manager: &Manager, owned: &Owned, time: Option<&String>) -> Value {
+fn encode_entry(manager: Manager, owned: Owned, time: Option<String>) -> Value {
     let mut entry = Map::new();
-    let mut put = |key: &str, value: &str| {
+    let mut put = |key: &str, value: String| {
         if !value.is_empty() {
-            entry.insert(key.to_owned(), value.into());
+            entry.insert(key.to_owned(), Value::String(value));
         }
     };
-    put("manager", &manager.name);
-    put("operation", manager.operation.as_str());
-    put("apiVersion", &owned.api_version);
-    put("time", time.map_or("", String::as_str));
-    put("fieldsType", "FieldsV1");
-    put("subresource", &manager.subresource);
-    entry.insert("fieldsV1".to_owned(), owned.set.to_fields_v1());
+    put("manager", manager.name);
+    put("operation", manager.operation.as_str().to_owned());
+    put("apiVersion", owned.api_version.clone());
+    put("time", time.unwrap_or_default());
+    put("fieldsType", "FieldsV1".to_owned());
+    put("subresource", manager.subresource);
+    entry.insert("fieldsV1".to_owned(), owned.into_fields_v1());
     Value::Object(entry)
+}
+
+/// All of an entry but its set: the manager, and the version of the set's paths.
+fn read_entry(index: usize, entry: &Value) -> Result<(Manager, &str), ManagedFieldsError> {
+    let text = |key: &str| entry[key].as_str().unwrap_or_default();
+    let operation = match text("operation") {
+        "Apply" => Operation::Apply,
+        "Update" => Operation::Update,
+        _ => return Err(ManagedFieldsError("operation must be `Apply` or `Update`".to_owned())),
+    };
+    let api_version = text("apiVersion");
+    if api_version.is_empty() {
+        return Err(ManagedFieldsError("apiVersion must not be empty".to_owned()));
+    }
+    match text("fieldsType") {
+        "FieldsV1" => {}
+        "" => return Err(ManagedFieldsError(format!("missing fieldsType in managed fields entry {index}"))),
+        other => {
+            let message = format!("invalid fieldsType {other:?} in managed fields entry {index}");
+            return Err(ManagedFieldsError(message));
+        }
+    }
+    let manager = Manager {
+        name: text("manager").to_owned(),
+        operation,
+        api_version: if operation == Operation::Apply { String::new() } else { api_version.to_owned() },
+        subresource: text("subresource").to_owned(),
+    };
+    Ok((manager, api_version))
 }
 
 /// Puts back the times of `old`'s entries if nothing but times tells `new` from `old`, so that a write that changes nothing

@@ -1,6 +1,6 @@
 //! What happens to `managedFields` in each kind of write.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use kcore::Status;
@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::{
     Versions, last_applied,
-    managed::{self, Managed, Manager, Operation, Owned},
+    managed::{self, Managed, Manager, Operation},
+    owned::Owned,
     path::PathElement,
     set::Set,
     typed,
@@ -47,17 +48,21 @@ impl<'a> FieldManager<'a> {
     /// unless it makes no sense (`[]` and `[{}]` start from nothing); at a subresource it does not count. An object that has
     /// come to be without `managedFields` stays without until somebody applies it.
     pub fn on_update(&self, live: &Value, new: &mut Value, manager: &str, now: Timestamp) {
-        let brought = managed::take(new);
+        let brought = managed::take(new).filter(|_| self.subresource.is_empty());
         let live_list = managed::of(live);
-        if brought.as_ref().is_none_or(|list| list == live_list || !self.subresource.is_empty())
-            && managed::same_but_managed_fields(live, new)
-        {
+        let is_live = brought.as_ref().is_none_or(|list| list == live_list);
+        if is_live && managed::same_but_managed_fields(live, new) {
             if let Some(metadata) = new.get_mut("metadata").filter(|_| !live_list.is_null()) {
-                metadata["managedFields"] = live_list.clone();
+                metadata["managedFields"] = brought.unwrap_or_else(|| live_list.clone());
             }
             return;
         }
-        let mut managed = self.managed_of(live_list, brought.as_ref());
+        let managed = if is_live {
+            Managed::adopt(brought.unwrap_or_else(|| live_list.clone()))
+        } else {
+            read_brought(live_list, brought.as_ref())
+        };
+        let mut managed = managed.unwrap_or_default();
         let is_create = live["metadata"]["uid"].as_str().unwrap_or_default().is_empty();
         if managed.fields.is_empty() && !is_create {
             return;
@@ -65,19 +70,6 @@ impl<'a> FieldManager<'a> {
         if self.update(live, new, &mut managed, manager, now).is_ok() {
             managed.store(new);
         }
-    }
-
-    /// The entries that an update starts from.
-    fn managed_of(&self, live: &Value, brought: Option<&Value>) -> Managed {
-        let live = || Managed::decode(live).unwrap_or_default();
-        let Some(brought) = brought.and_then(Value::as_array).filter(|_| self.subresource.is_empty()) else {
-            return live();
-        };
-        if brought.is_empty() || *brought == [json!({})] {
-            return Managed::default();
-        }
-        let list = Value::Array(brought.clone());
-        Managed::decode(&list).ok().filter(|managed| !managed.fields.is_empty()).unwrap_or_else(live)
     }
 
     fn updater(&self) -> Updater<'a> {
@@ -102,25 +94,32 @@ impl<'a> FieldManager<'a> {
     ) -> Result<(), Refusal> {
         let nothing = json!({});
         let live = if live.is_object() { live } else { &nothing };
-        let here = FieldManager { ..*self };
-        let set = here.changed_fields(live, new, managed)?;
-        let set = strip(set);
+        let manager = Manager::new(name, Operation::Update, self.api_version, self.subresource);
+        let set = strip(self.changed_fields(live, new, managed, &manager)?);
         if !set.is_empty() {
-            let manager = Manager::new(name, Operation::Update, self.api_version, self.subresource);
-            let set =
-                managed.fields.get(&manager).map_or_else(|| set.clone(), |before| set.union(&before.set));
             managed.touch(&manager, now);
-            managed.fields.insert(manager, Owned { set, api_version: self.api_version.to_owned() });
+            match managed.fields.get_mut(&manager) {
+                Some(before) => before.add(&set),
+                None => {
+                    managed.fields.insert(manager, Owned::new(set, self.api_version));
+                }
+            }
         }
         cap(managed);
         Ok(())
     }
 
-    fn changed_fields(&self, live: &Value, new: &Value, managed: &mut Managed) -> Result<Set, Refusal> {
+    fn changed_fields(
+        &self,
+        live: &Value,
+        new: &Value,
+        managed: &mut Managed,
+        heir: &Manager,
+    ) -> Result<Set, Refusal> {
         // Borrowed for this call only.
         let here = FieldManager::<'_> { ..*self };
         let (live, new) = (here.versioned(live)?, here.versioned(new)?);
-        here.updater().update(&live, &new, &mut managed.fields)
+        here.updater().update(&live, &new, &mut managed.fields, heir)
     }
 
     /// Applies `patch` as `manager`: the new object, or `None` when nothing changes, not even who owns what. `live` is the
@@ -148,7 +147,7 @@ impl<'a> FieldManager<'a> {
         if !managed::of(patch).is_null() {
             return Err(Status::bad_request("metadata.managedFields must be nil").into());
         }
-        let managed = Managed::decode(managed::of(live))
+        let managed = Managed::adopt(managed::of(live).clone())
             .map_err(|error| internal(format!("failed to decode managed fields: {error}")))?;
         let mut applied = self.apply(live, patch, managed.clone(), manager, force, now);
         if manager == last_applied::MANAGER
@@ -197,8 +196,8 @@ impl<'a> FieldManager<'a> {
         let acting = Manager::new(name, Operation::Apply, self.api_version, self.subresource);
         let applied = self.merge(live, patch, &mut managed, &acting, force)?;
         let left = managed.fields.get_mut(&acting).is_some_and(|owned| {
-            owned.set = strip(std::mem::take(&mut owned.set));
-            !owned.set.is_empty()
+            owned.replace(strip(owned.set().clone()));
+            !owned.is_empty()
         });
         if !left {
             managed.fields.remove(&acting);
@@ -243,6 +242,18 @@ impl<'a> FieldManager<'a> {
     }
 }
 
+/// The entries that an update starts from whose object brings entries of its own.
+fn read_brought(live: &Value, brought: Option<&Value>) -> Result<Managed, managed::ManagedFieldsError> {
+    match brought {
+        Some(Value::Array(list)) if list.is_empty() || *list == [json!({})] => Ok(Managed::default()),
+        Some(list @ Value::Array(_)) => match Managed::decode(list) {
+            Ok(managed) if !managed.fields.is_empty() => Ok(managed),
+            _ => Managed::adopt(live.clone()),
+        },
+        _ => Managed::adopt(live.clone()),
+    }
+}
+
 /// A kind as Go prints it: `apps/v1, Kind=Deployment`, `/v1, Kind=Pod`.
 fn gvk_text(api_version: &str, kind: &str) -> String {
     let slash = if api_version.contains('/') { "" } else { "/" };
@@ -275,7 +286,7 @@ fn strip(mut set: Set) -> Set {
     set.members.retain(|member| !is(member, &ROOT));
     set.children.retain_mut(|(element, child)| {
         if is(element, &["metadata"]) {
-            child.members.retain(|member| !is(member, &METADATA));
+            Arc::make_mut(child).members.retain(|member| !is(member, &METADATA));
             return !child.is_empty();
         }
         true
@@ -316,7 +327,7 @@ fn cap(managed: &mut Managed) {
         if let Some(owned) = managed.fields.remove(&manager)
             && let Some(all) = managed.fields.get_mut(&bucket)
         {
-            all.set = all.set.union(&owned.set);
+            all.add(owned.set());
         }
         count -= 1;
         // That of the update being put in, as it is the later one.

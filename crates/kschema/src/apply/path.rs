@@ -1,6 +1,6 @@
 //! One step into an object, as `managedFields` and conflicts name it, and the order and equality of values that paths rest on.
 
-use std::{cmp::Ordering, fmt};
+use std::{cmp::Ordering, fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -10,9 +10,9 @@ use serde_json::{Map, Value};
 #[derive(Clone, Debug)]
 pub enum PathElement {
     /// A field of an object or map (`f:`).
-    Field(Box<str>),
+    Field(Arc<str>),
     /// The entry of a list that has these values in its key fields, sorted by name (`k:`).
-    Key(Box<[(Box<str>, Value)]>),
+    Key(Arc<[(Box<str>, Value)]>),
     /// The entry of a set (`v:`).
     Value(Value),
     /// A place in a list (`i:`). Nothing here makes them; they are read and kept.

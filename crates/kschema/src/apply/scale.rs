@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    managed::{Managed, ManagedFieldsError, Owned},
+    managed::{Managed, ManagedFieldsError},
+    owned::Owned,
     path::PathElement,
     set::Set,
 };
@@ -35,8 +36,8 @@ pub fn to_scale(parent: &Value, paths: &ReplicaPaths) -> Result<Option<Value>, M
     let mut shown = Managed::default();
     for (manager, owned) in managed.fields {
         let Some(Some(path)) = paths.get(&owned.api_version) else { continue };
-        if owned.set.has(path) {
-            let owned = Owned { set: path_set(&replicas()), api_version: SCALE_VERSION.to_owned() };
+        if owned.set().has(path) {
+            let owned = Owned::new(path_set(&replicas()), SCALE_VERSION);
             if let Some(time) = managed.times.get(&manager) {
                 shown.times.insert(manager.clone(), time.clone());
             }
@@ -62,12 +63,12 @@ pub fn to_parent(
     let mut out = Managed::default();
     for (manager, mut owned) in parent.fields {
         let Some(path) = paths.get(&owned.api_version) else { continue };
-        if let Some(path) = path.as_ref().filter(|path| owned.set.has(path))
+        if let Some(path) = path.as_ref().filter(|path| owned.set().has(path))
             && scale.fields.remove(&manager).is_none()
         {
             // Somebody else took the replicas at the scale.
-            owned.set = owned.set.difference(&path_set(path));
-            if owned.set.is_empty() {
+            owned.subtract(&path_set(path));
+            if owned.is_empty() {
                 continue;
             }
         }
@@ -78,12 +79,12 @@ pub fn to_parent(
     }
     let path = paths.get(api_version).and_then(Option::as_ref);
     for (manager, owned) in scale.fields {
-        let Some(path) = path.filter(|_| owned.set.has(&replicas())) else { continue };
+        let Some(path) = path.filter(|_| owned.set().has(&replicas())) else { continue };
         // The time is the object's own, if that manager has one there: upstream does the same.
         if let Some(time) = parent.times.get(&manager) {
             out.times.insert(manager.clone(), time.clone());
         }
-        out.fields.insert(manager, Owned { set: path_set(path), api_version: api_version.to_owned() });
+        out.fields.insert(manager, Owned::new(path_set(path), api_version));
     }
     Ok(out.encode())
 }

@@ -1,6 +1,6 @@
 //! Sets of fields: who owns what. A tree of path elements, sorted, with set algebra as structured-merge-diff has it.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use super::path::{At, PathElement};
 
@@ -24,7 +24,9 @@ pub struct Set {
     /// Sorted, without duplicates.
     pub(crate) members: Vec<PathElement>,
     /// Sorted by element, without duplicates.
-    pub(crate) children: Vec<(PathElement, Set)>,
+    ///
+    /// Shared, so that sets made of others copy only what is different.
+    pub(crate) children: Vec<(PathElement, Arc<Set>)>,
 }
 
 impl Set {
@@ -65,18 +67,18 @@ impl Set {
     /// The set below `element`, made if it is not there.
     pub(crate) fn descend(&mut self, element: PathElement) -> &mut Self {
         let place = if self.children.last().is_none_or(|(last, _)| *last < element) {
-            self.children.push((element, Self::default()));
+            self.children.push((element, Arc::default()));
             self.children.len() - 1
         } else {
             match self.children.binary_search_by(|(child, _)| child.cmp(&element)) {
                 Ok(place) => place,
                 Err(place) => {
-                    self.children.insert(place, (element, Self::default()));
+                    self.children.insert(place, (element, Arc::default()));
                     place
                 }
             }
         };
-        &mut self.children[place].1
+        Arc::make_mut(&mut self.children[place].1)
     }
 
     /// Whether the field at the end of the path is a member.
@@ -147,7 +149,7 @@ impl Set {
             &other.children,
             |(element, _)| element,
             |a, b| match (a, b) {
-                (Some((element, a)), Some((_, b))) => children.push((element.clone(), a.union(b))),
+                (Some((element, a)), Some((_, b))) => children.push((element.clone(), Arc::new(a.union(b)))),
                 (a, b) => children.extend(a.or(b).cloned()),
             },
         );
@@ -173,7 +175,7 @@ impl Set {
                 if let (Some((element, a)), Some((_, b))) = (a, b) {
                     let both = a.intersection(b);
                     if !both.is_empty() {
-                        children.push((element.clone(), both));
+                        children.push((element.clone(), Arc::new(both)));
                     }
                 }
             },
@@ -216,7 +218,7 @@ impl Set {
                     Some((_, b)) => {
                         let rest = a.subtract(b, recursive);
                         if !rest.is_empty() {
-                            children.push((element.clone(), rest));
+                            children.push((element.clone(), Arc::new(rest)));
                         }
                     }
                 }
@@ -229,8 +231,11 @@ impl Set {
     #[must_use]
     pub fn leaves(&self) -> Self {
         let members = self.members.iter().filter(|member| self.child(member).is_none()).cloned().collect();
-        let children =
-            self.children.iter().map(|(element, child)| (element.clone(), child.leaves())).collect();
+        let children = self
+            .children
+            .iter()
+            .map(|(element, child)| (element.clone(), Arc::new(child.leaves())))
+            .collect();
         Self { members, children }
     }
 }

@@ -5,13 +5,22 @@
 use serde_json::Value;
 
 use super::path::PathElement;
-use crate::types::{Catalog, Field, ListKind, Object, Type};
+use crate::{
+    structural::{Additional, JsonType, Structural},
+    types::{Catalog, Field, ListKind, Object, Type},
+};
 
 /// The type of a place in an object.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shape<'a> {
     /// A type of the catalog, with the field it is the type of, if it is that.
     Type(&'a Type, Option<&'a Field>),
+    /// A part of a structural schema, and whether something above it keeps unknown fields.
+    Structural(&'a Structural, bool),
+    /// The metadata of an object.
+    Metadata,
+    /// Text.
+    Text,
     /// No schema: maps are merged by key, lists are one value, everything below likewise.
     Deduced,
     /// No schema, and one value whatever it is.
@@ -74,16 +83,34 @@ impl<'a> Keys<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct MapShape<'a> {
     pub(crate) atomic: bool,
-    fields: Option<&'a Object>,
+    fields: Fields<'a>,
     /// The type of keys that are no fields; `None`: there may be none.
     other: Option<Shape<'a>>,
+}
+
+/// Where the named fields of a map are described.
+#[derive(Clone, Copy, Debug)]
+enum Fields<'a> {
+    None,
+    Object(&'a Object),
+    Structural(&'a Structural, bool),
 }
 
 impl<'a> MapShape<'a> {
     /// The shape of a named field.
     pub(crate) fn find(&self, name: &str) -> Option<Shape<'a>> {
-        let field = self.fields?.field(name)?;
-        Some(Shape::Type(&field.ty, Some(field)))
+        match self.fields {
+            Fields::None => None,
+            Fields::Object(object) => {
+                let field = object.field(name)?;
+                Some(Shape::of(&field.ty, Some(field)))
+            }
+            Fields::Structural(schema, preserves) => match name {
+                "metadata" if schema.is_object => Some(Shape::Metadata),
+                "apiVersion" | "kind" if schema.is_object => Some(Shape::Text),
+                _ => schema.properties.get(name).map(|property| Shape::Structural(property, preserves)),
+            },
+        }
     }
 
     /// The shape of what stands under a key; `None`: the schema doesn't know it.
@@ -93,7 +120,10 @@ impl<'a> MapShape<'a> {
 
     /// The fields that are there even if nobody has given them, with their values.
     pub(crate) fn always(&self) -> &'a [(Box<str>, Value)] {
-        self.fields.map_or(&[], |object| &object.always)
+        match self.fields {
+            Fields::Object(object) => &object.always,
+            _ => &[],
+        }
     }
 
     pub(crate) fn always_value(&self, name: &str) -> Option<&'a Value> {
@@ -102,12 +132,21 @@ impl<'a> MapShape<'a> {
 
     /// Whether keys that are no fields have no declared type of their own.
     pub(crate) fn is_deduced(&self) -> bool {
-        self.fields.is_none() && matches!(self.other, Some(Shape::Deduced))
+        let is_bare = match self.fields {
+            Fields::None => true,
+            Fields::Object(_) => false,
+            Fields::Structural(schema, _) => schema.properties.is_empty() && !schema.is_object,
+        };
+        is_bare && matches!(self.other, Some(Shape::Deduced))
     }
 
     /// The value that a key field has when it is not given.
     fn default_of(&self, name: &str) -> Option<Value> {
-        let object = self.fields?;
+        let object = match self.fields {
+            Fields::None => return None,
+            Fields::Object(object) => object,
+            Fields::Structural(schema, _) => return schema.properties.get(name)?.default.clone(),
+        };
         if let Some((_, default)) = object.defaults.iter().find(|(field, _)| &**field == name) {
             return Some(default.clone());
         }
@@ -162,9 +201,25 @@ pub(crate) enum Kind {
 }
 
 impl<'a> Shape<'a> {
+    /// The shape of a type, which may be that of a field.
+    pub(crate) fn of(ty: &'a Type, field: Option<&'a Field>) -> Self {
+        match ty {
+            Type::Structural(schema) => Self::Structural(schema, false),
+            ty => Self::Type(ty, field),
+        }
+    }
+
     pub(crate) fn kinds(self) -> Kinds {
         Kinds(match self {
             Self::Deduced | Self::Opaque | Self::Type(Type::Any, _) => SCALAR | LIST | MAP,
+            Self::Structural(schema, _) => match schema.kind {
+                JsonType::Any => SCALAR | LIST | MAP,
+                JsonType::Object => MAP,
+                JsonType::Array => LIST,
+                _ => SCALAR,
+            },
+            Self::Metadata => MAP,
+            Self::Text => SCALAR,
             Self::Type(Type::List(_), _) => LIST,
             Self::Type(Type::Map(_) | Type::Named(_) | Type::Object(_), _) => MAP,
             Self::Type(..) => SCALAR,
@@ -177,7 +232,16 @@ impl<'a> Shape<'a> {
 
     pub(crate) fn scalar(self) -> Scalar {
         match self {
-            Self::Type(Type::String | Type::Bytes, _) => Scalar::Text,
+            Self::Type(Type::String | Type::Bytes, _) | Self::Text => Scalar::Text,
+            Self::Structural(schema, _) => match schema.kind {
+                JsonType::Integer | JsonType::Number => Scalar::Number,
+                JsonType::Boolean => Scalar::Bool,
+                JsonType::String => match schema.limits.as_ref().map_or("", |limits| &limits.format) {
+                    "" | "byte" => Scalar::Text,
+                    _ => Scalar::Any,
+                },
+                _ => Scalar::Any,
+            },
             Self::Type(Type::Int32 | Type::Int64 | Type::Double, _) => Scalar::Number,
             Self::Type(Type::Bool, _) => Scalar::Bool,
             _ => Scalar::Any,
@@ -189,6 +253,16 @@ impl<'a> Shape<'a> {
             Self::Type(Type::List(item), field) => {
                 ListShape { merge: field.map_or(ListMerge::Atomic, list_merge), item: Self::Type(item, None) }
             }
+            Self::Structural(schema, preserves) => ListShape {
+                merge: match &schema.list {
+                    ListKind::Unset | ListKind::Atomic => ListMerge::Atomic,
+                    ListKind::Set => ListMerge::Set,
+                    ListKind::Map(keys) => ListMerge::Keys(Keys::Several(keys)),
+                },
+                item: schema.items.as_ref().map_or(Self::Opaque, |item| {
+                    Self::Structural(item, preserves || schema.preserve_unknown)
+                }),
+            },
             _ => ListShape { merge: ListMerge::Atomic, item: Self::Opaque },
         }
     }
@@ -197,19 +271,38 @@ impl<'a> Shape<'a> {
         let marked = |field: Option<&Field>| field.is_some_and(|field| field.atomic);
         match self {
             Self::Type(Type::Any, field) if marked(field) => Self::Opaque.map(catalog),
+            Self::Structural(schema, preserves) => {
+                structural_map(schema, preserves || schema.preserve_unknown)
+            }
+            Self::Metadata => {
+                let object = catalog.find("^ObjectMeta").map(|id| &**catalog.object(id));
+                MapShape { atomic: false, fields: object.map_or(Fields::None, Fields::Object), other: None }
+            }
             Self::Type(Type::Map(item), field) => {
-                MapShape { atomic: marked(field), fields: None, other: Some(Self::Type(item, None)) }
+                MapShape { atomic: marked(field), fields: Fields::None, other: Some(Self::Type(item, None)) }
             }
             Self::Type(ty @ (Type::Named(_) | Type::Object(_)), field) => match catalog.resolve(ty) {
-                Some(object) if !object.fields.is_empty() => {
-                    MapShape { atomic: marked(field) || object.atomic, fields: Some(object), other: None }
-                }
-                _ => MapShape { atomic: marked(field), fields: None, other: Some(Self::Deduced) },
+                Some(object) if !object.fields.is_empty() => MapShape {
+                    atomic: marked(field) || object.atomic,
+                    fields: Fields::Object(object),
+                    other: None,
+                },
+                _ => MapShape { atomic: marked(field), fields: Fields::None, other: Some(Self::Deduced) },
             },
-            Self::Opaque => MapShape { atomic: true, fields: None, other: Some(Self::Opaque) },
-            _ => MapShape { atomic: false, fields: None, other: Some(Self::Deduced) },
+            Self::Opaque => MapShape { atomic: true, fields: Fields::None, other: Some(Self::Opaque) },
+            _ => MapShape { atomic: false, fields: Fields::None, other: Some(Self::Deduced) },
         }
     }
+}
+
+fn structural_map(schema: &Structural, preserves: bool) -> MapShape<'_> {
+    let other = match &schema.additional {
+        Additional::Schema(schema) => Some(Shape::Structural(schema, preserves)),
+        Additional::Allowed(true) => Some(Shape::Deduced),
+        Additional::Allowed(false) => None,
+        Additional::Unset => (preserves || schema.properties.is_empty()).then_some(Shape::Deduced),
+    };
+    MapShape { atomic: schema.atomic, fields: Fields::Structural(schema, preserves), other }
 }
 
 /// Upstream takes the strategic merge marks where a list says nothing of its own.

@@ -1,6 +1,6 @@
 //! Objects seen with their type: which fields one has, whether it fits, and what is left without some fields.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
@@ -287,7 +287,8 @@ pub(crate) fn with_named_fields(catalog: &Catalog, shape: Shape<'_>, set: &Set) 
             (PathElement::Key(_), _) if has_lists(shape) => Some(shape.list().item),
             _ => None,
         };
-        let child = below.map_or_else(|| child.clone(), |below| with_named_fields(catalog, below, child));
+        let child =
+            below.map_or_else(|| child.clone(), |below| Arc::new(with_named_fields(catalog, below, child)));
         out.children.push((element.clone(), child));
     }
     out
@@ -298,19 +299,17 @@ fn has_lists(shape: Shape<'_>) -> bool {
 }
 
 /// `value` without the fields of `gone`; `None` when nothing is left of it.
+///
+/// A container that loses all it has becomes null, as in structured-merge-diff 6.4.2 (6.3.2 left it empty).
 pub(crate) fn remove(catalog: &Catalog, shape: Shape<'_>, value: &Value, gone: &Set) -> Option<Value> {
     match (shape.kind(Some(value)), value) {
         (Kind::List, Value::Array(list)) => {
             let shape = shape.list();
-            if list.is_empty() || shape.is_atomic() {
-                None
-            } else {
-                remove_entries(catalog, shape, list, gone)
-            }
+            if shape.is_atomic() { None } else { remove_entries(catalog, shape, list, gone) }
         }
         (Kind::Map, Value::Object(map)) => {
             let shape = shape.map(catalog);
-            if map.is_empty() || shape.atomic { None } else { remove_fields(catalog, shape, map, gone) }
+            if shape.atomic { None } else { remove_fields(catalog, shape, map, gone) }
         }
         (Kind::Scalar, value) => Some(value.clone()),
         _ => None,
@@ -318,7 +317,7 @@ pub(crate) fn remove(catalog: &Catalog, shape: Shape<'_>, value: &Value, gone: &
 }
 
 fn remove_entries(catalog: &Catalog, shape: ListShape<'_>, list: &[Value], gone: &Set) -> Option<Value> {
-    let (mut kept, mut matched) = (Vec::with_capacity(list.len()), false);
+    let mut kept = Vec::with_capacity(list.len());
     for entry in list {
         let Ok(element) = shape.element(catalog, entry) else {
             kept.push(entry.clone());
@@ -327,15 +326,12 @@ fn remove_entries(catalog: &Catalog, shape: ListShape<'_>, list: &[Value], gone:
         if gone.has_member(&element) {
             continue;
         }
-        match gone.child(&element).filter(|below| !below.is_empty()) {
-            Some(below) => {
-                matched = true;
-                kept.push(remove(catalog, shape.item, entry, below).unwrap_or_else(|| emptied(entry)));
-            }
-            None => kept.push(entry.clone()),
-        }
+        kept.push(match gone.child(&element).filter(|below| !below.is_empty()) {
+            Some(below) => remove(catalog, shape.item, entry, below).unwrap_or(Value::Null),
+            None => entry.clone(),
+        });
     }
-    (matched || !kept.is_empty()).then_some(Value::Array(kept))
+    (!kept.is_empty()).then_some(Value::Array(kept))
 }
 
 fn remove_fields(
@@ -344,7 +340,7 @@ fn remove_fields(
     map: &Map<String, Value>,
     gone: &Set,
 ) -> Option<Value> {
-    let (mut kept, mut matched) = (Map::new(), false);
+    let mut kept = Map::new();
     for (key, value) in map {
         let element = PathElement::field(key);
         if gone.has_member(&element) {
@@ -352,22 +348,10 @@ fn remove_fields(
         }
         let below = gone.child(&element).filter(|below| !below.is_empty());
         let value = match (below, shape.child(key)) {
-            (Some(below), Some(child)) => {
-                matched = true;
-                remove(catalog, child, value, below).unwrap_or_else(|| emptied(value))
-            }
+            (Some(below), Some(child)) => remove(catalog, child, value, below).unwrap_or(Value::Null),
             _ => value.clone(),
         };
         kept.insert(key.clone(), value);
     }
-    (matched || !kept.is_empty()).then_some(Value::Object(kept))
-}
-
-/// A container stays when all of its contents go.
-fn emptied(value: &Value) -> Value {
-    match value {
-        Value::Object(_) => Value::Object(Map::new()),
-        Value::Array(_) => Value::Array(Vec::new()),
-        _ => Value::Null,
-    }
+    (!kept.is_empty()).then_some(Value::Object(kept))
 }

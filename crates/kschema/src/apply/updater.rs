@@ -10,8 +10,9 @@ use super::{
     ConvertError, Versions,
     compare::{Comparison, compare},
     conflict::Conflicts,
-    managed::{Manager, Owned},
+    managed::Manager,
     merge::merge,
+    owned::Owned,
     path::equal,
     reconcile::reconcile,
     set::Set,
@@ -53,7 +54,7 @@ pub(crate) struct Updater<'a> {
 
 impl<'a> Updater<'a> {
     pub(crate) fn shape(&self, api_version: &str) -> Option<Shape<'a>> {
-        Some(Shape::Type(self.versions.schema(api_version)?, None))
+        Some(Shape::of(self.versions.schema(api_version)?, None))
     }
 
     fn convert(&self, object: &Versioned<'a>, api_version: &str) -> Converted<'a> {
@@ -80,13 +81,15 @@ impl<'a> Updater<'a> {
         Ok(comparison)
     }
 
-    /// Takes from everybody but `acting` what changed between `old` and `new`, and what is gone.
+    /// Takes from everybody but `acting` what changed between `old` and `new`, and what is gone. `heir` will own what changed
+    /// anyway, and loses only what is gone.
     fn take_over(
         &self,
         old: &Versioned<'a>,
         new: &Versioned<'a>,
         managers: &mut Managers,
         acting: Option<&Manager>,
+        heir: Option<&Manager>,
         force: bool,
     ) -> Result<Comparison, Refusal> {
         let own = self.compare(old, new)?;
@@ -111,7 +114,7 @@ impl<'a> Updater<'a> {
                 }
             };
             let changed = comparison.modified.union(&comparison.added);
-            let taken = owned.set.intersection(&changed);
+            let taken = if Some(manager) == heir { Set::default() } else { owned.intersection(&changed) };
             if !taken.is_empty() {
                 conflicts.add(manager, &taken);
             }
@@ -127,10 +130,10 @@ impl<'a> Updater<'a> {
         }
         for (manager, lost) in lost {
             if let Some(owned) = managers.get_mut(&manager) {
-                owned.set = owned.set.difference(&lost);
+                owned.subtract(&lost);
             }
         }
-        managers.retain(|_, owned| !owned.set.is_empty());
+        managers.retain(|_, owned| !owned.is_empty());
         Ok(own)
     }
 
@@ -150,15 +153,19 @@ impl<'a> Updater<'a> {
         }
     }
 
-    /// What the change from `live` to `new` gives to whoever makes it; takes it from the others.
+    /// What the change from `live` to `new` gives to `heir`, who makes it; takes it from the others.
     pub(crate) fn update(
         &self,
         live: &Versioned<'a>,
         new: &Versioned<'a>,
         managers: &mut Managers,
+        heir: &Manager,
     ) -> Result<Set, Refusal> {
-        self.reconcile(managers);
-        let comparison = self.take_over(live, new, managers, None, true)?;
+        // Built-in schemas do not change under an object's feet; a later apply sees to what another release has written.
+        if matches!(new.shape, Shape::Structural(..)) {
+            self.reconcile(managers);
+        }
+        let comparison = self.take_over(live, new, managers, None, Some(heir), true)?;
         Ok(comparison.modified.union(&comparison.added))
     }
 
@@ -180,13 +187,18 @@ impl<'a> Updater<'a> {
         if let Some(reset) = self.versions.reset_fields(&config.api_version) {
             set = set.recursive_difference(reset);
         }
-        let owned = Owned { set, api_version: config.api_version.clone().into_owned() };
+        let owned = Owned::new(set, &config.api_version);
         let last = managers.insert(acting.clone(), owned);
+        let kept = &managers[acting];
+        // What was applied before and still is needs no removing, and that is the common case.
+        let last = last.filter(|last| {
+            last.api_version != config.api_version || !last.set().difference(kept.set()).is_empty()
+        });
         let new = self
             .prune(&merged, managers, &config.api_version, last.as_ref())
             .map_err(|why| format!("failed to prune fields: {why}"))?
             .unwrap_or(merged);
-        self.take_over(live, &new, managers, Some(acting), force)?;
+        self.take_over(live, &new, managers, Some(acting), None, force)?;
         Ok((!equal(&live.value, &new.value)).then(|| new.value.into_owned()))
     }
 
@@ -198,14 +210,14 @@ impl<'a> Updater<'a> {
         api_version: &str,
         last: Option<&Owned>,
     ) -> Converted<'a> {
-        let Some(last) = last.filter(|last| !last.set.is_empty()) else { return Ok(None) };
+        let Some(last) = last.filter(|last| !last.is_empty()) else { return Ok(None) };
         let Some(merged) = self
             .convert(merged, &last.api_version)
             .map_err(|why| format!("failed to convert merged object to last applied version: {why}"))?
         else {
             return Ok(None);
         };
-        let gone = typed::with_named_fields(self.catalog, merged.shape, &last.set);
+        let gone = typed::with_named_fields(self.catalog, merged.shape, last.set());
         let pruned = self.without(&merged, &gone);
         let pruned = self
             .add_back_owned(&merged, pruned, &last.api_version, managers)
@@ -240,7 +252,7 @@ impl<'a> Updater<'a> {
         let mut by_version: BTreeMap<&str, Set> = BTreeMap::new();
         for owned in managers.values() {
             let all = by_version.entry(&owned.api_version).or_default();
-            *all = all.union(&owned.set);
+            *all = all.union(owned.set());
         }
         // The pruned version first: a conversion may need fields that are not back yet.
         let first = by_version.remove_entry(pruned_version);
@@ -282,9 +294,9 @@ impl<'a> Updater<'a> {
         managers.retain(|_, owned| self.versions.schema(&owned.api_version).is_some());
         for owned in managers.values_mut() {
             if let Some(shape) = self.shape(&owned.api_version)
-                && let Some(set) = reconcile(self.catalog, shape, &owned.set)
+                && let Some(set) = reconcile(self.catalog, shape, owned.set())
             {
-                owned.set = set;
+                owned.replace(set);
             }
         }
     }

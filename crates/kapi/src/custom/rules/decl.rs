@@ -63,7 +63,11 @@ fn object(schema: &Structural, limits: &Limits, is_root: bool) -> Option<Decl> {
         }
     }
     if is_root {
-        let meta = Decl::object("object").field("name", Decl::string(), false).field("generateName", Decl::string(), false);
+        let meta = Decl::object("object").field("name", Decl::string(), false).field(
+            "generateName",
+            Decl::string(),
+            false,
+        );
         decl = decl
             .field("apiVersion", Decl::string(), false)
             .field("kind", Decl::string(), false)

@@ -21,7 +21,8 @@ pub(crate) fn check(schema: &Structural, path: &str, errors: &mut Vec<FieldError
         total.most.sort_by(|(one, _), (other, _)| other.cmp(one));
         for (cost, place) in total.most.iter().take(4) {
             let _ = cost;
-            let why = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
+            let why =
+                "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema";
             errors.push(FieldError::forbidden(place.as_str(), why));
         }
         let why = too_much(
@@ -59,7 +60,14 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// `times`: how often values of this schema can occur at most; `None` if nothing limits it. `lost`: where an old value
     /// ceased to be known.
-    fn node(&mut self, schema: &Structural, path: &str, times: Option<u64>, is_root: bool, lost: Option<&str>) {
+    fn node(
+        &mut self,
+        schema: &Structural,
+        path: &str,
+        times: Option<u64>,
+        is_root: bool,
+        lost: Option<&str>,
+    ) {
         if !schema.rules.is_empty() {
             self.rules(schema, path, times, is_root, lost);
         }
@@ -82,7 +90,9 @@ impl Walk<'_> {
             let lost = if keyed { lost } else { lost.or(Some(path)) };
             self.node(items, &below, times, items.is_object, lost);
         }
-        for (index, nested) in limits.map(|limits| limits.all_of.as_slice()).unwrap_or_default().iter().enumerate() {
+        for (index, nested) in
+            limits.map(|limits| limits.all_of.as_slice()).unwrap_or_default().iter().enumerate()
+        {
             if has_rules(nested) {
                 // What restricts has no types of its own: it is read with those of the schema around it.
                 let merged = Structural { rules: nested.rules.clone(), limits: None, ..schema.clone() };
@@ -91,7 +101,14 @@ impl Walk<'_> {
         }
     }
 
-    fn rules(&mut self, schema: &Structural, path: &str, times: Option<u64>, is_root: bool, lost: Option<&str>) {
+    fn rules(
+        &mut self,
+        schema: &Structural,
+        path: &str,
+        times: Option<u64>,
+        is_root: bool,
+        lost: Option<&str>,
+    ) {
         let Some(decl) = decl::of(schema, is_root).map(|decl| decl.named("selfType")) else {
             let why = "internal error: failed to retrieve type information for x-kubernetes-validations";
             self.errors.push(FieldError::internal(format!("{path}.x-kubernetes-validations"), why));
@@ -115,9 +132,17 @@ impl Walk<'_> {
         if text.is_empty() {
             self.errors.push(FieldError::required(at("rule"), "rule is not specified"));
         } else if !rule.message.is_empty() && message.is_empty() {
-            self.errors.push(FieldError::invalid_text(at("message"), &rule.message, "must be non-empty if specified"));
+            self.errors.push(FieldError::invalid_text(
+                at("message"),
+                &rule.message,
+                "must be non-empty if specified",
+            ));
         } else if breaks(message) {
-            self.errors.push(FieldError::invalid_text(at("message"), &rule.message, "must not contain line breaks"));
+            self.errors.push(FieldError::invalid_text(
+                at("message"),
+                &rule.message,
+                "must not contain line breaks",
+            ));
         } else if breaks(text) && message.is_empty() {
             let why = "message must be specified if rule contains line breaks";
             self.errors.push(FieldError::required(at("message"), why));
@@ -133,10 +158,18 @@ impl Walk<'_> {
         }
         let field = &rule.field_path;
         if !field.is_empty() && field.trim().is_empty() {
-            self.errors.push(FieldError::invalid_text(at("fieldPath"), field, "must be non-empty if specified"));
+            self.errors.push(FieldError::invalid_text(
+                at("fieldPath"),
+                field,
+                "must be non-empty if specified",
+            ));
         }
         if breaks(field) {
-            self.errors.push(FieldError::invalid_text(at("fieldPath"), field, "must not contain line breaks"));
+            self.errors.push(FieldError::invalid_text(
+                at("fieldPath"),
+                field,
+                "must not contain line breaks",
+            ));
         }
         if !field.is_empty() && !leads_somewhere(schema, field) {
             self.errors.push(FieldError::invalid_text(at("fieldPath"), field, "must be a valid path"));
@@ -164,7 +197,11 @@ impl Walk<'_> {
         if !rule.message_expression.is_empty() {
             match env.compile(&rule.message_expression) {
                 Ok(message) if message.output_type().to_string() == "string" => {
-                    self.cost(message.estimate().max, "estimated messageExpression cost", &at("messageExpression"));
+                    self.cost(
+                        message.estimate().max,
+                        "estimated messageExpression cost",
+                        &at("messageExpression"),
+                    );
                 }
                 Ok(_) => {
                     let why = "messageExpression must evaluate to a string".to_owned();
@@ -178,7 +215,9 @@ impl Walk<'_> {
         }
         match (program.uses("oldSelf"), lost, rule.optional_old_self) {
             (true, Some(lost), _) => {
-                let why = format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}");
+                let why = format!(
+                    "oldSelf cannot be used on the uncorrelatable portion of the schema within {lost}"
+                );
                 self.errors.push(FieldError::invalid_text(at("rule"), &rule.rule, why));
             }
             (false, _, Some(set)) => {
@@ -235,7 +274,11 @@ fn leads_somewhere(schema: &Structural, path: &str) -> bool {
         }
         schema = match (schema.properties.get(name), &schema.additional) {
             (Some(field), _) => field,
-            (None, Additional::Schema(values)) if schema.properties.is_empty() && schema.kind == JsonType::Object => values,
+            (None, Additional::Schema(values))
+                if schema.properties.is_empty() && schema.kind == JsonType::Object =>
+            {
+                values
+            }
             _ => return false,
         };
     }

@@ -257,7 +257,8 @@ impl<'a> Schemas<'a> {
     fn ty(&mut self, ty: &Type) -> Value {
         let either = |a: &str, b: &str| json!([{"type": a}, {"type": b}]);
         match ty {
-            Type::Any => json!({"type": "object"}),
+            // Kinds with structural schemas are published as they were written.
+            Type::Any | Type::Structural(_) => json!({"type": "object"}),
             Type::String => json!({"type": "string"}),
             Type::Bytes => json!({"type": "string", "format": "byte"}),
             Type::Int32 => json!({"type": "integer", "format": "int32"}),
