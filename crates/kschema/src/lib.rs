@@ -14,6 +14,7 @@ pub mod apply;
 pub mod check;
 pub mod fields;
 pub mod json;
+pub mod jsonpath;
 pub mod patch;
 pub mod protobuf;
 pub mod strategy;
