@@ -232,6 +232,8 @@ impl<'a> Schemas<'a> {
     fn ty(&mut self, ty: &Type) -> Value {
         let either = |a: &str, b: &str| json!([{"type": a}, {"type": b}]);
         match ty {
+            // Custom kinds are documented from their schema as it was written, which is not kept here.
+            Type::Structural(_) => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
             Type::Any => json!({"type": "object"}),
             Type::String => json!({"type": "string"}),
             Type::Bytes => json!({"type": "string", "format": "byte"}),
