@@ -177,6 +177,13 @@ impl FieldError {
     pub fn field(&self) -> &str {
         &self.field
     }
+
+    /// The same fault in an object that itself stands at `parent`.
+    pub(crate) fn under(mut self, parent: &str) -> Self {
+        let is_root = self.field.is_empty() || self.field == "<nil>";
+        self.field = if is_root { parent.to_owned() } else { format!("{parent}.{}", self.field) };
+        self
+    }
 }
 
 impl fmt::Display for FieldError {

@@ -1,15 +1,23 @@
 //! Structural schemas (KEP-1693): what custom resources are described with.
 //!
-//! [`Structural::compile`] reads the `openAPIV3Schema` of a version of a CustomResourceDefinition. As a
-//! [`Type::Structural`](crate::Type::Structural) it is what apply works from.
+//! [`validate_schema`] says whether the `openAPIV3Schema` of a version of a CustomResourceDefinition is one, and
+//! [`Structural::compile`] makes it usable. What comes in is brought into form by [`default_in`](Structural::default_in),
+//! [`coerce_metadata`](Structural::coerce_metadata) and [`prune`](Structural::prune), in this order, and checked by
+//! [`validate`](Structural::validate), [`validate_metadata`](Structural::validate_metadata) and
+//! [`validate_lists`](Structural::validate_lists). As a [`Type::Structural`](crate::Type::Structural) it is what apply works from.
 
+mod columns;
 mod compile;
 mod default;
+mod field_path;
 mod formats;
+mod keywords;
 mod lists;
 mod metadata;
+mod nested;
 mod number;
 mod prune;
+mod rules;
 mod validate;
 
 use std::collections::BTreeMap;
@@ -18,7 +26,9 @@ use regex::Regex;
 use serde_json::Value;
 
 pub use self::{
+    columns::{SELECTABLE_FIELDS_MAX, validate_columns, validate_scale, validate_selectable_fields},
     compile::{CompileError, DEPTH_MAX},
+    rules::{SchemaRules, validate_schema},
     validate::FAULTS_MAX,
 };
 use crate::types::ListKind;

@@ -241,7 +241,7 @@ fn is_credit_card(text: &str) -> bool {
             digit / 10 + digit % 10
         })
         .sum();
-    is_known && sum % 10 == 0
+    is_known && sum.is_multiple_of(10)
 }
 
 fn is_ssn(text: &str) -> bool {

@@ -47,6 +47,19 @@ impl Structural {
     }
 }
 
+impl Structural {
+    /// [`validate_metadata`](Self::validate_metadata) of a part, which may be an object itself.
+    pub(super) fn validate_part_metadata(
+        &self,
+        catalog: &Catalog,
+        value: &Value,
+        errors: &mut Vec<FieldError>,
+    ) {
+        let metadata = catalog.find("^ObjectMeta").map(Type::Named);
+        validate(catalog, metadata.as_ref(), self, value, &Place::Root, errors);
+    }
+}
+
 struct Coerce<'a> {
     catalog: &'a Catalog,
     metadata: Type,
