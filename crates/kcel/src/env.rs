@@ -128,3 +128,36 @@ impl EnvBuilder {
         Env { declarations: Arc::new(self.declarations), macros: self.macros }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::types::Type;
+
+    fn readable(of: &Type) -> bool {
+        match of {
+            Type::Error => false,
+            Type::List(inner) | Type::Optional(inner) | Type::Type(inner) => readable(inner),
+            Type::Map(entry) => readable(&entry.0) && readable(&entry.1),
+            _ => true,
+        }
+    }
+
+    /// Signatures are written as text, and costs are found by their names.
+    #[test]
+    fn every_signature_is_readable_and_has_a_name_of_its_own() {
+        let mut functions = FUNCTIONS.clone();
+        library::add_mutation(&mut functions);
+        let mut names = HashSet::new();
+        for function in functions.all() {
+            for overload in &function.overloads {
+                let types = overload.params.iter().chain([&overload.result]);
+                assert!(types.clone().all(readable), "{} {overload:?}", function.name);
+                assert!(names.insert(overload.id.clone()), "{} is there twice", overload.id);
+            }
+        }
+        assert!(names.len() > 300, "{}", names.len());
+    }
+}

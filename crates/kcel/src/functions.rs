@@ -39,6 +39,11 @@ impl Functions {
         self.by_name.get(name)
     }
 
+    #[cfg(test)]
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Function>> {
+        self.by_name.values()
+    }
+
     /// Adds signatures `(id, "(parameters) result")` of a function that is called by its name alone.
     pub(crate) fn global(&mut self, name: &'static str, body: Body, signatures: &[(&'static str, &str)]) {
         for (id, text) in signatures {

@@ -269,8 +269,8 @@ impl<'a> Value<'a> {
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Duration(nanos) => *nanos == 0,
             Self::Timestamp(moment) => moment.is_zero(),
-            Self::List(list) => list.len() == 0,
-            Self::Map(map) => map.len() == 0,
+            Self::List(list) => list.is_empty(),
+            Self::Map(map) => map.is_empty(),
             Self::Object(object) => object.fields.is_empty(),
             Self::Type(_) | Self::Optional(_) | Self::Native(_) | Self::Preserved(_) => false,
         }
