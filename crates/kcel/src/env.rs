@@ -48,6 +48,8 @@ pub struct Env {
 pub enum Feature {
     /// `cel.bind(name, value, expression)`, as selectors of dynamic resource allocation have it.
     Bindings,
+    /// `attribute.includes(value)`, as selectors of dynamic resource allocation have it.
+    Includes,
     /// `Object{}`, `JSONPatch{}` and `jsonpatch.escapeKey`, as mutating policies have them.
     Mutation,
 }
@@ -114,6 +116,7 @@ impl EnvBuilder {
     pub fn with(mut self, feature: Feature) -> Self {
         match feature {
             Feature::Bindings => self.macros.bindings = true,
+            Feature::Includes => library::add_devices(&mut self.declarations.functions),
             Feature::Mutation => {
                 self.declarations.mutation = true;
                 library::add_mutation(&mut self.declarations.functions);
@@ -150,6 +153,7 @@ mod tests {
     fn every_signature_is_readable_and_has_a_name_of_its_own() {
         let mut functions = FUNCTIONS.clone();
         library::add_mutation(&mut functions);
+        library::add_devices(&mut functions);
         let mut names = HashSet::new();
         for function in functions.all() {
             for overload in &function.overloads {

@@ -108,7 +108,7 @@ fn sizes_that_nothing_limits_follow_from_the_request() {
     for (decl, elements, bytes) in [
         (Decl::string(), 3_145_726, 2),
         (Decl::string().max_length(10), 40, 2),
-        (Decl::string().longest_enum(7), 7, 2),
+        (Decl::string().with_elements_max(7), 7, 2),
         (Decl::bytes().max_length(10), 10, 2),
         (Decl::date_time(), 32, 21),
         (Decl::duration(), 32, 3),

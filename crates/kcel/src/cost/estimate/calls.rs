@@ -8,6 +8,7 @@ use crate::{
     ast::{Call, Expr, ExprKind, Literal, op},
     checker::Ref,
     decl::PathStep,
+    library::INCLUDES_MAX,
     types::Type,
 };
 
@@ -88,6 +89,7 @@ impl Estimator<'_> {
         Some(match rule {
             Rule::One | Rule::Nominal => (Range::fixed(1), None),
             Rule::Check => (Range::fixed(CHECK), None),
+            Rule::Includes => (Range { min: 0, max: INCLUDES_MAX as u64 }, None),
             Rule::Selector => (selector(self.size_or_unknown(arg(0)?)), None),
             Rule::Traverse => (self.traverse(target?), None),
             Rule::Scan(factor) => (self.size_or_unknown(arg(0)?).scaled(factor), None),
