@@ -323,6 +323,17 @@ fn entries_of<'a>(of: impl IntoIterator<Item = (&'a str, Value<'a>)>) -> Entries
     entries
 }
 
+/// The largest text that a function makes, in bytes: what it costs is known only when it is there.
+const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// Refuses to make text of more than [`TEXT_BYTES_MAX`] bytes.
+pub(crate) fn check_text(bytes: usize) -> Result<(), EvalError> {
+    if bytes > TEXT_BYTES_MAX {
+        return Err(EvalError::new(format!("text of {bytes} bytes exceeds the limit of {TEXT_BYTES_MAX}")));
+    }
+    Ok(())
+}
+
 /// The number of characters; quick for ASCII.
 pub(crate) fn chars(text: &str) -> usize {
     if text.is_ascii() { text.len() } else { text.chars().count() }

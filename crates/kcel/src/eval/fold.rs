@@ -113,7 +113,7 @@ impl<'a> Evaluator<'a, '_> {
             Value::List(mut list) => {
                 match &mut list.items {
                     Items::Values(values) => Arc::make_mut(values).push(element),
-                    Items::Json(..) => {
+                    Items::Json(..) | Items::Sum(_) => {
                         let mut values = list.values()?;
                         values.push(element);
                         list.items = Items::Values(Arc::new(values));

@@ -144,6 +144,9 @@ impl Value<'_> {
             Self::Duration(nanos) => Json::String(duration_text(*nanos)),
             Self::List(list) => match &list.items {
                 Items::Json(items, _) => Json::Array(items.to_vec()),
+                Items::Sum(_) => {
+                    Json::Array(list.iter().map(|value| value?.to_json()).collect::<Result<_, _>>()?)
+                }
                 Items::Values(values) => {
                     Json::Array(values.iter().map(Self::to_json).collect::<Result<_, _>>()?)
                 }

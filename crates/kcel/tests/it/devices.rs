@@ -75,6 +75,11 @@ fn selectors_are_evaluated_and_estimated() {
         (r#"device.attributes["dra.example.com"].version.isLessThan(semver("2.0.0"))"#, "true", 6),
         (r#"device.capacity["dra.example.com"].memory.isGreaterThan(quantity("1Ki"))"#, "true", 6),
         ("device.allowMultipleAllocations == true", "true", 3),
+        (r#"device.attributes.exists_one(x, x == "dra.example.com")"#, "true", 164),
+        (r#"device.attributes["dra.example.com"].exists_one(x, x == "services")"#, "false", 133),
+        (r#"device.attributes["dra.example.com"].text.split("example").size() >= 2"#, "false", 19),
+        (r#"device.attributes["dra.example.com"].text.matches("[^a]?sym")"#, "false", 18),
+        (r#"device.capacity["dra.example.com"].exists_one(x, x == "memory")"#, "true", 133),
     ] {
         let bindings = Bindings::new().with("device", bound());
         assert_eq!(super::language::answer(&env, text, &bindings), expected, "{text}");

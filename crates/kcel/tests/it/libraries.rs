@@ -302,3 +302,22 @@ fn named_formats() {
         ("format.named('unknown').hasValue()", "false"),
     ]);
 }
+
+/// What functions make is limited before it is made.
+#[test]
+fn results_are_limited() {
+    use kcel::{Bindings, Decl, Env};
+    let env = Env::builder().variable("self", Decl::string()).build();
+    let data = serde_json::json!("x".repeat(1_000_000));
+    for text in [
+        "self.replace('', self).size() > 0",
+        "self.split('').join(self).size() > 0",
+        "[self, self, self].map(x, lists.range(30).map(y, x).join()).join().size() > 0",
+        "'%s'.format([lists.range(99).map(x, self)]).size() > 0",
+    ] {
+        let program = env.compile(text).unwrap();
+        let bindings = Bindings::new().json("self", &data);
+        let error = program.eval(&bindings, u64::MAX).result.unwrap_err().to_string();
+        assert!(error.contains("exceeds the limit of 67108864"), "{text}: {error}");
+    }
+}
