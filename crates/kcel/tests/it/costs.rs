@@ -91,6 +91,66 @@ fn estimates_follow_declared_sizes() {
     }
 }
 
+/// The most that a rule is estimated to cost where nothing but the size of a request limits the data.
+#[test]
+fn estimates_where_nothing_is_limited() {
+    let required = Decl::object("object").field("required", Decl::string(), true);
+    for (decl, text, max) in [
+        (Decl::list(Decl::double()), "self.all(x, true)", 4_718_591),
+        (Decl::list(Decl::string()), "self.all(x, true)", 3_145_727),
+        (Decl::list(Decl::bool()), "self.all(x, true)", 1_887_437),
+        (Decl::list(Decl::list(Decl::double())), "self.all(x, true)", 3_145_727),
+        (Decl::list(Decl::date()), "self.all(x, true)", 725_936),
+        (Decl::list(Decl::date_time()), "self.all(x, true)", 428_963),
+        (Decl::list(Decl::duration()), "self.all(x, true)", 2_359_295),
+        (Decl::list(required), "self.all(x, true)", 555_128),
+        (Decl::map(Decl::double()), "self.all(x, true)", 1_348_169),
+        (Decl::map(Decl::string()), "self.all(x, true)", 1_179_647),
+        (Decl::map(Decl::bool()), "self.all(x, true)", 943_718),
+        (Decl::list(Decl::double()), "self.all(x, x == 0.0)", 6_291_454),
+        (Decl::list(Decl::double()), "self[1] == 0.0", 2),
+        (Decl::list(Decl::string()), "self[1] == self[1]", 314_577),
+        (Decl::map(Decl::date_time()), "self['a'] == self['b']", 8),
+        (Decl::map(Decl::string()), "self.all(x, x.contains(self[x]))", 2_752_507),
+        (Decl::string(), "self.contains('test')", 314_574),
+        (Decl::string(), "self.startsWith('test')", 2),
+        (Decl::string(), "size(self + 'hello') > size('hello')", 314_578),
+        (Decl::string(), "self.matches('x')", 314_574),
+        (Decl::string(), "self.find('[0-9]+') == ''", 629_147),
+        (Decl::string(), "self == 'x'", 2),
+    ] {
+        let env = Env::builder().variable("self", decl.clone()).build();
+        assert_eq!(env.compile(text).unwrap().estimate().max, max, "{text} over {decl:?}");
+    }
+}
+
+/// The same with limits in the declaration.
+#[test]
+fn estimates_where_sizes_are_limited() {
+    let tens = Decl::list(Decl::list(Decl::list(Decl::double()).max_items(10)).max_items(10)).max_items(10);
+    let keyed = Decl::map(Decl::string().max_length(10)).max_properties(10);
+    for (decl, text, max) in [
+        (Decl::list(Decl::double()).max_items(10), "self.all(x, true)", 32),
+        (Decl::list(Decl::string()).max_items(20), "self.all(x, true)", 62),
+        (Decl::list(Decl::list(Decl::double())).max_items(100), "self.all(x, true)", 302),
+        (Decl::map(Decl::string()).max_properties(3), "self.all(x, true)", 11),
+        (Decl::map(Decl::bool()).max_properties(100), "self.all(x, true)", 302),
+        (Decl::list(Decl::double()).max_items(10), "self.all(x, self.all(y, true))", 352),
+        (tens, "self.all(x, x.all(y, y.all(z, true)))", 3552),
+        (keyed, "self.all(x, x.contains(self[x]))", 72),
+        (Decl::string().max_length(10), "self.contains('test')", 5),
+        (Decl::string().max_length(4), "size(self + 'hello') > size('hello')", 7),
+        (Decl::string().max_length(50), "self.matches('x')", 22),
+        (Decl::string().max_length(10), "self.find('[0-9]+') == ''", 11),
+        (Decl::string().max_length(0), "self == 'x'", 1),
+        (Decl::string().with_elements_max(9), "self.contains('A')", 2),
+        (Decl::string().max_length(1000), "self.contains('A')", 401),
+    ] {
+        let env = Env::builder().variable("self", decl.clone()).build();
+        assert_eq!(env.compile(text).unwrap().estimate().max, max, "{text} over {decl:?}");
+    }
+}
+
 /// A rule over a list without a limit, in a list without a limit, is beyond what a CRD may have.
 #[test]
 fn unlimited_lists_in_lists_are_too_expensive() {
