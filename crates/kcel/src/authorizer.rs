@@ -121,7 +121,7 @@ impl AuthorizerValue {
     /// A check of one resource, to bind as `authorizer.requestResource`.
     #[must_use]
     pub fn resource<'a>(&self, of: ResourceCheck) -> Value<'a> {
-        let check = ResourceCheck { authorizer: Some(self.clone()), ..of };
+        let check = ResourceValue { authorizer: self.clone(), check: of };
         Value::Native(Native(Kind::ResourceCheck(Arc::new(check))))
     }
 
@@ -159,9 +159,8 @@ pub(crate) struct GroupCheck {
 }
 
 /// A resource that a check is about.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResourceCheck {
-    pub(crate) authorizer: Option<AuthorizerValue>,
     /// The API group; empty for the core group.
     pub group: String,
     /// The resource, in the plural.
@@ -178,8 +177,15 @@ pub struct ResourceCheck {
     pub label_selector: String,
 }
 
-impl ResourceCheck {
-    pub(crate) fn check(&self, verb: &str) -> Option<Decision> {
-        Some(self.authorizer.as_ref()?.ask(verb, CheckTarget::Resource(self)))
+/// `authorizer.group(..).resource(..)`.
+#[derive(Clone, Debug)]
+pub(crate) struct ResourceValue {
+    pub(crate) authorizer: AuthorizerValue,
+    pub(crate) check: ResourceCheck,
+}
+
+impl ResourceValue {
+    pub(crate) fn check(&self, verb: &str) -> Decision {
+        self.authorizer.ask(verb, CheckTarget::Resource(&self.check))
     }
 }

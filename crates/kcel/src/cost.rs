@@ -81,6 +81,8 @@ pub(crate) enum Rule {
     /// The start or the end of a text: the whole text when it is evaluated, the other one in estimates.
     Affix,
     Format,
+    /// `includes` of selectors of devices.
+    Includes,
     ToBytes,
     ToText,
     Quote,
@@ -158,7 +160,7 @@ impl Rule {
     pub(crate) fn actual(self, args: &[Value<'_>], result: &Value<'_>) -> u64 {
         let size = |index: usize| args.get(index).map_or(1, Value::size);
         match self {
-            Self::One | Self::Nominal | Self::AddList => 1,
+            Self::One | Self::Nominal | Self::AddList | Self::Includes => 1,
             Self::Check => CHECK,
             Self::Selector => selector(size(1)),
             Self::Traverse => args.first().map_or(0, traversal),
@@ -212,6 +214,7 @@ fn extension(overload: &str) -> Option<Rule> {
     Some(match overload {
         "list_sets_contains_list" | "list_sets_intersects_list" => Rule::Sets(1.0),
         "list_sets_equivalent_list" => Rule::Sets(2.0),
+        "dra_includes_dyn_dyn" => Rule::Includes,
         "list_slice" => Rule::Slice,
         "lists_range" => Rule::Range,
         "list_reverse" => Rule::Reverse,

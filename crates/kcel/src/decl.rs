@@ -46,7 +46,8 @@ pub(crate) enum Shape {
     Date,
     DateTime,
     List(Arc<Decl>, ListKind),
-    Map(Arc<Decl>),
+    /// With the largest size of a key.
+    Map(Arc<Decl>, u64),
     Object(Arc<ObjectDecl>),
     /// What may be absent, which is `null` in JSON.
     Optional(Arc<Decl>),
@@ -182,7 +183,7 @@ impl Decl {
     #[must_use]
     pub fn map(values: Self) -> Self {
         let elements = (REQUEST_BYTES_MAX - 2) / (values.bytes_min + 6);
-        Self { shape: Shape::Map(Arc::new(values)), elements, bytes_min: 2, nullable: false }
+        Self { shape: Shape::Map(Arc::new(values), 0), elements, bytes_min: 2, nullable: false }
     }
 
     /// `type: object` with fields, none yet. Objects called `object` are named after their place by [`Self::named`].
@@ -196,6 +197,12 @@ impl Decl {
     #[must_use]
     pub const fn preserved() -> Self {
         Self::simple(Shape::Preserved, 1)
+    }
+
+    /// A quantity, which is bound as [`Value::quantity`](crate::Value::quantity).
+    #[must_use]
+    pub fn quantity() -> Self {
+        Self::simple(Shape::Native(Type::hidden("kubernetes.Quantity")), 8)
     }
 
     /// A variable of a type that is not read from JSON.
@@ -240,10 +247,20 @@ impl Decl {
         self
     }
 
-    /// The length of the longest value of an `enum` of strings, where there is no `maxLength`.
+    /// The largest size where no keyword gives it: the length of the longest value of an `enum` of strings, a limit
+    /// that is known otherwise.
     #[must_use]
-    pub fn longest_enum(mut self, length: u64) -> Self {
-        self.elements = length;
+    pub fn with_elements_max(mut self, elements: u64) -> Self {
+        self.elements = elements;
+        self
+    }
+
+    /// The longest key of a map, where a limit is known; schemas know none.
+    #[must_use]
+    pub fn max_key_length(mut self, length: u64) -> Self {
+        if let Shape::Map(_, keys) = &mut self.shape {
+            *keys = length;
+        }
         self
     }
 
@@ -316,7 +333,7 @@ impl Decl {
             Shape::List(items, kind) => {
                 Shape::List(Arc::new(items.named(&format!("{name}.@idx"))), kind.clone())
             }
-            Shape::Map(values) => Shape::Map(Arc::new(values.named(&format!("{name}.@elem")))),
+            Shape::Map(values, keys) => Shape::Map(Arc::new(values.named(&format!("{name}.@elem"))), *keys),
             Shape::Optional(inner) => Shape::Optional(Arc::new(inner.named(name))),
             other => other.clone(),
         };
@@ -336,7 +353,7 @@ impl Decl {
             Shape::Duration => Type::Duration,
             Shape::Date | Shape::DateTime => Type::Timestamp,
             Shape::List(items, _) => Type::list(items.cel_type()),
-            Shape::Map(values) => Type::map(Type::String, values.cel_type()),
+            Shape::Map(values, _) => Type::map(Type::String, values.cel_type()),
             Shape::Object(object) => Type::Object(ObjectType {
                 name: object.name.clone(),
                 fields: Fields::Declared(object.clone()),
@@ -346,35 +363,22 @@ impl Decl {
         }
     }
 
-    /// The declaration at a path of field names, `@items`, `@keys` and `@values`, if there is one.
-    pub(crate) fn at<'d>(&'d self, path: &[PathStep]) -> Option<Size<'d>> {
+    /// The largest size of what is at a path of field names, items, keys and values, if something is declared there.
+    pub(crate) fn size_at(&self, path: &[PathStep]) -> Option<u64> {
         let Some((first, rest)) = path.split_first() else {
-            return Some(Size::Of(self));
+            return Some(self.elements);
         };
         match (first, &self.shape) {
-            (_, Shape::Optional(inner)) => inner.at(path),
-            (PathStep::Items | PathStep::Values, Shape::List(items, _)) => items.at(rest),
-            (PathStep::Items | PathStep::Values, Shape::Map(values)) => values.at(rest),
-            // The keys of a map are strings without a limit of their own.
-            (PathStep::Keys, Shape::Map(_)) => rest.is_empty().then_some(Size::Scalar),
-            (PathStep::Field(name), Shape::Object(object)) => object.field(name)?.decl.at(rest),
+            (_, Shape::Optional(inner)) => inner.size_at(path),
+            (PathStep::Items | PathStep::Values, Shape::List(items, _)) => items.size_at(rest),
+            (PathStep::Items | PathStep::Values, Shape::Map(values, _)) => values.size_at(rest),
+            (PathStep::Keys, Shape::Map(_, keys)) => rest.is_empty().then_some(*keys),
+            // Upstream knows the size of a map's entry that is selected by name only for attributes of devices.
+            (PathStep::Field(_), Shape::Map(values, _)) if matches!(values.shape, Shape::Dyn) => {
+                values.size_at(rest)
+            }
+            (PathStep::Field(name), Shape::Object(object)) => object.field(name)?.decl.size_at(rest),
             _ => None,
-        }
-    }
-}
-
-/// What is known of the size of data at a path.
-pub(crate) enum Size<'d> {
-    Of(&'d Decl),
-    /// Declared without a size.
-    Scalar,
-}
-
-impl Size<'_> {
-    pub(crate) const fn elements_max(&self) -> u64 {
-        match self {
-            Self::Of(decl) => decl.elements,
-            Self::Scalar => 0,
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct Env {
 pub enum Feature {
     /// `cel.bind(name, value, expression)`, as selectors of dynamic resource allocation have it.
     Bindings,
+    /// `attribute.includes(value)`, as selectors of dynamic resource allocation have it.
+    Includes,
     /// `Object{}`, `JSONPatch{}` and `jsonpatch.escapeKey`, as mutating policies have them.
     Mutation,
 }
@@ -114,6 +116,7 @@ impl EnvBuilder {
     pub fn with(mut self, feature: Feature) -> Self {
         match feature {
             Feature::Bindings => self.macros.bindings = true,
+            Feature::Includes => library::add_devices(&mut self.declarations.functions),
             Feature::Mutation => {
                 self.declarations.mutation = true;
                 library::add_mutation(&mut self.declarations.functions);
@@ -126,5 +129,39 @@ impl EnvBuilder {
     #[must_use]
     pub fn build(self) -> Env {
         Env { declarations: Arc::new(self.declarations), macros: self.macros }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::types::Type;
+
+    fn readable(of: &Type) -> bool {
+        match of {
+            Type::Error => false,
+            Type::List(inner) | Type::Optional(inner) | Type::Type(inner) => readable(inner),
+            Type::Map(entry) => readable(&entry.0) && readable(&entry.1),
+            _ => true,
+        }
+    }
+
+    /// Signatures are written as text, and costs are found by their names.
+    #[test]
+    fn every_signature_is_readable_and_has_a_name_of_its_own() {
+        let mut functions = FUNCTIONS.clone();
+        library::add_mutation(&mut functions);
+        library::add_devices(&mut functions);
+        let mut names = HashSet::new();
+        for function in functions.all() {
+            for overload in &function.overloads {
+                let types = overload.params.iter().chain([&overload.result]);
+                assert!(types.clone().all(readable), "{} {overload:?}", function.name);
+                assert!(names.insert(overload.id.clone()), "{} is there twice", overload.id);
+            }
+        }
+        assert!(names.len() > 300, "{}", names.len());
     }
 }

@@ -32,9 +32,9 @@ pub(crate) struct Evaluator<'a, 'b> {
 
 /// The value of a node that consists of constants.
 pub(crate) fn constant(node: &Node) -> Eval<'static> {
-    static NOTHING: Bindings<'static> = Bindings::none();
+    let nothing = Bindings::none();
     static PLAN: Plan = Plan { root: Node::Const(Value::Null), variables: Vec::new() };
-    let mut evaluator = Evaluator::new(&PLAN, &[], &NOTHING, u64::MAX);
+    let mut evaluator = Evaluator::new(&PLAN, &[], &nothing, u64::MAX);
     detached(evaluator.node(node)?)
 }
 

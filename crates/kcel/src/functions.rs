@@ -10,7 +10,7 @@ use crate::{error::EvalError, types::Type, value::Value};
 pub(crate) type Body = for<'a> fn(&[Value<'a>]) -> Result<Value<'a>, EvalError>;
 
 /// One signature of a function.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Overload {
     /// cel-go's name of it, which costs depend on.
     pub(crate) id: Cow<'static, str>,
@@ -22,7 +22,7 @@ pub(crate) struct Overload {
 }
 
 /// A function and its signatures, in the order in which they are tried.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Function {
     pub(crate) name: &'static str,
     pub(crate) overloads: Vec<Overload>,
@@ -37,6 +37,11 @@ pub(crate) struct Functions {
 impl Functions {
     pub(crate) fn get(&self, name: &str) -> Option<&Arc<Function>> {
         self.by_name.get(name)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Function>> {
+        self.by_name.values()
     }
 
     /// Adds signatures `(id, "(parameters) result")` of a function that is called by its name alone.
@@ -66,9 +71,8 @@ impl Functions {
         let overload = Overload { id, member, params, result, body };
         let function =
             self.by_name.entry(name).or_insert_with(|| Arc::new(Function { name, overloads: Vec::new() }));
-        if let Some(function) = Arc::get_mut(function) {
-            function.overloads.push(overload);
-        }
+        // Environments share functions until one of them adds to it.
+        Arc::make_mut(function).overloads.push(overload);
     }
 }
 

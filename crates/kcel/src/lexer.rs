@@ -72,18 +72,29 @@ fn blank(rest: &str) -> usize {
     rest.len() - rest.trim_start_matches(['\t', ' ', '\r', '\n', '\u{c}']).len()
 }
 
-/// How much of what is no token is skipped: an unfinished string up to its line's end, else one character.
+/// How much of what is no token is skipped: a string up to what it can't contain, half of a mark together with the
+/// character after it, else one character.
 fn unreadable(rest: &str) -> usize {
-    if rest.starts_with(['"', '\'']) {
-        return rest.find('\n').unwrap_or(rest.len());
+    let through = |index: usize| rest.char_indices().nth(index).map_or(rest.len(), |(at, _)| at);
+    if rest.starts_with(['|', '&', '=']) {
+        return through(2);
     }
-    rest.chars().next().map_or(1, char::len_utf8)
+    let quote = rest.trim_start_matches(['b', 'B', 'r', 'R']);
+    if quote.starts_with(['"', '\'']) {
+        return match string(rest) {
+            Err(length) if length > 0 => length,
+            _ => rest.find('\n').unwrap_or(rest.len()),
+        };
+    }
+    through(1)
 }
 
 fn token(rest: &str) -> Option<(Tok, usize)> {
     let bytes = rest.as_bytes();
-    if let Some(found) = string(rest) {
-        return Some(found);
+    match string(rest) {
+        Ok(Some(found)) => return Some(found),
+        Err(_) => return None,
+        Ok(None) => {}
     }
     let first = bytes[0];
     if first.is_ascii_alphabetic() || first == b'_' {
@@ -130,32 +141,57 @@ fn number(bytes: &[u8]) -> (Tok, usize) {
     if length == whole { unsigned(length) } else { (Tok::Float, length) }
 }
 
-/// A string or bytes literal at the beginning of `rest`.
-fn string(rest: &str) -> Option<(Tok, usize)> {
+/// A string or bytes literal at the beginning of `rest`, if there is one; or the length of the beginning that can't be
+/// continued to one.
+fn string(rest: &str) -> Result<Option<(Tok, usize)>, usize> {
     let bytes = rest.as_bytes();
     let is_bytes = matches!(bytes[0], b'b' | b'B');
     let mut at = usize::from(is_bytes);
     let raw = matches!(bytes.get(at), Some(b'r' | b'R'));
     at += usize::from(raw);
-    let quote = *bytes.get(at).filter(|byte| matches!(byte, b'"' | b'\''))?;
+    let Some(quote) = bytes.get(at).copied().filter(|byte| matches!(byte, b'"' | b'\'')) else {
+        return Ok(None);
+    };
     let triple = bytes.get(at + 1) == Some(&quote) && bytes.get(at + 2) == Some(&quote);
     let tok = if is_bytes { Tok::Bytes } else { Tok::Str };
     let mut at = at + if triple { 3 } else { 1 };
     loop {
-        let byte = *bytes.get(at)?;
+        let Some(byte) = bytes.get(at).copied() else {
+            return Err(rest.len());
+        };
         if byte == quote {
             if !triple {
-                return Some((tok, at + 1));
+                return Ok(Some((tok, at + 1)));
             }
             if bytes.get(at + 1) == Some(&quote) && bytes.get(at + 2) == Some(&quote) {
-                return Some((tok, at + 3));
+                return Ok(Some((tok, at + 3)));
             }
         }
         if byte == b'\\' && !raw {
-            at += 1;
+            at += escape(&rest[at..]).map_err(|length| at + length)?;
         } else if matches!(byte, b'\n' | b'\r') && !triple {
-            return None;
+            return Err(at);
+        } else {
+            at += 1;
         }
-        at += 1;
     }
+}
+
+/// The length of the escape at the beginning of `rest`, or of what can't be continued to one.
+fn escape(rest: &str) -> Result<usize, usize> {
+    let letter = rest[1..].chars().next().ok_or(rest.len())?;
+    let (start, length, radix) = match letter {
+        'a' | 'b' | 'f' | 'n' | 'r' | 't' | 'v' | '"' | '\'' | '\\' | '?' | '`' => return Ok(2),
+        'x' | 'X' => (2, 2, 16),
+        'u' => (2, 4, 16),
+        'U' => (2, 8, 16),
+        '0'..='3' => (1, 3, 8),
+        other => return Err(1 + other.len_utf8()),
+    };
+    for (index, digit) in rest[start..].chars().take(length).enumerate() {
+        if !digit.is_digit(radix) {
+            return Err(start + index + digit.len_utf8());
+        }
+    }
+    if rest.len() < start + length { Err(rest.len()) } else { Ok(start + length) }
 }

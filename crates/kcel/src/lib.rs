@@ -54,7 +54,7 @@ mod regex;
 mod stdlib;
 
 pub use authorizer::{Authorizer, AuthorizerValue, Check, CheckTarget, Decision, ResourceCheck};
-pub use bindings::Bindings;
+pub use bindings::{Bindings, Compute};
 pub use cost::Cost;
 pub use decl::{Decl, ListKind};
 pub use env::{Env, EnvBuilder, Feature};

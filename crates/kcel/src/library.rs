@@ -2,6 +2,7 @@
 //! names its source).
 
 mod authz;
+mod devices;
 pub(crate) mod format;
 pub(crate) mod format_text;
 mod json_patch;
@@ -15,6 +16,7 @@ mod strings;
 mod versions;
 mod web;
 
+pub(crate) use self::devices::INCLUDES_MAX;
 use crate::functions::Functions;
 
 /// Those of every environment.
@@ -30,6 +32,11 @@ pub(crate) fn add(functions: &mut Functions) {
     format::add(functions);
     versions::add(functions);
     list_extensions::add(functions);
+}
+
+/// Those of selectors of devices.
+pub(crate) fn add_devices(functions: &mut Functions) {
+    devices::add(functions);
 }
 
 /// Those of mutating policies.

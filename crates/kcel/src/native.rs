@@ -9,7 +9,7 @@ use kcore::Quantity;
 
 use self::{semver::Semver, url::Url};
 use crate::{
-    authorizer::{AuthorizerValue, Decision, GroupCheck, PathCheck, ResourceCheck},
+    authorizer::{AuthorizerValue, Decision, GroupCheck, PathCheck, ResourceValue},
     error::EvalError,
     library::format::NamedFormat,
 };
@@ -30,7 +30,7 @@ pub(crate) enum Kind {
     Authorizer(AuthorizerValue),
     PathCheck(Arc<PathCheck>),
     GroupCheck(Arc<GroupCheck>),
-    ResourceCheck(Arc<ResourceCheck>),
+    ResourceCheck(Arc<ResourceValue>),
     Decision(Arc<Decision>),
 }
 

@@ -15,6 +15,9 @@ pub const EXPRESSION_CHARS_MAX: usize = 100_000;
 /// The deepest nesting, each operator of a chain counted (cel-go's default).
 pub const EXPRESSION_DEPTH_MAX: usize = 250;
 
+const TOO_DEEP: &str = "expression recursion limit exceeded: 250";
+const TOO_LONG: &str = "max recursion depth exceeded";
+
 /// What an operand or a closing mark is expected to be, as it is said when the text ends too early.
 const OPERANDS: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, IDENTIFIER}";
 
@@ -59,7 +62,11 @@ pub(crate) fn parse(source: &str, macros: MacroSet, errors: &mut CompileErrors) 
     let mut parser = Parser { source, tokens, at: 0, depth: 0, offsets: vec![0], macros, errors };
     let root = parser.expr().ok()?;
     if parser.tok() != Tok::End {
-        parser.unexpected_end_wanted();
+        if parser.peek(1) == Tok::End {
+            parser.extraneous("<EOF>");
+        } else {
+            parser.mismatch("<EOF>");
+        }
         return None;
     }
     let offsets = parser.offsets;
@@ -102,8 +109,19 @@ impl Parser<'_> {
     fn want(&mut self, mark: &'static str) -> Parse<Token> {
         match self.take(mark) {
             Some(token) => Ok(token),
+            None if matches!(self.peek(1), Tok::Mark(next) if next == mark) => {
+                self.extraneous(&format!("'{mark}'"));
+                Ok(self.step())
+            }
             None => Err(self.mismatch(&format!("'{mark}'"))),
         }
+    }
+
+    /// Reports a token that is one too many, and steps over it.
+    fn extraneous(&mut self, expected: &str) {
+        let token = self.step();
+        let message = format!("Syntax error: extraneous input '{}' expecting {expected}", self.text(token));
+        self.errors.report(token.start, message);
     }
 
     /// Reports that something else was expected here.
@@ -113,13 +131,6 @@ impl Parser<'_> {
         let message = format!("Syntax error: mismatched input '{text}' expecting {expected}");
         self.errors.report(token.start, message);
         Abort
-    }
-
-    fn unexpected_end_wanted(&mut self) {
-        let token = self.token();
-        let how = if self.peek(1) == Tok::End { "extraneous" } else { "mismatched" };
-        let message = format!("Syntax error: {how} input '{}' expecting <EOF>", self.text(token));
-        self.errors.report(token.start, message);
     }
 
     fn new_id(&mut self, offset: u32) -> Id {
@@ -141,12 +152,11 @@ impl Parser<'_> {
         self.node(offset, ExprKind::Missing)
     }
 
-    /// Counts one level of nesting.
-    fn deeper(&mut self) -> Parse<()> {
+    /// Counts one level of nesting, or one link of a chain, with the message for too many of them.
+    fn deeper(&mut self, message: &str) -> Parse<()> {
         self.depth += 1;
         if self.depth > EXPRESSION_DEPTH_MAX {
-            self.errors
-                .report_nowhere(format!("expression recursion limit exceeded: {EXPRESSION_DEPTH_MAX}"));
+            self.errors.report_nowhere(message);
             return Err(Abort);
         }
         Ok(())
@@ -160,7 +170,7 @@ impl Parser<'_> {
     /// `or ('?' or ':' expr)?`
     fn expr(&mut self) -> Parse<Expr> {
         let outside = self.depth;
-        self.deeper()?;
+        self.deeper(TOO_DEEP)?;
         let condition = self.climb(0)?;
         let found = match self.take("?") {
             None => condition,
@@ -189,7 +199,7 @@ impl Parser<'_> {
                 continue;
             }
             let offset = self.step().start;
-            self.deeper()?;
+            self.deeper(TOO_LONG)?;
             let right = self.climb(found + 1)?;
             left = self.call(offset, function, vec![left, right]);
         }

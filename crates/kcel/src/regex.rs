@@ -58,79 +58,103 @@ fn reason(error: &regex::Error, pattern: &str) -> String {
 }
 
 /// Rewrites what the two syntaxes mean differently: Perl's classes are ASCII in RE2, classes don't nest and have no
-/// set operations, a brace that is no repetition is a brace, and `\Q..\E` quotes.
+/// set operations, a brace that is no repetition is a brace, repetitions can't be repeated, and `\Q..\E` quotes.
 fn translate(pattern: &str) -> Result<String, String> {
-    let mut out = String::with_capacity(pattern.len() + 16);
-    let mut rest = pattern;
-    let mut in_class = false;
-    let mut class_start = false;
-    // Where the repetition that has just been read begins, if it can't be repeated itself.
-    let mut repeated: Option<usize> = None;
-    while let Some(letter) = rest.chars().next() {
-        let after = &rest[letter.len_utf8()..];
-        let at_start = std::mem::take(&mut class_start);
-        let place = pattern.len() - rest.len();
-        let before = repeated.take();
-        rest = after;
-        match letter {
-            '\\' => rest = translate_escape(after, in_class, &mut out),
-            '[' if in_class => match after.strip_prefix(':').and_then(|name| name.split_once(":]")) {
-                Some((name, tail)) => {
-                    let _ = write!(out, "[:{name}:]");
-                    rest = tail;
-                }
-                None => out.push_str("\\["),
-            },
-            '[' => {
-                in_class = true;
-                class_start = true;
-                out.push('[');
-                if let Some(tail) = rest.strip_prefix('^') {
-                    out.push('^');
-                    rest = tail;
-                }
-            }
-            ']' if at_start => out.push_str("\\]"),
-            ']' => {
-                in_class = false;
-                out.push(']');
-            }
-            '&' | '~' if in_class => {
-                out.push('\\');
-                out.push(letter);
-            }
-            '-' if in_class && (at_start || rest.starts_with(']') || rest.starts_with('-')) => {
-                out.push_str("\\-")
-            }
-            '{' if !in_class => match repetition(after)? {
-                Some(tail) => {
-                    nested(pattern, before, pattern.len() - tail.len())?;
-                    let tail = tail.strip_prefix('?').unwrap_or(tail);
-                    out.push('{');
-                    out.push_str(&after[..after.len() - tail.len()]);
-                    rest = tail;
-                    repeated = Some(place);
-                }
-                None => out.push_str("\\{"),
-            },
-            '*' | '+' | '?' if !in_class => {
-                nested(pattern, before, place + 1)?;
-                // A group's flags begin with a question mark too.
-                let flags = letter == '?' && out.ends_with('(') && !out.ends_with("\\(");
-                out.push(letter);
-                if !flags {
-                    if let Some(tail) = rest.strip_prefix('?') {
-                        out.push('?');
-                        rest = tail;
-                    }
-                    repeated = Some(place);
-                }
-            }
-            '}' if !in_class => out.push_str("\\}"),
-            _ => out.push(letter),
+    let out = String::with_capacity(pattern.len() + 16);
+    let mut translator = Translator { pattern, rest: pattern, out, class: Class::Outside, repeated: None };
+    while let Some(letter) = translator.rest.chars().next() {
+        if translator.class == Class::Outside {
+            translator.outside(letter)?;
+        } else {
+            translator.inside(letter);
         }
     }
-    Ok(out)
+    Ok(translator.out)
+}
+
+/// Where in a character class a translation is.
+#[derive(Clone, Copy, PartialEq)]
+enum Class {
+    Outside,
+    Start,
+    Inside,
+}
+
+struct Translator<'p> {
+    pattern: &'p str,
+    rest: &'p str,
+    out: String,
+    class: Class,
+    /// Where the repetition that has just been read begins.
+    repeated: Option<usize>,
+}
+
+impl<'p> Translator<'p> {
+    fn outside(&mut self, letter: char) -> Result<(), String> {
+        let place = self.pattern.len() - self.rest.len();
+        let after = &self.rest[letter.len_utf8()..];
+        let before = self.repeated.take();
+        self.rest = after;
+        match letter {
+            '\\' => self.rest = translate_escape(after, false, &mut self.out),
+            '[' => {
+                self.class = Class::Start;
+                self.out.push('[');
+                if let Some(tail) = after.strip_prefix('^') {
+                    self.out.push('^');
+                    self.rest = tail;
+                }
+            }
+            '{' => match repetition(after)? {
+                Some(tail) => self.repeat(before, place, tail)?,
+                None => self.out.push_str("\\{"),
+            },
+            // A group's flags begin with a question mark too.
+            '?' if self.out.ends_with('(') && !self.out.ends_with("\\(") => self.out.push('?'),
+            '*' | '+' | '?' => self.repeat(before, place, after)?,
+            '}' => self.out.push_str("\\}"),
+            _ => self.out.push(letter),
+        }
+        Ok(())
+    }
+
+    /// A repetition from `place` up to `tail`, which may be lazy.
+    fn repeat(&mut self, before: Option<usize>, place: usize, tail: &'p str) -> Result<(), String> {
+        nested(self.pattern, before, self.pattern.len() - tail.len())?;
+        let tail = tail.strip_prefix('?').unwrap_or(tail);
+        self.out.push_str(&self.pattern[place..self.pattern.len() - tail.len()]);
+        self.rest = tail;
+        self.repeated = Some(place);
+        Ok(())
+    }
+
+    fn inside(&mut self, letter: char) {
+        let at_start = self.class == Class::Start;
+        let after = &self.rest[letter.len_utf8()..];
+        self.class = Class::Inside;
+        self.rest = after;
+        match letter {
+            '\\' => self.rest = translate_escape(after, true, &mut self.out),
+            '[' => match after.strip_prefix(':').and_then(|name| name.split_once(":]")) {
+                Some((name, tail)) => {
+                    let _ = write!(self.out, "[:{name}:]");
+                    self.rest = tail;
+                }
+                None => self.out.push_str("\\["),
+            },
+            ']' if at_start => self.out.push_str("\\]"),
+            ']' => {
+                self.class = Class::Outside;
+                self.out.push(']');
+            }
+            '&' | '~' => {
+                self.out.push('\\');
+                self.out.push(letter);
+            }
+            '-' if at_start || after.starts_with(']') || after.starts_with('-') => self.out.push_str("\\-"),
+            _ => self.out.push(letter),
+        }
+    }
 }
 
 /// Refuses a repetition that ends at `end` where another one has just been read.
@@ -155,7 +179,8 @@ fn repetition(text: &str) -> Result<Option<&str>, String> {
         return Ok(None);
     }
     for digits in [least, most] {
-        if !digits.is_empty() && digits.parse::<u32>().is_ok_and(|count| count <= REPEAT_MAX) != true {
+        let fits = digits.parse::<u32>().is_ok_and(|count| count <= REPEAT_MAX);
+        if !digits.is_empty() && !fits {
             return Err(format!("error parsing regexp: invalid repeat count: `{{{body}}}`"));
         }
     }

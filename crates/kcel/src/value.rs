@@ -22,7 +22,11 @@ pub use self::{
     map::{Entries, JsonMap, Map},
     moment::Moment,
 };
-use crate::{decl::Decl, error::EvalError, native::Native};
+use crate::{
+    decl::Decl,
+    error::EvalError,
+    native::{Kind, Native, semver::Semver},
+};
 
 /// A value, which may borrow from the data that an expression is evaluated over.
 ///
@@ -197,11 +201,30 @@ impl<'a> Value<'a> {
     /// A map with text as keys.
     #[must_use]
     pub fn map(entries: impl IntoIterator<Item = (&'a str, Self)>) -> Self {
-        let mut map = Entries::default();
-        for (key, value) in entries {
-            map.insert(Key::Text(key.to_owned()), Value::from(key), value);
-        }
-        Self::Map(Map::Values(Arc::new(map)))
+        Self::Map(Map::Values(Arc::new(entries_of(entries))))
+    }
+
+    /// A map with text as keys that has `default` for every other key, as the attributes of devices have.
+    #[must_use]
+    pub fn map_with_default(entries: impl IntoIterator<Item = (&'a str, Self)>, default: Self) -> Self {
+        let mut entries = entries_of(entries);
+        entries.set_default(default);
+        Self::Map(Map::Values(Arc::new(entries)))
+    }
+
+    /// A quantity.
+    #[must_use]
+    pub const fn quantity(of: kcore::Quantity) -> Self {
+        Self::Native(Native(Kind::Quantity(of)))
+    }
+
+    /// A semantic version.
+    ///
+    /// # Errors
+    /// When the text is none.
+    pub fn semver(text: &str) -> Result<Self, EvalError> {
+        let version = Semver::parse(text).map_err(EvalError::new)?;
+        Ok(Self::Native(Native(Kind::Semver(Arc::new(version)))))
     }
 
     /// The bool, if it is one.
@@ -269,8 +292,8 @@ impl<'a> Value<'a> {
             Self::Bytes(bytes) => bytes.is_empty(),
             Self::Duration(nanos) => *nanos == 0,
             Self::Timestamp(moment) => moment.is_zero(),
-            Self::List(list) => list.len() == 0,
-            Self::Map(map) => map.len() == 0,
+            Self::List(list) => list.is_empty(),
+            Self::Map(map) => map.is_empty(),
             Self::Object(object) => object.fields.is_empty(),
             Self::Type(_) | Self::Optional(_) | Self::Native(_) | Self::Preserved(_) => false,
         }
@@ -290,6 +313,25 @@ impl<'a> Value<'a> {
             other => other.type_name().to_owned(),
         }
     }
+}
+
+fn entries_of<'a>(of: impl IntoIterator<Item = (&'a str, Value<'a>)>) -> Entries<'a> {
+    let mut entries = Entries::default();
+    for (key, value) in of {
+        entries.insert(Key::Text(key.to_owned()), Value::from(key), value);
+    }
+    entries
+}
+
+/// The largest text that a function makes, in bytes: what it costs is known only when it is there.
+const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// Refuses to make text of more than [`TEXT_BYTES_MAX`] bytes.
+pub(crate) fn check_text(bytes: usize) -> Result<(), EvalError> {
+    if bytes > TEXT_BYTES_MAX {
+        return Err(EvalError::new(format!("text of {bytes} bytes exceeds the limit of {TEXT_BYTES_MAX}")));
+    }
+    Ok(())
 }
 
 /// The number of characters; quick for ASCII.

@@ -56,7 +56,7 @@ impl<'a> Evaluator<'a, '_> {
                 }
             }
             other => {
-                let of = other.type_name();
+                let of = go_type(other);
                 return Err(EvalError::new(format!("got '{of}', expected iterable type")));
             }
         }
@@ -113,7 +113,7 @@ impl<'a> Evaluator<'a, '_> {
             Value::List(mut list) => {
                 match &mut list.items {
                     Items::Values(values) => Arc::make_mut(values).push(element),
-                    Items::Json(..) => {
+                    Items::Json(..) | Items::Sum(_) => {
                         let mut values = list.values()?;
                         values.push(element);
                         list.items = Items::Values(Arc::new(values));
@@ -163,5 +163,22 @@ impl<'a> Evaluator<'a, '_> {
             Arc::make_mut(&mut entries).insert(place, key, value);
         }
         Ok(Value::Map(Map::Values(entries)))
+    }
+}
+
+/// The type of a value as upstream's implementation calls it, which its message shows.
+fn go_type(value: &Value<'_>) -> String {
+    match value {
+        Value::Null => "types.Null".to_owned(),
+        Value::Bool(_) => "types.Bool".to_owned(),
+        Value::Int(_) => "types.Int".to_owned(),
+        Value::Uint(_) => "types.Uint".to_owned(),
+        Value::Double(_) => "types.Double".to_owned(),
+        Value::String(_) => "types.String".to_owned(),
+        Value::Bytes(_) => "types.Bytes".to_owned(),
+        Value::Timestamp(_) => "types.Timestamp".to_owned(),
+        Value::Duration(_) => "types.Duration".to_owned(),
+        Value::Optional(_) => "*types.Optional".to_owned(),
+        other => other.type_name().replace("kubernetes.", "cel."),
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::format::{is_dns_label, is_dns_subdomain};
 use crate::{
-    authorizer::{Decision, GroupCheck, PathCheck, ResourceCheck},
+    authorizer::{Decision, GroupCheck, PathCheck, ResourceCheck, ResourceValue},
     error::EvalError,
     eval::Eval,
     functions::{Body, Functions},
@@ -116,12 +116,12 @@ fn resource<'a>(args: &[Value<'a>]) -> Eval<'a> {
                 return Err(EvalError::new("resource must not be empty"));
             }
             let check = ResourceCheck {
-                authorizer: Some(group.authorizer.clone()),
                 group: group.group.clone(),
                 resource: (**resource).to_owned(),
                 ..ResourceCheck::default()
             };
-            native(Kind::ResourceCheck(Arc::new(check)))
+            let value = ResourceValue { authorizer: group.authorizer.clone(), check };
+            native(Kind::ResourceCheck(Arc::new(value)))
         }
         _ => Err(EvalError::no_such_overload()),
     }
@@ -130,9 +130,9 @@ fn resource<'a>(args: &[Value<'a>]) -> Eval<'a> {
 fn narrow<'a>(args: &[Value<'a>], set: impl Fn(&mut ResourceCheck, String)) -> Eval<'a> {
     match args {
         [Value::Native(Native(Kind::ResourceCheck(check))), Value::String(text)] => {
-            let mut check = (**check).clone();
-            set(&mut check, (**text).to_owned());
-            native(Kind::ResourceCheck(Arc::new(check)))
+            let mut value = (**check).clone();
+            set(&mut value.check, (**text).to_owned());
+            native(Kind::ResourceCheck(Arc::new(value)))
         }
         _ => Err(EvalError::no_such_overload()),
     }
@@ -140,11 +140,11 @@ fn narrow<'a>(args: &[Value<'a>], set: impl Fn(&mut ResourceCheck, String)) -> E
 
 fn check<'a>(args: &[Value<'a>]) -> Eval<'a> {
     let decision = match args {
-        [Value::Native(Native(Kind::PathCheck(check))), Value::String(verb)] => Some(check.check(verb)),
+        [Value::Native(Native(Kind::PathCheck(check))), Value::String(verb)] => check.check(verb),
         [Value::Native(Native(Kind::ResourceCheck(check))), Value::String(verb)] => check.check(verb),
-        _ => None,
+        _ => return Err(EvalError::no_such_overload()),
     };
-    native(Kind::Decision(Arc::new(decision.ok_or_else(EvalError::no_such_overload)?)))
+    native(Kind::Decision(Arc::new(decision)))
 }
 
 fn decided<'a>(args: &[Value<'a>], read: impl Fn(&Decision) -> Value<'static>) -> Eval<'a> {

@@ -9,7 +9,7 @@ use crate::{
     error::EvalError,
     eval::Eval,
     types::Type,
-    value::{Key, List, Map, Value},
+    value::{Key, List, Map, Value, check_text},
 };
 
 /// The number of digits after the point where none is given.
@@ -98,6 +98,7 @@ pub(super) fn format<'a>(args: &[Value<'a>]) -> Eval<'a> {
                 let text = written(clause, &value)
                     .map_err(|why| EvalError::new(format!("error during formatting: {why}")))?;
                 out.push_str(&text);
+                check_text(out.len())?;
             }
         }
         rest = after;
@@ -267,8 +268,12 @@ fn quoted(value: &Value<'_>) -> Result<String, String> {
 
 fn list_text(list: &List<'_>) -> Result<String, String> {
     let mut parts = Vec::with_capacity(list.len());
+    let mut length = 0_usize;
     for value in list.iter() {
-        parts.push(quoted(&value.map_err(|error| error.to_string())?)?);
+        let part = quoted(&value.map_err(|error| error.to_string())?)?;
+        length += part.len();
+        check_text(length).map_err(|error| error.to_string())?;
+        parts.push(part);
     }
     Ok(format!("[{}]", parts.join(", ")))
 }

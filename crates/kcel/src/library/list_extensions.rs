@@ -11,6 +11,8 @@ use crate::{
 
 /// The longest list that `lists.range` makes; what it costs is known only when it is there.
 const RANGE_MAX: i64 = 1_000_000;
+/// The longest list that `flatten` makes, likewise.
+const FLAT_MAX: usize = 10_000_000;
 
 pub(super) fn add(functions: &mut Functions) {
     functions.member("slice", slice, &[("list_slice", "(list<E>, int, int) list<E>")]);
@@ -72,6 +74,9 @@ fn flatten_into<'a>(list: &List<'a>, depth: i64, flat: &mut Vec<Value<'a>>) -> R
     for value in list.iter() {
         match value? {
             Value::List(inner) if depth > 0 => flatten_into(&inner, depth - 1, flat)?,
+            _ if flat.len() >= FLAT_MAX => {
+                return Err(EvalError::new(format!("flatten exceeds the limit of {FLAT_MAX} elements")));
+            }
             value => flat.push(value),
         }
     }

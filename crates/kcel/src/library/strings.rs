@@ -1,7 +1,12 @@
 //! cel-go's extension of strings, version 2 (`ext/strings.go`). Indexes count characters.
 
 use super::format_text;
-use crate::{error::EvalError, eval::Eval, functions::Functions, value::Value};
+use crate::{
+    error::EvalError,
+    eval::Eval,
+    functions::Functions,
+    value::{Value, check_text},
+};
 
 pub(super) fn add(functions: &mut Functions) {
     functions.member("charAt", char_at, &[("string_char_at_int", "(string, int) string")]);
@@ -136,18 +141,19 @@ fn upper_ascii<'a>(args: &[Value<'a>]) -> Eval<'a> {
 }
 
 fn replace<'a>(args: &[Value<'a>]) -> Eval<'a> {
-    match args {
-        [Value::String(text), Value::String(old), Value::String(new)] => {
-            Ok(Value::from(text.replace(&**old, new)))
-        }
+    let (text, old, new, count) = match args {
+        [Value::String(text), Value::String(old), Value::String(new)] => (text, old, new, -1),
         [Value::String(text), Value::String(old), Value::String(new), Value::Int(count)] => {
-            Ok(Value::from(match usize::try_from(*count) {
-                Ok(count) => text.replacen(&**old, new, count),
-                Err(_) => text.replace(&**old, new),
-            }))
+            (text, old, new, *count)
         }
-        _ => Err(EvalError::no_such_overload()),
+        _ => return Err(EvalError::no_such_overload()),
+    };
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if new.len() > old.len() {
+        let found = text.matches(&**old).take(count).count();
+        check_text(text.len().saturating_add(found.saturating_mul(new.len())))?;
     }
+    Ok(Value::from(text.replacen(&**old, new, count)))
 }
 
 fn split<'a>(args: &[Value<'a>]) -> Eval<'a> {
@@ -248,6 +254,7 @@ fn join<'a>(args: &[Value<'a>]) -> Eval<'a> {
             joined.push_str(separator);
         }
         joined.push_str(text);
+        check_text(joined.len().saturating_add(separator.len()))?;
     }
     Ok(Value::from(joined))
 }

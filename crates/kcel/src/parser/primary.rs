@@ -35,10 +35,10 @@ impl Parser<'_> {
         let mut operand = self.primary()?;
         loop {
             if let Some(dot) = self.take(".") {
-                self.deeper()?;
+                self.deeper(super::TOO_LONG)?;
                 operand = self.selection(operand, dot.start)?;
             } else if let Some(bracket) = self.take("[") {
-                self.deeper()?;
+                self.deeper(super::TOO_LONG)?;
                 let optional = self.take("?").is_some();
                 let index = self.expr()?;
                 self.want("]")?;
@@ -55,7 +55,7 @@ impl Parser<'_> {
     fn selection(&mut self, operand: Expr, dot: u32) -> Parse<Expr> {
         let optional = self.take("?").is_some();
         let token = self.token();
-        let name = self.field_name()?;
+        let name = self.selected_name()?;
         if optional {
             let field = self.literal(token.start, Literal::String(name));
             return Ok(self.call(dot, op::OPT_SELECT, vec![operand, field]));
@@ -67,6 +67,24 @@ impl Parser<'_> {
             return Ok(self.call_or_macro(open.start, Some(operand), name, args));
         }
         Ok(self.node(dot, ExprKind::Select(Box::new(Select { operand, field: name, test: false }))))
+    }
+
+    /// The field after a dot.
+    fn selected_name(&mut self) -> Parse<String> {
+        let token = self.token();
+        if matches!(token.tok, Tok::Ident | Tok::Quoted) {
+            return self.field_name();
+        }
+        let message = format!("Syntax error: no viable alternative at input '.{}'", self.text(token));
+        // Words that are tokens of their own are told as if they were reserved.
+        let message = match token.tok {
+            Tok::Mark(word @ ("true" | "false" | "null")) => {
+                format!("Syntax error: mismatched input '{word}' expecting IDENTIFIER")
+            }
+            _ => message,
+        };
+        self.errors.report(token.start, message);
+        Err(Abort)
     }
 
     /// An identifier, also one between backquotes.
@@ -82,7 +100,7 @@ impl Parser<'_> {
                 self.errors.report(token.start, "unsupported syntax: '`'");
                 Err(Abort)
             }
-            _ => Err(self.mismatch("IDENTIFIER")),
+            _ => Err(self.mismatch("{'}', ',', '?', IDENTIFIER, ESC_IDENTIFIER}")),
         }
     }
 
@@ -120,6 +138,10 @@ impl Parser<'_> {
             | Tok::Str
             | Tok::Bytes => Ok(self.constant()),
             Tok::Mark("-") if matches!(self.peek(1), Tok::Int | Tok::Float) => Ok(self.constant()),
+            _ if begins_operand(self.peek(1)) => {
+                self.extraneous(OPERANDS);
+                self.primary()
+            }
             _ => Err(self.mismatch(OPERANDS)),
         }
     }
@@ -265,5 +287,16 @@ impl Parser<'_> {
             Ok(expanded) => expanded,
             Err(call) => self.node(offset, ExprKind::Call(call)),
         }
+    }
+}
+
+/// Whether an operand can begin with a token.
+const fn begins_operand(tok: Tok) -> bool {
+    match tok {
+        Tok::Ident | Tok::Int | Tok::Uint | Tok::Float | Tok::Str | Tok::Bytes => true,
+        Tok::Mark(mark) => {
+            matches!(mark.as_bytes(), b"[" | b"{" | b"(" | b"." | b"-" | b"!" | b"true" | b"false" | b"null")
+        }
+        Tok::Quoted | Tok::End => false,
     }
 }

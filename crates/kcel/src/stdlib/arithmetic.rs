@@ -8,7 +8,7 @@ use crate::{
     error::EvalError,
     eval::Eval,
     functions::{Body, Functions},
-    value::{Value, compare},
+    value::{Value, check_text, compare},
 };
 
 const NUMBERS: &[(&str, &str)] = &[("int", "int64"), ("uint", "uint64"), ("double", "double")];
@@ -101,7 +101,10 @@ pub(crate) fn plus<'a>(args: &[Value<'a>]) -> Eval<'a> {
             Value::Uint(left.checked_add(*right).ok_or_else(uint_overflow)?)
         }
         [Value::Double(left), Value::Double(right)] => Value::Double(left + right),
-        [Value::String(left), Value::String(right)] => Value::from(format!("{}{}", &**left, &**right)),
+        [Value::String(left), Value::String(right)] => {
+            check_text(left.len().saturating_add(right.len()))?;
+            Value::from([&**left, &**right].concat())
+        }
         [Value::Bytes(left), Value::Bytes(right)] => Value::Bytes(Arc::from([&**left, &**right].concat())),
         [Value::List(left), Value::List(right)] => Value::List(left.plus(right)?),
         [Value::Duration(left), Value::Duration(right)] => {

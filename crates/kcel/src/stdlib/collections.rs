@@ -49,7 +49,7 @@ pub(super) fn add(functions: &mut Functions) {
 fn contained<'a>(args: &[Value<'a>]) -> Eval<'a> {
     match args {
         [value, Value::List(list)] => Ok(Value::Bool(list.contains(value)?)),
-        [key, Value::Map(map)] => Ok(Value::Bool(map.find(key)?.is_some())),
+        [key, Value::Map(map)] => Ok(Value::Bool(map.contains(key)?)),
         _ => Err(EvalError::no_such_overload()),
     }
 }

@@ -24,16 +24,6 @@ pub(super) fn add(functions: &mut Functions) {
         &[("bytes_to_bytes", "(bytes) bytes"), ("string_to_bytes", "(string) bytes")],
     );
     functions.global(
-        "double",
-        to_double,
-        &[
-            ("double_to_double", "(double) double"),
-            ("int64_to_double", "(int) double"),
-            ("string_to_double", "(string) double"),
-            ("uint64_to_double", "(uint) double"),
-        ],
-    );
-    functions.global(
         "duration",
         to_duration,
         &[
@@ -42,18 +32,7 @@ pub(super) fn add(functions: &mut Functions) {
             ("string_to_duration", "(string) duration"),
         ],
     );
-    functions.global(
-        "int",
-        to_int,
-        &[
-            ("int64_to_int64", "(int) int"),
-            ("double_to_int64", "(double) int"),
-            ("duration_to_int64", "(duration) int"),
-            ("string_to_int64", "(string) int"),
-            ("timestamp_to_int64", "(timestamp) int"),
-            ("uint64_to_int64", "(uint) int"),
-        ],
-    );
+    numbers(functions);
     functions.global(
         "string",
         to_string,
@@ -75,6 +54,31 @@ pub(super) fn add(functions: &mut Functions) {
             ("timestamp_to_timestamp", "(timestamp) timestamp"),
             ("int64_to_timestamp", "(int) timestamp"),
             ("string_to_timestamp", "(string) timestamp"),
+        ],
+    );
+}
+
+fn numbers(functions: &mut Functions) {
+    functions.global(
+        "double",
+        to_double,
+        &[
+            ("double_to_double", "(double) double"),
+            ("int64_to_double", "(int) double"),
+            ("string_to_double", "(string) double"),
+            ("uint64_to_double", "(uint) double"),
+        ],
+    );
+    functions.global(
+        "int",
+        to_int,
+        &[
+            ("int64_to_int64", "(int) int"),
+            ("double_to_int64", "(double) int"),
+            ("duration_to_int64", "(duration) int"),
+            ("string_to_int64", "(string) int"),
+            ("timestamp_to_int64", "(timestamp) int"),
+            ("uint64_to_int64", "(uint) int"),
         ],
     );
     functions.global(

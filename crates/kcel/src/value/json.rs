@@ -89,7 +89,7 @@ pub(crate) fn read<'a>(value: &'a serde_json::Value, decl: &'a Decl) -> Result<V
                 Err(EvalError::new("invalid data, expected an array for the provided schema with type=array"))
             }
         },
-        Shape::Map(values) => read_object(value, MapShape::Values(values)),
+        Shape::Map(values, _) => read_object(value, MapShape::Values(values)),
         Shape::Object(object) => read_object(value, MapShape::Object(object)),
         Shape::Native(of) => Err(EvalError::new(format!("a value of type '{of}' can't be read from JSON"))),
         // Read above.
@@ -144,6 +144,9 @@ impl Value<'_> {
             Self::Duration(nanos) => Json::String(duration_text(*nanos)),
             Self::List(list) => match &list.items {
                 Items::Json(items, _) => Json::Array(items.to_vec()),
+                Items::Sum(_) => {
+                    Json::Array(list.iter().map(|value| value?.to_json()).collect::<Result<_, _>>()?)
+                }
                 Items::Values(values) => {
                     Json::Array(values.iter().map(Self::to_json).collect::<Result<_, _>>()?)
                 }

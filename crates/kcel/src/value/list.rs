@@ -21,6 +21,17 @@ pub(crate) enum Items<'a> {
     /// JSON, and how its elements are to be read.
     Json(&'a [serde_json::Value], Option<&'a Decl>),
     Values(Arc<Vec<Value<'a>>>),
+    /// A sum, which costs nothing to make; as deep as sums are nested in an expression.
+    Sum(Arc<Sum<'a>>),
+}
+
+/// Two lists one after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Sum<'a> {
+    first: List<'a>,
+    second: List<'a>,
+    /// The number of all elements.
+    length: usize,
 }
 
 impl<'a> List<'a> {
@@ -34,6 +45,7 @@ impl<'a> List<'a> {
         match &self.items {
             Items::Json(items, _) => items.len(),
             Items::Values(values) => values.len(),
+            Items::Sum(sum) => sum.length,
         }
     }
 
@@ -55,6 +67,10 @@ impl<'a> List<'a> {
                 (Some(item), Some(decl)) => json::read(item, decl).map(Some),
             },
             Items::Values(values) => Ok(values.get(index).cloned()),
+            Items::Sum(sum) => match index.checked_sub(sum.first.len()) {
+                None => sum.first.get(index),
+                Some(index) => sum.second.get(index),
+            },
         }
     }
 
@@ -71,14 +87,17 @@ impl<'a> List<'a> {
 
     /// The sum of two lists: appended, or what the first one's schema makes of it.
     pub(crate) fn plus(&self, other: &Self) -> Result<Self, EvalError> {
+        if *self.kind == ListKind::Atomic {
+            if self.is_empty() || other.is_empty() {
+                return Ok(if self.is_empty() { other.clone() } else { self.clone() });
+            }
+            let length = self.len().saturating_add(other.len());
+            let sum = Sum { first: self.clone(), second: other.clone(), length };
+            return Ok(Self { items: Items::Sum(Arc::new(sum)), kind: self.kind });
+        }
         let mut values = self.values()?;
         match self.kind {
-            ListKind::Atomic => {
-                values.reserve(other.len());
-                for value in other.iter() {
-                    values.push(value?);
-                }
-            }
+            ListKind::Atomic => {}
             ListKind::Set => {
                 for value in other.iter() {
                     let value = value?;

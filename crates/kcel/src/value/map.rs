@@ -40,6 +40,8 @@ pub(crate) enum MapShape<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Entries<'a> {
     entries: BTreeMap<Key, (Value<'a>, Value<'a>)>,
+    /// What is found where no entry is.
+    default: Option<Arc<Value<'a>>>,
 }
 
 /// A key by which entries are found: numbers of different types are the same key when they are equal.
@@ -78,6 +80,17 @@ impl<'a> Entries<'a> {
     pub(crate) fn contains(&self, key: &Key) -> bool {
         self.entries.contains_key(key)
     }
+
+    pub(super) fn set_default(&mut self, value: Value<'a>) {
+        self.default = Some(Arc::new(value));
+    }
+
+    fn get(&self, key: Option<&Key>) -> Option<Value<'a>> {
+        match key.and_then(|key| self.entries.get(key)) {
+            Some((_, value)) => Some(value.clone()),
+            None => self.default.as_deref().cloned(),
+        }
+    }
 }
 
 impl<'a> Map<'a> {
@@ -104,7 +117,7 @@ impl<'a> Map<'a> {
         let map = match self {
             Self::Json(map) => map,
             Self::Values(entries) => {
-                return Ok(entries.entries.get(&Key::Text(name.to_owned())).map(|entry| entry.1.clone()));
+                return Ok(entries.get(Some(&Key::Text(name.to_owned()))));
             }
         };
         match map.shape {
@@ -137,10 +150,15 @@ impl<'a> Map<'a> {
         match (self, key) {
             (_, Value::String(text)) => self.field(text),
             (Self::Json(_), _) => Err(EvalError::no_such_overload()),
-            (Self::Values(entries), key) => {
-                let entry = Key::of(key).and_then(|key| entries.entries.get(&key));
-                Ok(entry.map(|entry| entry.1.clone()))
-            }
+            (Self::Values(entries), key) => Ok(entries.get(Key::of(key).as_ref())),
+        }
+    }
+
+    /// Whether there is an entry at a key; a default is none.
+    pub(crate) fn contains(&self, key: &Value<'a>) -> Result<bool, EvalError> {
+        match self {
+            Self::Json(_) => Ok(self.find(key)?.is_some()),
+            Self::Values(entries) => Ok(Key::of(key).is_some_and(|key| entries.contains(&key))),
         }
     }
 

@@ -3,6 +3,7 @@
 mod authorization;
 mod costs;
 mod data;
+mod devices;
 mod errors;
 mod language;
 mod libraries;

@@ -8,6 +8,7 @@ use crate::{
     ast::{Call, Expr, ExprKind, Literal, op},
     checker::Ref,
     decl::PathStep,
+    library::INCLUDES_MAX,
     types::Type,
 };
 
@@ -88,6 +89,7 @@ impl Estimator<'_> {
         Some(match rule {
             Rule::One | Rule::Nominal => (Range::fixed(1), None),
             Rule::Check => (Range::fixed(CHECK), None),
+            Rule::Includes => (Range { min: 0, max: INCLUDES_MAX as u64 }, None),
             Rule::Selector => (selector(self.size_or_unknown(arg(0)?)), None),
             Rule::Traverse => (self.traverse(target?), None),
             Rule::Scan(factor) => (self.size_or_unknown(arg(0)?).scaled(factor), None),
@@ -125,21 +127,7 @@ impl Estimator<'_> {
                 (product.scaled(factor).plus(Range::fixed(1)), None)
             }
             Rule::Format => (self.size_or_unknown(target?).scaled(CHARACTER), None),
-            Rule::ToBytes => {
-                let size = self.size_or_unknown(arg(0)?);
-                let result = Range { min: size.min, max: size.max.wrapping_mul(4) };
-                (size.scaled(CHARACTER), Some(result))
-            }
-            Rule::ToText => {
-                let size = self.size_or_unknown(arg(0)?);
-                (size.scaled(CHARACTER), Some(Range { min: size.min / 4, max: size.max }))
-            }
-            Rule::Quote => {
-                let size = self.size_or_unknown(arg(0)?);
-                let result =
-                    Range { min: size.min.wrapping_add(2), max: size.max.wrapping_mul(2).wrapping_add(2) };
-                (size.scaled(CHARACTER), Some(result))
-            }
+            Rule::ToBytes | Rule::ToText | Rule::Quote => self.converted(arg(0)?, rule),
             Rule::Affix => (self.size_or_unknown(arg(0)?).scaled(CHARACTER), None),
             Rule::InList => (self.size_or_unknown(arg(1)?), None),
             Rule::Contains => {
@@ -156,6 +144,17 @@ impl Estimator<'_> {
             | Rule::Sort { .. }
             | Rule::SortBy { .. } => self.new_list(rule, target, call)?,
         })
+    }
+
+    /// Text to bytes and back, and quoted text. Unknown sizes overflow as upstream's do.
+    fn converted(&mut self, text: &Expr, rule: Rule) -> Estimate {
+        let size = self.size_or_unknown(text);
+        let (min, max) = match rule {
+            Rule::ToBytes => (size.min, size.max.wrapping_mul(4)),
+            Rule::ToText => (size.min / 4, size.max),
+            _ => (size.min.wrapping_add(2), size.max.wrapping_mul(2).wrapping_add(2)),
+        };
+        (size.scaled(CHARACTER), Some(Range { min, max }))
     }
 
     /// All elements are looked at; of text and bytes all characters.

@@ -53,7 +53,7 @@ impl Estimator<'_> {
     fn size_at(&self, path: &Path) -> Option<Range> {
         let variables = &self.env.variables;
         let decl = variables.get(&path.root).or_else(|| variables.get(ROOT))?;
-        Some(Range { min: 0, max: decl.at(&path.steps)?.elements_max() })
+        Some(Range { min: 0, max: decl.size_at(&path.steps)? })
     }
 
     /// The size of a list's elements as they are declared.
