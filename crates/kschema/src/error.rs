@@ -53,6 +53,12 @@ impl FieldError {
         }
     }
 
+    /// The field as a whole is wrong; its value is not shown.
+    pub fn invalid_whole(field: impl Into<String>, detail: impl fmt::Display) -> Self {
+        let detail = format!("Invalid value: {detail}");
+        Self { reason: "FieldValueInvalid", field: field.into(), detail }
+    }
+
     /// The field's text value is wrong.
     pub fn invalid_text(field: impl Into<String>, value: &str, detail: impl fmt::Display) -> Self {
         Self::invalid(field, format_args!("{value:?}"), detail)
