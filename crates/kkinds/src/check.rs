@@ -1,9 +1,12 @@
 //! The small vocabulary that rules are written in.
 //!
 //! [`path::Path`] says where a field stands, [`look::Look`] reads fields, [`report::Report`] writes faults down. [`form`] has what
-//! texts must look like, [`labels`] labels and selectors, [`address`] IP addresses, [`quantity`] amounts of resources.
+//! texts must look like, [`domain`] names with a domain, [`labels`] labels and selectors, [`address`] IP addresses, [`quantity`] amounts of resources, [`condition`] the
+//! conditions of a status.
 
 pub(crate) mod address;
+pub(crate) mod condition;
+pub(crate) mod domain;
 pub(crate) mod form;
 pub(crate) mod labels;
 pub(crate) mod look;

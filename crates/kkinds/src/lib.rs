@@ -29,8 +29,11 @@ mod service;
 mod service_account;
 
 // The other groups.
-mod batch;
-mod misc;
+mod cron_job;
+mod daemon_set;
+mod deployment;
+mod job;
+mod stateful_set;
 mod workload;
 
 pub mod strategies;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    batch, config_map, endpoints, event, limit_range, misc, namespace, node, persistent_volume,
-    persistent_volume_claim, pod, replication_controller, resource_quota, secret,
+    config_map, cron_job, daemon_set, deployment, endpoints, event, job, limit_range, namespace, node,
+    persistent_volume, persistent_volume_claim, pod, replication_controller, resource_quota, secret,
     service::{self, ServiceAddresses},
-    service_account, workload,
+    service_account, stateful_set,
 };
 
 /// What the built-in strategies need from outside.
@@ -40,13 +40,14 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "persistentvolumes" => Arc::new(persistent_volume::PersistentVolumes),
         "persistentvolumeclaims" => Arc::new(persistent_volume_claim::PersistentVolumeClaims),
         "services" => Arc::new(service::Services::new(Arc::clone(&strategies.addresses))),
-        "deployments.apps" => Arc::new(workload::Deployments),
-        "replicasets.apps" => Arc::new(workload::ReplicaSets),
-        "statefulsets.apps" => Arc::new(workload::StatefulSets),
-        "daemonsets.apps" => Arc::new(workload::DaemonSets),
+        "deployments.apps" => Arc::new(deployment::Deployments),
+        "replicasets.apps" => Arc::new(deployment::ReplicaSets),
+        "statefulsets.apps" => Arc::new(stateful_set::StatefulSets),
+        "daemonsets.apps" => Arc::new(daemon_set::DaemonSets),
+        "controllerrevisions.apps" => Arc::new(stateful_set::ControllerRevisions),
         "replicationcontrollers" => Arc::new(replication_controller::ReplicationControllers),
-        "jobs.batch" => Arc::new(batch::Jobs),
-        "cronjobs.batch" => Arc::new(batch::CronJobs),
-        _ => misc::strategy(qualified).unwrap_or_else(|| Arc::new(Plain)),
+        "jobs.batch" => Arc::new(job::Jobs),
+        "cronjobs.batch" => Arc::new(cron_job::CronJobs),
+        _ => Arc::new(Plain),
     }
 }

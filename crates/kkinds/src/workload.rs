@@ -1,246 +1,130 @@
-//! Deployments, replica sets, stateful sets, daemon sets and replication controllers.
+//! What the kinds share that keep pods running.
 
-use serde_json::{Value, json};
+use kschema::error::FieldError;
+use serde_json::Value;
 
-use kschema::{
-    error::FieldError,
-    fields::{child, immutable, not_negative, one_of, set_default},
-    strategy::Strategy,
+use crate::{
+    check::{Look, Path, Report, form, labels},
+    pod::template,
 };
 
-use crate::{check::Path, pod::template};
+type Errors = Vec<FieldError>;
 
-/// The strategy of `deployments`.
-#[derive(Debug)]
-pub(crate) struct Deployments;
-/// The strategy of `replicasets`.
-#[derive(Debug)]
-pub(crate) struct ReplicaSets;
-/// The strategy of `statefulsets`.
-#[derive(Debug)]
-pub(crate) struct StatefulSets;
-/// The strategy of `daemonsets`.
-#[derive(Debug)]
-pub(crate) struct DaemonSets;
-/// Defaults of the template.
-pub(crate) fn default_template(object: &mut Value, path: &[&str]) {
-    let template = path.iter().try_fold(object, |value, key| value.get_mut(key));
-    if let Some(found) = template {
-        crate::pod::template::default(found);
+/// Fills in `spec.template`.
+pub(crate) fn default_template(object: &mut Value) {
+    if let Some(found) = object.pointer_mut("/spec/template") {
+        template::default(found);
     }
-}
-
-/// Selector and template: both are there, the selector selects something, and it selects the template.
-pub(crate) fn validate_template(object: &Value, errors: &mut Vec<FieldError>) {
-    let (selector, template) = (&object["spec"]["selector"], &object["spec"]["template"]);
-    let empty = |key: &str| {
-        selector[key].as_object().is_none_or(serde_json::Map::is_empty)
-            && selector[key].as_array().is_none_or(Vec::is_empty)
-    };
-    if selector.is_null() {
-        errors.push(FieldError::required("spec.selector", ""));
-    } else if empty("matchLabels") && empty("matchExpressions") {
-        errors.push(FieldError::invalid("spec.selector", "{}", "empty selector is invalid for deployment"));
-    } else if !crate::check::labels::selects(selector, &template["metadata"]["labels"]) {
-        let labels = &template["metadata"]["labels"];
-        let shown = if labels.is_null() { json!({}) } else { labels.clone() };
-        errors.push(FieldError::invalid(
-            "spec.template.metadata.labels",
-            shown,
-            "`selector` does not match template `labels`",
-        ));
-    }
-    validate_always(template, errors);
-}
-
-/// The template's pods are restarted always: nothing else can be kept running.
-fn validate_always(found: &Value, errors: &mut Vec<FieldError>) {
-    let policy = found["spec"]["restartPolicy"].as_str().unwrap_or("Always");
-    if policy != "Always" {
-        errors.push(FieldError::not_supported("spec.template.spec.restartPolicy", policy, &["Always"]));
-    }
-    if found["spec"].get("activeDeadlineSeconds").is_some() {
-        errors
-            .push(FieldError::forbidden("spec.template.spec.activeDeadlineSeconds", "must not be specified"));
-    }
-    template::validate(found, None, &Path::root("spec.template"), errors);
 }
 
 /// Warns of a name that is no label, as it becomes part of the names of pods.
 pub(crate) fn name_warning(object: &Value, what: &str, out: &mut Vec<String>) {
-    let faults = crate::check::form::dns_label(object["metadata"]["name"].as_str().unwrap_or_default());
+    let faults = form::dns_label(object["metadata"].text("name"));
     if !faults.is_empty() {
         out.push(format!("metadata.name: this is used in {what}, which can result in surprising behavior; a DNS label is recommended: [{}]", faults.join(" ")));
     }
 }
 
-impl Strategy for Deployments {
-    fn default(&self, object: &mut Value) {
-        default_template(object, &["spec", "template"]);
-        if let Some(strategy) = object.pointer_mut("/spec/strategy")
-            && strategy["type"] == "RollingUpdate"
-        {
-            let rolling = child(strategy, "rollingUpdate");
-            set_default(rolling, "maxUnavailable", "25%");
-            set_default(rolling, "maxSurge", "25%");
-        }
-    }
-
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        for path in [
-            "spec.replicas",
-            "spec.minReadySeconds",
-            "spec.revisionHistoryLimit",
-            "spec.progressDeadlineSeconds",
-        ] {
-            not_negative(object, path, errors);
-        }
-        one_of(object, "spec.strategy.type", &["Recreate", "RollingUpdate"], errors);
-        let strategy = &object["spec"]["strategy"];
-        let rolling = &strategy["rollingUpdate"];
-        if strategy["type"] == "Recreate" && !rolling.is_null() {
-            let why = "may not be specified when strategy `type` is 'Recreate'";
-            errors.push(FieldError::forbidden("spec.strategy.rollingUpdate", why));
-        }
-        let zero = |value: &Value| *value == 0 || *value == "0%";
-        if rolling.is_object() && zero(&rolling["maxUnavailable"]) && zero(&rolling["maxSurge"]) {
-            let why = "may not be 0 when `maxSurge` is 0";
-            errors.push(FieldError::invalid(
-                "spec.strategy.rollingUpdate.maxUnavailable",
-                &rolling["maxUnavailable"],
-                why,
-            ));
-        }
-        for key in ["maxUnavailable", "maxSurge"] {
-            validate_share(&rolling[key], &format!("spec.strategy.rollingUpdate.{key}"), errors);
-        }
-        let spec = &object["spec"];
-        if let (Some(ready), Some(deadline)) =
-            (spec["minReadySeconds"].as_i64(), spec["progressDeadlineSeconds"].as_i64())
-            && deadline <= ready
-        {
-            errors.push(FieldError::invalid(
-                "spec.progressDeadlineSeconds",
-                deadline,
-                "must be greater than minReadySeconds",
-            ));
-        }
-        validate_template(object, errors);
-    }
-
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        immutable(object, old, "spec.selector", errors);
+/// Checks that there is a selector and that it selects something. `kind`: as the message names it.
+pub(crate) fn selector(spec: &Value, path: &Path<'_>, kind: &str, errors: &mut Errors) {
+    let field = path.field("selector");
+    let Some(found) = spec.get_some("selector") else {
+        errors.required(&field, "");
+        return;
+    };
+    labels::selector(Some(found), &field, false, errors);
+    if labels::is_empty(found) {
+        errors.invalid(&field, found, format_args!("empty selector is invalid for {kind}"));
     }
 }
 
-/// A number that is not negative, or a percentage.
-fn validate_share(value: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    match value {
-        Value::Number(number) if number.as_i64().is_some_and(|number| number < 0) => {
-            errors.push(FieldError::invalid(path, number, "must be greater than or equal to 0"));
-        }
-        Value::String(text) if text.strip_suffix('%').is_none_or(|digits| digits.parse::<u32>().is_err()) => {
-            let why = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', regex used for validation is '[0-9]+%')";
-            errors.push(FieldError::invalid_text(path, text, why));
-        }
-        _ => {}
+/// Checks that the selector selects the template. A selector that is missing selects nothing, and one that is empty all.
+pub(crate) fn selects_template(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
+    let found = spec["template"]["metadata"].get_some("labels");
+    let none = Value::Object(serde_json::Map::new());
+    let selected =
+        spec.get_some("selector").is_some_and(|selector| labels::selects(selector, found.unwrap_or(&none)));
+    if !selected {
+        let field = path.field("template.metadata.labels");
+        errors.invalid(&field, found, "`selector` does not match template `labels`");
     }
 }
 
-impl Strategy for ReplicaSets {
-    fn default(&self, object: &mut Value) {
-        default_template(object, &["spec", "template"]);
+/// Checks that the template's pods are restarted always: nothing else can be kept running.
+pub(crate) fn runs_always(spec: &Value, path: &Path<'_>, kind: &str, errors: &mut Errors) {
+    let (pod, path) = (&spec["template"]["spec"], path.field("template.spec"));
+    if pod.text("restartPolicy") != "Always" {
+        errors.unsupported(&path.field("restartPolicy"), pod.text("restartPolicy"), &["Always"]);
     }
-
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({"replicas": 0});
-    }
-
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        not_negative(object, "spec.replicas", errors);
-        not_negative(object, "spec.minReadySeconds", errors);
-        validate_template(object, errors);
-    }
-
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        immutable(object, old, "spec.selector", errors);
+    if pod.has("activeDeadlineSeconds") {
+        let why = format!("activeDeadlineSeconds in {kind} is not Supported");
+        errors.forbidden(&path.field("activeDeadlineSeconds"), why);
     }
 }
 
-impl Strategy for StatefulSets {
-    fn default(&self, object: &mut Value) {
-        default_template(object, &["spec", "template"]);
-        if let Some(strategy) = object.pointer_mut("/spec/updateStrategy")
-            && strategy["type"] == "RollingUpdate"
-        {
-            set_default(child(strategy, "rollingUpdate"), "partition", 0);
-        }
-        if let Some(spec) = object.get_mut("spec") {
-            for claim in kschema::fields::items_mut(spec, "volumeClaimTemplates") {
-                set_default(claim, "apiVersion", "v1");
-                set_default(claim, "kind", "PersistentVolumeClaim");
-                claim["status"] = json!({"phase": "Pending"});
-            }
-        }
+/// Selector and template of replica sets and of deployments, whose messages are the same.
+pub(crate) fn replicated(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Errors) {
+    selector(spec, path, "deployment", errors);
+    if spec.get_some("selector").is_none_or(|selector| !labels::is_empty(selector)) {
+        selects_template(spec, path, errors);
     }
+    let field = path.field("template");
+    template::validate(&spec["template"], old.map(|old| &old["template"]), &field, errors);
+    runs_always(spec, path, "ReplicaSet", errors);
+}
 
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({"replicas": 0, "availableReplicas": 0});
-    }
+/// The number, or the number of percents, in a field.
+pub(crate) fn share(object: &Value, key: &str) -> i64 {
+    percents(object.text(key)).unwrap_or_else(|| object.int(key))
+}
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        not_negative(object, "spec.replicas", errors);
-        one_of(object, "spec.podManagementPolicy", &["OrderedReady", "Parallel"], errors);
-        one_of(object, "spec.updateStrategy.type", &["OnDelete", "RollingUpdate"], errors);
-        validate_template(object, errors);
-    }
+fn percents(text: &str) -> Option<i64> {
+    let digits = text.strip_suffix('%').filter(|digits| !digits.is_empty())?;
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().unwrap_or(i64::MAX))
+}
 
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        const FREE: [&str; 8] = [
-            "replicas",
-            "ordinals",
-            "template",
-            "updateStrategy",
-            "persistentVolumeClaimRetentionPolicy",
-            "minReadySeconds",
-            "revisionHistoryLimit",
-            "selector",
-        ];
-        let fixed = |object: &Value| {
-            let mut spec = object["spec"].clone();
-            if let Some(map) = spec.as_object_mut() {
-                map.retain(|key, _| !FREE.contains(&key.as_str()) || key == "selector");
-            }
-            spec
-        };
-        if fixed(object) != fixed(old) {
-            errors.push(FieldError::forbidden("spec", "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden"));
-        }
+/// Checks a field that holds a number that is not negative, or a percentage.
+pub(crate) fn validate_share(object: &Value, path: &Path<'_>, key: &str, errors: &mut Errors) {
+    match object.some_text(key) {
+        Some(text) => errors.faults(&path.field(key), text, form::percent(text)),
+        None => errors.not_negative(object, path, key),
     }
 }
 
-impl Strategy for DaemonSets {
-    fn default(&self, object: &mut Value) {
-        default_template(object, &["spec", "template"]);
-        if let Some(strategy) = object.pointer_mut("/spec/updateStrategy")
-            && strategy["type"] == "RollingUpdate"
-        {
-            let rolling = child(strategy, "rollingUpdate");
-            set_default(rolling, "maxUnavailable", 1);
-            set_default(rolling, "maxSurge", 0);
+/// Checks that a percentage is a part of the whole.
+pub(crate) fn at_most_all(object: &Value, path: &Path<'_>, key: &str, errors: &mut Errors) {
+    if percents(object.text(key)).is_some_and(|percents| percents > 100) {
+        errors.invalid(&path.field(key), object.text(key), "must not be greater than 100%");
+    }
+}
+
+/// Checks numbers that may not be negative.
+pub(crate) fn counts(object: &Value, path: &Path<'_>, keys: &[&str], errors: &mut Errors) {
+    for key in keys {
+        errors.not_negative(object, path, key);
+    }
+}
+
+/// Checks that no part of the replicas is more than all, and that what is available is ready.
+pub(crate) fn parts(status: &Value, path: &Path<'_>, keys: &[&str], ready: &str, errors: &mut Errors) {
+    for key in keys {
+        if status.int(key) > status.int("replicas") {
+            errors.invalid(&path.field(key), status.int(key), "cannot be greater than status.replicas");
         }
     }
-
-    fn prepare_create(&self, object: &mut Value) {
-        object["status"] = json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": 0});
+    if status.int("availableReplicas") > status.int("readyReplicas") {
+        let why = format!("cannot be greater than {ready}");
+        errors.invalid(&path.field("availableReplicas"), status.int("availableReplicas"), why);
     }
+}
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        one_of(object, "spec.updateStrategy.type", &["OnDelete", "RollingUpdate"], errors);
-        validate_template(object, errors);
-    }
-
-    fn validate_update(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        immutable(object, old, "spec.selector", errors);
+/// Checks that the collisions that have been counted are not forgotten.
+pub(crate) fn collisions(object: &Value, old: &Value, errors: &mut Errors) {
+    let (status, path) = (&object["status"], Path::root("status"));
+    if let Some(was) = old["status"].some_int("collisionCount")
+        && status.some_int("collisionCount").is_none_or(|count| count < was)
+    {
+        let shown = status.int("collisionCount");
+        errors.invalid(&path.field("collisionCount"), shown, "cannot be decremented");
     }
 }

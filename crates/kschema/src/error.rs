@@ -53,9 +53,10 @@ impl FieldError {
         }
     }
 
-    /// The field's value is wrong, and too large to be shown.
-    pub fn invalid_unshown(field: impl Into<String>, detail: impl fmt::Display) -> Self {
-        Self { reason: "FieldValueInvalid", field: field.into(), detail: format!("Invalid value: {detail}") }
+    /// The field as a whole is wrong; its value is not shown.
+    pub fn invalid_whole(field: impl Into<String>, detail: impl fmt::Display) -> Self {
+        let detail = format!("Invalid value: {detail}");
+        Self { reason: "FieldValueInvalid", field: field.into(), detail }
     }
 
     /// The field's text value is wrong.

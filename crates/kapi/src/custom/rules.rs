@@ -334,7 +334,7 @@ impl Walk<'_> {
             Some("FieldValueRequired") => FieldError::required(path, &detail),
             Some("FieldValueDuplicate") if whole => FieldError::duplicate_value(path, ""),
             Some("FieldValueDuplicate") => FieldError::duplicate_value(path, value),
-            _ if whole => FieldError::invalid_unshown(path, detail),
+            _ if whole => FieldError::invalid_whole(path, detail),
             _ => FieldError::invalid(path, value, detail),
         });
         true

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use kschema::{
+    Catalog,
     error::FieldError,
     strategy::{NameRule, Strategy},
-    structural::Structural,
+    structural::{SchemaRules, Structural, validate_columns, validate_scale, validate_schema, validate_selectable_fields},
 };
 use serde_json::Value;
 
@@ -13,80 +14,101 @@ use super::rules;
 
 /// The rules of CustomResourceDefinitions, with those for their schemas.
 #[derive(Debug)]
-pub(crate) struct Definitions(pub(crate) Arc<dyn Strategy>);
+pub(crate) struct Definitions {
+    /// The rules for everything else.
+    pub(crate) rest: Arc<dyn Strategy>,
+    pub(crate) catalog: Arc<Catalog>,
+}
 
-/// Checks the schemas of all versions.
-fn check(crd: &Value, errors: &mut Vec<FieldError>) {
-    let versions: Vec<&Value> = crd["spec"]["versions"].as_array().into_iter().flatten().collect();
-    let schema = |version: &Value| version["schema"]["openAPIV3Schema"].clone();
-    let first = versions.first().map(|version| schema(version));
-    // Upstream keeps a schema that all versions share in one place, and names that place.
-    if let Some(first) = first.filter(|first| versions.iter().all(|version| schema(version) == *first)) {
-        check_one(&first, "spec.validation.openAPIV3Schema", errors);
-        return;
-    }
-    for (index, version) in versions.into_iter().enumerate() {
-        check_one(&schema(version), &format!("spec.versions[{index}].schema.openAPIV3Schema"), errors);
+/// What all versions say in the same words stands in one place upstream, which is the one that is named.
+fn places<'a>(crd: &'a Value, path: &[&str], shared: &str) -> Vec<(&'a Value, String)> {
+    let versions = crd["spec"]["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = |version: &'a Value| path.iter().fold(version, |value, key| &value[*key]);
+    match versions {
+        [] => Vec::new(),
+        [first, rest @ ..] if rest.iter().all(|version| found(version) == found(first)) => {
+            vec![(found(first), format!("spec.{shared}"))]
+        }
+        versions => {
+            let own = |index: usize| format!("spec.versions[{index}].{}", path.join("."));
+            versions.iter().enumerate().map(|(index, version)| (found(version), own(index))).collect()
+        }
     }
 }
 
-fn check_one(source: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    if !source.is_object() {
-        errors.push(FieldError::required(path, "schemas are required"));
-        return;
-    }
-    let before = errors.len();
-    match Structural::compile(source) {
-        Ok(schema) if errors.len() == before => rules::check_definition(&schema, path, errors),
-        Ok(_) => {}
-        Err(error) if errors.len() == before => errors.push(FieldError::invalid_text(path, "", error)),
-        Err(_) => {}
+impl Definitions {
+    fn check(&self, crd: &Value, errors: &mut Vec<FieldError>) {
+        let versions = crd["spec"]["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let status = versions.iter().any(|version| version["subresources"]["status"].is_object());
+        for (source, path) in places(crd, &["schema", "openAPIV3Schema"], "validation.openAPIV3Schema") {
+            if !source.is_object() {
+                errors.push(FieldError::required(path, "schemas are required"));
+                continue;
+            }
+            let found = validate_schema(&self.catalog, source, &path, SchemaRules { status, ..SchemaRules::default() });
+            match (found.is_empty(), Structural::compile(source)) {
+                (true, Ok(schema)) => rules::check_definition(&schema, &path, errors),
+                (true, Err(error)) => errors.push(FieldError::invalid_text(path, "", error)),
+                (false, _) => errors.extend(found),
+            }
+        }
+        for (columns, path) in places(crd, &["additionalPrinterColumns"], "additionalPrinterColumns") {
+            validate_columns(columns, &path, errors);
+        }
+        for (scale, path) in places(crd, &["subresources", "scale"], "subresources.scale") {
+            validate_scale(scale, &path, errors);
+        }
+        for (index, version) in versions.iter().enumerate() {
+            let path = format!("spec.versions[{index}].selectableFields");
+            let schema = &version["schema"]["openAPIV3Schema"];
+            validate_selectable_fields(&version["selectableFields"], schema, &path, errors);
+        }
     }
 }
 
 impl Strategy for Definitions {
     fn default(&self, object: &mut Value) {
-        self.0.default(object);
+        self.rest.default(object);
     }
 
     fn prepare_create(&self, object: &mut Value) {
-        self.0.prepare_create(object);
+        self.rest.prepare_create(object);
     }
 
     fn prepare_update(&self, object: &mut Value, old: &Value) {
-        self.0.prepare_update(object, old);
+        self.rest.prepare_update(object, old);
     }
 
     fn prepare_status(&self, object: &mut Value, old: &Value) {
-        self.0.prepare_status(object, old);
+        self.rest.prepare_status(object, old);
     }
 
     fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        self.0.validate(object, errors);
-        check(object, errors);
+        self.rest.validate(object, errors);
+        self.check(object, errors);
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        self.0.validate_change(object, old, errors);
+        self.rest.validate_change(object, old, errors);
         // A schema that has not changed is not held against the definition.
         if object["spec"]["versions"] != old["spec"]["versions"] {
-            check(object, errors);
+            self.check(object, errors);
         }
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Vec<FieldError>) {
-        self.0.validate_status(object, old, errors);
+        self.rest.validate_status(object, old, errors);
     }
 
     fn warnings(&self, object: &Value, old: Option<&Value>) -> Vec<String> {
-        self.0.warnings(object, old)
+        self.rest.warnings(object, old)
     }
 
     fn reset_fields(&self, subresource: &str) -> &'static [&'static str] {
-        self.0.reset_fields(subresource)
+        self.rest.reset_fields(subresource)
     }
 
     fn name_rule(&self) -> NameRule {
-        self.0.name_rule()
+        self.rest.name_rule()
     }
 }

@@ -234,7 +234,7 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
                 create_on_update: CREATE_ON_UPDATE.contains(&&*qualified),
                 returns_deleted: RETURNS_DELETED.contains(&&*qualified),
             },
-            strategy: strategy_of(&qualified, strategies),
+            strategy: strategy_of(catalog, &qualified, strategies),
             origin: Origin::BuiltIn,
         });
     }
@@ -242,12 +242,12 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
 }
 
 /// The strategy of a built-in resource; definitions of custom resources are checked with what serves them, too.
-fn strategy_of(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
-    let strategy = strategies::builtin(qualified, strategies);
+fn strategy_of(catalog: &Arc<Catalog>, qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
+    let rest = strategies::builtin(qualified, strategies);
     if qualified == "customresourcedefinitions.apiextensions.k8s.io" {
-        return Arc::new(custom::Definitions(strategy));
+        return Arc::new(custom::Definitions { rest, catalog: Arc::clone(catalog) });
     }
-    strategy
+    rest
 }
 
 #[cfg(test)]

@@ -73,6 +73,16 @@ pub(crate) trait Report {
         self.fault(FieldError::invalid(path.to_string(), value.shown(), detail));
     }
 
+    /// The field as a whole is wrong; its value is not shown.
+    fn invalid_whole(&mut self, path: &Path<'_>, detail: &str) {
+        self.fault(FieldError::invalid_whole(path.to_string(), detail));
+    }
+
+    /// A choice by name that is none of those supported; the message shows all of it.
+    fn unsupported_choice(&mut self, path: &Path<'_>, value: &Value, supported: &[&str]) {
+        self.fault(FieldError::not_supported_value(path.to_string(), value, supported));
+    }
+
     /// The field's value is none of those supported, which are named in this order.
     fn unsupported(&mut self, path: &Path<'_>, value: &str, supported: &[&str]) {
         self.fault(FieldError::not_supported(path.to_string(), value, supported));

@@ -47,7 +47,7 @@ fn requirements(
 ) {
     let (limits, requests) = (path.field("limits"), path.field("requests"));
     let (mut huge, mut basic) = (false, false);
-    let mut one = |name: &str, value: &Value, field: &Path<'_>, errors: &mut Errors| {
+    let one = |name: &str, value: &Value, field: &Path<'_>, errors: &mut Errors| {
         name_rule(name, field, errors);
         quantity::value(name, value, field, errors);
     };

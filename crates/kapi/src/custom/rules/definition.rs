@@ -5,13 +5,14 @@ use kcel::limits;
 use kschema::{
     ListKind,
     error::FieldError,
-    structural::{Additional, JsonType, Rule, Structural},
+    structural::{Additional, Rule, Structural},
 };
 use serde_json::Value;
 
 use super::{decl, env};
 
-/// Looks at the schema of one version, which is structural. `path` is that of its `openAPIV3Schema`.
+/// Looks at the schema of one version, which is structural and whose rules have the right form
+/// ([`kschema::structural::validate_schema`]). `path` is that of its `openAPIV3Schema`.
 pub(crate) fn check(schema: &Structural, path: &str, errors: &mut Vec<FieldError>) {
     let mut total = Total::default();
     let before = errors.len();
@@ -117,64 +118,8 @@ impl Walk<'_> {
         let times = times.unwrap_or_else(|| decl.cardinality_max());
         for (index, rule) in schema.rules.iter().enumerate() {
             let place = format!("{path}.x-kubernetes-validations[{index}]");
-            if self.words(schema, rule, &place) {
-                self.rule(rule, &decl, &place, times, lost);
-            }
+            self.rule(rule, &decl, &place, times, lost);
         }
-    }
-
-    /// Checks what can be said of a rule without compiling it; whether it is worth that.
-    fn words(&mut self, schema: &Structural, rule: &Rule, place: &str) -> bool {
-        let before = self.errors.len();
-        let at = |key: &str| format!("{place}.{key}");
-        let breaks = |text: &str| text.contains(['\n', '\r']);
-        let (text, message) = (rule.rule.trim(), rule.message.trim());
-        if text.is_empty() {
-            self.errors.push(FieldError::required(at("rule"), "rule is not specified"));
-        } else if !rule.message.is_empty() && message.is_empty() {
-            self.errors.push(FieldError::invalid_text(
-                at("message"),
-                &rule.message,
-                "must be non-empty if specified",
-            ));
-        } else if breaks(message) {
-            self.errors.push(FieldError::invalid_text(
-                at("message"),
-                &rule.message,
-                "must not contain line breaks",
-            ));
-        } else if breaks(text) && message.is_empty() {
-            let why = "message must be specified if rule contains line breaks";
-            self.errors.push(FieldError::required(at("message"), why));
-        }
-        if !rule.message_expression.is_empty() && rule.message_expression.trim().is_empty() {
-            let why = "messageExpression must be non-empty if specified";
-            self.errors.push(FieldError::required(at("messageExpression"), why));
-        }
-        const REASONS: [&str; 4] =
-            ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
-        if let Some(reason) = rule.reason.as_deref().filter(|reason| !REASONS.contains(reason)) {
-            self.errors.push(FieldError::not_supported(at("reason"), reason, &REASONS));
-        }
-        let field = &rule.field_path;
-        if !field.is_empty() && field.trim().is_empty() {
-            self.errors.push(FieldError::invalid_text(
-                at("fieldPath"),
-                field,
-                "must be non-empty if specified",
-            ));
-        }
-        if breaks(field) {
-            self.errors.push(FieldError::invalid_text(
-                at("fieldPath"),
-                field,
-                "must not contain line breaks",
-            ));
-        }
-        if !field.is_empty() && !leads_somewhere(schema, field) {
-            self.errors.push(FieldError::invalid_text(at("fieldPath"), field, "must be a valid path"));
-        }
-        self.errors.len() == before
     }
 
     fn rule(&mut self, rule: &Rule, decl: &kcel::Decl, place: &str, times: u64, lost: Option<&str>) {
@@ -253,36 +198,6 @@ fn shown(rule: &Rule) -> Value {
         }
     }
     shown
-}
-
-/// Whether a `fieldPath` names a field below the schema: `.a.b`, `['a']`.
-fn leads_somewhere(schema: &Structural, path: &str) -> bool {
-    let mut schema = schema;
-    let mut rest = path;
-    while !rest.is_empty() {
-        let name;
-        if let Some(after) = rest.strip_prefix("['") {
-            let Some((inside, after)) = after.split_once("']") else {
-                return false;
-            };
-            (name, rest) = (inside, after);
-        } else if let Some(after) = rest.strip_prefix('.') {
-            let end = after.find(['.', '[']).unwrap_or(after.len());
-            (name, rest) = after.split_at(end);
-        } else {
-            return false;
-        }
-        schema = match (schema.properties.get(name), &schema.additional) {
-            (Some(field), _) => field,
-            (None, Additional::Schema(values))
-                if schema.properties.is_empty() && schema.kind == JsonType::Object =>
-            {
-                values
-            }
-            _ => return false,
-        };
-    }
-    true
 }
 
 /// Upstream's words for a budget that is exceeded.

@@ -42,7 +42,7 @@ pub(super) fn of(
 
 fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
     let Some(value) =
-        column.path.as_ref().and_then(|path| path.find(object)).filter(|value| !value.is_null())
+        column.path.as_ref().and_then(|path| path.find(object).into_iter().next()).filter(|value| !value.is_null())
     else {
         return Value::Null;
     };
