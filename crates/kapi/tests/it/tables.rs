@@ -384,7 +384,7 @@ async fn the_rest_of_a_cluster_is_shown_as_upstream_does() {
         ),
         (
             "/apis/apps/v1/namespaces/default/controllerrevisions".to_owned(),
-            json!({"kind": "ControllerRevision", "metadata": {"name": "x", "ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": true}]}, "revision": 3}),
+            json!({"kind": "ControllerRevision", "metadata": {"name": "x", "ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": true}]}, "revision": 3, "data": {}}),
             "x|daemonset.apps/d|3|0s",
         ),
     ];

@@ -89,7 +89,7 @@ fn string(limits: &Limits) -> Decl {
         "date-time" => Decl::date_time(),
         _ if length.is_none() && !limits.enumeration.is_empty() => {
             let longest = limits.enumeration.iter().filter_map(|value| value.as_str().map(str::len)).max();
-            Decl::string().longest_enum(longest.unwrap_or(0) as u64)
+            Decl::string().with_elements_max(longest.unwrap_or(0) as u64)
         }
         _ => with_length(Decl::string()),
     }
