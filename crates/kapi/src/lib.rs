@@ -40,6 +40,7 @@ pub mod bootstrap;
 mod http;
 pub mod metrics;
 pub mod node;
+pub mod outbound;
 pub mod request;
 pub mod server;
 

@@ -33,6 +33,7 @@ use crate::{
     metrics::Metrics,
     node::NodeDialer,
     objects::Objects,
+    outbound::ServiceDialer,
     registry::{Registry, ResourceDef, builtin},
     request::{Query, RequestInfo},
     schema,
@@ -89,6 +90,7 @@ pub(crate) struct Inner {
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
 /// | nodes | unreachable: logs and exec answer 503 |
+/// | services | by their cluster IPs |
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct ApiServerBuilder {
     store: Option<Arc<dyn Store>>,
@@ -102,6 +104,7 @@ pub struct ApiServerBuilder {
     anonymous: bool,
     addresses: ServiceAddresses,
     kinds: Vec<ResourceDef>,
+    services: Option<Arc<dyn ServiceDialer>>,
 }
 
 /// Why a server could not be made.
@@ -136,6 +139,7 @@ impl ApiServer {
             anonymous: true,
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
+            services: None,
         }
     }
 
@@ -209,6 +213,12 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Reaches the services that the server itself calls this way: conversion webhooks and aggregated API servers.
+    pub fn services(mut self, dialer: Arc<dyn ServiceDialer>) -> Self {
+        self.services = Some(dialer);
+        self
+    }
+
     /// Whether callers who don't say who they are are let in as `system:anonymous`.
     pub fn anonymous(mut self, allowed: bool) -> Self {
         self.anonymous = allowed;
@@ -246,7 +256,10 @@ impl ApiServerBuilder {
         defs.extend(self.kinds);
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
         let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
-        let objects = Objects::new(store, registry, clock, defs)?;
+        let mut objects = Objects::new(store, registry, clock, defs)?;
+        if let Some(dialer) = self.services {
+            objects.set_services(dialer);
+        }
         let defaults =
             admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
         let authorizers = if self.authorizers.is_empty() {
