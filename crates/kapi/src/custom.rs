@@ -29,7 +29,8 @@ use serde_json::Value;
 pub use self::own::{KindError, OwnKind};
 use self::rules::Rules;
 pub(crate) use self::{
-    definition::Column, schemas::Definitions, settle::settle, strategy::at, webhook::convert,
+    definition::Column, names::set_condition, schemas::Definitions, settle::settle, strategy::at,
+    webhook::convert,
 };
 use crate::{
     objects::{Objects, stored},

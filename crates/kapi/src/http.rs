@@ -46,6 +46,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: fmt::Display + Send,
 {
+    if let Some(remote) = server.aggregation.find(&server.objects, &info.path) {
+        return remote.forward(server, parts, user, body).await;
+    }
     if info.is_resource {
         let text = |name| {
             parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default()
@@ -66,7 +69,7 @@ where
         ["healthz" | "livez" | "readyz", rest @ ..] => health(segments[0], rest, query),
         ["metrics"] => Ok(metrics(server)),
         ["version"] => Ok(json_response(StatusCode::OK, &version())),
-        ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers),
+        ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers).await,
         ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers),
         _ => Err(Status::no_such_path().into()),
     }

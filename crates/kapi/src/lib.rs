@@ -35,6 +35,7 @@ pub mod fairness;
 mod impersonate;
 
 // The server.
+mod aggregate;
 pub mod body;
 pub mod bootstrap;
 mod http;

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::{
     convert, custom,
     error::ApiError,
-    outbound::{ClusterIps, ServiceDialer},
+    outbound::Outbound,
     registry::{Registry, Resource, ResourceDef},
 };
 
@@ -27,7 +27,7 @@ pub struct Objects {
     registry: Arc<Registry>,
     clock: Arc<dyn Clock>,
     claims: TableId,
-    services: Arc<dyn ServiceDialer>,
+    outbound: Outbound,
 }
 
 impl Objects {
@@ -42,7 +42,7 @@ impl Objects {
         defs: Vec<ResourceDef>,
     ) -> Result<Self, StoreError> {
         let claims = store.open_table(TableSpec::new(CLAIMS))?;
-        let objects = Self { store, registry, clock, claims, services: Arc::new(ClusterIps) };
+        let objects = Self { store, registry, clock, claims, outbound: Outbound::default() };
         objects.register(defs)?;
         Ok(objects)
     }
@@ -117,14 +117,14 @@ impl Objects {
         self.get(&*self.registry.find(group, version, plural)?, namespace, name)
     }
 
-    /// How services are reached that the server itself calls.
-    pub(crate) fn services(&self) -> &dyn ServiceDialer {
-        &*self.services
+    /// The way to the services that the server itself calls.
+    pub(crate) fn outbound(&self) -> &Outbound {
+        &self.outbound
     }
 
-    /// Reaches services this way.
-    pub(crate) fn set_services(&mut self, dialer: Arc<dyn ServiceDialer>) {
-        self.services = dialer;
+    /// Takes this way out.
+    pub(crate) fn set_outbound(&mut self, outbound: Outbound) {
+        self.outbound = outbound;
     }
 
     /// The cluster IP of a service, if it is there and has one.

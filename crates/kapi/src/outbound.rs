@@ -15,7 +15,7 @@ use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
 use serde_json::Value;
 use tokio::net::TcpStream;
@@ -69,6 +69,35 @@ impl ServiceDialer for ClusterIps {
         let stream = TcpStream::connect((address, port)).await?;
         stream.set_nodelay(true)?;
         Ok(Box::new(stream))
+    }
+}
+
+/// The way out: how services are reached, and the certificate that the server shows to those it calls.
+#[derive(Clone, Debug)]
+pub(crate) struct Outbound {
+    pub(crate) dialer: Arc<dyn ServiceDialer>,
+    pub(crate) credentials: Option<ProxyCredentials>,
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self { dialer: Arc::new(ClusterIps), credentials: None }
+    }
+}
+
+/// The client certificate by which aggregated servers know that `X-Remote-User` is to be believed
+/// (`--proxy-client-cert-file`, `--proxy-client-key-file`), in PEM.
+#[derive(Clone)]
+pub struct ProxyCredentials {
+    /// The certificate.
+    pub certificate_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for ProxyCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ProxyCredentials")
     }
 }
 
@@ -149,13 +178,14 @@ impl Target {
         }
     }
 
-    fn tls(&self) -> Result<ClientConfig, String> {
+    fn tls(&self, credentials: Option<&ProxyCredentials>) -> Result<ClientConfig, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         if self.insecure {
             let verifier = Arc::new(Unverified(provider));
-            return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+            let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
+            return with_credentials(builder, credentials);
         }
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.authority) {
@@ -169,8 +199,21 @@ impl Target {
                 "caBundle holds no certificate, and the system's authorities are not consulted".to_owned()
             );
         }
-        Ok(builder.with_root_certificates(roots).with_no_client_auth())
+        with_credentials(builder.with_root_certificates(roots), credentials)
     }
+}
+
+fn with_credentials(
+    builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
+    credentials: Option<&ProxyCredentials>,
+) -> Result<ClientConfig, String> {
+    let Some(ProxyCredentials { certificate_pem, key_pem }) = credentials else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate_pem.as_bytes()).collect();
+    let chain = chain.map_err(|error| error.to_string())?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| error.to_string())?;
+    builder.with_client_auth_cert(chain, key).map_err(|error| error.to_string())
 }
 
 /// Takes any certificate, as `insecureSkipTLSVerify` asks for.
@@ -220,7 +263,7 @@ impl ServerCertVerifier for Unverified {
 /// # Errors
 /// What went wrong, in words.
 pub(crate) async fn send<B>(
-    dialer: &dyn ServiceDialer,
+    outbound: &Outbound,
     target: &Target,
     cluster_ip: Option<&str>,
     mut request: Request<B>,
@@ -231,7 +274,9 @@ where
 {
     let words = |error: &dyn std::error::Error| error.to_string();
     let stream = match &target.place {
-        Place::Service { namespace, name } => dialer.dial(namespace, name, target.port, cluster_ip).await,
+        Place::Service { namespace, name } => {
+            outbound.dialer.dial(namespace, name, target.port, cluster_ip).await
+        }
         Place::Host(host) => {
             let connected = TcpStream::connect((host.as_str(), target.port)).await;
             connected.map(|stream| Box::new(stream) as Box<dyn NodeConnection>)
@@ -240,7 +285,7 @@ where
     let stream = stream.map_err(|error| words(&error))?;
     let name = target.server_name();
     let server = ServerName::try_from(name.clone()).map_err(|error| words(&error))?;
-    let connector = TlsConnector::from(Arc::new(target.tls()?));
+    let connector = TlsConnector::from(Arc::new(target.tls(outbound.credentials.as_ref())?));
     let stream = connector.connect(server, stream).await.map_err(|error| words(&error))?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(stream)).await.map_err(|error| words(&error))?;
@@ -261,7 +306,7 @@ where
 /// # Errors
 /// What went wrong, in words.
 pub(crate) async fn post(
-    dialer: &dyn ServiceDialer,
+    outbound: &Outbound,
     target: &Target,
     cluster_ip: Option<&str>,
     body: &Value,
@@ -274,7 +319,7 @@ pub(crate) async fn post(
         .body(Full::new(Bytes::from(bytes)))
         .map_err(|error| error.to_string())?;
     let call = async {
-        let response = send(dialer, target, cluster_ip, request).await?;
+        let response = send(outbound, target, cluster_ip, request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         let bytes = body.map_err(|error| error.to_string())?.to_bytes();

@@ -21,8 +21,11 @@ use tracing::{debug, error};
 
 use crate::{
     admission::{self, Admission},
+    aggregate::Aggregation,
     audit::{AuditEvent, AuditSink},
-    authn::{AUTHENTICATED, Authenticator, ClientCertificates, Identity, UNAUTHENTICATED, UserInfo},
+    authn::{
+        AUTHENTICATED, Authenticator, ClientCertificates, FrontProxy, Identity, UNAUTHENTICATED, UserInfo,
+    },
     authz::{AuthenticatedOnly, Authorizer, Verdict},
     body::Body,
     custom::Customs,
@@ -33,7 +36,7 @@ use crate::{
     metrics::Metrics,
     node::NodeDialer,
     objects::Objects,
-    outbound::ServiceDialer,
+    outbound::{Outbound, ProxyCredentials, ServiceDialer},
     registry::{Registry, ResourceDef, builtin},
     request::{Query, RequestInfo},
     schema,
@@ -75,6 +78,7 @@ pub(crate) struct Inner {
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
     pub(crate) customs: Customs,
+    pub(crate) aggregation: Aggregation,
     pub(crate) metrics: Metrics,
 }
 
@@ -104,7 +108,7 @@ pub struct ApiServerBuilder {
     anonymous: bool,
     addresses: ServiceAddresses,
     kinds: Vec<ResourceDef>,
-    services: Option<Arc<dyn ServiceDialer>>,
+    outbound: Outbound,
 }
 
 /// Why a server could not be made.
@@ -139,7 +143,7 @@ impl ApiServer {
             anonymous: true,
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
-            services: None,
+            outbound: Outbound::default(),
         }
     }
 
@@ -195,6 +199,13 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Believes an API server that shows a client certificate of one of these names about who the caller is: this server is an
+    /// aggregated one, behind that.
+    pub fn front_proxy<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.authenticators.insert(0, Arc::new(FrontProxy::new(names)));
+        self
+    }
+
     /// Adds a way to decide who may do what; the first one takes the place of the default.
     pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
         self.authorizers.push(authorizer);
@@ -215,7 +226,13 @@ impl ApiServerBuilder {
 
     /// Reaches the services that the server itself calls this way: conversion webhooks and aggregated API servers.
     pub fn services(mut self, dialer: Arc<dyn ServiceDialer>) -> Self {
-        self.services = Some(dialer);
+        self.outbound.dialer = dialer;
+        self
+    }
+
+    /// Shows this certificate to aggregated API servers, which then believe who the server says the caller is.
+    pub fn proxy_credentials(mut self, credentials: ProxyCredentials) -> Self {
+        self.outbound.credentials = Some(credentials);
         self
     }
 
@@ -257,9 +274,7 @@ impl ApiServerBuilder {
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
         let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
         let mut objects = Objects::new(store, registry, clock, defs)?;
-        if let Some(dialer) = self.services {
-            objects.set_services(dialer);
-        }
+        objects.set_outbound(self.outbound);
         let defaults =
             admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
         let authorizers = if self.authorizers.is_empty() {
@@ -269,6 +284,7 @@ impl ApiServerBuilder {
         };
         Ok(ApiServer(Arc::new(Inner {
             customs: Customs::new(&objects),
+            aggregation: Aggregation::new(&objects),
             metrics: Metrics::default(),
             fairness: Fairness::new(&objects),
             objects,

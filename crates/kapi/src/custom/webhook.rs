@@ -34,7 +34,7 @@ pub(crate) async fn convert(
         "request": {"uid": uid, "desiredAPIVersion": wanted, "objects": [object]},
     });
     let address = target.service().and_then(|(namespace, name)| objects.cluster_ip(namespace, name));
-    let answer = outbound::post(objects.services(), &target, address.as_deref(), &review, CALL_MAX).await;
+    let answer = outbound::post(objects.outbound(), &target, address.as_deref(), &review, CALL_MAX).await;
     let mut answer = answer.map_err(|why| fail(&why))?;
     let converted = converted(&mut answer, version, &uid).map_err(|why| fail(&why))?;
     let returned = |why: String| -> ApiError {

@@ -13,6 +13,7 @@ use super::{
     read_body, table, upgrade, watch as wire,
 };
 use crate::{
+    aggregate,
     authn::UserInfo,
     body::Body,
     convert, custom,
@@ -99,6 +100,9 @@ impl Request<'_> {
         let defines = def.group == custom::GROUP && def.plural == custom::PLURAL;
         if defines || def.definition().is_some_and(|definition| definition.terminating) {
             custom::settle(self.server).await?;
+        }
+        if aggregate::is_api_services(resource) && self.info.subresource.is_empty() {
+            aggregate::settle(self.server).await?;
         }
         writes
     }
