@@ -5,6 +5,8 @@
 //! `number:=name` is a message whose fields stand inline in JSON, and a line that begins with `=` is such a message.
 //! What a type is follows from the schema: this table only names fields.
 
+mod encode;
+
 use std::sync::OnceLock;
 
 use ahash::HashMap;
@@ -12,7 +14,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::types::{Catalog, Object, Type};
+pub use self::encode::{encode, encode_list, encode_message, envelope, watch_frame};
+use crate::types::{Catalog, DefinitionId, Field, Object, Type};
 
 const TABLE: &str = include_str!("protobuf.txt");
 /// The bytes that every object in protobuf begins with.
@@ -22,6 +25,7 @@ const DEPTH_MAX: usize = 64;
 
 /// Why bytes are no object.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProtobufError {
     /// The envelope is missing.
     #[error("provided data does not appear to be a protobuf message, expected prefix [107 56 115 0]")]
@@ -32,6 +36,9 @@ pub enum ProtobufError {
     /// The kind has no messages here.
     #[error("no protobuf message is known for {0}")]
     Unknown(String),
+    /// An object is not of its type.
+    #[error("cannot be written as protobuf: {0}")]
+    Value(String),
 }
 
 type Result<T> = std::result::Result<T, ProtobufError>;
@@ -48,18 +55,35 @@ enum Target {
 
 /// The messages by name; each is parsed when it is first met.
 #[derive(Debug)]
-pub struct Messages(HashMap<&'static str, (&'static str, OnceLock<Message>)>);
+pub struct Messages {
+    by_name: HashMap<&'static str, (&'static str, OnceLock<Message>)>,
+    kinds: OnceLock<Kinds>,
+}
+
+/// The definitions of kinds by group, version and kind.
+type Kinds = HashMap<(&'static str, &'static str, &'static str), DefinitionId>;
 
 impl Default for Messages {
     fn default() -> Self {
         let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
-        Self(lines.filter_map(|line| Some((line.split('\t').next()?, (line, OnceLock::new())))).collect())
+        let by_name =
+            lines.filter_map(|line| Some((line.split('\t').next()?, (line, OnceLock::new())))).collect();
+        Self { by_name, kinds: OnceLock::new() }
     }
 }
 
 impl Messages {
+    fn kind(&self, catalog: &Catalog, group: &str, version: &str, kind: &str) -> Option<DefinitionId> {
+        let kinds = self.kinds.get_or_init(|| {
+            crate::builtin::kinds(catalog)
+                .map(|(group, version, kind, id)| ((group, version, kind), id))
+                .collect()
+        });
+        kinds.get(&(group, version, kind)).copied()
+    }
+
     fn find(&self, name: &str) -> Option<&Message> {
-        let (line, cell) = self.0.get(name)?;
+        let (line, cell) = self.by_name.get(name)?;
         Some(cell.get_or_init(|| {
             let fields = line.split('\t').skip(1).filter_map(|field| {
                 let (number, target) = field.split_once(':')?;
@@ -80,6 +104,37 @@ impl Message {
         self.0.binary_search_by_key(&number, |(candidate, _)| *candidate).ok().map(|index| &self.0[index].1)
     }
 }
+
+/// What a field is in protobuf of which the schema says that it is anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Free {
+    /// JSON in field 1: raw extensions, managed fields, defaults of schemas.
+    Json,
+    /// A struct without fields, of which only the presence counts.
+    Empty,
+    /// `true`, `false` or a schema.
+    SchemaOrBool,
+    /// A schema or a list of them.
+    SchemaOrArray,
+    /// A schema or a list of names.
+    SchemaOrNames,
+}
+
+impl Free {
+    fn of(schema: &Object, field: &Field) -> Self {
+        let is_schema = schema.short_name() == "JSONSchemaProps";
+        match &*field.name {
+            "items" if is_schema => Self::SchemaOrArray,
+            "additionalProperties" | "additionalItems" if is_schema => Self::SchemaOrBool,
+            "dependencies" if is_schema => Self::SchemaOrNames,
+            _ if is_schema || field.atomic || &*field.name == "fieldsV1" => Self::Json,
+            _ => Self::Empty,
+        }
+    }
+}
+
+/// The definition of schemas within CustomResourceDefinitions.
+const SCHEMA_PROPS: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
 
 /// One field of a message as it stands in the bytes.
 enum Wire<'a> {
@@ -170,10 +225,8 @@ pub fn decode(catalog: &Catalog, bytes: &[u8]) -> Result<Value> {
     let (api_version, kind) = (text(bytes_of(&meta, 1)), text(bytes_of(&meta, 2)));
     let (group, version) = kcore::kind::split_api_version(api_version.as_str().unwrap_or_default());
     let kind_name = kind.as_str().unwrap_or_default();
-    let found =
-        crate::builtin::kinds(catalog).find(|(g, v, k, _)| (*g, *v, *k) == (group, version, kind_name));
     let missing = || ProtobufError::Unknown(format!("{kind_name} in {group}/{version}"));
-    let (_, _, _, id) = found.ok_or_else(missing)?;
+    let id = catalog.messages().kind(catalog, group, version, kind_name).ok_or_else(missing)?;
     let reader = Reader { catalog, messages: catalog.messages() };
     let mut object = Map::new();
     let schema = catalog.object(id);
@@ -218,7 +271,7 @@ impl Reader<'_> {
                 }
                 Some(Target::Property { name, pointer }) => {
                     if let Some(field) = schema.field(name) {
-                        self.property(&field.ty, name, *pointer, &wire, object, depth)?;
+                        self.property(field, Free::of(schema, field), *pointer, &wire, object, depth)?;
                     }
                 }
             }
@@ -228,18 +281,19 @@ impl Reader<'_> {
 
     fn property(
         &self,
-        ty: &Type,
-        name: &str,
+        field: &Field,
+        free: Free,
         pointer: bool,
         wire: &Wire<'_>,
         object: &mut Map<String, Value>,
         depth: usize,
     ) -> Result<()> {
+        let (ty, name) = (&field.ty, &*field.name);
         match ty {
             Type::List(item) => {
                 let entry = object.entry(name.to_owned()).or_insert_with(|| json!([]));
                 if let Value::Array(list) = entry {
-                    self.list(item, wire, list, depth)?;
+                    self.list(item, free, wire, list, depth)?;
                 }
             }
             Type::Map(item) => {
@@ -251,20 +305,26 @@ impl Reader<'_> {
                 for (number, wire) in fields(bytes)? {
                     match (number, wire) {
                         (1, Wire::Bytes(bytes)) => key = String::from_utf8_lossy(bytes).into_owned(),
-                        (2, wire) => value = self.value(item, &wire, depth)?,
+                        (2, wire) => value = self.map_value(item, free, &wire, depth)?,
                         _ => {}
                     }
                 }
                 let entry = object.entry(name.to_owned()).or_insert_with(|| json!({}));
                 if let Value::Object(map) = entry {
-                    map.insert(key, value.unwrap_or_else(|| json!("")));
+                    // A time that is none stays null; text that is empty may be left out.
+                    let missing =
+                        if matches!(**item, Type::Time | Type::MicroTime) { Value::Null } else { json!("") };
+                    map.insert(key, value.unwrap_or(missing));
                 }
             }
             _ => {
-                let value = self.value(ty, wire, depth)?;
+                let value = self.value(ty, free, wire, depth)?;
                 // Go writes every scalar that is no pointer; its zero value means that it was not given.
                 let given = value.filter(|value| {
-                    pointer || !(*value == json!("") || *value == json!(0) || *value == json!(false))
+                    let is_free = matches!(ty, Type::Any);
+                    pointer
+                        || is_free
+                        || !(*value == json!("") || *value == json!(0) || *value == json!(false))
                 });
                 if let Some(value) = given {
                     object.insert(name.to_owned(), value);
@@ -274,7 +334,14 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn list(&self, item: &Type, wire: &Wire<'_>, list: &mut Vec<Value>, depth: usize) -> Result<()> {
+    fn list(
+        &self,
+        item: &Type,
+        free: Free,
+        wire: &Wire<'_>,
+        list: &mut Vec<Value>,
+        depth: usize,
+    ) -> Result<()> {
         if let (Type::Int32 | Type::Int64 | Type::Bool, Wire::Bytes(packed)) = (item, wire) {
             let mut packed = *packed;
             while !packed.is_empty() {
@@ -283,11 +350,53 @@ impl Reader<'_> {
             }
             return Ok(());
         }
-        list.push(self.value(item, wire, depth)?.unwrap_or(Value::Null));
+        list.push(self.value(item, free, wire, depth)?.unwrap_or(Value::Null));
         Ok(())
     }
 
-    fn value(&self, ty: &Type, wire: &Wire<'_>, depth: usize) -> Result<Option<Value>> {
+    /// The value of a map's entry. A list in a map is a message that holds the list.
+    fn map_value(&self, item: &Type, free: Free, wire: &Wire<'_>, depth: usize) -> Result<Option<Value>> {
+        let (Type::List(item), Wire::Bytes(bytes)) = (item, wire) else {
+            return self.value(item, free, wire, depth);
+        };
+        let mut list = Vec::new();
+        for (_, wire) in fields(bytes)?.into_iter().filter(|(number, _)| *number == 1) {
+            self.list(item, free, &wire, &mut list, depth)?;
+        }
+        Ok(Some(Value::Array(list)))
+    }
+
+    /// What may be a schema or something else.
+    fn schema_or(&self, free: Free, bytes: &[u8], depth: usize) -> Result<Option<Value>> {
+        let all = fields(bytes)?;
+        let schema = |bytes: &[u8]| {
+            let mut object = Map::new();
+            match self.catalog.find(SCHEMA_PROPS) {
+                Some(id) => {
+                    self.message(self.catalog.object(id), SCHEMA_PROPS, bytes, &mut object, depth + 1)?
+                }
+                None => return Err(ProtobufError::Unknown(SCHEMA_PROPS.to_owned())),
+            }
+            Ok(Value::Object(object))
+        };
+        let number = if free == Free::SchemaOrBool { 2 } else { 1 };
+        let find = |number: u32| {
+            all.iter().filter_map(move |(n, wire)| match wire {
+                Wire::Bytes(bytes) if *n == number => Some(*bytes),
+                _ => None,
+            })
+        };
+        if let Some(bytes) = find(number).last() {
+            return schema(bytes).map(Some);
+        }
+        Ok(Some(match free {
+            Free::SchemaOrBool => json!(number_of(&all, 1) != 0),
+            Free::SchemaOrArray => Value::Array(find(2).map(schema).collect::<Result<_>>()?),
+            _ => Value::Array(find(2).map(text).collect()),
+        }))
+    }
+
+    fn value(&self, ty: &Type, free: Free, wire: &Wire<'_>, depth: usize) -> Result<Option<Value>> {
         Ok(Some(match (ty, wire) {
             (Type::String, Wire::Bytes(bytes)) => text(bytes),
             (Type::Bytes, Wire::Bytes(bytes)) => json!(STANDARD.encode(bytes)),
@@ -301,7 +410,13 @@ impl Reader<'_> {
                 let all = fields(bytes)?;
                 if number_of(&all, 1) == 0 { json!(number_of(&all, 2)) } else { text(bytes_of(&all, 3)) }
             }
-            // Raw extensions, managed fields and free JSON carry their JSON in field 1.
+            (Type::Any, Wire::Bytes(bytes)) if free == Free::Empty => {
+                fields(bytes)?;
+                json!({})
+            }
+            (Type::Any, Wire::Bytes(bytes)) if free != Free::Json => {
+                return self.schema_or(free, bytes, depth);
+            }
             (Type::Any, Wire::Bytes(bytes)) => {
                 let raw = bytes_of(&fields(bytes)?, 1);
                 if raw.is_empty() {
