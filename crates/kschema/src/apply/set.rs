@@ -39,6 +39,19 @@ impl Set {
         set
     }
 
+    /// The set of fields named by paths such as `spec.replicas`, as strategies name what they reset.
+    ///
+    /// ```
+    /// assert_eq!(kschema::apply::Set::dotted(["status", "spec.replicas"]).paths(), [".status", ".spec.replicas"]);
+    /// ```
+    pub fn dotted<'a>(paths: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut set = Self::default();
+        for path in paths {
+            set.insert(path.split('.').map(PathElement::field));
+        }
+        set
+    }
+
     /// Adds the field at the end of `path`, without the fields on the way. The root is never a member.
     pub fn insert(&mut self, path: impl IntoIterator<Item = PathElement>) {
         let mut steps = path.into_iter();
