@@ -68,6 +68,26 @@ impl Set {
         self.insert(at.steps());
     }
 
+    /// Makes the place a member, with all of `below` below it.
+    pub(crate) fn graft(&mut self, at: &At<'_>, below: Self) {
+        let mut steps = at.steps();
+        let Some(last) = steps.pop() else { return };
+        steps.into_iter().fold(self, Self::descend).add(last, below);
+    }
+
+    /// Makes `element` a member, with all of `below` below it.
+    pub(crate) fn add(&mut self, element: PathElement, below: Self) {
+        if !(below.members.is_empty() && below.children.is_empty()) {
+            let child = self.descend(element.clone());
+            *child = if child.members.is_empty() && child.children.is_empty() {
+                below
+            } else {
+                child.union(&below)
+            };
+        }
+        self.insert_member(element);
+    }
+
     pub(crate) fn insert_member(&mut self, element: PathElement) {
         // Walks go in order, so that the place is mostly the end.
         if self.members.last().is_none_or(|last| *last < element) {
