@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use regex::Regex;
 use serde_json::Value;
 
+pub(crate) use self::number::GoFloat;
 pub use self::{
     columns::{SELECTABLE_FIELDS_MAX, validate_columns, validate_scale, validate_selectable_fields},
     compile::{CompileError, DEPTH_MAX},
