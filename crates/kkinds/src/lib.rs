@@ -28,13 +28,28 @@ mod secret;
 mod service;
 mod service_account;
 
-// The other groups.
+// What keeps pods running.
+mod autoscaler;
 mod cron_job;
 mod daemon_set;
 mod deployment;
+mod disruption_budget;
 mod job;
 mod stateful_set;
 mod workload;
+
+// The other groups.
+mod api_service;
+mod csi;
+mod ingress;
+mod lease;
+mod network_policy;
+mod priority_class;
+mod rbac;
+mod runtime_class;
+mod service_cidr;
+mod storage_class;
+mod volume_attachment;
 
 pub mod strategies;
 
