@@ -11,6 +11,7 @@ mod certificate_names;
 mod claim_spec;
 mod node_labels;
 mod volume_source;
+mod webhook_client;
 
 // The kinds of the core group.
 mod config_map;
@@ -46,6 +47,7 @@ mod lease;
 mod network_policy;
 mod priority_class;
 mod rbac;
+mod resource_definition;
 mod runtime_class;
 mod service_cidr;
 mod storage_class;

@@ -7,8 +7,8 @@ use kschema::strategy::{Plain, Strategy};
 use crate::{
     api_service, autoscaler, config_map, cron_job, csi, daemon_set, deployment, disruption_budget, endpoints,
     event, ingress, job, lease, limit_range, namespace, network_policy, node, persistent_volume,
-    persistent_volume_claim, pod, priority_class, rbac, replication_controller, resource_quota,
-    runtime_class, secret,
+    persistent_volume_claim, pod, priority_class, rbac, replication_controller, resource_definition,
+    resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
     service_account, service_cidr, stateful_set, storage_class, volume_attachment,
 };
@@ -70,6 +70,9 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),
         "leasecandidates.coordination.k8s.io" => Arc::new(lease::LeaseCandidates),
         "apiservices.apiregistration.k8s.io" => Arc::new(api_service::ApiServices),
+        "customresourcedefinitions.apiextensions.k8s.io" => {
+            Arc::new(resource_definition::CustomResourceDefinitions)
+        }
         _ => Arc::new(Plain),
     }
 }
