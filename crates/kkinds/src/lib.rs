@@ -7,6 +7,7 @@
 mod check;
 
 // Parts that several kinds share.
+mod admission_rules;
 mod certificate_names;
 mod claim_spec;
 mod node_labels;
@@ -40,6 +41,7 @@ mod stateful_set;
 mod workload;
 
 // The other groups.
+mod admission_policy;
 mod api_service;
 mod csi;
 mod ingress;
@@ -52,6 +54,7 @@ mod runtime_class;
 mod service_cidr;
 mod storage_class;
 mod volume_attachment;
+mod webhook_configuration;
 
 pub mod strategies;
 

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    api_service, autoscaler, config_map, cron_job, csi, daemon_set, deployment, disruption_budget, endpoints,
-    event, ingress, job, lease, limit_range, namespace, network_policy, node, persistent_volume,
-    persistent_volume_claim, pod, priority_class, rbac, replication_controller, resource_definition,
-    resource_quota, runtime_class, secret,
+    admission_policy, api_service, autoscaler, config_map, cron_job, csi, daemon_set, deployment,
+    disruption_budget, endpoints, event, ingress, job, lease, limit_range, namespace, network_policy, node,
+    persistent_volume, persistent_volume_claim, pod, priority_class, rbac, replication_controller,
+    resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
-    service_account, service_cidr, stateful_set, storage_class, volume_attachment,
+    service_account, service_cidr, stateful_set, storage_class, volume_attachment, webhook_configuration,
 };
 
 /// What the built-in strategies need from outside.
@@ -72,6 +72,22 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "apiservices.apiregistration.k8s.io" => Arc::new(api_service::ApiServices),
         "customresourcedefinitions.apiextensions.k8s.io" => {
             Arc::new(resource_definition::CustomResourceDefinitions)
+        }
+        "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => {
+            Arc::new(webhook_configuration::WebhookConfigurations)
+        }
+        "validatingadmissionpolicies.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::ValidatingPolicies)
+        }
+        "mutatingadmissionpolicies.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::MutatingPolicies)
+        }
+        "validatingadmissionpolicybindings.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::Bindings { mutates: false })
+        }
+        "mutatingadmissionpolicybindings.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::Bindings { mutates: true })
         }
         _ => Arc::new(Plain),
     }
