@@ -43,7 +43,9 @@ mod workload;
 // The other groups.
 mod admission_policy;
 mod api_service;
+mod certificate_request;
 mod csi;
+mod flow_control;
 mod ingress;
 mod lease;
 mod network_policy;
@@ -53,6 +55,7 @@ mod resource_definition;
 mod runtime_class;
 mod service_cidr;
 mod storage_class;
+mod storage_migration;
 mod volume_attachment;
 mod webhook_configuration;
 

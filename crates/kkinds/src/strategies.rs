@@ -5,12 +5,13 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    admission_policy, api_service, autoscaler, config_map, cron_job, csi, daemon_set, deployment,
-    disruption_budget, endpoints, event, ingress, job, lease, limit_range, namespace, network_policy, node,
-    persistent_volume, persistent_volume_claim, pod, priority_class, rbac, replication_controller,
-    resource_definition, resource_quota, runtime_class, secret,
+    admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi, daemon_set,
+    deployment, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
+    namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, priority_class, rbac,
+    replication_controller, resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
-    service_account, service_cidr, stateful_set, storage_class, volume_attachment, webhook_configuration,
+    service_account, service_cidr, stateful_set, storage_class, storage_migration, volume_attachment,
+    webhook_configuration,
 };
 
 /// What the built-in strategies need from outside.
@@ -88,6 +89,15 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         }
         "mutatingadmissionpolicybindings.admissionregistration.k8s.io" => {
             Arc::new(admission_policy::Bindings { mutates: true })
+        }
+        "flowschemas.flowcontrol.apiserver.k8s.io" => Arc::new(flow_control::FlowSchemas),
+        "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io" => Arc::new(flow_control::PriorityLevels),
+        "certificatesigningrequests.certificates.k8s.io" => {
+            Arc::new(certificate_request::CertificateSigningRequests)
+        }
+        "clustertrustbundles.certificates.k8s.io" => Arc::new(certificate_request::ClusterTrustBundles),
+        "storageversionmigrations.storagemigration.k8s.io" => {
+            Arc::new(storage_migration::StorageVersionMigrations)
         }
         _ => Arc::new(Plain),
     }
