@@ -1,5 +1,6 @@
 //! HTTP: the only place that knows paths, media types and the bytes of answers.
 
+mod binary;
 mod discovery;
 mod gzip;
 mod negotiate;
@@ -136,6 +137,14 @@ fn platform_arch() -> &'static str {
 /// An answer with a JSON body.
 pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
     bytes_response(code, serde_json::to_vec(value).unwrap_or_default())
+}
+
+/// An answer in YAML.
+pub(crate) fn yaml_response(code: StatusCode, value: &Value) -> ApiResult<Response<Body>> {
+    let text = serde_saphyr::to_string(value).map_err(Status::internal)?;
+    let mut response = bytes_response(code, text);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+    Ok(response)
 }
 
 /// An answer with JSON that is encoded already.
