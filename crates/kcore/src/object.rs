@@ -164,7 +164,15 @@ impl Stored {
             .windows(METADATA_OPEN.len())
             .position(|window| window == METADATA_OPEN)
             .map_or(raw.len(), |at| at + METADATA_OPEN.len());
-        Self { header, revision, raw, splice, json: OnceLock::new(), typed: OnceLock::new(), other: OnceLock::new() }
+        Self {
+            header,
+            revision,
+            raw,
+            splice,
+            json: OnceLock::new(),
+            typed: OnceLock::new(),
+            other: OnceLock::new(),
+        }
     }
 
     /// An object that did not come out of a store in this process: one line of a watch, one item of a list.

@@ -34,9 +34,15 @@ pub(super) fn encode(catalog: &Catalog, value: &Value) -> ApiResult<Vec<u8>> {
 }
 
 /// The message of a stored object in the resource's version; kept with the object where that is the version it is stored in.
-pub(super) async fn message(objects: &Objects, resource: &Resource, object: &Arc<Stored>) -> ApiResult<Bytes> {
+pub(super) async fn message(
+    objects: &Objects,
+    resource: &Resource,
+    object: &Arc<Stored>,
+) -> ApiResult<Bytes> {
     let catalog = objects.registry().catalog();
-    let encode = |value: &Value| protobuf::encode_message(catalog, value).map(Bytes::from).map_err(|error| fault(&error));
+    let encode = |value: &Value| {
+        protobuf::encode_message(catalog, value).map(Bytes::from).map_err(|error| fault(&error))
+    };
     if convert::is_identity(resource) {
         let make = || encode(&object.value().map_err(Status::internal)?);
         return object.other(make).cloned();

@@ -95,7 +95,10 @@ mod tests {
             ("", Some(Form::Object)),
             ("*/*", Some(Form::Object)),
             ("application/vnd.kubernetes.protobuf,application/json", Some(Form::Protobuf)),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json", Some(Form::MetadataProtobuf)),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
+                Some(Form::MetadataProtobuf),
+            ),
             ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None),
             ("application/yaml", Some(Form::Yaml)),
             ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", Some(Form::Table)),
@@ -114,7 +117,10 @@ mod tests {
     #[test]
     fn kinds_without_messages_and_streams_have_fewer_forms() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT, "application/vnd.kubernetes.protobuf, application/json;q=0.5".parse().unwrap());
+        headers.insert(
+            header::ACCEPT,
+            "application/vnd.kubernetes.protobuf, application/json;q=0.5".parse().unwrap(),
+        );
         assert_eq!(form(&headers, false, false).unwrap(), Form::Object);
         headers.insert(header::ACCEPT, "application/yaml".parse().unwrap());
         assert_eq!(form(&headers, true, true).unwrap_err().0.code, 406);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{binary, negotiate::Form, table};
-use crate::{body::Body, convert, schema::protobuf, registry::Resource, server::Inner, watch::Session};
+use crate::{body::Body, convert, registry::Resource, schema::protobuf, server::Inner, watch::Session};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, Response, header};
@@ -91,7 +91,8 @@ impl Writer {
             return;
         }
         if self.form == Form::MetadataProtobuf {
-            let value = convert::served(&self.server.objects, &self.resource, object).await.unwrap_or_default();
+            let value =
+                convert::served(&self.server.objects, &self.resource, object).await.unwrap_or_default();
             return self.write_value(kind, &super::resource::metadata_of(&value), out);
         }
         out.extend_from_slice(b"{\"type\":\"");

@@ -3,6 +3,7 @@
 mod aggregate;
 mod apply;
 mod bad_input;
+mod content;
 mod custom;
 mod harness;
 mod openapi;
