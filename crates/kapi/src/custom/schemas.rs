@@ -91,8 +91,8 @@ impl Strategy for Definitions {
         self.rest.prepare_status(object, old);
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        self.rest.validate(object, errors);
+    fn validate_create(&self, object: &Value, errors: &mut Vec<FieldError>) {
+        self.rest.validate_create(object, errors);
         self.check(object, errors);
     }
 

@@ -270,8 +270,6 @@ impl Request<'_> {
         let def = &resource.def;
         let unknown = options.fields.terms().iter().find(|term| !def.is_selectable(&term.path));
         if let Some(term) = unknown {
-            let gvr = resource.gvr();
-            let fields = self.query.get("fieldSelector").unwrap_or_default();
             let why = if def.selectable.is_empty() {
                 format!(
                     "\"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
@@ -280,12 +278,7 @@ impl Request<'_> {
             } else {
                 format!("field label not supported: {}", term.path)
             };
-            return Err(Status::bad_request(format!(
-                "Unable to find {:?} that match label selector {:?}, field selector {fields:?}: {why}",
-                gvr.to_string(),
-                options.labels.to_string()
-            ))
-            .into());
+            return Err(Status::bad_request(why).into());
         }
         Ok(options)
     }
