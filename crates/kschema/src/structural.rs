@@ -19,6 +19,7 @@ mod number;
 mod prune;
 mod rules;
 mod validate;
+mod visit;
 
 use std::collections::BTreeMap;
 
@@ -31,6 +32,7 @@ pub use self::{
     compile::{CompileError, DEPTH_MAX},
     rules::{SchemaRules, validate_schema},
     validate::FAULTS_MAX,
+    visit::Part,
 };
 use crate::types::ListKind;
 
