@@ -11,10 +11,17 @@ type Errors = Vec<FieldError>;
 
 /// The strategy of `endpoints`.
 #[derive(Debug)]
-pub(crate) struct Endpoints;
+pub(crate) struct Endpoints {
+    /// Whether addresses may be in the loopback range.
+    pub(crate) loopback: bool,
+}
+
 /// The strategy of `endpointslices`.
 #[derive(Debug)]
-pub(crate) struct EndpointSlices;
+pub(crate) struct EndpointSlices {
+    /// Whether addresses may be in the loopback range.
+    pub(crate) loopback: bool,
+}
 
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 /// The limits of a slice (KEP-752).
@@ -29,7 +36,7 @@ fn managed_by(object: &Value, key: &str) -> String {
 }
 
 impl Endpoints {
-    fn subsets(object: &Value, errors: &mut Errors) {
+    fn subsets(&self, object: &Value, errors: &mut Errors) {
         let list = Path::root("subsets");
         for (index, subset) in object.list("subsets").iter().enumerate() {
             let path = list.index(index);
@@ -39,7 +46,7 @@ impl Endpoints {
             for key in ["addresses", "notReadyAddresses"] {
                 let list = path.field(key);
                 for (index, entry) in subset.list(key).iter().enumerate() {
-                    subset_address(entry, &list.index(index), errors);
+                    subset_address(entry, self.loopback, &list.index(index), errors);
                 }
             }
             let (list, ports) = (path.field("ports"), subset.list("ports"));
@@ -50,14 +57,14 @@ impl Endpoints {
     }
 }
 
-fn subset_address(entry: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn subset_address(entry: &Value, loopback: bool, path: &Path<'_>, errors: &mut Errors) {
     let (ip, field) = (entry.text("ip"), path.field("ip"));
     address::address(&field, ip, std::iter::empty(), errors);
     errors.optional_name(&path.field("hostname"), entry.text("hostname"), form::dns_label);
     if let Some(node) = entry.some_text("nodeName") {
         errors.faults(&path.field("nodeName"), node, form::dns_subdomain(node));
     }
-    address::endpoint(&field, ip, errors);
+    address::endpoint(&field, ip, loopback, errors);
 }
 
 fn subset_port(port: &Value, named: bool, path: &Path<'_>, errors: &mut Errors) {
@@ -78,13 +85,13 @@ impl Strategy for Endpoints {
     fn prepare_create(&self, _object: &mut Value) {}
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        Self::subsets(object, errors);
+        self.subsets(object, errors);
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         // What was wrong already may stay.
         if !same_at(object, old, "subsets") {
-            Self::subsets(object, errors);
+            self.subsets(object, errors);
         }
     }
 
@@ -112,14 +119,16 @@ impl Strategy for Endpoints {
 }
 
 impl EndpointSlices {
-    fn endpoints(object: &Value, errors: &mut Errors) {
+    fn endpoints(&self, object: &Value, errors: &mut Errors) {
         let list = Path::root("endpoints");
         if object.count("endpoints") > ENDPOINTS_MAX {
             errors.too_many(&list, object.count("endpoints"), ENDPOINTS_MAX);
             return;
         }
         for (index, endpoint) in object.list("endpoints").iter().enumerate() {
-            slice_endpoint(endpoint, object.text("addressType"), &list.index(index), errors);
+            let item = list.index(index);
+            slice_addresses(endpoint, object.text("addressType"), self.loopback, &item, errors);
+            slice_endpoint(endpoint, &item, errors);
         }
     }
 
@@ -147,7 +156,7 @@ impl EndpointSlices {
     }
 }
 
-fn slice_endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, errors: &mut Errors) {
+fn slice_addresses(endpoint: &Value, kind: &str, loopback: bool, path: &Path<'_>, errors: &mut Errors) {
     let (field, count) = (path.field("addresses"), endpoint.count("addresses"));
     if count == 0 {
         errors.required(&field, "must contain at least 1 address");
@@ -155,8 +164,13 @@ fn slice_endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, errors: &mut Er
         errors.too_many(&field, count, ADDRESSES_MAX);
     }
     for (index, text) in texts(endpoint.list("addresses")).enumerate() {
-        slice_address(text, kind, &field, index, errors);
+        if slice_address(text, kind, &field, index, errors) {
+            address::endpoint(&field.index(index), text, loopback, errors);
+        }
     }
+}
+
+fn slice_endpoint(endpoint: &Value, path: &Path<'_>, errors: &mut Errors) {
     if let Some(node) = endpoint.some_text("nodeName") {
         errors.faults(&path.field("nodeName"), node, form::dns_subdomain(node));
     }
@@ -190,35 +204,27 @@ fn slice_endpoint(endpoint: &Value, kind: &str, path: &Path<'_>, errors: &mut Er
     }
 }
 
-fn slice_address(text: &str, kind: &str, field: &Path<'_>, index: usize, errors: &mut Errors) {
+/// Checks the form of an address. Whether it is one that can be looked at further.
+fn slice_address(text: &str, kind: &str, field: &Path<'_>, index: usize, errors: &mut Errors) -> bool {
     let item = field.index(index);
     let before = errors.len();
-    let (four, six) = match text.parse::<std::net::IpAddr>() {
-        Ok(address) => (address.is_ipv4(), address.is_ipv6()),
-        Err(_) => (false, false),
-    };
+    let family = text.parse::<std::net::IpAddr>().ok().map(|address| address.is_ipv4());
     match kind {
         "IPv4" => {
             address::address(&item, text, std::iter::empty(), errors);
-            if errors.len() == before {
-                if !four {
-                    errors.invalid(field, text, "must be an IPv4 address");
-                }
-                address::endpoint(&item, text, errors);
-            }
         }
-        "IPv6" => {
-            address::canonical_address(&item, text, errors);
-            if errors.len() == before {
-                if !six {
-                    errors.invalid(field, text, "must be an IPv6 address");
-                }
-                address::endpoint(&item, text, errors);
-            }
+        "IPv6" => address::canonical_address(&item, text, errors),
+        "FQDN" => {
+            domain_name(text, &item, errors);
+            return false;
         }
-        "FQDN" => domain_name(text, &item, errors),
-        _ => {}
+        _ => return false,
     }
+    let good = errors.len() == before;
+    if good && family != Some(kind == "IPv4") {
+        errors.invalid(field, text, format_args!("must be an {kind} address"));
+    }
+    good
 }
 
 /// A name with at least two labels (`IsFullyQualifiedDomainName`).
@@ -259,14 +265,14 @@ impl Strategy for EndpointSlices {
     fn validate(&self, object: &Value, errors: &mut Errors) {
         errors.one_of(&Path::root("addressType"), object.text("addressType"), &["FQDN", "IPv4", "IPv6"]);
         Self::ports(object, errors);
-        Self::endpoints(object, errors);
+        self.endpoints(object, errors);
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         errors.one_of(&Path::root("addressType"), object.text("addressType"), &["FQDN", "IPv4", "IPv6"]);
         Self::ports(object, errors);
         if !same_at(object, old, "endpoints") {
-            Self::endpoints(object, errors);
+            self.endpoints(object, errors);
         }
         errors.immutable(object, old, &Path::root(""), "addressType");
     }

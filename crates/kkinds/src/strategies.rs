@@ -6,7 +6,7 @@ use kschema::strategy::{Plain, Strategy};
 
 use crate::{
     admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi, daemon_set,
-    deployment, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
+    deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
     namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, priority_class, rbac,
     replication_controller, resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
@@ -24,6 +24,7 @@ pub struct Strategies {
 /// The strategy of a built-in resource.
 #[must_use]
 pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
+    let loopback = !strategies.addresses.refuse_loopback;
     match qualified {
         "pods" => Arc::new(pod::Pods),
         "podtemplates" => Arc::new(pod::PodTemplates),
@@ -32,8 +33,8 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "configmaps" => Arc::new(config_map::ConfigMaps),
         "secrets" => Arc::new(secret::Secrets),
         "serviceaccounts" => Arc::new(service_account::ServiceAccounts),
-        "endpoints" => Arc::new(endpoints::Endpoints),
-        "endpointslices.discovery.k8s.io" => Arc::new(endpoints::EndpointSlices),
+        "endpoints" => Arc::new(endpoints::Endpoints { loopback }),
+        "endpointslices.discovery.k8s.io" => Arc::new(endpoints::EndpointSlices { loopback }),
         "events" => Arc::new(event::Events { strict: false }),
         "events.events.k8s.io" => Arc::new(event::Events { strict: true }),
         "limitranges" => Arc::new(limit_range::LimitRanges),
@@ -99,6 +100,10 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "storageversionmigrations.storagemigration.k8s.io" => {
             Arc::new(storage_migration::StorageVersionMigrations)
         }
+        "resourceclaims.resource.k8s.io" => Arc::new(device::claim::ResourceClaims),
+        "resourceclaimtemplates.resource.k8s.io" => Arc::new(device::claim::ResourceClaimTemplates),
+        "deviceclasses.resource.k8s.io" => Arc::new(device::claim::DeviceClasses),
+        "resourceslices.resource.k8s.io" => Arc::new(device::slice::ResourceSlices),
         _ => Arc::new(Plain),
     }
 }

@@ -151,8 +151,8 @@ pub(crate) fn canonical_network(path: &Path<'_>, value: &str, errors: &mut Vec<F
     }
 }
 
-/// Checks that traffic can be sent to an address from elsewhere (`ValidateEndpointIP`).
-pub(crate) fn endpoint(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError>) {
+/// Checks that traffic can be sent to an address from elsewhere (`ValidateEndpointIP`). `loopback`: that is the same machine.
+pub(crate) fn endpoint(path: &Path<'_>, value: &str, loopback: bool, errors: &mut Vec<FieldError>) {
     let Some(address) = parse_lenient(value).map(canonical) else {
         errors.invalid(path, value, "must be a valid IP address");
         return;
@@ -160,7 +160,7 @@ pub(crate) fn endpoint(path: &Path<'_>, value: &str, errors: &mut Vec<FieldError
     if address.is_unspecified() {
         errors.invalid(path, value, format_args!("may not be unspecified ({value})"));
     }
-    if address.is_loopback() {
+    if address.is_loopback() && !loopback {
         errors.invalid(path, value, "may not be in the loopback range (127.0.0.0/8, ::1/128)");
     }
     let (local, local_group) = match address {

@@ -23,12 +23,21 @@ pub struct ServiceAddresses {
     pub second: Option<(Ipv6Addr, u8)>,
     /// The node ports.
     pub node_ports: RangeInclusive<u16>,
+    /// Whether endpoints may not be in the loopback range, as upstream has it. Where all of a cluster is on one machine, its
+    /// endpoints are in that range.
+    pub refuse_loopback: bool,
 }
 
 impl Default for ServiceAddresses {
-    /// `10.96.0.0/12` and ports 30000 to 32767, as kubeadm has them; no second range.
+    /// `10.96.0.0/12` and ports 30000 to 32767, as kubeadm has them; no second range; endpoints on the loopback.
     fn default() -> Self {
-        Self { network: Ipv4Addr::new(10, 96, 0, 0), prefix: 12, second: None, node_ports: 30_000..=32_767 }
+        Self {
+            network: Ipv4Addr::new(10, 96, 0, 0),
+            prefix: 12,
+            second: None,
+            node_ports: 30_000..=32_767,
+            refuse_loopback: false,
+        }
     }
 }
 

@@ -52,7 +52,7 @@ pub(crate) fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors)
         let known = was.map(|was| was.list("externalIPs")).unwrap_or_default();
         address::address(&list.index(index), text, texts(known), errors);
         if errors.len() == before {
-            address::endpoint(&list.index(index), text, errors);
+            address::endpoint(&list.index(index), text, false, errors);
         }
     }
     let kinds = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
