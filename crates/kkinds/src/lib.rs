@@ -45,6 +45,7 @@ mod admission_policy;
 mod api_service;
 mod certificate_request;
 mod csi;
+mod device;
 mod flow_control;
 mod ingress;
 mod lease;

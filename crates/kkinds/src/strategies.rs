@@ -6,7 +6,7 @@ use kschema::strategy::{Plain, Strategy};
 
 use crate::{
     admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi, daemon_set,
-    deployment, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
+    deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
     namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, priority_class, rbac,
     replication_controller, resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
@@ -101,6 +101,10 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "storageversionmigrations.storagemigration.k8s.io" => {
             Arc::new(storage_migration::StorageVersionMigrations)
         }
+        "resourceclaims.resource.k8s.io" => Arc::new(device::claim::ResourceClaims),
+        "resourceclaimtemplates.resource.k8s.io" => Arc::new(device::claim::ResourceClaimTemplates),
+        "deviceclasses.resource.k8s.io" => Arc::new(device::claim::DeviceClasses),
+        "resourceslices.resource.k8s.io" => Arc::new(device::slice::ResourceSlices),
         _ => Arc::new(Plain),
     }
 }

@@ -16,7 +16,10 @@
 
 use std::{fmt::Write as _, fs, path::Path, sync::Arc};
 
-use kkinds::strategies::{Strategies, builtin};
+use kkinds::{
+    ServiceAddresses,
+    strategies::{Strategies, builtin},
+};
 use kschema::{Catalog, Type, check::check, strategy::Strategy};
 use serde_json::{Value, json};
 
@@ -206,7 +209,8 @@ fn every_kind_follows_upstreams_rules() {
                 let (resource, definition) = head.split_once(' ').expect("a kind has a definition");
                 let id = catalog.find(definition).unwrap_or_else(|| panic!("no definition {definition}"));
                 let base = serde_json::from_str(base).unwrap_or_else(|error| panic!("{head}: {error}"));
-                let strategy = builtin(resource, &Strategies::default());
+                let addresses = ServiceAddresses::default();
+                let strategy = builtin(resource, &Strategies { addresses: Arc::new(addresses) });
                 kind = Some(Kind { strategy, ty: Type::Named(id), base });
                 format!("{block}\n")
             } else if block.starts_with('#') {
