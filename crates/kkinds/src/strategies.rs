@@ -24,8 +24,14 @@ pub struct Strategies {
 /// The strategy of a built-in resource.
 #[must_use]
 pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
+    let found = core(qualified, strategies).or_else(|| workload(qualified));
+    found.or_else(|| cluster(qualified)).or_else(|| extension(qualified)).unwrap_or_else(|| Arc::new(Plain))
+}
+
+/// The kinds of the core group, and those that stand for them in groups of their own.
+fn core(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strategy>> {
     let loopback = !strategies.addresses.refuse_loopback;
-    match qualified {
+    Some(match qualified {
         "pods" => Arc::new(pod::Pods),
         "podtemplates" => Arc::new(pod::PodTemplates),
         "nodes" => Arc::new(node::Nodes),
@@ -42,6 +48,13 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "persistentvolumes" => Arc::new(persistent_volume::PersistentVolumes),
         "persistentvolumeclaims" => Arc::new(persistent_volume_claim::PersistentVolumeClaims),
         "services" => Arc::new(service::Services::new(Arc::clone(&strategies.addresses))),
+        _ => return None,
+    })
+}
+
+/// The kinds that keep pods running.
+fn workload(qualified: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "deployments.apps" => Arc::new(deployment::Deployments),
         "replicasets.apps" => Arc::new(deployment::ReplicaSets),
         "statefulsets.apps" => Arc::new(stateful_set::StatefulSets),
@@ -52,6 +65,13 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "cronjobs.batch" => Arc::new(cron_job::CronJobs),
         "horizontalpodautoscalers.autoscaling" => Arc::new(autoscaler::HorizontalPodAutoscalers),
         "poddisruptionbudgets.policy" => Arc::new(disruption_budget::PodDisruptionBudgets),
+        _ => return None,
+    })
+}
+
+/// The kinds that say what a cluster has, and who may do what.
+fn cluster(qualified: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "networkpolicies.networking.k8s.io" => Arc::new(network_policy::NetworkPolicies),
         "ingresses.networking.k8s.io" => Arc::new(ingress::Ingresses),
         "ingressclasses.networking.k8s.io" => Arc::new(ingress::IngressClasses),
@@ -71,6 +91,13 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "runtimeclasses.node.k8s.io" => Arc::new(runtime_class::RuntimeClasses),
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),
         "leasecandidates.coordination.k8s.io" => Arc::new(lease::LeaseCandidates),
+        _ => return None,
+    })
+}
+
+/// The kinds that extend the server, and say how it serves.
+fn extension(qualified: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "apiservices.apiregistration.k8s.io" => Arc::new(api_service::ApiServices),
         "customresourcedefinitions.apiextensions.k8s.io" => {
             Arc::new(resource_definition::CustomResourceDefinitions)
@@ -104,6 +131,6 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "resourceclaimtemplates.resource.k8s.io" => Arc::new(device::claim::ResourceClaimTemplates),
         "deviceclasses.resource.k8s.io" => Arc::new(device::claim::DeviceClasses),
         "resourceslices.resource.k8s.io" => Arc::new(device::slice::ResourceSlices),
-        _ => Arc::new(Plain),
-    }
+        _ => return None,
+    })
 }
