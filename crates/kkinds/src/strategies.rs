@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi, daemon_set,
-    deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
-    namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, priority_class, rbac,
-    replication_controller, resource_definition, resource_quota, runtime_class, secret,
+    access_review, admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi,
+    daemon_set, deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease,
+    limit_range, namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod,
+    priority_class, rbac, replication_controller, resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
     service_account, service_cidr, stateful_set, storage_class, storage_migration, volume_attachment,
     webhook_configuration,
@@ -87,6 +87,15 @@ fn cluster(qualified: &str) -> Option<Arc<dyn Strategy>> {
         "clusterroles.rbac.authorization.k8s.io" => Arc::new(rbac::Roles { namespaced: false }),
         "rolebindings.rbac.authorization.k8s.io" => Arc::new(rbac::Bindings { namespaced: true }),
         "clusterrolebindings.rbac.authorization.k8s.io" => Arc::new(rbac::Bindings { namespaced: false }),
+        "subjectaccessreviews.authorization.k8s.io" => {
+            Arc::new(access_review::AccessReviews { of_others: true, local: false })
+        }
+        "localsubjectaccessreviews.authorization.k8s.io" => {
+            Arc::new(access_review::AccessReviews { of_others: true, local: true })
+        }
+        "selfsubjectaccessreviews.authorization.k8s.io" => {
+            Arc::new(access_review::AccessReviews { of_others: false, local: false })
+        }
         "priorityclasses.scheduling.k8s.io" => Arc::new(priority_class::PriorityClasses),
         "runtimeclasses.node.k8s.io" => Arc::new(runtime_class::RuntimeClasses),
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),
