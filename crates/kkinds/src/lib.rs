@@ -41,6 +41,7 @@ mod stateful_set;
 mod workload;
 
 // The other groups.
+mod access_review;
 mod admission_policy;
 mod api_service;
 mod certificate_request;

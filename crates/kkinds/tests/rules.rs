@@ -93,8 +93,11 @@ impl Kind {
 
     fn create(&self, catalog: &Catalog, object: Value) -> Outcome {
         let mut object = self.decode(catalog, object);
-        object["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
-        object["metadata"]["creationTimestamp"] = json!("2026-01-02T03:04:05Z");
+        // What is not stored has no name, and gets no identity.
+        if object["metadata"]["name"].is_string() {
+            object["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
+            object["metadata"]["creationTimestamp"] = json!("2026-01-02T03:04:05Z");
+        }
         self.strategy.prepare_create(&mut object);
         let allocated = self.strategy.allocate(&mut object, None, &|_| false);
         let mut errors = Vec::new();

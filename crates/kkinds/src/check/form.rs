@@ -264,13 +264,13 @@ pub(crate) fn decimal_integer(value: &str) -> Faults {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::report::Form, *};
 
     /// From `k8s.io/apimachinery/pkg/util/validation/validation_test.go` and `.../api/validate/content/kube_test.go`.
     #[test]
     fn texts_are_judged_as_upstream_does() {
         let long = "a".repeat(64);
-        let cases: [(fn(&str) -> Faults, &[&str], &[&str]); 9] = [
+        let cases: [(Form, &[&str], &[&str]); 9] = [
             (dns_label, &["a", "a-1", "0", "1--a--b--2"], &["", "A", "-", "a-", "a.b", "a_b", &long]),
             (dns_subdomain, &["a", "a.b.c", "11.22", "a--1.0"], &["", ".", "a..b", "A.a", "a.-b", "a_b"]),
             (dns_1035_label, &["a", "a-1"], &["", "1a", "-", "a.b"]),
