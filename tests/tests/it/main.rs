@@ -4,6 +4,7 @@ mod bad_input;
 mod clients;
 mod foreign;
 mod helm;
+mod kube_rs;
 mod kubectl;
 mod leaks;
 mod mini_cluster;
