@@ -15,7 +15,7 @@ use k8s_openapi::{
 use kplane::Cluster;
 use kube::{
     Api, Client, CustomResource, CustomResourceExt as _, KubeSchema, ResourceExt as _,
-    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, EvictParams, ListParams, PartialObjectMeta, Patch, PatchParams, PostParams},
     runtime::{
         WatchStreamExt as _,
         controller::Action,
@@ -301,7 +301,7 @@ async fn reflectors_follow_in_both_modes() {
             until(&mut stream, &store, &[("default", "c")]).await;
 
             let (partials, writer) = reflector::store();
-            let metadata = kube::runtime::metadata_watcher(everywhere.clone(), config);
+            let metadata = watcher(Api::<PartialObjectMeta<ConfigMap>>::all(client.clone()), config);
             let mut metadata = metadata.reflect(writer).boxed();
             until(&mut metadata, &partials, &[("default", "c")]).await;
             let partial = partials.state().pop().unwrap();

@@ -9,6 +9,7 @@ mod kubectl;
 mod leaks;
 mod mini_cluster;
 mod paused_time;
+mod schemathesis;
 mod support;
 mod swaps;
 mod tidy;
