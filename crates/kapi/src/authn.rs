@@ -1,5 +1,6 @@
 //! Who asks: authentication.
 
+mod front_proxy;
 mod tokens;
 mod x509;
 
@@ -9,6 +10,7 @@ use async_trait::async_trait;
 use http::request::Parts;
 
 pub use self::{
+    front_proxy::FrontProxy,
     tokens::StaticTokens,
     x509::{ClientCertificates, PeerCertificates},
 };

@@ -8,7 +8,7 @@ use kcore::{Status, Stored};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    custom::Conversion,
+    custom::{self, Conversion},
     error::ApiResult,
     objects::Objects,
     registry::{Resource, ResourceDef, Version, selectable_value},
@@ -50,7 +50,7 @@ pub(crate) fn is_as_served(resource: &Resource, object: &Stored) -> bool {
 pub(crate) async fn served(objects: &Objects, resource: &Resource, object: &Stored) -> ApiResult<Value> {
     let mut value = object.value().map_err(Status::internal)?;
     if resource.def.definition().is_some() {
-        return custom(objects, resource, value, resource.version()).await;
+        return custom_in(objects, resource, value, resource.version()).await;
     }
     from_hub(resource, &mut value);
     Ok(value)
@@ -63,7 +63,7 @@ pub(crate) async fn hub(objects: &Objects, resource: &Resource, object: &Stored)
     if resource.def.definition().is_none() {
         return Ok(value);
     }
-    custom(objects, resource, value, resource.version()).await
+    custom_in(objects, resource, value, resource.version()).await
 }
 
 /// The form that is stored, of the one that was checked.
@@ -71,18 +71,23 @@ pub(crate) async fn to_store(objects: &Objects, resource: &Resource, object: Val
     if resource.def.definition().is_none() {
         return Ok(object);
     }
-    custom(objects, resource, object, &resource.def.versions[0]).await
+    custom_in(objects, resource, object, &resource.def.versions[0]).await
 }
 
 /// A custom object in another version.
-async fn custom(objects: &Objects, resource: &Resource, mut object: Value, to: &Version) -> ApiResult<Value> {
+async fn custom_in(
+    objects: &Objects,
+    resource: &Resource,
+    mut object: Value,
+    to: &Version,
+) -> ApiResult<Value> {
     let wanted = api_version(&resource.def, &to.name);
     if object["apiVersion"] == *wanted {
         return Ok(object);
     }
     let definition = resource.def.definition();
     if let Some(Conversion::Webhook(webhook)) = definition.map(|definition| &definition.conversion) {
-        object = objects.convert(resource, webhook, object, &wanted).await?;
+        object = custom::convert(objects, resource, webhook, object, &wanted).await?;
     }
     object["apiVersion"] = json!(wanted);
     if let Some(structure) = &to.structure {

@@ -13,6 +13,7 @@ mod rules;
 mod schemas;
 mod settle;
 mod strategy;
+mod webhook;
 
 use std::sync::{
     Arc, Mutex, PoisonError,
@@ -27,7 +28,10 @@ use serde_json::Value;
 
 pub use self::own::{KindError, OwnKind};
 use self::rules::Rules;
-pub(crate) use self::{definition::Column, schemas::Definitions, settle::settle, strategy::at};
+pub(crate) use self::{
+    definition::Column, names::set_condition, schemas::Definitions, settle::settle, strategy::at,
+    webhook::convert,
+};
 use crate::{
     objects::{Objects, stored},
     registry::{Resource, ResourceDef},

@@ -1,5 +1,6 @@
 //! HTTP: the only place that knows paths, media types and the bytes of answers.
 
+mod binary;
 mod discovery;
 mod gzip;
 mod negotiate;
@@ -46,6 +47,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: fmt::Display + Send,
 {
+    if let Some(remote) = server.aggregation.find(&server.objects, &info.path) {
+        return remote.forward(server, parts, user, body).await;
+    }
     if info.is_resource {
         let text = |name| {
             parts.headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or_default()
@@ -66,7 +70,7 @@ where
         ["healthz" | "livez" | "readyz", rest @ ..] => health(segments[0], rest, query),
         ["metrics"] => Ok(metrics(server)),
         ["version"] => Ok(json_response(StatusCode::OK, &version())),
-        ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers),
+        ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers).await,
         ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers),
         _ => Err(Status::no_such_path().into()),
     }
@@ -133,6 +137,14 @@ fn platform_arch() -> &'static str {
 /// An answer with a JSON body.
 pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
     bytes_response(code, serde_json::to_vec(value).unwrap_or_default())
+}
+
+/// An answer in YAML.
+pub(crate) fn yaml_response(code: StatusCode, value: &Value) -> ApiResult<Response<Body>> {
+    let text = serde_saphyr::to_string(value).map_err(Status::internal)?;
+    let mut response = bytes_response(code, text);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/yaml"));
+    Ok(response)
 }
 
 /// An answer with JSON that is encoded already.

@@ -35,11 +35,13 @@ pub mod fairness;
 mod impersonate;
 
 // The server.
+mod aggregate;
 pub mod body;
 pub mod bootstrap;
 mod http;
 pub mod metrics;
 pub mod node;
+pub mod outbound;
 pub mod request;
 pub mod server;
 

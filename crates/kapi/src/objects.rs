@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     convert, custom,
     error::ApiError,
+    outbound::Outbound,
     registry::{Registry, Resource, ResourceDef},
 };
 
@@ -26,6 +27,7 @@ pub struct Objects {
     registry: Arc<Registry>,
     clock: Arc<dyn Clock>,
     claims: TableId,
+    outbound: Outbound,
 }
 
 impl Objects {
@@ -40,7 +42,7 @@ impl Objects {
         defs: Vec<ResourceDef>,
     ) -> Result<Self, StoreError> {
         let claims = store.open_table(TableSpec::new(CLAIMS))?;
-        let objects = Self { store, registry, clock, claims };
+        let objects = Self { store, registry, clock, claims, outbound: Outbound::default() };
         objects.register(defs)?;
         Ok(objects)
     }
@@ -115,17 +117,21 @@ impl Objects {
         self.get(&*self.registry.find(group, version, plural)?, namespace, name)
     }
 
-    /// A custom object in another version, as the webhook of its definition makes it.
-    pub(crate) async fn convert(
-        &self,
-        resource: &Resource,
-        _webhook: &Value,
-        _object: Value,
-        wanted: &str,
-    ) -> Result<Value, ApiError> {
-        let what = resource.def.qualified();
-        Err(Status::internal(format!("conversion of {what} to {wanted} by a webhook is not there yet"))
-            .into())
+    /// The way to the services that the server itself calls.
+    pub(crate) fn outbound(&self) -> &Outbound {
+        &self.outbound
+    }
+
+    /// Takes this way out.
+    pub(crate) fn set_outbound(&mut self, outbound: Outbound) {
+        self.outbound = outbound;
+    }
+
+    /// The cluster IP of a service, if it is there and has one.
+    pub(crate) fn cluster_ip(&self, namespace: &str, name: &str) -> Option<String> {
+        let service = self.find("", "v1", "services", namespace, name)?;
+        let address = service.value().ok()?["spec"]["clusterIP"].as_str()?.to_owned();
+        Some(address).filter(|address| !address.is_empty() && address != "None")
     }
 
     /// Whether a claim is held.

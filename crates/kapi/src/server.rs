@@ -21,8 +21,11 @@ use tracing::{debug, error};
 
 use crate::{
     admission::{self, Admission},
+    aggregate::Aggregation,
     audit::{AuditEvent, AuditSink},
-    authn::{AUTHENTICATED, Authenticator, ClientCertificates, Identity, UNAUTHENTICATED, UserInfo},
+    authn::{
+        AUTHENTICATED, Authenticator, ClientCertificates, FrontProxy, Identity, UNAUTHENTICATED, UserInfo,
+    },
     authz::{AuthenticatedOnly, Authorizer, Verdict},
     body::Body,
     custom::Customs,
@@ -33,6 +36,7 @@ use crate::{
     metrics::Metrics,
     node::NodeDialer,
     objects::Objects,
+    outbound::{Outbound, ProxyCredentials, ServiceDialer},
     registry::{Registry, ResourceDef, builtin},
     request::{Query, RequestInfo},
     schema,
@@ -74,6 +78,7 @@ pub(crate) struct Inner {
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
     pub(crate) customs: Customs,
+    pub(crate) aggregation: Aggregation,
     pub(crate) metrics: Metrics,
 }
 
@@ -89,6 +94,7 @@ pub(crate) struct Inner {
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
 /// | nodes | unreachable: logs and exec answer 503 |
+/// | services | by their cluster IPs |
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct ApiServerBuilder {
     store: Option<Arc<dyn Store>>,
@@ -102,6 +108,7 @@ pub struct ApiServerBuilder {
     anonymous: bool,
     addresses: ServiceAddresses,
     kinds: Vec<ResourceDef>,
+    outbound: Outbound,
 }
 
 /// Why a server could not be made.
@@ -136,6 +143,7 @@ impl ApiServer {
             anonymous: true,
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
+            outbound: Outbound::default(),
         }
     }
 
@@ -191,6 +199,13 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Believes an API server that shows a client certificate of one of these names about who the caller is: this server is an
+    /// aggregated one, behind that.
+    pub fn front_proxy<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.authenticators.insert(0, Arc::new(FrontProxy::new(names)));
+        self
+    }
+
     /// Adds a way to decide who may do what; the first one takes the place of the default.
     pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
         self.authorizers.push(authorizer);
@@ -206,6 +221,18 @@ impl ApiServerBuilder {
     /// Reaches the nodes' agents this way, for logs and exec.
     pub fn nodes(mut self, dialer: Arc<dyn NodeDialer>) -> Self {
         self.nodes = Some(dialer);
+        self
+    }
+
+    /// Reaches the services that the server itself calls this way: conversion webhooks and aggregated API servers.
+    pub fn services(mut self, dialer: Arc<dyn ServiceDialer>) -> Self {
+        self.outbound.dialer = dialer;
+        self
+    }
+
+    /// Shows this certificate to aggregated API servers, which then believe who the server says the caller is.
+    pub fn proxy_credentials(mut self, credentials: ProxyCredentials) -> Self {
+        self.outbound.credentials = Some(credentials);
         self
     }
 
@@ -246,7 +273,8 @@ impl ApiServerBuilder {
         defs.extend(self.kinds);
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
         let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
-        let objects = Objects::new(store, registry, clock, defs)?;
+        let mut objects = Objects::new(store, registry, clock, defs)?;
+        objects.set_outbound(self.outbound);
         let defaults =
             admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
         let authorizers = if self.authorizers.is_empty() {
@@ -256,6 +284,7 @@ impl ApiServerBuilder {
         };
         Ok(ApiServer(Arc::new(Inner {
             customs: Customs::new(&objects),
+            aggregation: Aggregation::new(&objects),
             metrics: Metrics::default(),
             fairness: Fairness::new(&objects),
             objects,

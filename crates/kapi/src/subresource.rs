@@ -1,5 +1,6 @@
 //! Subresources that are not a view of the same object, and reviews, which are answered and not kept.
 
+mod eviction;
 mod review;
 
 use std::sync::Arc;
@@ -15,7 +16,6 @@ use crate::{
     error::{ApiResult, FieldError, invalid},
     ownership,
     registry::Resource,
-    request::DeleteOptions,
     schema::{
         Type,
         fields::{child, keep},
@@ -33,11 +33,18 @@ pub(crate) async fn create(
 ) -> ApiResult<(StatusCode, Value)> {
     match (call.resource.def.plural.as_str(), call.subresource) {
         ("pods", "binding") | ("bindings", "") => bind(call, &object).await,
-        ("pods", "eviction") => evict(call, &object).await,
+        ("pods", "eviction") => eviction::evict(call, &object).await,
         (plural, "") => review::answer(server, user, plural, call.namespace, object).await,
-        (plural, subresource) => {
+        (plural, subresource @ ("token" | "proxy")) => {
             let why = format!("the subresource {plural}/{subresource} is not served by kplane yet");
             Err(Status::failure(501, "NotImplemented", why).into())
+        }
+        _ => {
+            let def = &call.resource.def;
+            let why = "the server does not allow this method on the requested resource";
+            Err(Status::failure(405, "MethodNotAllowed", why)
+                .about(&def.group, &def.plural, call.name)
+                .into())
         }
     }
 }
@@ -102,81 +109,6 @@ async fn bind(call: &Call<'_>, binding: &Value) -> ApiResult<(StatusCode, Value)
 
 fn success() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
-}
-
-/// Deletes a pod if its disruption budgets allow it (`registry/core/pod/storage.EvictionREST`).
-async fn evict(call: &Call<'_>, eviction: &Value) -> ApiResult<(StatusCode, Value)> {
-    let options = DeleteOptions::parse(&crate::request::Query::default(), eviction.get("deleteOptions"))?;
-    let pod = call.objects.get(call.resource, call.namespace, call.name).ok_or_else(|| call.not_found())?;
-    let value = pod.value().map_err(Status::internal)?;
-    let ended = matches!(value["status"]["phase"].as_str(), Some("Succeeded" | "Failed" | "Pending"));
-    if !ended && pod.header().deletion.is_none() {
-        take_disruption(call, &pod.header().labels).await?;
-    }
-    let call = Call { subresource: "", dry_run: call.dry_run || options.dry_run, ..*call };
-    call.delete(&options).await?;
-    Ok((StatusCode::CREATED, success()))
-}
-
-/// Counts the eviction against the budget that covers the pod.
-async fn take_disruption(call: &Call<'_>, labels: &kcore::Labels) -> ApiResult<()> {
-    let registry = call.objects.registry();
-    let Some(budgets) = registry.find("policy", "v1", "poddisruptionbudgets") else {
-        return Ok(());
-    };
-    let labels: Value = labels
-        .iter()
-        .map(|(key, value)| (key.to_owned(), json!(value)))
-        .collect::<serde_json::Map<_, _>>()
-        .into();
-    let range = kstore::Range::prefix(bytes::Bytes::from(format!("{}/", call.namespace)));
-    let snapshot = call.objects.snapshot();
-    let all = snapshot
-        .range(budgets.table, range)
-        .filter_map(|entry| serde_json::from_slice::<Value>(entry.value()).ok());
-    let covering: Vec<Value> =
-        all.filter(|budget| kkinds::selects(&budget["spec"]["selector"], &labels)).collect();
-    let refuse = |budget: &str, why: &str| {
-        let mut status = Status::failure(
-            429,
-            "TooManyRequests",
-            "Cannot evict pod as it would violate the pod's disruption budget.",
-        );
-        status.details = Some(kcore::status::StatusDetails {
-            causes: vec![kcore::status::StatusCause {
-                reason: "DisruptionBudget".to_owned(),
-                message: format!("The disruption budget {budget} {why}"),
-                field: String::new(),
-            }],
-            retry_after_seconds: 10,
-            ..kcore::status::StatusDetails::default()
-        });
-        crate::error::ApiError::from(status)
-    };
-    let budget = match covering.as_slice() {
-        [] => return Ok(()),
-        [one] => one["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-        _ => return Err(Status::failure(500, "", "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.").into()),
-    };
-    let budget_call =
-        Call { resource: &budgets, subresource: "status", name: &budget, manager: None, ..*call };
-    budget_call
-        .update(&|current| {
-            let allowed = current["status"]["disruptionsAllowed"].as_i64().unwrap_or(0);
-            if allowed <= 0 {
-                let needed = current["status"]["desiredHealthy"].as_i64().unwrap_or(0);
-                let healthy = current["status"]["currentHealthy"].as_i64().unwrap_or(0);
-                return Err(refuse(
-                    &budget,
-                    &format!("needs {needed} healthy pods and has {healthy} currently"),
-                ));
-            }
-            let mut changed = current.clone();
-            changed["status"]["disruptionsAllowed"] = json!(allowed - 1);
-            Ok(changed)
-        })
-        .await?;
-    Ok(())
 }
 
 /// The scale of a workload (`autoscaling/v1` `Scale`).

@@ -147,6 +147,8 @@ pub struct Stored {
     splice: usize,
     json: OnceLock<Bytes>,
     typed: OnceLock<Arc<dyn Any + Send + Sync>>,
+    /// Another encoding than JSON. Boxed, as most objects never have one.
+    other: OnceLock<Box<Bytes>>,
 }
 
 const METADATA_OPEN: &[u8] = b"\"metadata\":{";
@@ -162,7 +164,15 @@ impl Stored {
             .windows(METADATA_OPEN.len())
             .position(|window| window == METADATA_OPEN)
             .map_or(raw.len(), |at| at + METADATA_OPEN.len());
-        Self { header, revision, raw, splice, json: OnceLock::new(), typed: OnceLock::new() }
+        Self {
+            header,
+            revision,
+            raw,
+            splice,
+            json: OnceLock::new(),
+            typed: OnceLock::new(),
+            other: OnceLock::new(),
+        }
     }
 
     /// An object that did not come out of a store in this process: one line of a watch, one item of a list.
@@ -224,6 +234,19 @@ impl Stored {
             self.write_json(&mut out);
             out.into()
         })
+    }
+
+    /// Another encoding of the object, made by `make` for the first who asks and shared with all others. There is room for one
+    /// such encoding, whose meaning is the caller's.
+    ///
+    /// # Errors
+    /// What `make` returns; then nothing is kept.
+    pub fn other<E>(&self, make: impl FnOnce() -> Result<Bytes, E>) -> Result<&Bytes, E> {
+        if let Some(bytes) = self.other.get() {
+            return Ok(bytes);
+        }
+        let bytes = make()?;
+        Ok(self.other.get_or_init(|| Box::new(bytes)))
     }
 
     /// The object as a tree, with its resource version. Parsed anew at each call: readers that come back for more keep

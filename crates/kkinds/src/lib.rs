@@ -7,10 +7,12 @@
 mod check;
 
 // Parts that several kinds share.
+mod admission_rules;
 mod certificate_names;
 mod claim_spec;
 mod node_labels;
 mod volume_source;
+mod webhook_client;
 
 // The kinds of the core group.
 mod config_map;
@@ -28,13 +30,34 @@ mod secret;
 mod service;
 mod service_account;
 
-// The other groups.
+// What keeps pods running.
+mod autoscaler;
 mod cron_job;
 mod daemon_set;
 mod deployment;
+mod disruption_budget;
 mod job;
 mod stateful_set;
 mod workload;
+
+// The other groups.
+mod admission_policy;
+mod api_service;
+mod certificate_request;
+mod csi;
+mod flow_control;
+mod ingress;
+mod lease;
+mod network_policy;
+mod priority_class;
+mod rbac;
+mod resource_definition;
+mod runtime_class;
+mod service_cidr;
+mod storage_class;
+mod storage_migration;
+mod volume_attachment;
+mod webhook_configuration;
 
 pub mod strategies;
 

@@ -16,7 +16,7 @@ mod probes;
 mod projected;
 mod qos;
 mod resize;
-mod resources;
+pub(crate) mod resources;
 mod security;
 mod spec;
 mod spread;

@@ -5,10 +5,13 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    config_map, cron_job, daemon_set, deployment, endpoints, event, job, limit_range, namespace, node,
-    persistent_volume, persistent_volume_claim, pod, replication_controller, resource_quota, secret,
+    admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi, daemon_set,
+    deployment, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
+    namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, priority_class, rbac,
+    replication_controller, resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
-    service_account, stateful_set,
+    service_account, service_cidr, stateful_set, storage_class, storage_migration, volume_attachment,
+    webhook_configuration,
 };
 
 /// What the built-in strategies need from outside.
@@ -48,6 +51,56 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "replicationcontrollers" => Arc::new(replication_controller::ReplicationControllers),
         "jobs.batch" => Arc::new(job::Jobs),
         "cronjobs.batch" => Arc::new(cron_job::CronJobs),
+        "horizontalpodautoscalers.autoscaling" => Arc::new(autoscaler::HorizontalPodAutoscalers),
+        "poddisruptionbudgets.policy" => Arc::new(disruption_budget::PodDisruptionBudgets),
+        "networkpolicies.networking.k8s.io" => Arc::new(network_policy::NetworkPolicies),
+        "ingresses.networking.k8s.io" => Arc::new(ingress::Ingresses),
+        "ingressclasses.networking.k8s.io" => Arc::new(ingress::IngressClasses),
+        "servicecidrs.networking.k8s.io" => Arc::new(service_cidr::ServiceCidrs),
+        "ipaddresses.networking.k8s.io" => Arc::new(service_cidr::IpAddresses),
+        "storageclasses.storage.k8s.io" => Arc::new(storage_class::StorageClasses),
+        "volumeattributesclasses.storage.k8s.io" => Arc::new(storage_class::VolumeAttributesClasses),
+        "volumeattachments.storage.k8s.io" => Arc::new(volume_attachment::VolumeAttachments),
+        "csidrivers.storage.k8s.io" => Arc::new(csi::CsiDrivers),
+        "csinodes.storage.k8s.io" => Arc::new(csi::CsiNodes),
+        "csistoragecapacities.storage.k8s.io" => Arc::new(csi::CsiStorageCapacities),
+        "roles.rbac.authorization.k8s.io" => Arc::new(rbac::Roles { namespaced: true }),
+        "clusterroles.rbac.authorization.k8s.io" => Arc::new(rbac::Roles { namespaced: false }),
+        "rolebindings.rbac.authorization.k8s.io" => Arc::new(rbac::Bindings { namespaced: true }),
+        "clusterrolebindings.rbac.authorization.k8s.io" => Arc::new(rbac::Bindings { namespaced: false }),
+        "priorityclasses.scheduling.k8s.io" => Arc::new(priority_class::PriorityClasses),
+        "runtimeclasses.node.k8s.io" => Arc::new(runtime_class::RuntimeClasses),
+        "leases.coordination.k8s.io" => Arc::new(lease::Leases),
+        "leasecandidates.coordination.k8s.io" => Arc::new(lease::LeaseCandidates),
+        "apiservices.apiregistration.k8s.io" => Arc::new(api_service::ApiServices),
+        "customresourcedefinitions.apiextensions.k8s.io" => {
+            Arc::new(resource_definition::CustomResourceDefinitions)
+        }
+        "mutatingwebhookconfigurations.admissionregistration.k8s.io"
+        | "validatingwebhookconfigurations.admissionregistration.k8s.io" => {
+            Arc::new(webhook_configuration::WebhookConfigurations)
+        }
+        "validatingadmissionpolicies.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::ValidatingPolicies)
+        }
+        "mutatingadmissionpolicies.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::MutatingPolicies)
+        }
+        "validatingadmissionpolicybindings.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::Bindings { mutates: false })
+        }
+        "mutatingadmissionpolicybindings.admissionregistration.k8s.io" => {
+            Arc::new(admission_policy::Bindings { mutates: true })
+        }
+        "flowschemas.flowcontrol.apiserver.k8s.io" => Arc::new(flow_control::FlowSchemas),
+        "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io" => Arc::new(flow_control::PriorityLevels),
+        "certificatesigningrequests.certificates.k8s.io" => {
+            Arc::new(certificate_request::CertificateSigningRequests)
+        }
+        "clustertrustbundles.certificates.k8s.io" => Arc::new(certificate_request::ClusterTrustBundles),
+        "storageversionmigrations.storagemigration.k8s.io" => {
+            Arc::new(storage_migration::StorageVersionMigrations)
+        }
         _ => Arc::new(Plain),
     }
 }

@@ -58,7 +58,10 @@ use serde_json::Value;
 pub(crate) use self::path::equal as equal_values;
 pub use self::{
     fields_v1::FieldsError,
-    managed::{ManagedFieldsError, keep_times, validate as validate_managed_fields},
+    managed::{
+        MANAGER_BYTES_MAX, ManagedFieldsError, keep_times, validate as validate_managed_fields,
+        validate_entries, validate_manager,
+    },
     manager::{FieldManager, UPDATE_MANAGERS_MAX},
     path::PathElement,
     set::Set,

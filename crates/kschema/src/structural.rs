@@ -19,17 +19,20 @@ mod number;
 mod prune;
 mod rules;
 mod validate;
+mod visit;
 
 use std::collections::BTreeMap;
 
 use regex::Regex;
 use serde_json::Value;
 
+pub(crate) use self::number::GoFloat;
 pub use self::{
     columns::{SELECTABLE_FIELDS_MAX, validate_columns, validate_scale, validate_selectable_fields},
     compile::{CompileError, DEPTH_MAX},
     rules::{SchemaRules, validate_schema},
     validate::FAULTS_MAX,
+    visit::Part,
 };
 use crate::types::ListKind;
 

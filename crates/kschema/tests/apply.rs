@@ -4,7 +4,11 @@ use std::sync::Arc;
 
 use kschema::{
     Catalog, Type,
-    apply::{ConvertError, FieldManager, Set, Versions, keep_times, validate_managed_fields},
+    apply::{
+        ConvertError, FieldManager, PathElement, Set, Versions, keep_times,
+        scale::{ReplicaPaths, to_parent, to_scale},
+        validate_entries, validate_managed_fields,
+    },
     builtin,
     structural::Structural,
 };
@@ -548,4 +552,194 @@ fn a_write_that_changes_only_times_is_none() {
     let before = changed.clone();
     keep_times(&old, &mut changed);
     assert_eq!(changed, before);
+}
+
+/// Three versions of a kind whose field has another name in each, and one that is no more.
+struct Renamed(Arc<Catalog>, [Type; 3]);
+
+impl Renamed {
+    fn new() -> Self {
+        let schema = |version: usize| {
+            let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties":
+                {"name": {"type": "string"}, format!("field{version}"): {"type": "string"}}}}});
+            Type::Structural(Arc::new(Structural::compile(&schema).expect("a schema")))
+        };
+        Self(builtin::catalog(), [1, 2, 3].map(schema))
+    }
+
+    fn number(api_version: &str) -> Option<usize> {
+        ["g/v1", "g/v2", "g/v3"].iter().position(|known| *known == api_version)
+    }
+}
+
+impl Versions for Renamed {
+    fn schema(&self, api_version: &str) -> Option<&Type> {
+        Some(&self.1[Self::number(api_version)?])
+    }
+
+    fn convert(&self, object: &Value, api_version: &str) -> Result<Value, ConvertError> {
+        let from = object["apiVersion"].as_str().and_then(Self::number).ok_or(ConvertError::NoSuchVersion)?;
+        let to = Self::number(api_version).ok_or(ConvertError::NoSuchVersion)?;
+        let mut converted = object.clone();
+        converted["apiVersion"] = json!(api_version);
+        if let Some(spec) = converted["spec"].as_object_mut()
+            && let Some(value) = spec.remove(&format!("field{}", from + 1))
+        {
+            spec.insert(format!("field{}", to + 1), value);
+        }
+        Ok(converted)
+    }
+}
+
+/// structured-merge-diff, merge/multiple_appliers_test.go and obsolete_versions_test.go.
+#[test]
+fn fields_are_owned_across_versions() {
+    let kind = Renamed::new();
+    let manager = |api_version| FieldManager {
+        catalog: &kind.0,
+        versions: &kind,
+        api_version,
+        kind: "Thing",
+        subresource: "",
+    };
+    let object = |version: usize, spec: Value| json!({"apiVersion": format!("g/v{version}"), "kind": "Thing", "spec": spec});
+    for (first, second, third) in [(1, 2, 3), (2, 1, 1), (3, 3, 2), (1, 1, 1)] {
+        let api_versions = [first, second, third].map(|version: usize| ["g/v1", "g/v2", "g/v3"][version - 1]);
+        let field = |version: usize| format!("field{version}");
+        let one = object(first, json!({"name": "a", field(first): "x"}));
+        let live =
+            manager(api_versions[0]).on_apply(&json!({}), &one, "one", false, now(0)).unwrap().unwrap();
+        let live = kind.convert(&live, api_versions[1]).unwrap();
+        let two = object(second, json!({field(second): "x"}));
+        let live = manager(api_versions[1]).on_apply(&live, &two, "two", false, now(1)).unwrap().unwrap();
+        let live = kind.convert(&live, api_versions[2]).unwrap();
+        // What the second manager took part in stays when the first lets go of it,
+        let left = object(third, json!({"name": "a"}));
+        let live = manager(api_versions[2]).on_apply(&live, &left, "one", false, now(2)).unwrap().unwrap();
+        assert_eq!(live["spec"], json!({"name": "a", field(third): "x"}));
+        // and is the second one's alone.
+        let other = object(third, json!({field(third): "y"}));
+        let refused = manager(api_versions[2]).on_apply(&live, &other, "three", false, now(3)).unwrap_err();
+        let expected =
+            format!("Apply failed with 1 conflict: conflict with \"two\": .spec.{}", field(second));
+        assert_eq!(refused.0.message, expected);
+        // Entries of versions that are no more are forgotten.
+        let mut old = live.clone();
+        old["metadata"]["managedFields"][0]["apiVersion"] = json!("g/v0");
+        let applied =
+            manager(api_versions[2]).on_apply(&old, &other, "three", true, now(3)).unwrap().unwrap();
+        let entries = applied["metadata"]["managedFields"].as_array().expect("entries");
+        assert!(entries.iter().all(|entry| entry["apiVersion"] != "g/v0"), "{entries:?}");
+    }
+}
+
+/// structured-merge-diff, merge/schema_change_test.go.
+#[test]
+fn what_became_one_value_is_owned_as_one() {
+    let schema = |map_type: &str| {
+        json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-map-type": map_type,
+            "properties": {"a": {"type": "string"}, "b": {"type": "string"}}}}})
+    };
+    let before = Kind::custom(&schema("granular"));
+    let live = play(
+        &before,
+        &[Step::Update("c", json!({"spec": {"a": "1"}})), Step::Apply("alice", json!({"spec": {"b": "1"}}))],
+    );
+    assert_eq!(owners(&live), ["alice Apply 01 .spec.b", "c Update 00 .spec .spec.a"]);
+    let after = Kind::custom(&schema("atomic"));
+    let patch = after.object(&json!({"spec": {"b": "2"}}));
+    let refused = after.manager("").on_apply(&live, &patch, "alice", false, now(2)).unwrap_err();
+    assert_eq!(
+        refused.0.message,
+        "Apply failed with 1 conflict: conflict with \"c\" using example.com/v1: .spec"
+    );
+    let applied = after.manager("").on_apply(&live, &patch, "alice", true, now(2)).unwrap().unwrap();
+    assert_eq!(owners(&applied), ["alice Apply 02 .spec"]);
+    assert_eq!(applied["spec"], json!({"b": "2"}));
+    let mut new = live.clone();
+    new["metadata"]["labels"] = json!({"x": "y"});
+    after.manager("").on_update(&live, &mut new, "d", now(3));
+    assert_eq!(
+        owners(&new),
+        ["alice Apply 01 .spec", "c Update 00 .spec", "d Update 03 .metadata.labels .metadata.labels.x"]
+    );
+}
+
+/// apimachinery, util/managedfields/scalehandler_test.go.
+#[test]
+fn the_replicas_are_owned_through_the_scale() {
+    let path = vec![PathElement::field("spec"), PathElement::field("replicas")];
+    let paths = ReplicaPaths::from([("apps/v1".to_owned(), Some(path)), ("example.com/v1".to_owned(), None)]);
+    let entry = |who: &str, how: &str, api_version: &str, subresource: &str, fields: &[&str]| {
+        let fields: serde_json::Map<String, Value> =
+            fields.iter().map(|name| (format!("f:{name}"), json!({}))).collect();
+        let mut entry = json!({"manager": who, "operation": how, "apiVersion": api_version, "fieldsType": "FieldsV1", "fieldsV1": {"f:spec": fields}});
+        if !subresource.is_empty() {
+            entry["subresource"] = json!(subresource);
+        }
+        entry
+    };
+    let parent = json!([
+        entry("a", "Apply", "apps/v1", "", &["replicas", "selector"]),
+        entry("b", "Apply", "apps/v1", "", &["template"]),
+        entry("gone", "Apply", "apps/v9", "", &["replicas"]),
+    ]);
+    let shown = to_scale(&parent, &paths).unwrap().unwrap();
+    assert_eq!(shown, json!([entry("a", "Apply", "autoscaling/v1", "", &["replicas"])]));
+    for (scale, expected) in [
+        // Nobody wrote: all stays but what is of no version.
+        (
+            shown.clone(),
+            json!([
+                entry("a", "Apply", "apps/v1", "", &["replicas", "selector"]),
+                entry("b", "Apply", "apps/v1", "", &["template"])
+            ]),
+        ),
+        // An update of the scale takes the replicas,
+        (
+            json!([entry("s", "Update", "autoscaling/v1", "scale", &["replicas"])]),
+            json!([
+                entry("a", "Apply", "apps/v1", "", &["selector"]),
+                entry("b", "Apply", "apps/v1", "", &["template"]),
+                entry("s", "Update", "apps/v1", "scale", &["replicas"]),
+            ]),
+        ),
+        // an apply of the same value shares them.
+        (
+            json!([
+                entry("a", "Apply", "autoscaling/v1", "", &["replicas"]),
+                entry("s", "Apply", "autoscaling/v1", "scale", &["replicas"])
+            ]),
+            json!([
+                entry("a", "Apply", "apps/v1", "", &["replicas", "selector"]),
+                entry("b", "Apply", "apps/v1", "", &["template"]),
+                entry("s", "Apply", "apps/v1", "scale", &["replicas"]),
+            ]),
+        ),
+    ] {
+        assert_eq!(to_parent(&parent, &scale, "apps/v1", &paths).unwrap().unwrap(), expected);
+    }
+}
+
+/// apimachinery, apis/meta/v1/validation/validation_test.go.
+#[test]
+fn entries_have_a_form() {
+    let object = json!({"metadata": {"managedFields": [
+        {"operation": "Apply", "fieldsType": "FieldsV1", "manager": "a b"},
+        {"operation": "RandomVerb", "fieldsType": "Invalid", "manager": "a\nb", "subresource": "x".repeat(257)},
+        {"operation": "Update", "manager": "x".repeat(129)},
+    ]}});
+    let mut errors = Vec::new();
+    validate_entries(&object, &mut errors);
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "metadata.managedFields[1].operation: Invalid value: \"RandomVerb\": must be `Apply` or `Update`",
+            "metadata.managedFields[1].fieldsType: Invalid value: \"Invalid\": must be `FieldsV1`",
+            "metadata.managedFields[1].manager: Invalid value: \"a\\nb\": invalid character U+000A (at position 1)",
+            "metadata.managedFields[1].subresource: Too long: may not be more than 256 bytes",
+            "metadata.managedFields[2].manager: Too long: may not be more than 128 bytes",
+        ]
+    );
 }

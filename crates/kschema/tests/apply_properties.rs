@@ -111,7 +111,74 @@ fn sorted(mut object: Value) -> Value {
     object
 }
 
+/// Anything that JSON can say, with the names that count here.
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        prop::sample::select(vec!["", "Apply", "Update", "v1", "FieldsV1", "kubectl", "u", "a"])
+            .prop_map(Value::from),
+    ];
+    let names = vec![
+        "apiVersion",
+        "kind",
+        "metadata",
+        "managedFields",
+        "manager",
+        "operation",
+        "fieldsType",
+        "fieldsV1",
+        "f:set",
+        "f:list",
+        "k:{\"name\":\"x\"}",
+        "v:1",
+        "i:0",
+        ".",
+        "set",
+        "list",
+        "name",
+        "one",
+        "any",
+        "annotations",
+        "uid",
+        "kubectl.kubernetes.io/last-applied-configuration",
+    ];
+    leaf.prop_recursive(5, 40, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
+            prop::collection::btree_map(prop::sample::select(names.clone()), inner, 0..5)
+                .prop_map(|map| json!(map)),
+        ]
+    })
+}
+
 proptest! {
+    #[test]
+    fn nothing_that_is_sent_breaks_the_bookkeeping(live in anything(), new in anything(), list in anything(), who in "[a-z]{0,2}") {
+        let (catalog, kind) = (builtin::catalog(), Kind(schema()));
+        let manager = FieldManager { catalog: &catalog, versions: &kind, api_version: "v1", kind: "Thing", subresource: "" };
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        for (mut live, new) in [(live.clone(), new.clone()), (json!({"metadata": {"uid": "u", "managedFields": list}, "set": live}), json!({"metadata": {"managedFields": list}, "set": new}))] {
+            let mut updated = new.clone();
+            manager.on_update(&live, &mut updated, &who, now);
+            kschema::apply::keep_times(&live, &mut updated);
+            let mut patch = new;
+            if let Some(map) = patch.as_object_mut() {
+                map.insert("apiVersion".to_owned(), json!("v1"));
+                map.insert("kind".to_owned(), json!("Thing"));
+                map.remove("metadata");
+            }
+            if let Some(map) = live.as_object_mut() {
+                map.insert("kind".to_owned(), json!("Thing"));
+            }
+            for force in [false, true] {
+                let _ = manager.on_apply(&live, &patch, "kubectl", force, now);
+            }
+        }
+    }
+
     #[test]
     fn applying_again_changes_nothing(first in config(), other in config(), again in config()) {
         let (catalog, kind) = (builtin::catalog(), Kind(schema()));

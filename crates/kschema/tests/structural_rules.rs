@@ -6,9 +6,11 @@ use kschema::{
     builtin,
     error::FieldError,
     structural::{
-        SchemaRules, validate_columns, validate_scale, validate_schema, validate_selectable_fields,
+        SchemaRules, Structural, validate_columns, validate_scale, validate_schema,
+        validate_selectable_fields,
     },
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 fn texts(errors: &[FieldError]) -> Vec<String> {
@@ -305,4 +307,74 @@ fn columns_fields_and_scales() {
             "f[4].jsonPath: Invalid value: \".spec['a']\": is an invalid path: array notation is not allowed",
         ]
     );
+}
+
+/// Anything that JSON can say, with the keywords of schemas as names.
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        prop::sample::select(vec!["", "object", "array", "string", "map", "set", "a", ".a", "^a+$", "("])
+            .prop_map(Value::from),
+    ];
+    let names = vec![
+        "type",
+        "properties",
+        "items",
+        "additionalProperties",
+        "default",
+        "nullable",
+        "required",
+        "anyOf",
+        "allOf",
+        "not",
+        "oneOf",
+        "pattern",
+        "format",
+        "enum",
+        "minimum",
+        "multipleOf",
+        "a",
+        "metadata",
+        "x-kubernetes-list-type",
+        "x-kubernetes-list-map-keys",
+        "x-kubernetes-int-or-string",
+        "x-kubernetes-embedded-resource",
+        "x-kubernetes-preserve-unknown-fields",
+        "x-kubernetes-validations",
+        "rule",
+        "fieldPath",
+        "jsonPath",
+    ];
+    leaf.prop_recursive(6, 48, 5, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+            prop::collection::btree_map(prop::sample::select(names.clone()), inner, 0..6)
+                .prop_map(|map| json!(map)),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_schema_is_read_or_refused(schema in anything(), object in anything()) {
+        let catalog = builtin::catalog();
+        let _ = validate_schema(&catalog, &schema, "s", SchemaRules { status: true, no_defaults: None });
+        let mut errors = Vec::new();
+        validate_columns(&schema, "c", &mut errors);
+        validate_scale(&schema, "s", &mut errors);
+        validate_selectable_fields(&object, &schema, "f", &mut errors);
+        if let Ok(compiled) = Structural::compile(&schema) {
+            let mut object = object;
+            compiled.default_in(&mut object);
+            let _ = compiled.coerce_metadata(&catalog, &mut object, false);
+            let _ = compiled.coerce_metadata(&catalog, &mut object, true);
+            compiled.prune(&mut object);
+            compiled.validate(&object, Some(&schema), &mut errors);
+            compiled.validate_lists(&object, &mut errors);
+            compiled.validate_metadata(&catalog, &object, &mut errors);
+        }
+    }
 }

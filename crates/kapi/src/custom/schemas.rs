@@ -6,7 +6,10 @@ use kschema::{
     Catalog,
     error::FieldError,
     strategy::{NameRule, Strategy},
-    structural::{SchemaRules, Structural, validate_columns, validate_scale, validate_schema, validate_selectable_fields},
+    structural::{
+        SchemaRules, Structural, validate_columns, validate_scale, validate_schema,
+        validate_selectable_fields,
+    },
 };
 use serde_json::Value;
 
@@ -45,7 +48,12 @@ impl Definitions {
                 errors.push(FieldError::required(path, "schemas are required"));
                 continue;
             }
-            let found = validate_schema(&self.catalog, source, &path, SchemaRules { status, ..SchemaRules::default() });
+            let found = validate_schema(
+                &self.catalog,
+                source,
+                &path,
+                SchemaRules { status, ..SchemaRules::default() },
+            );
             match (found.is_empty(), Structural::compile(source)) {
                 (true, Ok(schema)) => rules::check_definition(&schema, &path, errors),
                 (true, Err(error)) => errors.push(FieldError::invalid_text(path, "", error)),
@@ -83,8 +91,8 @@ impl Strategy for Definitions {
         self.rest.prepare_status(object, old);
     }
 
-    fn validate(&self, object: &Value, errors: &mut Vec<FieldError>) {
-        self.rest.validate(object, errors);
+    fn validate_create(&self, object: &Value, errors: &mut Vec<FieldError>) {
+        self.rest.validate_create(object, errors);
         self.check(object, errors);
     }
 

@@ -10,10 +10,11 @@ use sha2::{Digest, Sha256};
 
 use super::{bytes_response, json_response, negotiate};
 use crate::{
+    aggregate,
     body::Body,
     error::ApiResult,
     objects::Objects,
-    registry::{Registry, Resource, Verbs},
+    registry::{Registry, Resource, Verbs, version_priority},
     server::Inner,
 };
 
@@ -78,7 +79,7 @@ pub(super) fn paths(objects: &Objects) -> Response<Body> {
 }
 
 /// Answers `/api`, `/apis` and what is below, except resources.
-pub(super) fn serve(
+pub(super) async fn serve(
     server: &Arc<Inner>,
     segments: &[&str],
     headers: &HeaderMap,
@@ -87,12 +88,12 @@ pub(super) fn serve(
     let value = match segments {
         ["api" | "apis"] => {
             if let Some(version) = aggregated_version(headers) {
-                return Ok(aggregated(server, segments[0] == "api", version));
+                return Ok(aggregated(server, segments[0] == "api", version).await);
             }
-            if segments[0] == "api" { core_versions() } else { group_list(registry) }
+            if segments[0] == "api" { core_versions() } else { group_list(&all_groups(server)) }
         }
         ["api", version] if registry.has_version("", version) => resource_list(registry, "", version),
-        ["apis", group] => group_of(registry, group).ok_or_else(Status::no_such_path)?,
+        ["apis", group] => group_of(&all_groups(server), group).ok_or_else(Status::no_such_path)?,
         ["apis", group, version] if registry.has_version(group, version) => {
             resource_list(registry, group, version)
         }
@@ -116,8 +117,23 @@ fn group_value(group: &str, versions: &[String]) -> Value {
     json!({"name": group, "versions": all, "preferredVersion": all.first()})
 }
 
-fn group_list(registry: &Registry) -> Value {
-    let groups = registry.groups();
+/// The groups that are served here or by another server.
+fn all_groups(server: &Inner) -> Vec<(String, Vec<String>)> {
+    let mut groups = server.objects.registry().groups();
+    for remote in server.aggregation.all(&server.objects) {
+        match groups.iter_mut().find(|(group, _)| *group == remote.group) {
+            Some((_, versions)) if versions.contains(&remote.version) => {}
+            Some((_, versions)) => {
+                versions.push(remote.version.clone());
+                versions.sort_by_key(|version| std::cmp::Reverse(version_priority(version)));
+            }
+            None => groups.push((remote.group.clone(), vec![remote.version.clone()])),
+        }
+    }
+    groups
+}
+
+fn group_list(groups: &[(String, Vec<String>)]) -> Value {
     let groups: Vec<Value> = groups
         .iter()
         .filter(|(group, _)| !group.is_empty())
@@ -126,8 +142,7 @@ fn group_list(registry: &Registry) -> Value {
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
-fn group_of(registry: &Registry, name: &str) -> Option<Value> {
-    let groups = registry.groups();
+fn group_of(groups: &[(String, Vec<String>)], name: &str) -> Option<Value> {
     let (group, versions) = groups.iter().find(|(group, _)| group == name && !group.is_empty())?;
     let mut value = group_value(group, versions);
     value["kind"] = json!("APIGroup");
@@ -214,7 +229,7 @@ fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
     })?
 }
 
-fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Response<Body> {
+async fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Response<Body> {
     let registry = server.objects.registry();
     let revision = registry.revision();
     let make = || {
@@ -225,7 +240,17 @@ fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Respons
         json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items})
     };
     let make = || serde_json::to_vec(&make()).unwrap_or_default();
-    let bytes = server.documents.bytes(&format!("discovery/{version}/{core}"), revision, make);
+    let mut bytes = server.documents.bytes(&format!("discovery/{version}/{core}"), revision, make);
+    let remotes = server.aggregation.all(&server.objects);
+    if !core && !remotes.is_empty() {
+        // What other servers say is asked anew each time: nobody tells when it changes.
+        let mut document: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        for remote in remotes {
+            let list = remote.resources(server).await.ok();
+            add_remote(&mut document["items"], &remote.group, aggregate::aggregated(&remote, list.as_ref()));
+        }
+        bytes = serde_json::to_vec(&document).unwrap_or_default().into();
+    }
     let hash = hex(&Sha256::digest(&bytes));
     let mut response = bytes_response(StatusCode::OK, bytes);
     let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
@@ -236,6 +261,25 @@ fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Respons
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     }
     response
+}
+
+/// Adds a version of another server to the groups of a document.
+fn add_remote(items: &mut Value, group: &str, version: Value) {
+    let Some(items) = items.as_array_mut() else {
+        return;
+    };
+    if let Some(item) = items.iter_mut().find(|item| item["metadata"]["name"] == *group)
+        && let Some(versions) = item["versions"].as_array_mut()
+    {
+        versions.retain(|known| known["version"] != version["version"]);
+        versions.push(version);
+        let priority = |known: &Value| {
+            std::cmp::Reverse(version_priority(known["version"].as_str().unwrap_or_default()))
+        };
+        versions.sort_by_key(priority);
+        return;
+    }
+    items.push(json!({"metadata": {"name": group, "creationTimestamp": null}, "versions": [version]}));
 }
 
 fn aggregated_group(registry: &Registry, group: &str, versions: &[String]) -> Value {

@@ -8,11 +8,12 @@ use kcore::{Status, local::WantLocal};
 use serde_json::{Value, json};
 
 use super::{
-    add_warnings, bytes_response, json_response,
+    add_warnings, binary, bytes_response, json_response,
     negotiate::{self, Form},
-    read_body, table, upgrade, watch as wire,
+    read_body, table, upgrade, watch as wire, yaml_response,
 };
 use crate::{
+    aggregate,
     authn::UserInfo,
     body::Body,
     convert, custom,
@@ -100,6 +101,9 @@ impl Request<'_> {
         if defines || def.definition().is_some_and(|definition| definition.terminating) {
             custom::settle(self.server).await?;
         }
+        if aggregate::is_api_services(resource) && self.info.subresource.is_empty() {
+            aggregate::settle(self.server).await?;
+        }
         writes
     }
 
@@ -149,7 +153,7 @@ impl Request<'_> {
     }
 
     async fn get(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
-        let form = negotiate::form(&self.parts.headers)?;
+        let form = self.form(resource, false)?;
         let def = &resource.def;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
         let object = object.ok_or_else(|| Status::not_found(&def.group, &def.plural, &self.info.name))?;
@@ -172,6 +176,10 @@ impl Request<'_> {
         if form == Form::Object && convert::is_as_served(resource, &object) {
             return Ok(bytes_response(StatusCode::OK, object.json().clone()));
         }
+        if form == Form::Protobuf {
+            let message = binary::message(&self.server.objects, resource, &object).await?;
+            return Ok(binary::response(StatusCode::OK, binary::object(resource, &message)));
+        }
         let value = convert::served(&self.server.objects, resource, &object).await?;
         self.object_response(resource, StatusCode::OK, &value, form)
     }
@@ -184,9 +192,13 @@ impl Request<'_> {
         value: &Value,
         form: Form,
     ) -> ApiResult<Response<Body>> {
+        let catalog = self.server.objects.registry().catalog();
         Ok(match form {
             Form::Object => json_response(code, value),
             Form::Metadata => json_response(code, &metadata_of(value)),
+            Form::Protobuf => binary::response(code, binary::encode(catalog, value)?),
+            Form::MetadataProtobuf => binary::response(code, binary::encode(catalog, &metadata_of(value))?),
+            Form::Yaml => yaml_response(code, value)?,
             Form::Table => {
                 let meta = json!({"resourceVersion": value["metadata"]["resourceVersion"]});
                 let include = table::Include::of_query(self.query);
@@ -198,12 +210,17 @@ impl Request<'_> {
         })
     }
 
+    /// The form that the caller wants of an answer about this resource.
+    pub(super) fn form(&self, resource: &Resource, watch: bool) -> ApiResult<Form> {
+        negotiate::form(&self.parts.headers, resource.def.definition().is_none(), watch)
+    }
+
     fn now(&self) -> jiff::Timestamp {
         self.server.objects.clock().now()
     }
 
     async fn list(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
-        let form = negotiate::form(&self.parts.headers)?;
+        let form = self.form(resource, false)?;
         let options = self.list_options(resource, false)?;
         let page = list::list(&self.server.objects, resource, self.namespace(resource), &options).await?;
         let mut meta = json!({"resourceVersion": page.revision.to_string()});
@@ -216,30 +233,32 @@ impl Request<'_> {
         if form == Form::Object && page.items.iter().all(|item| convert::is_as_served(resource, item)) {
             return Ok(stream_list(resource, &meta, page));
         }
+        if form == Form::Protobuf {
+            let list = binary::list(&self.server.objects, resource, &meta, &page.items).await?;
+            return Ok(binary::response(StatusCode::OK, list));
+        }
         let mut values = Vec::with_capacity(page.items.len());
         for item in &page.items {
             values.push(convert::served(&self.server.objects, resource, item).await?);
         }
-        Ok(json_response(
-            StatusCode::OK,
-            &match form {
-                Form::Object => {
-                    json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": values})
-                }
-                Form::Table => table::of(
-                    resource,
-                    &values,
-                    &meta,
-                    true,
-                    table::Include::of_query(self.query),
-                    self.now(),
-                ),
-                Form::Metadata => {
-                    let items: Vec<Value> = values.iter().map(metadata_of).collect();
-                    json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
-                }
-            },
-        ))
+        let partial = |values: &[Value]| {
+            let items: Vec<Value> = values.iter().map(metadata_of).collect();
+            json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
+        };
+        let whole = || json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": values});
+        let catalog = self.server.objects.registry().catalog();
+        Ok(match form {
+            Form::Object | Form::Protobuf => json_response(StatusCode::OK, &whole()),
+            Form::Yaml => yaml_response(StatusCode::OK, &whole())?,
+            Form::Table => {
+                let include = table::Include::of_query(self.query);
+                json_response(StatusCode::OK, &table::of(resource, &values, &meta, true, include, self.now()))
+            }
+            Form::Metadata => json_response(StatusCode::OK, &partial(&values)),
+            Form::MetadataProtobuf => {
+                binary::response(StatusCode::OK, binary::encode(catalog, &partial(&values))?)
+            }
+        })
     }
 
     pub(super) fn list_options(&self, resource: &Resource, watch: bool) -> ApiResult<ListOptions> {
@@ -251,8 +270,6 @@ impl Request<'_> {
         let def = &resource.def;
         let unknown = options.fields.terms().iter().find(|term| !def.is_selectable(&term.path));
         if let Some(term) = unknown {
-            let gvr = resource.gvr();
-            let fields = self.query.get("fieldSelector").unwrap_or_default();
             let why = if def.selectable.is_empty() {
                 format!(
                     "\"{}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"",
@@ -261,18 +278,13 @@ impl Request<'_> {
             } else {
                 format!("field label not supported: {}", term.path)
             };
-            return Err(Status::bad_request(format!(
-                "Unable to find {:?} that match label selector {:?}, field selector {fields:?}: {why}",
-                gvr.to_string(),
-                options.labels.to_string()
-            ))
-            .into());
+            return Err(Status::bad_request(why).into());
         }
         Ok(options)
     }
 
     async fn watch(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
-        let form = negotiate::form(&self.parts.headers)?;
+        let form = self.form(resource, true)?;
         let options = self.list_options(resource, true)?;
         let session = watch::open(&self.server.objects, resource, self.namespace(resource), options).await?;
         let local = self.parts.extensions.get::<WantLocal>();

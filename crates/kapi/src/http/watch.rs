@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{negotiate::Form, table};
-use crate::{body::Body, convert, registry::Resource, server::Inner, watch::Session};
+use super::{binary, negotiate::Form, table};
+use crate::{body::Body, convert, registry::Resource, schema::protobuf, server::Inner, watch::Session};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, Response, header};
@@ -39,7 +39,11 @@ pub(super) fn respond(
         },
     )));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let kind = match form {
+        Form::Protobuf | Form::MetadataProtobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
@@ -72,12 +76,25 @@ impl Writer {
             LocalEvent::Modified(object) => ("MODIFIED", object),
             LocalEvent::Deleted(object) => ("DELETED", object),
             LocalEvent::Bookmark { revision, initial_events_end } => {
-                return write_line("BOOKMARK", &self.bookmark(*revision, *initial_events_end), out);
+                return self.write_value("BOOKMARK", &self.bookmark(*revision, *initial_events_end), out);
             }
             LocalEvent::Error(status) => {
-                return write_line("ERROR", &serde_json::to_value(status).unwrap_or_default(), out);
+                return self.write_value("ERROR", &serde_json::to_value(status).unwrap_or_default(), out);
             }
         };
+        if self.form == Form::Protobuf {
+            let message = binary::message(&self.server.objects, &self.resource, object).await;
+            if let Ok(message) = message {
+                let object = binary::object(&self.resource, &message);
+                out.extend_from_slice(&protobuf::watch_frame(kind, &object));
+            }
+            return;
+        }
+        if self.form == Form::MetadataProtobuf {
+            let value =
+                convert::served(&self.server.objects, &self.resource, object).await.unwrap_or_default();
+            return self.write_value(kind, &super::resource::metadata_of(&value), out);
+        }
         out.extend_from_slice(b"{\"type\":\"");
         out.extend_from_slice(kind.as_bytes());
         out.extend_from_slice(b"\",\"object\":");
@@ -95,7 +112,7 @@ impl Writer {
             Err(error) => serde_json::to_value(&error.0).unwrap_or_default(),
         };
         let shown = match self.form {
-            Form::Object => value,
+            Form::Object | Form::Yaml | Form::Protobuf | Form::MetadataProtobuf => value,
             Form::Metadata => super::resource::metadata_of(&value),
             Form::Table => {
                 let first = !std::mem::replace(&mut self.columns_sent, true);
@@ -119,10 +136,10 @@ impl Writer {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         match self.form {
-            Form::Object => {
+            Form::Object | Form::Yaml | Form::Protobuf => {
                 json!({"kind": self.resource.def.kind, "apiVersion": self.resource.api_version(), "metadata": metadata})
             }
-            Form::Metadata => {
+            Form::Metadata | Form::MetadataProtobuf => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
             }
             Form::Table => {
@@ -140,9 +157,18 @@ impl Writer {
             }
         }
     }
-}
 
-fn write_line(kind: &str, object: &Value, out: &mut Vec<u8>) {
-    let _ = serde_json::to_writer(&mut *out, &json!({"type": kind, "object": object}));
-    out.push(b'\n');
+    /// An event whose object is not a stored one.
+    fn write_value(&self, kind: &str, object: &Value, out: &mut Vec<u8>) {
+        if matches!(self.form, Form::Protobuf | Form::MetadataProtobuf) {
+            let catalog = self.server.objects.registry().catalog();
+            if let Ok(object) = protobuf::encode(catalog, object) {
+                out.extend_from_slice(&protobuf::watch_frame(kind, &object));
+            }
+            return;
+        }
+        // Writing a `Value` into a `Vec` cannot fail.
+        let _ = serde_json::to_writer(&mut *out, &json!({"type": kind, "object": object}));
+        out.push(b'\n');
+    }
 }

@@ -8,8 +8,8 @@ use kcore::{Status, Stored, kind::split_api_version};
 use serde_json::{Value, json};
 
 use super::{
-    add_warnings, bytes_response, decode, json_response, media_type,
-    negotiate::{self, Form},
+    add_warnings, binary, bytes_response, decode, json_response, media_type,
+    negotiate::Form,
     resource::{Request, list_kind},
 };
 use crate::{
@@ -122,7 +122,7 @@ impl Request<'_> {
             let def = &resource.def;
             return Err(Status::forbidden(&def.group, &def.plural, &self.info.name, why).into());
         }
-        let form = negotiate::form(&self.parts.headers)?;
+        let form = self.form(resource, false)?;
         let media_type = media_type(&self.parts.headers);
         if !self.info.subresource.is_empty() || resource.def.verbs == Verbs::CreateOnly {
             let (object, _) = self.decode(&media_type, &body)?;
@@ -153,6 +153,10 @@ impl Request<'_> {
             Written::Stored(stored) if form == Form::Object && convert::is_as_served(resource, stored) => {
                 bytes_response(code, stored.json().clone())
             }
+            Written::Stored(stored) if form == Form::Protobuf => {
+                let message = binary::message(&self.server.objects, resource, stored).await?;
+                binary::response(code, binary::object(resource, &message))
+            }
             Written::Stored(stored) => {
                 let value = convert::served(&self.server.objects, resource, stored).await?;
                 self.object_response(resource, code, &value, form)?
@@ -167,7 +171,7 @@ impl Request<'_> {
 
     pub(super) async fn update(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
         let options = WriteOptions::parse(self.query, "UpdateOptions")?;
-        let form = negotiate::form(&self.parts.headers)?;
+        let form = self.form(resource, false)?;
         let media_type = media_type(&self.parts.headers);
         let mut warnings = Vec::new();
         let call = self.call(resource, options.dry_run);
@@ -205,7 +209,7 @@ impl Request<'_> {
 
     pub(super) async fn patch(&self, resource: &Arc<Resource>, body: Bytes) -> ApiResult<Response<Body>> {
         let options = WriteOptions::parse(self.query, "PatchOptions")?;
-        let form = negotiate::form(&self.parts.headers)?;
+        let form = self.form(resource, false)?;
         let patch_type = media_type(&self.parts.headers);
         let custom = resource.def.definition().is_some();
         let accepted: Vec<&str> =

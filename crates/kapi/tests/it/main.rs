@@ -1,7 +1,9 @@
 //! The server through `kube::Client` and through bare requests, without a socket.
 
+mod aggregate;
 mod apply;
 mod bad_input;
+mod content;
 mod custom;
 mod harness;
 mod openapi;

@@ -225,7 +225,7 @@ async fn workloads_show_their_counts() {
             "autoscaling/v2",
             "horizontalpodautoscalers",
             "HorizontalPodAutoscaler",
-            json!({"maxReplicas": 9, "scaleTargetRef": {"kind": "Deployment", "name": "d"}, "metrics": [
+            json!({"maxReplicas": 9, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}, "metrics": [
             {"type": "Resource", "resource": {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 80}}},
             {"type": "Pods", "pods": {"metric": {"name": "p"}, "target": {"type": "AverageValue", "averageValue": "10"}}},
             {"type": "Object", "object": {"metric": {"name": "o"}, "describedObject": {"kind": "a", "name": "b"}, "target": {"type": "Value", "value": "5"}}}]}),
@@ -384,7 +384,7 @@ async fn the_rest_of_a_cluster_is_shown_as_upstream_does() {
         ),
         (
             "/apis/apps/v1/namespaces/default/controllerrevisions".to_owned(),
-            json!({"kind": "ControllerRevision", "metadata": {"name": "x", "ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": true}]}, "revision": 3, "data": {}}),
+            json!({"kind": "ControllerRevision", "metadata": {"name": "x", "ownerReferences": [{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": "d", "uid": "u", "controller": true}]}, "revision": 3, "data": {"spec": {}}}),
             "x|daemonset.apps/d|3|0s",
         ),
     ];

@@ -228,15 +228,6 @@ pub(crate) fn config_key(value: &str) -> Faults {
     faults
 }
 
-/// A C identifier.
-pub(crate) fn c_identifier(value: &str) -> Faults {
-    let good = value.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    one(good, || {
-        "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')".into()
-    })
-}
-
 /// A part of a URL's path.
 pub(crate) fn path_segment(value: &str) -> Faults {
     match value {

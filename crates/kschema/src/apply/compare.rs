@@ -38,7 +38,7 @@ pub(crate) fn compare(
     new: &Value,
 ) -> Result<Comparison, Faults> {
     let mut walk = Walk { catalog, out: Comparison::default(), faults: Faults::default() };
-    walk.value(shape, Some(old), Some(new), &At::ROOT);
+    walk.value(shape, old, new, &At::ROOT);
     let Walk { out, faults, .. } = walk;
     faults.into_result().map(|()| out)
 }
@@ -50,94 +50,117 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn value(&mut self, shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>, at: &At<'_>) {
+    fn value(&mut self, shape: Shape<'_>, old: &Value, new: &Value, at: &At<'_>) {
         // Most of an object is as it was; telling so costs far less than walking it with its type.
-        if let (Some(old), Some(new)) = (old, new)
-            && equal(old, new)
-        {
+        if equal(old, new) {
             return;
         }
         let kinds = shape.kinds();
-        let (old_kinds, new_kinds) = (kinds.narrow(old), kinds.narrow(new));
-        let leaf = if new.is_none() {
-            self.kind(old_kinds.first(), shape, old, new, at)
-        } else if old.is_none() || old_kinds == new_kinds {
-            self.kind(new_kinds.first(), shape, old, new, at)
-        } else {
+        let (old_kinds, new_kinds) = (kinds.narrow(Some(old)), kinds.narrow(Some(new)));
+        if old_kinds != new_kinds {
             // The value changed its kind: what lay below goes, what lies below now comes.
             self.kind(old_kinds.first(), shape, old, new, at);
-            self.kind(new_kinds.first(), shape, old, new, at)
-        };
-        if !leaf {
-            match (old, new) {
-                (None, _) => self.out.added.insert_at(at),
-                (_, None) => self.out.removed.insert_at(at),
-                _ => {}
-            }
         }
+        self.kind(new_kinds.first(), shape, old, new, at);
     }
 
-    /// Returns whether the place was compared as one value.
-    fn kind(
-        &mut self,
-        kind: Kind,
-        shape: Shape<'_>,
-        old: Option<&Value>,
-        new: Option<&Value>,
-        at: &At<'_>,
-    ) -> bool {
+    fn kind(&mut self, kind: Kind, shape: Shape<'_>, old: &Value, new: &Value, at: &At<'_>) {
         match kind {
             Kind::Scalar => {
-                let fault = |side: Option<&Value>| side.and_then(|value| scalar_fault(shape.scalar(), value));
-                if let (Some(old), Some(new)) = (fault(old), fault(new)) {
+                let faults = (scalar_fault(shape.scalar(), old), scalar_fault(shape.scalar(), new));
+                if let (Some(old), Some(new)) = faults {
                     self.faults.push(at, format_args!("lhs: {old}"));
                     self.faults.push(at, format_args!("rhs: {new}"));
-                    return false;
+                } else {
+                    self.out.modified.insert_at(at);
                 }
-                self.leaf(old, new, at)
             }
             Kind::List => self.list(shape.list(), old, new, at),
             Kind::Map => self.map(shape.map(self.catalog), old, new, at),
         }
     }
 
-    fn leaf(&mut self, old: Option<&Value>, new: Option<&Value>, at: &At<'_>) -> bool {
+    /// Compares what may be on one side only.
+    fn either(&mut self, shape: Shape<'_>, old: Option<&Value>, new: Option<&Value>, at: &At<'_>) {
         match (old, new) {
-            (None, _) => self.out.added.insert_at(at),
-            (_, None) => self.out.removed.insert_at(at),
-            (Some(old), Some(new)) if !equal(old, new) => self.out.modified.insert_at(at),
-            _ => {}
+            (Some(old), Some(new)) => self.value(shape, old, new, at),
+            (None, Some(new)) => {
+                let below = self.whole(shape, new, at);
+                self.out.added.graft(at, below);
+            }
+            (Some(old), None) => {
+                let below = self.whole(shape, old, at);
+                self.out.removed.graft(at, below);
+            }
+            (None, None) => {}
         }
-        true
     }
 
-    fn map(&mut self, shape: MapShape<'_>, old: Option<&Value>, new: Option<&Value>, at: &At<'_>) -> bool {
-        let (old_map, new_map) = (old.and_then(Value::as_object), new.and_then(Value::as_object));
+    /// All fields below a value that has come or gone as a whole.
+    fn whole(&mut self, shape: Shape<'_>, value: &Value, at: &At<'_>) -> Set {
+        let mut set = Set::default();
+        match (shape.kind(Some(value)), value) {
+            (Kind::Map, Value::Object(map)) => {
+                let shape = shape.map(self.catalog);
+                if shape.atomic {
+                    return set;
+                }
+                let always = shape.always().iter().filter(|(key, _)| !map.contains_key(&**key));
+                let always = always.map(|(key, value)| (&**key, value));
+                for (key, value) in map.iter().map(|(key, value)| (key.as_str(), value)).chain(always) {
+                    if let Some(child) = shape.child(key) {
+                        let below = self.whole(child, value, &at.field(key));
+                        set.add(PathElement::field(key), below);
+                    }
+                }
+            }
+            (Kind::List, Value::Array(list)) if !shape.list().is_atomic() => {
+                let shape = shape.list();
+                let entries = self.index(shape, list, at);
+                let mut rest = entries.into_iter().peekable();
+                while let Some((element, entry)) = rest.next() {
+                    let mut is_single = true;
+                    while rest.next_if(|(next, _)| *next == element).is_some() {
+                        is_single = false;
+                    }
+                    // Entries that stand twice are owned as one.
+                    let below = if is_single {
+                        self.whole(shape.item, entry, &at.element(&element))
+                    } else {
+                        Set::default()
+                    };
+                    set.add(element, below);
+                }
+            }
+            _ => {}
+        }
+        set
+    }
+
+    fn map(&mut self, shape: MapShape<'_>, old: &Value, new: &Value, at: &At<'_>) {
+        let (old, new) = (old.as_object(), new.as_object());
         let is_empty = |map: Option<&Map<String, Value>>| {
             map.is_none_or(|map| map.is_empty() && shape.always().is_empty())
         };
-        if shape.atomic || is_empty(old_map) && is_empty(new_map) {
-            return self.leaf(old, new, at);
+        if shape.atomic || is_empty(old) && is_empty(new) {
+            self.out.modified.insert_at(at);
+            return;
         }
+        let always = |map: Option<&Map<String, Value>>, key: &str| map.and_then(|_| shape.always_value(key));
         let has = |map: Option<&Map<String, Value>>, key: &str| map.is_some_and(|map| map.contains_key(key));
-        for (key, value) in old_map.into_iter().flatten() {
-            let other = new_map.and_then(|map| map.get(key).or_else(|| shape.always_value(key)));
+        for (key, value) in old.into_iter().flatten() {
+            let other = new.and_then(|map| map.get(key)).or_else(|| always(new, key));
             self.field(shape, key, Some(value), other, at);
         }
-        for (key, value) in new_map.into_iter().flatten().filter(|(key, _)| !has(old_map, key)) {
-            let other = old_map.and_then(|_| shape.always_value(key));
-            self.field(shape, key, other, Some(value), at);
+        for (key, value) in new.into_iter().flatten().filter(|(key, _)| !has(old, key)) {
+            self.field(shape, key, always(old, key), Some(value), at);
         }
         // A struct that comes or goes brings or takes the fields that every such struct has.
-        if old_map.is_none() != new_map.is_none() {
-            for (key, value) in
-                shape.always().iter().filter(|(key, _)| !has(old_map, key) && !has(new_map, key))
-            {
-                let side = |map: Option<&Map<String, Value>>| map.map(|_| value);
-                self.field(shape, key, side(old_map), side(new_map), at);
+        if old.is_none() != new.is_none() {
+            for (key, value) in shape.always().iter().filter(|(key, _)| !has(old, key) && !has(new, key)) {
+                self.field(shape, key, old.map(|_| value), new.map(|_| value), at);
             }
         }
-        false
     }
 
     fn field(
@@ -150,39 +173,32 @@ impl Walk<'_> {
     ) {
         // Fields that the schema doesn't know are nobody's; they are refused or dropped before they come here.
         if let Some(child) = shape.child(key) {
-            self.value(child, old, new, &at.field(key));
+            self.either(child, old, new, &at.field(key));
         }
     }
 
-    fn list(&mut self, shape: ListShape<'_>, old: Option<&Value>, new: Option<&Value>, at: &At<'_>) -> bool {
-        let (old_list, new_list) = (slice(old), slice(new));
-        if shape.is_atomic() || old_list.is_empty() && new_list.is_empty() {
-            return self.leaf(old, new, at);
+    fn list(&mut self, shape: ListShape<'_>, old: &Value, new: &Value, at: &At<'_>) {
+        let (old, new) = (slice(old), slice(new));
+        if shape.is_atomic() || old.is_empty() && new.is_empty() {
+            self.out.modified.insert_at(at);
+            return;
         }
-        let old_entries = self.index(shape, old_list, at);
-        let new_entries = self.index(shape, new_list, at);
+        let (old, new) = (self.index(shape, old, at), self.index(shape, new, at));
         let (mut i, mut j) = (0, 0);
-        while i < old_entries.len() || j < new_entries.len() {
-            let element = match (old_entries.get(i), new_entries.get(j)) {
-                (Some(a), Some(b)) => {
-                    if b.0 < a.0 {
-                        &b.0
-                    } else {
-                        &a.0
-                    }
-                }
-                (Some(a), None) => &a.0,
+        while i < old.len() || j < new.len() {
+            let element = match (old.get(i), new.get(j)) {
+                (Some(a), Some(b)) if b.0 < a.0 => &b.0,
+                (Some(a), _) => &a.0,
                 (None, Some(b)) => &b.0,
                 (None, None) => break,
             };
-            let run = |entries: &[(PathElement, &Value)], from: usize| {
-                entries[from..].iter().take_while(|(other, _)| other == element).count()
+            let run = |entries: &[(PathElement, &Value)]| {
+                entries.iter().take_while(|(other, _)| other == element).count()
             };
-            let (old_run, new_run) = (run(&old_entries, i), run(&new_entries, j));
-            self.entries(shape, element, &old_entries[i..i + old_run], &new_entries[j..j + new_run], at);
+            let (old_run, new_run) = (run(&old[i..]), run(&new[j..]));
+            self.entries(shape, element, &old[i..i + old_run], &new[j..j + new_run], at);
             (i, j) = (i + old_run, j + new_run);
         }
-        false
     }
 
     /// The entries with their path elements, sorted by them; those that stand twice stay in their order.
@@ -215,28 +231,24 @@ impl Walk<'_> {
         let at = at.element(element);
         let (old_first, new_first) = (old.first().map(|entry| entry.1), new.first().map(|entry| entry.1));
         match (old.len(), new.len()) {
-            (0..=1, 0..=1) => self.value(shape.item, old_first, new_first, &at),
+            (0..=1, 0..=1) => self.either(shape.item, old_first, new_first, &at),
             (2.., 2..) => {
                 if old.len() != new.len() || old.iter().zip(new).any(|(a, b)| !equal(a.1, b.1)) {
                     self.out.modified.insert_at(&at);
                 }
             }
             (2.., _) => {
-                if new_first.is_some() {
-                    self.value(shape.item, None, new_first, &at);
-                }
+                self.either(shape.item, None, new_first, &at);
                 self.out.removed.insert_at(&at);
             }
             (_, 2..) => {
-                if old_first.is_some() {
-                    self.value(shape.item, old_first, None, &at);
-                }
+                self.either(shape.item, old_first, None, &at);
                 self.out.added.insert_at(&at);
             }
         }
     }
 }
 
-fn slice(value: Option<&Value>) -> &[Value] {
-    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+fn slice(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
 }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value};
 
 use super::{path::PathElement, set::Set};
+use crate::structural::GoFloat;
 
 /// How deep a set may be nested; nothing that the server itself writes comes near.
 const DEPTH_MAX: usize = 256;
@@ -173,6 +174,9 @@ pub(crate) fn element_text(element: &PathElement) -> String {
 fn push_json(value: &Value, out: &mut String) {
     match value {
         Value::String(text) => push_text(text, out),
+        Value::Number(number) if number.is_f64() => {
+            let _ = write!(out, "{}", GoFloat(number.as_f64().unwrap_or_default()));
+        }
         other => {
             let _ = write!(out, "{other}");
         }

@@ -7,6 +7,7 @@ use kcore::clock::format_time;
 use serde_json::{Map, Value, json};
 
 use super::{owned::Owned, set::Set};
+use crate::error::FieldError;
 
 /// Who owns fields: what tells one entry of `managedFields` from another.
 ///
@@ -66,6 +67,44 @@ pub struct ManagedFieldsError(String);
 /// When the server would not be able to read them.
 pub fn validate(object: &Value) -> Result<(), ManagedFieldsError> {
     Managed::decode(of(object)).map(drop)
+}
+
+/// How long the name of a manager may be, in bytes.
+pub const MANAGER_BYTES_MAX: usize = 128;
+/// How long the name of a subresource may be, in bytes.
+const SUBRESOURCE_BYTES_MAX: usize = 256;
+
+/// Checks the `managedFields` that an object of a request brings, as a part of its metadata.
+pub fn validate_entries(object: &Value, errors: &mut Vec<FieldError>) {
+    for (index, entry) in of(object).as_array().into_iter().flatten().enumerate() {
+        let at = |key: &str| format!("metadata.managedFields[{index}].{key}");
+        let text = |key: &str| entry[key].as_str().unwrap_or_default();
+        if !["Apply", "Update"].contains(&text("operation")) {
+            let why = "must be `Apply` or `Update`";
+            errors.push(FieldError::invalid_text(at("operation"), text("operation"), why));
+        }
+        if !["", "FieldsV1"].contains(&text("fieldsType")) {
+            errors.push(FieldError::invalid_text(at("fieldsType"), text("fieldsType"), "must be `FieldsV1`"));
+        }
+        validate_manager(text("manager"), &at("manager"), errors);
+        if text("subresource").len() > SUBRESOURCE_BYTES_MAX {
+            errors.push(FieldError::too_long(at("subresource"), SUBRESOURCE_BYTES_MAX));
+        }
+    }
+}
+
+/// Checks the name of a manager, as requests give it in the option `fieldManager` (the `path`).
+pub fn validate_manager(name: &str, path: &str, errors: &mut Vec<FieldError>) {
+    if name.len() > MANAGER_BYTES_MAX {
+        errors.push(FieldError::too_long(path, MANAGER_BYTES_MAX));
+    }
+    for (at, c) in name.char_indices() {
+        // Of white space, Go prints the blank alone.
+        if c.is_control() || c.is_whitespace() && c != ' ' {
+            let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+            errors.push(FieldError::invalid_text(path, name, why));
+        }
+    }
 }
 
 /// The `managedFields` of an object; null if there are none.

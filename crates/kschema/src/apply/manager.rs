@@ -52,8 +52,10 @@ impl<'a> FieldManager<'a> {
         let live_list = managed::of(live);
         let is_live = brought.as_ref().is_none_or(|list| list == live_list);
         if is_live && managed::same_but_managed_fields(live, new) {
-            if let Some(metadata) = new.get_mut("metadata").filter(|_| !live_list.is_null()) {
-                metadata["managedFields"] = brought.unwrap_or_else(|| live_list.clone());
+            let metadata = new.get_mut("metadata").and_then(Value::as_object_mut);
+            if let Some(metadata) = metadata.filter(|_| !live_list.is_null()) {
+                let list = brought.unwrap_or_else(|| live_list.clone());
+                metadata.insert("managedFields".to_owned(), list);
             }
             return;
         }

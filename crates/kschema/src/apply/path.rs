@@ -4,6 +4,8 @@ use std::{cmp::Ordering, fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
+use crate::structural::GoFloat;
+
 /// A step from an object or list to one of its parts.
 ///
 /// The order is that of structured-merge-diff: names, then keys, then values, then indexes.
@@ -107,7 +109,10 @@ impl fmt::Display for Shown<'_> {
         match self.0 {
             Value::Null => f.write_str("null"),
             Value::Bool(value) => write!(f, "{value}"),
-            Value::Number(number) => write!(f, "{number}"),
+            Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+                Some(float) => GoFloat(float).fmt(f),
+                None => write!(f, "{number}"),
+            },
             Value::String(text) => write!(f, "{text:?}"),
             Value::Array(list) => {
                 f.write_str("[")?;
@@ -253,6 +258,7 @@ mod tests {
             (key(&[("name", json!("a"))]), "[name=\"a\"]"),
             (key(&[("port", json!(80)), ("name", json!("b"))]), "[name=\"b\",port=80]"),
             (key(&[("port", json!(443)), ("name", json!("b"))]), "[name=\"b\",port=443]"),
+            (PathElement::Value(json!(1.0)), "[=1]"),
             (PathElement::Value(json!(1.5)), "[=1.5]"),
             (PathElement::Value(json!(10)), "[=10]"),
             (PathElement::Value(json!("x")), "[=\"x\"]"),

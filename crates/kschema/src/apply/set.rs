@@ -39,6 +39,19 @@ impl Set {
         set
     }
 
+    /// The set of fields named by paths such as `spec.replicas`, as strategies name what they reset.
+    ///
+    /// ```
+    /// assert_eq!(kschema::apply::Set::dotted(["status", "spec.replicas"]).paths(), [".status", ".spec.replicas"]);
+    /// ```
+    pub fn dotted<'a>(paths: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut set = Self::default();
+        for path in paths {
+            set.insert(path.split('.').map(PathElement::field));
+        }
+        set
+    }
+
     /// Adds the field at the end of `path`, without the fields on the way. The root is never a member.
     pub fn insert(&mut self, path: impl IntoIterator<Item = PathElement>) {
         let mut steps = path.into_iter();
@@ -53,6 +66,26 @@ impl Set {
 
     pub(crate) fn insert_at(&mut self, at: &At<'_>) {
         self.insert(at.steps());
+    }
+
+    /// Makes the place a member, with all of `below` below it.
+    pub(crate) fn graft(&mut self, at: &At<'_>, below: Self) {
+        let mut steps = at.steps();
+        let Some(last) = steps.pop() else { return };
+        steps.into_iter().fold(self, Self::descend).add(last, below);
+    }
+
+    /// Makes `element` a member, with all of `below` below it.
+    pub(crate) fn add(&mut self, element: PathElement, below: Self) {
+        if !(below.members.is_empty() && below.children.is_empty()) {
+            let child = self.descend(element.clone());
+            *child = if child.members.is_empty() && child.children.is_empty() {
+                below
+            } else {
+                child.union(&below)
+            };
+        }
+        self.insert_member(element);
     }
 
     pub(crate) fn insert_member(&mut self, element: PathElement) {

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// A floating-point number as Go's `%v` prints it.
-pub(super) struct GoFloat(pub(super) f64);
+pub(crate) struct GoFloat(pub(crate) f64);
 
 impl fmt::Display for GoFloat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

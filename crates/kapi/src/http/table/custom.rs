@@ -41,8 +41,11 @@ pub(super) fn of(
 }
 
 fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {
-    let Some(value) =
-        column.path.as_ref().and_then(|path| path.find(object).into_iter().next()).filter(|value| !value.is_null())
+    let Some(value) = column
+        .path
+        .as_ref()
+        .and_then(|path| path.find(object).into_iter().next())
+        .filter(|value| !value.is_null())
     else {
         return Value::Null;
     };

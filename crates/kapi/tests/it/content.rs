@@ -1,0 +1,94 @@
+//! Forms of answers: protobuf, YAML, metadata alone, and what is not to be had.
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt as _, Full};
+use kapi::{
+    ApiServer,
+    authn::{MASTERS, UserInfo},
+    schema::{builtin, protobuf},
+};
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+use crate::harness::{get, json as send, server};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+async fn ask(server: &ApiServer, method: &str, path: &str, accept: &str, body: &str) -> (u16, String, Bytes) {
+    let request = Request::builder().method(method).uri(path).header("accept", accept);
+    let request =
+        request.header("content-type", "application/json").body(Full::new(body.to_owned().into())).unwrap();
+    let response = server.as_user(UserInfo::new("admin", [MASTERS])).oneshot(request).await.unwrap();
+    let kind = response.headers().get("content-type").map(|kind| kind.to_str().unwrap().to_owned());
+    let code = response.status().as_u16();
+    (code, kind.unwrap_or_default(), response.into_body().collect().await.unwrap().to_bytes())
+}
+
+#[tokio::test]
+async fn objects_and_lists_are_the_same_in_protobuf() {
+    let server = server().await;
+    let catalog = builtin::catalog();
+    let map = json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "data": {"k": "v"}, "binaryData": {"b": "AAE="}});
+    let (code, kind, made) = ask(&server, "POST", MAPS, PROTOBUF, &map.to_string()).await;
+    assert_eq!((code, kind.as_str()), (201, PROTOBUF));
+    let (_, plain) = get(&server, &format!("{MAPS}/a")).await;
+    assert_eq!(protobuf::decode(&catalog, &made).unwrap(), plain);
+    let (_, _, got) =
+        ask(&server, "GET", &format!("{MAPS}/a"), &format!("{PROTOBUF},application/json"), "").await;
+    assert_eq!(got, made);
+    let (_, plain) = get(&server, "/api/v1/namespaces").await;
+    let (code, _, list) = ask(&server, "GET", "/api/v1/namespaces", PROTOBUF, "").await;
+    assert_eq!(code, 200);
+    let decoded = protobuf::decode(&catalog, &list).unwrap();
+    assert_eq!((&decoded["kind"], &decoded["metadata"]), (&plain["kind"], &plain["metadata"]));
+    let names = |list: &Value| -> Vec<Value> {
+        list["items"].as_array().unwrap().iter().map(|item| item["metadata"].clone()).collect()
+    };
+    assert_eq!(names(&decoded), names(&plain));
+}
+
+#[tokio::test]
+async fn watches_are_framed_in_protobuf() {
+    let server = server().await;
+    let catalog = builtin::catalog();
+    assert_eq!(send(&server, "POST", MAPS, &json!({"metadata": {"name": "a"}})).await.0, 201);
+    let path = format!("{MAPS}?watch=true&timeoutSeconds=1");
+    let accept = format!("{PROTOBUF};stream=watch");
+    let request = Request::get(path).header("accept", &accept).body(Full::<Bytes>::default()).unwrap();
+    let response = server.as_user(UserInfo::new("admin", [MASTERS])).oneshot(request).await.unwrap();
+    assert_eq!(response.headers()["content-type"], accept.as_str());
+    let mut body = response.into_body();
+    let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    let length = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
+    assert_eq!(frame.len(), length + 4);
+    // An event is its type, then the object in its envelope.
+    assert_eq!(&frame[4..11], b"\x0a\x05ADDED");
+    let at = frame.windows(4).position(|window| window == b"k8s\0").unwrap();
+    let object = protobuf::decode(&catalog, &frame[at..]).unwrap();
+    assert_eq!(object["metadata"]["name"], "a");
+}
+
+#[tokio::test]
+async fn what_can_not_be_given_is_refused() {
+    let server = server().await;
+    assert_eq!(
+        send(&server, "POST", MAPS, &json!({"metadata": {"name": "a"}, "data": {"k": "v"}})).await.0,
+        201
+    );
+    let one = format!("{MAPS}/a");
+    let (code, kind, yaml) = ask(&server, "GET", &one, "application/yaml", "").await;
+    assert_eq!((code, kind.as_str()), (200, "application/yaml"));
+    let yaml = String::from_utf8(yaml.to_vec()).unwrap();
+    assert!(yaml.contains("kind: ConfigMap") && yaml.contains("  k: v"), "{yaml}");
+    for accept in
+        ["application/cbor", "application/vnd.kubernetes.protobuf;as=Table;g=meta.k8s.io;v=v1", "text/html"]
+    {
+        assert_eq!(ask(&server, "GET", &one, accept, "").await.0, 406, "{accept}");
+    }
+    let metadata = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let (_, _, partial) = ask(&server, "GET", &one, metadata, "").await;
+    let partial: Value = serde_json::from_slice(&partial).unwrap();
+    assert_eq!((&partial["kind"], partial.get("data")), (&json!("PartialObjectMetadata"), None));
+}

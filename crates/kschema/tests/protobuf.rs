@@ -1,0 +1,254 @@
+//! Protobuf: the bytes of some objects, and the way there and back for every built-in kind.
+
+use kschema::{
+    Catalog, Type, builtin,
+    protobuf::{ProtobufError, decode, encode, encode_list, encode_message, watch_frame},
+    types::DefinitionId,
+};
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+fn put(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let mut out = vec![number << 3 | 2];
+    let length = bytes.len();
+    if length < 128 {
+        out.push(u8::try_from(length).unwrap());
+    } else {
+        out.extend([u8::try_from(length & 127).unwrap() | 128, u8::try_from(length >> 7).unwrap()]);
+    }
+    out.extend(bytes);
+    out
+}
+
+fn number(number: u8, value: u8) -> Vec<u8> {
+    vec![number << 3, value]
+}
+
+fn join(parts: &[Vec<u8>]) -> Vec<u8> {
+    parts.concat()
+}
+
+/// Metadata of which only the name is given: Go writes every field that is no pointer.
+fn metadata(name: &str) -> Vec<u8> {
+    let empty = |number| put(number, b"");
+    let parts =
+        [put(1, name.as_bytes()), empty(2), empty(3), empty(4), empty(5), empty(6), number(7, 0), empty(8)];
+    join(&parts)
+}
+
+fn enveloped(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
+    let kind = join(&[put(1, api_version.as_bytes()), put(2, kind.as_bytes())]);
+    join(&[b"k8s\0".to_vec(), put(1, &kind), put(2, message), put(3, b""), put(4, b"")])
+}
+
+/// The field numbers of `k8s.io/api/core/v1/generated.proto`; what is written when nothing is said is what the generated
+/// marshalers do.
+#[test]
+fn objects_have_upstreams_bytes() {
+    let catalog = builtin::catalog();
+    let config_map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"y": "", "x": "1"}, "immutable": false});
+    let message = join(&[
+        put(1, &metadata("a")),
+        put(2, &join(&[put(1, b"x"), put(2, b"1")])),
+        put(2, &join(&[put(1, b"y"), put(2, b"")])),
+        number(4, 0),
+    ]);
+    assert_eq!(encode_message(&catalog, &config_map).unwrap(), message);
+    let envelope = enveloped("v1", "ConfigMap", &message);
+    assert_eq!(encode(&catalog, &config_map).unwrap(), envelope);
+
+    // A list holds the objects without their envelopes.
+    let list_meta = join(&[put(1, b""), put(2, b"7"), put(3, b"")]);
+    let list = join(&[put(1, &list_meta), put(2, &message), put(2, &message)]);
+    let items = [message.as_slice(), &message];
+    let encoded =
+        encode_list(&catalog, "v1", "ConfigMapList", &json!({"resourceVersion": "7"}), items).unwrap();
+    assert_eq!(encoded, enveloped("v1", "ConfigMapList", &list));
+    let mut item = config_map.clone();
+    item.as_object_mut().unwrap().retain(|key, _| key != "apiVersion" && key != "kind");
+    let whole = json!({"apiVersion": "v1", "kind": "ConfigMapList", "metadata": {"resourceVersion": "7"}, "items": [item, item]});
+    assert_eq!(encode(&catalog, &whole).unwrap(), encoded);
+
+    // An event of a watch holds it with the envelope.
+    let event = join(&[put(1, b"ADDED"), put(2, &put(1, &envelope))]);
+    let length = u32::try_from(event.len()).unwrap().to_be_bytes().to_vec();
+    assert_eq!(watch_frame("ADDED", &envelope), join(&[length, event]));
+
+    // Metadata alone, as informers for metadata ask for it.
+    let partial =
+        json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "a"}});
+    let expected = enveloped("meta.k8s.io/v1", "PartialObjectMetadata", &put(1, &metadata("a")));
+    assert_eq!(encode(&catalog, &partial).unwrap(), expected);
+}
+
+#[test]
+fn times_quantities_and_ports_are_messages() {
+    let catalog = builtin::catalog();
+    let bytes = |object: Value| encode_message(&catalog, &object).unwrap();
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "a"},
+        "spec": {"renewTime": "1970-01-01T00:00:05.000007Z", "leaseDurationSeconds": 3}});
+    let time = join(&[number(1, 5), vec![2 << 3, 0xd8, 0x36]]);
+    let expected = join(&[put(1, &metadata("a")), put(2, &join(&[number(2, 3), put(4, &time)]))]);
+    assert_eq!(bytes(lease), expected);
+    let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "a"}, "spec": {"hard": {"cpu": "500m"}}});
+    let entry = join(&[put(1, b"cpu"), put(2, &put(1, b"500m"))]);
+    let expected = join(&[put(1, &metadata("a")), put(2, &put(1, &entry)), put(3, b"")]);
+    assert_eq!(bytes(quota), expected);
+}
+
+#[test]
+fn what_has_no_message_is_refused() {
+    let catalog = builtin::catalog();
+    for (object, is_unknown) in [
+        (json!({"apiVersion": "meta.k8s.io/v1", "kind": "Table"}), true),
+        (json!({"apiVersion": "example.com/v1", "kind": "Thing"}), true),
+        (json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": 1}}), false),
+        (json!({"apiVersion": "v1", "kind": "Secret", "data": {"a": "%"}}), false),
+    ] {
+        let error = encode(&catalog, &object).unwrap_err();
+        assert_eq!(matches!(error, ProtobufError::Unknown(_)), is_unknown, "{object}: {error}");
+    }
+}
+
+/// apiextensions: what may be a schema or something else has messages of its own.
+#[test]
+fn schemas_of_custom_kinds_survive() {
+    let catalog = builtin::catalog();
+    let schema = json!({"type": "object", "additionalProperties": true, "properties": {
+        "a": {"type": "array", "items": {"type": "string"}, "default": []},
+        "b": {"type": "object", "additionalProperties": {"type": "integer", "default": 3, "enum": [1, "x"]}},
+        "c": {"additionalProperties": false}}});
+    let crd = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "x"},
+        "spec": {"group": "g", "scope": "Namespaced", "names": {"plural": "ps", "kind": "P"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}, "subresources": {"status": {}}}]}});
+    let back = decode(&catalog, &encode(&catalog, &crd).unwrap()).unwrap();
+    assert_eq!(back["spec"]["versions"], crd["spec"]["versions"]);
+}
+
+/// A value of a type in which nothing is zero, and only as much as fits into the depth.
+fn value_of(catalog: &Catalog, ty: &Type, seed: &mut u64, depth: usize) -> Value {
+    let mut next = |limit: u64| {
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (*seed >> 33) % limit
+    };
+    match ty {
+        Type::String => json!(["a", "b/c", "ä\""][usize::try_from(next(3)).unwrap()]),
+        Type::Bytes => json!("AQID"),
+        Type::Time => json!("2026-01-02T03:04:05Z"),
+        Type::MicroTime => json!("2026-01-02T03:04:05.000006Z"),
+        Type::Int32 => json!(if next(2) == 0 { -1 } else { 70_000 }),
+        Type::Int64 => json!(if next(2) == 0 { i64::MIN } else { 5_000_000_000 }),
+        Type::Double => json!(0.5),
+        Type::Bool => json!(true),
+        Type::IntOrString => {
+            if next(2) == 0 {
+                json!(8080)
+            } else {
+                json!("http")
+            }
+        }
+        Type::Quantity => json!("1500m"),
+        Type::Any | Type::Structural(_) => json!({}),
+        Type::List(item) => json!([value_of(catalog, item, seed, depth)]),
+        Type::Map(item) => json!({"k": value_of(catalog, item, seed, depth)}),
+        Type::Named(_) | Type::Object(_) => {
+            let mut map = Map::new();
+            for field in catalog.resolve(ty).into_iter().flat_map(|object| &object.fields) {
+                *seed = seed.wrapping_add(1);
+                let is_deep =
+                    matches!(field.ty, Type::Named(_) | Type::Object(_) | Type::List(_) | Type::Map(_));
+                if depth > 0 || !is_deep {
+                    map.insert(
+                        field.name.to_string(),
+                        value_of(catalog, &field.ty, seed, depth.saturating_sub(1)),
+                    );
+                }
+            }
+            Value::Object(map)
+        }
+    }
+}
+
+/// Without what is there but empty: Go does not tell it from what is not.
+fn stripped(value: Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let map = map.into_iter().map(|(key, value)| (key, stripped(value)));
+            Value::Object(map.filter(|(_, value)| *value != json!({}) && *value != json!([])).collect())
+        }
+        Value::Array(list) => Value::Array(list.into_iter().map(stripped).collect()),
+        other => other,
+    }
+}
+
+/// Whether all that `part` says is said by `whole`.
+fn is_part(part: &Value, whole: &Value) -> bool {
+    match (part, whole) {
+        (Value::Object(part), Value::Object(whole)) => {
+            part.iter().all(|(key, value)| whole.get(key).is_some_and(|whole| is_part(value, whole)))
+        }
+        (Value::Array(part), Value::Array(whole)) => {
+            part.len() == whole.len() && part.iter().zip(whole).all(|(part, whole)| is_part(part, whole))
+        }
+        (part, whole) => part == whole,
+    }
+}
+
+fn object_of(
+    catalog: &Catalog,
+    group: &str,
+    version: &str,
+    kind: &str,
+    id: DefinitionId,
+    seed: u64,
+) -> Value {
+    let mut seed = seed;
+    let mut object = value_of(catalog, &Type::Named(id), &mut seed, 6);
+    let api_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    object["apiVersion"] = json!(api_version);
+    object["kind"] = json!(kind);
+    object
+}
+
+/// Kinds of which some field is newer than the numbers known: those fields are left out, and nothing else may change.
+fn is_newer(kind: &str) -> bool {
+    [
+        "ConfigMap",
+        "Secret",
+        "Role",
+        "ClusterRoleBinding",
+        "Lease",
+        "Event",
+        "ServiceAccount",
+        "StorageClass",
+        "NetworkPolicy",
+    ]
+    .iter()
+    .all(|known| *known != kind)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_kind_survives_the_way_through_protobuf(seed in any::<u64>()) {
+        let catalog = builtin::catalog();
+        let mut count = 0;
+        for (group, version, kind, id) in builtin::kinds(&catalog) {
+            let object = object_of(&catalog, group, version, kind, id, seed);
+            let bytes = match encode(&catalog, &object) {
+                Err(ProtobufError::Unknown(_)) => continue,
+                encoded => encoded.map_err(|error| TestCaseError::fail(format!("{kind}: {error}")))?,
+            };
+            count += 1;
+            let back = decode(&catalog, &bytes).map_err(|error| TestCaseError::fail(format!("{kind}: {error}")))?;
+            prop_assert_eq!(encode(&catalog, &back).unwrap(), bytes, "{}", kind);
+            let (back, object) = (stripped(back), stripped(object));
+            prop_assert!(is_part(&back, &object), "{}: {} is no part of {}", kind, back, object);
+            if !is_newer(kind) {
+                prop_assert_eq!(back, object, "{}", kind);
+            }
+        }
+        prop_assert!(count > 200, "only {} kinds have messages", count);
+    }
+}
