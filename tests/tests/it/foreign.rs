@@ -11,7 +11,10 @@ use crate::support::{PATIENCE, text, tool};
 fn library(path: &std::path::Path, what: &str) -> bool {
     let found = path.exists();
     if !found {
-        assert!(std::env::var_os("KPLANE_REQUIRE_ALL").is_none_or(|value| value != "1"), "this run requires {what}");
+        assert!(
+            std::env::var_os("KPLANE_REQUIRE_ALL").is_none_or(|value| value != "1"),
+            "this run requires {what}"
+        );
         println!("skipped: needs {what}");
     }
     found
@@ -24,7 +27,8 @@ async fn scenario(mut command: Command) {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config");
     std::fs::write(&config, &serving.kubeconfig).unwrap();
-    let account = cluster.wait_until::<ServiceAccount>("default", "default", PATIENCE, |found| found.is_some());
+    let account =
+        cluster.wait_until::<ServiceAccount>("default", "default", PATIENCE, |found| found.is_some());
     account.await.unwrap();
     command.env("KUBECONFIG", &config).env("NO_PROXY", "127.0.0.1").env("no_proxy", "127.0.0.1");
     let run = tokio::task::spawn_blocking(move || command.output().unwrap());
@@ -40,7 +44,8 @@ fn script(name: &str) -> PathBuf {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn python() {
     let Some(python) = tool("python3", "KPLANE_PYTHON") else { return };
-    let asked = Command::new(&python).args(["-c", "import kubernetes; print(kubernetes.__file__)"]).output().unwrap();
+    let asked =
+        Command::new(&python).args(["-c", "import kubernetes; print(kubernetes.__file__)"]).output().unwrap();
     let module = PathBuf::from(text(&asked.stdout).trim());
     if !library(&module, "the Python package kubernetes") {
         return;
@@ -54,7 +59,8 @@ async fn python() {
 async fn node() {
     let Some(node) = tool("node", "KPLANE_NODE") else { return };
     let root = PathBuf::from(std::env::var_os("KPLANE_NODE_CLIENT").unwrap_or_default());
-    if !library(&root.join("node_modules/@kubernetes/client-node"), "the npm package @kubernetes/client-node") {
+    if !library(&root.join("node_modules/@kubernetes/client-node"), "the npm package @kubernetes/client-node")
+    {
         return;
     }
     let mut command = Command::new(node);

@@ -94,7 +94,7 @@ fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
         Some(IntOrString::String(text)) => {
             let percent =
                 text.strip_suffix('%').and_then(|text| text.parse::<i64>().ok()).unwrap_or_default();
-            let product = percent * i64::from(of);
+            let product = percent.saturating_mul(i64::from(of));
             let whole = if round_up {
                 product.div_euclid(100) + i64::from(product.rem_euclid(100) > 0)
             } else {
@@ -115,6 +115,8 @@ pub(super) fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     let surge = scaled(rolling.and_then(|rolling| rolling.max_surge.as_ref()), wanted, true);
     let unavailable = scaled(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), wanted, false);
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
+    // Together with what is wanted it stays a number of replicas, for all that is reckoned from both.
+    let surge = surge.min(i32::MAX - wanted.max(0));
     (surge, if wanted == 0 { 0 } else { unavailable.min(wanted) })
 }
 
@@ -208,7 +210,7 @@ impl Rollout<'_> {
     }
 
     fn asked(&self) -> i32 {
-        self.sets.iter().map(|set| set.replicas).sum()
+        self.sets.iter().fold(0, |sum: i32, set| sum.saturating_add(set.replicas))
     }
 
     fn condition(&mut self, status: &str, reason: &str, message: impl Into<String>) {
@@ -354,7 +356,8 @@ impl Rollout<'_> {
     fn scale_in_proportion(&mut self, mut active: Vec<usize>) {
         let wanted = replicas_of(self.deployment);
         let most = if wanted > 0 { wanted + fenceposts(self.deployment).0 } else { 0 };
-        let to_add = most - active.iter().map(|index| self.sets[*index].replicas).sum::<i32>();
+        let to_add =
+            most - active.iter().fold(0_i32, |sum, index| sum.saturating_add(self.sets[*index].replicas));
         // Sets of equal size: the newest grows first, the oldest shrinks first. Indexes are in the order of age.
         let size = |sets: &[Set], index: usize| std::cmp::Reverse(sets[index].replicas);
         if to_add > 0 {

@@ -255,3 +255,18 @@ fn a_look_at_what_is_at_rest_changes_nothing() {
     assert!(!world.step());
     assert_eq!((sets, status), (world.sets, world.deployment.status));
 }
+
+/// Made-up requests wanted as many replicas as a number can hold, and the sum with the surge went over its end.
+#[test]
+fn the_largest_numbers_are_reckoned_with() {
+    for surge in [json!(i32::MAX), json!("25%"), json!("9223372036854775807%")] {
+        let strategy =
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": 0}});
+        let mut world = World::new(&json!({"replicas": i32::MAX, "strategy": strategy}));
+        world.step();
+        assert_eq!(world.sets[0].spec.replicas, Some(i32::MAX), "{surge}");
+        world.deployment.spec.template.spec.as_mut().unwrap().containers[0].image = Some("v2".to_owned());
+        world.step();
+        assert_eq!(world.sets.len(), 2, "{surge}");
+    }
+}
