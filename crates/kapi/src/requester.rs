@@ -41,12 +41,16 @@ pub(crate) fn time(def: &ResourceDef, object: &mut Value, old: &Value, now: &str
             if !before.contains(condition) {
                 set_default(condition, "lastUpdateTime", now);
             }
-            let same = |old: &&Value| old["type"] == condition["type"] && old["status"] == condition["status"];
+            let same =
+                |old: &&Value| old["type"] == condition["type"] && old["status"] == condition["status"];
             let since = before.iter().find(same).map(|old| old["lastTransitionTime"].clone());
             set_default(condition, "lastTransitionTime", since.unwrap_or_else(|| json!(now)));
         }
     }
-    if def.group.is_empty() && def.plural == "persistentvolumes" && object["status"]["phase"] != old["status"]["phase"] {
+    if def.group.is_empty()
+        && def.plural == "persistentvolumes"
+        && object["status"]["phase"] != old["status"]["phase"]
+    {
         object["status"]["lastPhaseTransitionTime"] = json!(now);
     }
 }

@@ -40,9 +40,7 @@ fn core(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strategy>> {
         "secrets" => Arc::new(secret::Secrets),
         "serviceaccounts" => Arc::new(service_account::ServiceAccounts),
         "endpoints" => Arc::new(endpoints::Endpoints { loopback }),
-        "endpointslices.discovery.k8s.io" => {
-            Arc::new(endpoints::EndpointSlices { loopback })
-        }
+        "endpointslices.discovery.k8s.io" => Arc::new(endpoints::EndpointSlices { loopback }),
         "events" => Arc::new(event::Events { strict: false }),
         "events.events.k8s.io" => Arc::new(event::Events { strict: true }),
         "limitranges" => Arc::new(limit_range::LimitRanges),
