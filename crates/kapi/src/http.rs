@@ -150,6 +150,16 @@ pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
     bytes_response(code, serde_json::to_vec(value).unwrap_or_default())
 }
 
+/// What is answered to a path that nothing serves: plain text, from which clients make their own words, as upstream.
+pub(crate) fn unknown_path() -> Response<Body> {
+    let mut response = Response::new(Body::from("404 page not found\n"));
+    *response.status_mut() = StatusCode::NOT_FOUND;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    response
+}
+
 /// An answer in YAML.
 pub(crate) fn yaml_response(code: StatusCode, value: &Value) -> ApiResult<Response<Body>> {
     let text = serde_saphyr::to_string(value).map_err(Status::internal)?;

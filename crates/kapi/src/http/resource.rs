@@ -58,8 +58,13 @@ impl Request<'_> {
             }
             _ => {
                 self.server.customs.sync(&self.server.objects);
-                let found = registry.find(&info.group, &info.version, &info.resource);
-                found.ok_or_else(Status::no_such_path)?
+                match registry.find(&info.group, &info.version, &info.resource) {
+                    Some(resource) => resource,
+                    None if registry.has_version(&info.group, &info.version) => {
+                        return Err(Status::no_such_path().into());
+                    }
+                    None => return Ok(super::unknown_path()),
+                }
             }
         };
         self.check_verb(&resource)?;
@@ -73,6 +78,9 @@ impl Request<'_> {
         }
         let mut response = self.answer(&resource, body).await?;
         add_warnings(&mut response, &self.warnings.take());
+        if let Some(warning) = deprecation(&resource) {
+            add_warnings(&mut response, &[warning.to_owned()]);
+        }
         if let Some(warning) =
             resource.version().structure.as_ref().and_then(|structure| structure.warning.as_ref())
         {
@@ -289,6 +297,17 @@ impl Request<'_> {
         let session = watch::open(&self.server.objects, resource, self.namespace(resource), options).await?;
         let local = self.parts.extensions.get::<WantLocal>();
         Ok(wire::respond(session, resource, form, table::Include::of_query(self.query), self.server, local))
+    }
+}
+
+/// What callers of a built-in kind that is on its way out are told (`APILifecycleDeprecated` upstream).
+fn deprecation(resource: &Resource) -> Option<&'static str> {
+    match (resource.def.group.as_str(), resource.def.plural.as_str()) {
+        ("", "componentstatuses") => Some("v1 ComponentStatus is deprecated in v1.19+"),
+        ("", "endpoints") => {
+            Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice")
+        }
+        _ => None,
     }
 }
 

@@ -59,10 +59,10 @@ pub(super) fn of(
     include: Include,
     now: Timestamp,
 ) -> Value {
-    if let Some(structure) = &resource.version().structure {
+    let kind = objects.first().and_then(|object| object["kind"].as_str()).unwrap_or_default();
+    if let Some(structure) = resource.version().structure.as_ref().filter(|_| kind != "Scale") {
         return custom::of(&structure.columns, objects, metadata, with_columns, include, now);
     }
-    let kind = objects.first().and_then(|object| object["kind"].as_str()).unwrap_or_default();
     let table = columns::of(&resource.def.qualified(), kind);
     let definitions = if with_columns { table.definitions() } else { Vec::new() };
     let mut ordered: Vec<&Value> = objects.iter().collect();

@@ -139,13 +139,18 @@ async fn rules(server: &Inner, user: &UserInfo) -> Value {
     let path = RequestInfo { verb: all(), path: all(), ..RequestInfo::default() };
     let mut resources = json!([]);
     let mut paths = json!([]);
+    let everything = allowed(server, user, &resource).await && allowed(server, user, &path).await;
     if allowed(server, user, &resource).await {
         resources = json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]);
     }
     if allowed(server, user, &path).await {
         paths = json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]);
     }
-    json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": true})
+    let mut rules = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": !everything});
+    if !everything {
+        rules["evaluationError"] = json!("the authorizers of this server can't list their rules");
+    }
+    rules
 }
 
 async fn allowed(server: &Inner, user: &UserInfo, info: &RequestInfo) -> bool {

@@ -106,8 +106,9 @@ impl<'a> Schemas<'a> {
         }
         let object_meta = self.named("^ObjectMeta");
         let properties = &mut schema["properties"];
-        properties["apiVersion"] = json!({"type": "string", "description": list_words("apiVersion")});
-        properties["kind"] = json!({"type": "string", "description": list_words("kind")});
+        properties["apiVersion"] = json!({"type": "string", "description": "The group and version of the object's form, such as apps/v1."});
+        properties["kind"] =
+            json!({"type": "string", "description": "The kind of the object, in upper camel case."});
         properties["metadata"] = object_meta;
         let gvk = resource.gvk();
         schema["x-kubernetes-group-version-kind"] =
