@@ -2,7 +2,15 @@
 //!
 //! Each prints a table for people and, for every figure, a line `figure <name> <value> <unit>` for programs.
 
+mod allocation;
+mod meter;
+
 use std::time::Duration;
+
+pub use self::{
+    allocation::{Allocations, CountingAllocator},
+    meter::{Cost, Growth, Meter, measure},
+};
 
 /// Prints one figure, for people and for programs.
 pub fn figure(name: &str, value: f64, unit: &str) {

@@ -1,4 +1,6 @@
-//! How long after a write a watcher has the event, with one watcher and with a thousand.
+//! How long after a write a watcher has the event, with one watcher and with a thousand; and what an event costs among many.
+
+mod fan_out;
 
 use std::{
     sync::Arc,
@@ -12,9 +14,12 @@ use kapi::{
     authn::{MASTERS, UserInfo},
 };
 use kcore::local::{LocalEvent, LocalEvents, WantLocal};
-use kplane_benches::{figure, percentile};
+use kplane_benches::{CountingAllocator, figure, percentile};
 use kube::{Client, client::Body};
 use tokio::sync::mpsc;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const WRITES: usize = 500;
 
@@ -23,6 +28,7 @@ async fn main() {
     for watchers in [1, 1_000] {
         run(watchers).await;
     }
+    fan_out::run().await;
 }
 
 #[allow(clippy::disallowed_methods, reason = "a benchmark measures real time")]
