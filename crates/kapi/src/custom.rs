@@ -1,10 +1,10 @@
 //! Kinds with structural schemas: CustomResourceDefinitions, and types of an embedder's own.
 //!
 //! What is served is a function of the definitions in the store: before a request that is not for a built-in kind, the
-//! registry is brought to the state of their table ([`Customs::sync`], an atomic load when nothing changed). So a definition
+//! registry is brought to the state of their table (an atomic load when nothing changed). So a definition
 //! that was written through another server of the same store is served here too, without a task that watches. What upstream's
 //! controllers in the API server do about names, conditions and the end of a definition is done after each write of one
-//! ([`settle`]).
+//! (`custom/settle.rs`).
 
 mod definition;
 mod names;

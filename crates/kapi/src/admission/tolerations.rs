@@ -22,7 +22,8 @@ impl Admission for DefaultTolerations {
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         let def = &request.resource.def;
-        let concerned = request.operation == Operation::Create && request.subresource.is_empty();
+        // Changes too, as upstream: an apply puts the list back as it was applied.
+        let concerned = request.operation != Operation::Delete && request.subresource.is_empty();
         if !concerned || def.plural != "pods" || !def.group.is_empty() || !object["spec"].is_object() {
             return Ok(());
         }

@@ -56,12 +56,22 @@ fn lines(session: Session, writer: Writer) -> impl Stream<Item = Bytes> + Send {
     futures::stream::unfold(state, |(mut session, mut writer)| async move {
         let batch = session.next().await?;
         writer.server.metrics.sent(batch.len());
-        let mut out = Vec::with_capacity(batch.len() * 1024);
+        let mut out = Vec::with_capacity(batch.iter().map(room).sum());
         for event in &batch {
             writer.write(event, &mut out).await;
         }
         Some((Bytes::from(out), (session, writer)))
     })
+}
+
+/// How many bytes an event takes as a line of JSON, about.
+fn room(event: &LocalEvent) -> usize {
+    match event {
+        LocalEvent::Added(object) | LocalEvent::Modified(object) | LocalEvent::Deleted(object) => {
+            object.raw().len() + 96
+        }
+        _ => 512,
+    }
 }
 
 struct Writer {

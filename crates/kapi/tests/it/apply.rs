@@ -147,3 +147,18 @@ async fn what_can_not_be_applied_is_refused() {
     assert_eq!(raw(&server, "PATCH", &format!("{path}?force=true"), merge, "{}").await.0, 422);
     assert_eq!(get(&server, &path).await.0, 404);
 }
+
+/// Admission adds tolerations to a list that is applied as a whole; applying it again must not take them away.
+#[tokio::test]
+async fn a_pod_with_tolerations_is_applied_twice() {
+    let server = server().await;
+    let account = json!({"metadata": {"name": "default"}});
+    assert_eq!(send(&server, "POST", "/api/v1/namespaces/default/serviceaccounts", &account).await.0, 201);
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {
+        "tolerations": [{"key": "mine", "operator": "Exists"}], "containers": [{"name": "c", "image": "i"}]}});
+    let path = "/api/v1/namespaces/default/pods/p";
+    let (code, made) = apply(&server, path, "me", &pod).await;
+    assert_eq!((code, made["spec"]["tolerations"].as_array().map(Vec::len)), (201, Some(3)), "{made}");
+    let (code, again) = apply(&server, path, "me", &pod).await;
+    assert_eq!((code, &again), (200, &made));
+}
