@@ -31,6 +31,7 @@ use crate::{
     objects::{Objects, stored},
     registry::Resource,
     request::RequestInfo,
+    server::lasts,
 };
 
 /// How many requests are worked on at the same time (`--max-requests-inflight` and `--max-mutating-requests-inflight`).
@@ -142,8 +143,6 @@ impl Fairness {
         user: &UserInfo,
         request: &RequestInfo,
     ) -> ApiResult<Turn> {
-        let lasts = request.verb == "watch"
-            || ["log", "exec", "attach", "portforward", "proxy"].contains(&request.subresource.as_str());
         self.sync(objects);
         let (level, flow, uids) = {
             let classes = self.classes.load();
@@ -151,7 +150,7 @@ impl Fairness {
                 return Ok(Turn { _seat: None, uids: None });
             };
             let uids = Some(class.uids.clone());
-            if lasts || class.exempt {
+            if lasts(request) || class.exempt {
                 return Ok(Turn { _seat: None, uids });
             }
             (class.level, class.schema.flow(user, request), uids)

@@ -67,7 +67,9 @@ where
     let segments: Vec<&str> = info.path.split('/').filter(|part| !part.is_empty()).collect();
     match segments.as_slice() {
         [] => Ok(discovery::paths(&server.objects)),
-        ["healthz" | "livez" | "readyz", rest @ ..] => health(segments[0], rest, query),
+        ["healthz" | "livez" | "readyz", rest @ ..] => {
+            health(segments[0], rest, query, *server.draining.borrow())
+        }
         ["metrics"] => Ok(metrics(server)),
         ["version"] => Ok(json_response(StatusCode::OK, &version())),
         ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers).await,
@@ -76,9 +78,18 @@ where
     }
 }
 
-/// The server is healthy as soon as it answers: its store is opened before.
-fn health(endpoint: &str, rest: &[&str], query: &Query) -> ApiResult<Response<Body>> {
+/// The server is healthy as soon as it answers: its store is opened before. It is ready until it is about to end.
+fn health(endpoint: &str, rest: &[&str], query: &Query, draining: bool) -> ApiResult<Response<Body>> {
     const CHECKS: [&str; 2] = ["ping", "etcd"];
+    if endpoint == "readyz" && draining && matches!(rest, [] | ["shutdown"]) {
+        let lines: String = CHECKS.iter().map(|check| format!("[+]{check} ok\n")).collect();
+        let why = format!("{lines}[-]shutdown failed: reason withheld\nreadyz check failed\n");
+        let mut response = Response::new(Body::from(why));
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, plain);
+        return Ok(response);
+    }
     let body = match rest {
         [] if query.flag("verbose") => {
             let lines: String = CHECKS.iter().map(|check| format!("[+]{check} ok\n")).collect();

@@ -24,6 +24,7 @@ mod watch;
 pub mod admission;
 mod delete;
 mod ownership;
+mod requester;
 mod subresource;
 mod write;
 

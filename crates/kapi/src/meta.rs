@@ -137,14 +137,16 @@ pub(crate) fn validate(def: &ResourceDef, object: &Value) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let rule = def.strategy.name_rule();
     let prefix = text(object, "generateName");
-    if let Some(fault) = rule.fault(prefix, true).filter(|_| !prefix.is_empty()) {
-        errors.push(FieldError::invalid_text("metadata.generateName", prefix, fault));
+    if !prefix.is_empty() {
+        let faults = rule.faults(prefix, true).into_iter();
+        errors.extend(faults.map(|fault| FieldError::invalid_text("metadata.generateName", prefix, fault)));
     }
     let name = text(object, "name");
     if name.is_empty() {
         errors.push(FieldError::required("metadata.name", "name or generateName is required"));
-    } else if let Some(fault) = rule.fault(name, false) {
-        errors.push(FieldError::invalid_text("metadata.name", name, fault));
+    } else {
+        let faults = rule.faults(name, false).into_iter();
+        errors.extend(faults.map(|fault| FieldError::invalid_text("metadata.name", name, fault)));
     }
     for (key, value) in meta["labels"].as_object().into_iter().flatten() {
         if let Some(fault) = selector::key_fault(key) {

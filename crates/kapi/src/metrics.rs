@@ -257,9 +257,9 @@ fn head(out: &mut String, name: &str, kind: &str, help: &str) {
 }
 
 /// Labels without the code, which is not one of the histogram's; then the code.
-fn order(labels: &Labels) -> ((&str, &str, &str, &str, &str, &str, bool), u16) {
+fn order(labels: &Labels) -> (([&str; 6], bool), u16) {
     let Labels { verb, group, version, resource, subresource, scope, dry_run, code } = labels;
-    ((group, version, resource, subresource, verb, scope, *dry_run), *code)
+    (([group, version, resource, subresource, verb, scope], *dry_run), *code)
 }
 
 impl Labels {

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use futures::FutureExt as _;
 use http::{Request, Response, request::Parts};
 use kcore::{Clock, Status, TokioClock};
 use kstore::{MemoryStore, Store, StoreError};
+use tokio::sync::watch;
 use tower::Service;
 use tracing::{debug, error};
 
@@ -42,6 +44,8 @@ use crate::{
     schema,
 };
 
+/// How long a request may take that is no watch and no stream (`--request-timeout`).
+pub const REQUEST_MAX: Duration = Duration::from_secs(60);
 /// The largest body that is read, in bytes (`MaxRequestBodyBytes`).
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
@@ -80,6 +84,8 @@ pub(crate) struct Inner {
     pub(crate) customs: Customs,
     pub(crate) aggregation: Aggregation,
     pub(crate) metrics: Metrics,
+    /// Whether the server is about to end.
+    pub(crate) draining: watch::Sender<bool>,
 }
 
 /// Builds an [`ApiServer`]. Every part has a default.
@@ -159,6 +165,20 @@ impl ApiServer {
     /// When something can't be created.
     pub async fn bootstrap(&self) -> ApiResult<()> {
         crate::bootstrap::run(&self.0).await
+    }
+
+    /// Begins the end of the server: `/readyz` says that it is not ready, and watches end cleanly, so that their clients go on
+    /// elsewhere from where they are. Requests are still answered. Nothing happens when it is called again.
+    pub fn drain(&self) {
+        self.0.draining.send_replace(true);
+    }
+
+    /// Waits until [`drain`](Self::drain) has been called.
+    ///
+    /// # Cancel safety
+    /// May be dropped and called again.
+    pub async fn drained(&self) {
+        self.0.drained().await;
     }
 
     /// The server's objects, for code that runs beside it and must not go through requests, such as its own tests.
@@ -286,6 +306,7 @@ impl ApiServerBuilder {
             customs: Customs::new(&objects),
             aggregation: Aggregation::new(&objects),
             metrics: Metrics::default(),
+            draining: watch::Sender::new(false),
             fairness: Fairness::new(&objects),
             objects,
             foreign_admission: !self.admission.is_empty(),
@@ -341,6 +362,15 @@ impl Inner {
         response
     }
 
+    /// Waits until the server is about to end.
+    pub(crate) fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut draining = self.draining.subscribe();
+        async move {
+            // The sender lives as long as the server: an error means that it is gone already.
+            let _ = draining.wait_for(|draining| *draining).await;
+        }
+    }
+
     async fn handle<B>(
         self: &Arc<Self>,
         parts: &Parts,
@@ -367,7 +397,13 @@ impl Inner {
         if let Err(error) = self.authorize(&user, info).await {
             return (Some(user), Err(error));
         }
-        let mut result = transport::route(self, parts, info, query, &user, body).await;
+        let routed = transport::route(self, parts, info, query, &user, body);
+        let mut result = if lasts(info) {
+            routed.await
+        } else {
+            // What has been begun is dropped; a write that has been committed stays so.
+            tokio::time::timeout(REQUEST_MAX, routed).await.unwrap_or_else(|_| Err(timed_out()))
+        };
         if let (Ok(response), Some((schema, level))) = (&mut result, &turn.uids) {
             response.headers_mut().insert("x-kubernetes-pf-flowschema-uid", schema.clone());
             response.headers_mut().insert("x-kubernetes-pf-prioritylevel-uid", level.clone());
@@ -432,6 +468,18 @@ impl Inner {
         }
         Err(forbidden(user, info, &reason))
     }
+}
+
+/// Whether a request may last, as watches and streams do (upstream's `BasicLongRunningRequestCheck`).
+pub(crate) fn lasts(info: &RequestInfo) -> bool {
+    info.verb == "watch"
+        || ["log", "exec", "attach", "portforward", "proxy"].contains(&info.subresource.as_str())
+}
+
+/// 504 in upstream's words.
+fn timed_out() -> ApiError {
+    let why = "Timeout: request did not complete within the allotted timeout";
+    Status::failure(504, "Timeout", why).into()
 }
 
 /// 403 in upstream's words (`responsewriters.ForbiddenStatusError`).

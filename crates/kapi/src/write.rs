@@ -16,6 +16,7 @@ use crate::{
     meta,
     objects::{Objects, Write, WriteError},
     registry::Resource,
+    requester,
     schema::check,
     server::Inner,
 };
@@ -213,10 +214,13 @@ impl<'a> Call<'a> {
             // Only kinds that are given something can lose a race for it.
             let allocated_anew = if strategy.allocates() { object.clone() } else { Value::Null };
             let taken = |claim: &str| self.objects.is_claimed(claim);
-            let allocated = strategy.allocate(&mut object, None, &taken);
+            requester::stamp(def, &mut object, self.user);
+            if let Err(error) = strategy.allocate(&mut object, None, &taken) {
+                // What can't be allocated is told alone.
+                self.refuse(&name, &[error])?;
+            }
             let mut errors = meta::validate(def, &object);
             strategy.validate_create(&object, &mut errors);
-            errors.extend(allocated.err());
             self.refuse(&name, &errors)?;
             self.warn(|| strategy.warnings(&object, None));
             self.validate(Operation::Create, &name, &object, None).await?;
@@ -361,12 +365,15 @@ impl<'a> Call<'a> {
             "" => {
                 strategy.prepare_update(object, old);
                 let taken = |claim: &str| self.objects.is_claimed(claim);
-                errors.extend(strategy.allocate(object, Some(old), &taken).err());
+                if let Err(error) = strategy.allocate(object, Some(old), &taken) {
+                    self.refuse(self.name, &[error])?;
+                }
             }
             "status" => strategy.prepare_status(object, old),
             "scale" | "binding" => {}
             other => strategy.prepare_subresource(other, object, old),
         }
+        requester::time(def, object, old, &timestamp(self.objects));
         let counts_status = def.definition().is_some() && !self.resource.has_subresource("status");
         if def.traits.generation
             && self.subresource != "status"

@@ -228,7 +228,7 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let old = old.map(|old| &old["spec"]);
     let (low, high) = (spec.some_int("minReplicas"), spec.int("maxReplicas"));
     // Scaling to nothing needs a feature that is off (KEP-2021): it stays where it is.
-    let lowest = i64::from(!old.is_some_and(|old| old.some_int("minReplicas") == Some(0)));
+    let lowest = i64::from(old.is_none_or(|old| old.some_int("minReplicas") != Some(0)));
     if let Some(low) = low.filter(|low| *low < lowest) {
         let why = format!("must be greater than or equal to {lowest}");
         errors.invalid(&path.field("minReplicas"), low, why);

@@ -109,7 +109,7 @@ fn validate_request(object: &Value, old: Option<&Value>, errors: &mut Errors) {
         }
     }
     let (signer, field) = (spec.text("signerName"), path.field("signerName"));
-    if signer == LEGACY && !old.is_some_and(|old| old["spec"].text("signerName") == LEGACY) {
+    if signer == LEGACY && old.is_none_or(|old| old["spec"].text("signerName") != LEGACY) {
         errors.invalid(&field, signer, "the legacy signerName is not allowed via this API version");
     } else {
         validate_signer(signer, &field, errors);

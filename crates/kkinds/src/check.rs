@@ -17,7 +17,7 @@ pub(crate) mod report;
 pub(crate) use self::{
     look::{Look, same, same_at, texts},
     path::Path,
-    report::{Faults, Report},
+    report::{Faults, Form, Report},
 };
 
 pub use self::labels::selects;

@@ -70,7 +70,7 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     validate_schedule(spec, old, &path.field("schedule"), errors);
     errors.not_negative(spec, &path, "startingDeadlineSeconds");
     if let Some(zone) = spec.some_text("timeZone")
-        && !old.is_some_and(|old| old.some_text("timeZone") == Some(zone))
+        && old.is_none_or(|old| old.some_text("timeZone") != Some(zone))
     {
         validate_zone(zone, &path.field("timeZone"), errors);
     }
@@ -119,7 +119,7 @@ impl Strategy for CronJobs {
             name_warning(object, "Pod names and hostnames", &mut out);
         }
         let of_job =
-            |object| -> &Value { &Value::pointer(object, "/spec/jobTemplate/spec").unwrap_or(&Value::Null) };
+            |object| -> &Value { Value::pointer(object, "/spec/jobTemplate/spec").unwrap_or(&Value::Null) };
         if !old.is_some_and(|old| same_at(object, old, "spec")) {
             let path = Path::root("spec.jobTemplate.spec");
             job::warnings(of_job(object), old.map(of_job), &path, &mut out);

@@ -3,7 +3,7 @@
 use kschema::{error::FieldError, fields::keep, strategy::Strategy};
 use serde_json::{Value, json};
 
-use crate::check::{Faults, Look, Path, Report, form, same, texts};
+use crate::check::{Faults, Form, Look, Path, Report, form, same, texts};
 
 type Errors = Vec<FieldError>;
 
@@ -143,11 +143,11 @@ fn subject(subject: &Value, path: &Path<'_>, errors: &mut Errors) {
     match subject.get_some(key) {
         None => errors.required(&field, &format!("{key} is required when subject kind is '{kind}'")),
         Some(found) => {
-            let account: fn(&str) -> Faults = |name| match name {
+            let account: Form = |name| match name {
                 "*" => Faults::new(),
                 _ => form::dns_subdomain(name),
             };
-            let any: fn(&str) -> Faults = |_| Faults::new();
+            let any: Form = |_| Faults::new();
             let is_account = kind == "ServiceAccount";
             errors.name(&field.field("name"), found.text("name"), if is_account { account } else { any });
             let namespace = found.text("namespace");

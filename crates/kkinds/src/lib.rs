@@ -41,10 +41,12 @@ mod stateful_set;
 mod workload;
 
 // The other groups.
+mod access_review;
 mod admission_policy;
 mod api_service;
 mod certificate_request;
 mod csi;
+mod device;
 mod flow_control;
 mod ingress;
 mod lease;

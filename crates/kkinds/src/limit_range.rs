@@ -79,7 +79,7 @@ impl Strategy for LimitRanges {
     }
 }
 
-fn limits<'a>(item: &'a Value, kind: &str, path: &Path<'_>, errors: &mut Errors) {
+fn limits(item: &Value, kind: &str, path: &Path<'_>, errors: &mut Errors) {
     let rule = if ["Pod", "Container"].contains(&kind) {
         quantity::container_resource_name
     } else {

@@ -45,6 +45,8 @@ const SOURCES: [(&str, &str, &str); 22] = [
     ("csi", "csi", "csi"),
 ];
 
+const INLINE: &str = "may not be specified in the context of inline volumes";
+
 /// Checks the specification at `path`. `inline`: it is that of an attachment, which has no object of its own.
 pub(crate) fn validate_spec(
     spec: &Value,
@@ -54,7 +56,6 @@ pub(crate) fn validate_spec(
     path: &Path<'_>,
     errors: &mut Errors,
 ) {
-    const INLINE: &str = "may not be specified in the context of inline volumes";
     if inline {
         if spec.has("claimRef") {
             errors.forbidden(&path.field("claimRef"), INLINE);
@@ -94,6 +95,11 @@ pub(crate) fn validate_spec(
     {
         errors.forbidden(&field, "may not be 'recycle' for a hostPath mount of '/'");
     }
+    classes(spec, inline, path, errors);
+}
+
+/// The classes and the mode of a volume.
+fn classes(spec: &Value, inline: bool, path: &Path<'_>, errors: &mut Errors) {
     let class = spec.text("storageClassName");
     if inline && !class.is_empty() {
         errors.forbidden(&path.field("storageClassName"), INLINE);

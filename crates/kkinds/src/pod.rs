@@ -32,7 +32,7 @@ use kschema::{error::FieldError, fields::child, strategy::Strategy};
 use serde_json::{Value, json};
 
 use self::options::Options;
-pub(crate) use self::probes::port;
+pub(crate) use self::{probes::port, volumes::template_metadata};
 use crate::check::{Look, Path, Report, address, form};
 
 /// The strategy of `pods`.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
-    admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi, daemon_set,
-    deployment, disruption_budget, endpoints, event, flow_control, ingress, job, lease, limit_range,
-    namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod, priority_class, rbac,
-    replication_controller, resource_definition, resource_quota, runtime_class, secret,
+    access_review, admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi,
+    daemon_set, deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease,
+    limit_range, namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod,
+    priority_class, rbac, replication_controller, resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
     service_account, service_cidr, stateful_set, storage_class, storage_migration, volume_attachment,
     webhook_configuration,
@@ -24,7 +24,14 @@ pub struct Strategies {
 /// The strategy of a built-in resource.
 #[must_use]
 pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
-    match qualified {
+    let found = core(qualified, strategies).or_else(|| workload(qualified));
+    found.or_else(|| cluster(qualified)).or_else(|| extension(qualified)).unwrap_or_else(|| Arc::new(Plain))
+}
+
+/// The kinds of the core group, and those that stand for them in groups of their own.
+fn core(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strategy>> {
+    let loopback = strategies.addresses.loopback;
+    Some(match qualified {
         "pods" => Arc::new(pod::Pods),
         "podtemplates" => Arc::new(pod::PodTemplates),
         "nodes" => Arc::new(node::Nodes),
@@ -32,10 +39,8 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "configmaps" => Arc::new(config_map::ConfigMaps),
         "secrets" => Arc::new(secret::Secrets),
         "serviceaccounts" => Arc::new(service_account::ServiceAccounts),
-        "endpoints" => Arc::new(endpoints::Endpoints { loopback: strategies.addresses.loopback }),
-        "endpointslices.discovery.k8s.io" => {
-            Arc::new(endpoints::EndpointSlices { loopback: strategies.addresses.loopback })
-        }
+        "endpoints" => Arc::new(endpoints::Endpoints { loopback }),
+        "endpointslices.discovery.k8s.io" => Arc::new(endpoints::EndpointSlices { loopback }),
         "events" => Arc::new(event::Events { strict: false }),
         "events.events.k8s.io" => Arc::new(event::Events { strict: true }),
         "limitranges" => Arc::new(limit_range::LimitRanges),
@@ -43,6 +48,13 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "persistentvolumes" => Arc::new(persistent_volume::PersistentVolumes),
         "persistentvolumeclaims" => Arc::new(persistent_volume_claim::PersistentVolumeClaims),
         "services" => Arc::new(service::Services::new(Arc::clone(&strategies.addresses))),
+        _ => return None,
+    })
+}
+
+/// The kinds that keep pods running.
+fn workload(qualified: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "deployments.apps" => Arc::new(deployment::Deployments),
         "replicasets.apps" => Arc::new(deployment::ReplicaSets),
         "statefulsets.apps" => Arc::new(stateful_set::StatefulSets),
@@ -53,6 +65,13 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "cronjobs.batch" => Arc::new(cron_job::CronJobs),
         "horizontalpodautoscalers.autoscaling" => Arc::new(autoscaler::HorizontalPodAutoscalers),
         "poddisruptionbudgets.policy" => Arc::new(disruption_budget::PodDisruptionBudgets),
+        _ => return None,
+    })
+}
+
+/// The kinds that say what a cluster has, and who may do what.
+fn cluster(qualified: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "networkpolicies.networking.k8s.io" => Arc::new(network_policy::NetworkPolicies),
         "ingresses.networking.k8s.io" => Arc::new(ingress::Ingresses),
         "ingressclasses.networking.k8s.io" => Arc::new(ingress::IngressClasses),
@@ -68,10 +87,26 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "clusterroles.rbac.authorization.k8s.io" => Arc::new(rbac::Roles { namespaced: false }),
         "rolebindings.rbac.authorization.k8s.io" => Arc::new(rbac::Bindings { namespaced: true }),
         "clusterrolebindings.rbac.authorization.k8s.io" => Arc::new(rbac::Bindings { namespaced: false }),
+        "subjectaccessreviews.authorization.k8s.io" => {
+            Arc::new(access_review::AccessReviews { of_others: true, local: false })
+        }
+        "localsubjectaccessreviews.authorization.k8s.io" => {
+            Arc::new(access_review::AccessReviews { of_others: true, local: true })
+        }
+        "selfsubjectaccessreviews.authorization.k8s.io" => {
+            Arc::new(access_review::AccessReviews { of_others: false, local: false })
+        }
         "priorityclasses.scheduling.k8s.io" => Arc::new(priority_class::PriorityClasses),
         "runtimeclasses.node.k8s.io" => Arc::new(runtime_class::RuntimeClasses),
         "leases.coordination.k8s.io" => Arc::new(lease::Leases),
         "leasecandidates.coordination.k8s.io" => Arc::new(lease::LeaseCandidates),
+        _ => return None,
+    })
+}
+
+/// The kinds that extend the server, and say how it serves.
+fn extension(qualified: &str) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "apiservices.apiregistration.k8s.io" => Arc::new(api_service::ApiServices),
         "customresourcedefinitions.apiextensions.k8s.io" => {
             Arc::new(resource_definition::CustomResourceDefinitions)
@@ -101,6 +136,10 @@ pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
         "storageversionmigrations.storagemigration.k8s.io" => {
             Arc::new(storage_migration::StorageVersionMigrations)
         }
-        _ => Arc::new(Plain),
-    }
+        "resourceclaims.resource.k8s.io" => Arc::new(device::claim::ResourceClaims),
+        "resourceclaimtemplates.resource.k8s.io" => Arc::new(device::claim::ResourceClaimTemplates),
+        "deviceclasses.resource.k8s.io" => Arc::new(device::claim::DeviceClasses),
+        "resourceslices.resource.k8s.io" => Arc::new(device::slice::ResourceSlices),
+        _ => return None,
+    })
 }

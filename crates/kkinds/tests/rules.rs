@@ -16,7 +16,10 @@
 
 use std::{fmt::Write as _, fs, path::Path, sync::Arc};
 
-use kkinds::strategies::{Strategies, builtin};
+use kkinds::{
+    ServiceAddresses,
+    strategies::{Strategies, builtin},
+};
 use kschema::{Catalog, Type, check::check, strategy::Strategy};
 use serde_json::{Value, json};
 
@@ -90,8 +93,11 @@ impl Kind {
 
     fn create(&self, catalog: &Catalog, object: Value) -> Outcome {
         let mut object = self.decode(catalog, object);
-        object["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
-        object["metadata"]["creationTimestamp"] = json!("2026-01-02T03:04:05Z");
+        // What is not stored has no name, and gets no identity.
+        if object["metadata"]["name"].is_string() {
+            object["metadata"]["uid"] = json!("11111111-2222-3333-4444-555555555555");
+            object["metadata"]["creationTimestamp"] = json!("2026-01-02T03:04:05Z");
+        }
         self.strategy.prepare_create(&mut object);
         let allocated = self.strategy.allocate(&mut object, None, &|_| false);
         let mut errors = Vec::new();
@@ -206,7 +212,8 @@ fn every_kind_follows_upstreams_rules() {
                 let (resource, definition) = head.split_once(' ').expect("a kind has a definition");
                 let id = catalog.find(definition).unwrap_or_else(|| panic!("no definition {definition}"));
                 let base = serde_json::from_str(base).unwrap_or_else(|error| panic!("{head}: {error}"));
-                let strategy = builtin(resource, &Strategies::default());
+                let addresses = ServiceAddresses::default();
+                let strategy = builtin(resource, &Strategies { addresses: Arc::new(addresses) });
                 kind = Some(Kind { strategy, ty: Type::Named(id), base });
                 format!("{block}\n")
             } else if block.starts_with('#') {

@@ -29,6 +29,8 @@ use crate::{
     serve::{self, Serving, Tasks},
 };
 
+/// How long a shutdown lets connections end by themselves before it ends them.
+pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long a shutdown waits for connections and tasks to end by themselves.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
 
@@ -255,6 +257,10 @@ impl Cluster {
             late.push("controllers, scheduler and nodes");
         }
         self.informers.stop().await;
+        // Clients see the end of their watches and answers, not a broken connection.
+        self.server.drain();
+        self.tasks.connections.close();
+        let _ = tokio::time::timeout(DRAIN_MAX, self.tasks.connections.wait()).await;
         self.tasks.stop.cancel();
         self.tasks.tracker.close();
         if tokio::time::timeout(SHUTDOWN_MAX, self.tasks.tracker.wait()).await.is_err() {

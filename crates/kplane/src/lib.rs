@@ -18,7 +18,7 @@ mod serve;
 pub use self::{
     builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},
     ca::{CaError, Credentials},
-    cluster::{Cluster, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
+    cluster::{Cluster, DRAIN_MAX, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
     serve::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, Serving},
 };
 

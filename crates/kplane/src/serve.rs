@@ -33,10 +33,17 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
     pub(crate) tracker: TaskTracker,
+    /// Connections, which may end by themselves before the rest is told to.
+    pub(crate) connections: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
 
 impl Tasks {
+    /// Serves a connection until it ends or the cluster does.
+    pub(crate) fn spawn_connection(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(self.connections.track_future(task));
+    }
+
     /// Runs a task until it ends or the cluster does.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
@@ -62,7 +69,11 @@ pub(crate) async fn listen(
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
             return;
         };
-        let (stream, peer) = match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = server.drained() => return,
+        };
+        let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 warn!(%error, "a connection could not be accepted");
@@ -71,7 +82,7 @@ pub(crate) async fn listen(
             }
         };
         let (server, acceptor) = (server.clone(), acceptor.clone());
-        tasks.spawn(async move {
+        tasks.spawn_connection(async move {
             let _permit = permit;
             if let Err(error) = serve_tls(server, acceptor, stream).await {
                 debug!(%peer, %error, "a connection ended");
@@ -86,13 +97,26 @@ async fn serve_tls(server: ApiServer, acceptor: TlsAcceptor, stream: TcpStream) 
     let chain = stream.get_ref().1.peer_certificates().map(|chain| {
         PeerCertificates(Arc::new(chain.iter().map(|certificate| certificate.to_vec()).collect()))
     });
+    let drained = server.clone();
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
         if let Some(chain) = &chain {
             request.extensions_mut().insert(chain.clone());
         }
         server.clone().oneshot(request)
     });
-    serve_connection(service, stream).await
+    let builder = auto::Builder::new(TokioExecutor::new());
+    let served =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    let mut served = std::pin::pin!(served);
+    let ended = tokio::select! {
+        ended = &mut served => ended,
+        () = drained.drained() => {
+            // What is being answered is answered to its end; nothing new is taken.
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    ended.map_err(io::Error::other)
 }
 
 /// Serves HTTP/1.1 or HTTP/2 on a connection, upgrades included.

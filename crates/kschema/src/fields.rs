@@ -1,58 +1,11 @@
-//! Reading, checking and changing fields of a JSON object by name, as strategies do.
+//! Changing fields of a JSON object by name, as strategies do.
 
 use serde_json::Value;
-
-use crate::error::FieldError;
 
 /// Takes the status away.
 pub fn drop_status(object: &mut Value) {
     if let Some(map) = object.as_object_mut() {
         map.remove("status");
-    }
-}
-
-/// Checks that a number is not negative.
-pub fn not_negative(object: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let value = path.split('.').try_fold(object, |value, key| value.get(key)).and_then(Value::as_i64);
-    if let Some(value) = value.filter(|value| *value < 0) {
-        errors.push(FieldError::invalid(path, value, "must be greater than or equal to 0"));
-    }
-}
-
-/// Checks that a field has not changed.
-pub fn immutable(object: &Value, old: &Value, path: &str, errors: &mut Vec<FieldError>) {
-    let find = |object| {
-        path.split('.').try_fold(object, |value: &Value, key| value.get(key)).cloned().unwrap_or(Value::Null)
-    };
-    let new = find(object);
-    if new != find(old) {
-        errors.push(FieldError::invalid(path, new, "field is immutable"));
-    }
-}
-
-/// Checks that a text is one of those supported.
-pub fn one_of(object: &Value, path: &str, supported: &[&str], errors: &mut Vec<FieldError>) {
-    let value = path.split('.').try_fold(object, |value, key| value.get(key)).and_then(Value::as_str);
-    if let Some(value) = value.filter(|value| !supported.contains(value)) {
-        errors.push(FieldError::not_supported(path, value, supported));
-    }
-}
-
-/// [`one_of`] for a key of the object that stands at `path`.
-pub fn one_of_at(object: &Value, key: &str, path: &str, supported: &[&str], errors: &mut Vec<FieldError>) {
-    if let Some(value) = object[key].as_str().filter(|value| !supported.contains(value)) {
-        errors.push(FieldError::not_supported(format!("{path}.{key}"), value, supported));
-    }
-}
-
-/// [`not_negative`] for a key of the object that stands at `path`.
-pub fn not_negative_at(object: &Value, key: &str, path: &str, errors: &mut Vec<FieldError>) {
-    if let Some(value) = object[key].as_i64().filter(|value| *value < 0) {
-        errors.push(FieldError::invalid(
-            format!("{path}.{key}"),
-            value,
-            "must be greater than or equal to 0",
-        ));
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the fields of a kind are: the structure that decoding, pruning, patching and the OpenAPI documents work from.
 //!
-//! Built-in kinds come from a table of facts ([`builtin`](crate::builtin)), others bring their own [`Object`]s. Types are resolved through
+//! Built-in kinds come from a table of facts ([`builtin`]), others bring their own [`Object`]s. Types are resolved through
 //! a [`Catalog`], which parses a definition when it is first needed.
 
 use std::{

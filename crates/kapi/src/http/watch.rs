@@ -24,7 +24,9 @@ pub(super) fn respond(
 ) -> Response<Body> {
     if wants_local.is_some() && form == Form::Object && convert::is_identity(resource) {
         let mut response = Response::new(Body::empty());
-        response.extensions_mut().insert(LocalEvents::new(session.into_stream()));
+        response
+            .extensions_mut()
+            .insert(LocalEvents::new(session.into_stream().take_until(Box::pin(server.drained()))));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return response;
     }
@@ -49,7 +51,8 @@ pub(super) fn respond(
 }
 
 fn lines(session: Session, writer: Writer) -> impl Stream<Item = Bytes> + Send {
-    let state = (Box::pin(session.into_stream()), writer);
+    let events = session.into_stream().take_until(Box::pin(writer.server.drained()));
+    let state = (Box::pin(events), writer);
     futures::stream::unfold(state, |(mut session, mut writer)| async move {
         let batch = session.next().await?;
         writer.server.metrics.sent(batch.len());

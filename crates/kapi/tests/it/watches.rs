@@ -144,3 +144,22 @@ async fn a_client_in_the_process_gets_the_objects_themselves() {
     let batch = tokio::time::timeout(Duration::from_secs(5), events.next()).await.unwrap().unwrap();
     assert!(matches!(batch.as_slice(), [LocalEvent::Added(object)] if &*object.header().name == "b"));
 }
+
+#[tokio::test]
+async fn a_server_that_ends_ends_its_watches_cleanly() {
+    use http_body_util::{BodyExt as _, Full};
+    use tower::ServiceExt as _;
+
+    let server = crate::harness::server().await;
+    let request =
+        http::Request::get("/api/v1/namespaces?watch=true").body(Full::<bytes::Bytes>::default()).unwrap();
+    let admin = kapi::authn::UserInfo::new("admin", [kapi::authn::MASTERS]);
+    let mut body = server.as_user(admin).oneshot(request).await.unwrap().into_body();
+    assert!(body.frame().await.is_some(), "the objects there are");
+    assert_eq!(crate::harness::get(&server, "/readyz").await.0, 200);
+    server.drain();
+    assert!(body.frame().await.is_none(), "the watch ends");
+    assert_eq!(crate::harness::get(&server, "/readyz").await.0, 500);
+    assert_eq!(crate::harness::get(&server, "/livez").await.0, 200);
+    assert_eq!(crate::harness::get(&server, "/api/v1/namespaces/default").await.0, 200);
+}

@@ -228,6 +228,15 @@ pub(crate) fn config_key(value: &str) -> Faults {
     faults
 }
 
+/// A C identifier.
+pub(crate) fn c_identifier(value: &str) -> Faults {
+    let good = value.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    one(good, || {
+        "a valid C identifier must start with alphabetic character or '_', followed by a string of alphanumeric characters or '_' (e.g. 'my_name',  or 'MY_NAME',  or 'MyName', regex used for validation is '[A-Za-z_][A-Za-z0-9_]*')".into()
+    })
+}
+
 /// A part of a URL's path.
 pub(crate) fn path_segment(value: &str) -> Faults {
     match value {
@@ -255,13 +264,13 @@ pub(crate) fn decimal_integer(value: &str) -> Faults {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::report::Form, *};
 
     /// From `k8s.io/apimachinery/pkg/util/validation/validation_test.go` and `.../api/validate/content/kube_test.go`.
     #[test]
     fn texts_are_judged_as_upstream_does() {
         let long = "a".repeat(64);
-        let cases: [(fn(&str) -> Faults, &[&str], &[&str]); 9] = [
+        let cases: [(Form, &[&str], &[&str]); 9] = [
             (dns_label, &["a", "a-1", "0", "1--a--b--2"], &["", "A", "-", "a-", "a.b", "a_b", &long]),
             (dns_subdomain, &["a", "a.b.c", "11.22", "a--1.0"], &["", ".", "a..b", "A.a", "a.-b", "a_b"]),
             (dns_1035_label, &["a", "a-1"], &["", "1a", "-", "a.b"]),

@@ -10,6 +10,9 @@ use super::{look::Look, path::Path};
 /// What is wrong with a text; empty (and free) if nothing is.
 pub(crate) type Faults = Vec<Cow<'static, str>>;
 
+/// Says what is wrong with a text.
+pub(crate) type Form = fn(&str) -> Faults;
+
 /// A wrong value, as the message shows it.
 pub(crate) trait Shown {
     /// The value in JSON, texts in quotes.
@@ -121,7 +124,7 @@ pub(crate) trait Report {
     }
 
     /// A text that must be there and have this form.
-    fn name(&mut self, path: &Path<'_>, value: &str, form: fn(&str) -> Faults) {
+    fn name(&mut self, path: &Path<'_>, value: &str, form: Form) {
         if value.is_empty() {
             self.required(path, "");
         } else {
@@ -130,7 +133,7 @@ pub(crate) trait Report {
     }
 
     /// A text that must have this form unless it is empty.
-    fn optional_name(&mut self, path: &Path<'_>, value: &str, form: fn(&str) -> Faults) {
+    fn optional_name(&mut self, path: &Path<'_>, value: &str, form: Form) {
         if !value.is_empty() {
             self.faults(path, value, form(value));
         }

@@ -77,10 +77,8 @@ pub(crate) fn validate(
 
 /// Names, times and lists that stand for themselves.
 fn names(spec: &Value, options: Options, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let forms: [(&str, fn(&str) -> crate::check::Faults); 2] =
-        [("serviceAccountName", form::dns_subdomain), ("nodeName", form::dns_subdomain)];
-    for (key, form) in forms {
-        errors.optional_name(&path.field(key), spec.text(key), form);
+    for key in ["serviceAccountName", "nodeName"] {
+        errors.optional_name(&path.field(key), spec.text(key), form::dns_subdomain);
     }
     errors.in_range(spec, path, "activeDeadlineSeconds", 1, i64::from(i32::MAX));
     errors.optional_name(&path.field("hostname"), spec.text("hostname"), form::dns_label);

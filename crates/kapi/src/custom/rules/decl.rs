@@ -25,7 +25,7 @@ pub(super) fn of(schema: &Structural, is_root: bool) -> Option<Decl> {
             let items = schema.items.as_ref()?;
             let decl = Decl::list(of(items, items.is_object)?).list_kind(match &schema.list {
                 ListKind::Set => CelList::Set,
-                ListKind::Map(keys) => CelList::Map(keys.iter().map(|key| key.to_string().into()).collect()),
+                ListKind::Map(keys) => CelList::Map(keys.iter().map(|key| key.to_string()).collect()),
                 _ => CelList::default(),
             });
             match positive(limits.max_items) {
