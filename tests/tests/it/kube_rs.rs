@@ -390,7 +390,7 @@ async fn evictions_keep_budgets() {
         }))
         .unwrap();
         let budget = budgets.create(&PostParams::default(), &budget).await.unwrap();
-        // The client that kube makes from a configuration repeats what is answered with 429, for over a minute.
+        // A client with a retry layer would come back for a minute, as the answer asks for.
         if name == "near" {
             assert_refused(
                 pods.evict(name, &EvictParams::default()).await,

@@ -6,6 +6,7 @@ mod foreign;
 mod helm;
 mod kube_rs;
 mod kubectl;
+mod kubectl_groups;
 mod leaks;
 mod mini_cluster;
 mod paused_time;

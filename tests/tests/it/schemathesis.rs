@@ -38,9 +38,9 @@ const EXCLUDED: &str = "/proxy(/|$)";
 const CASES_MIN: usize = 2000;
 const SEED: &str = "20250601";
 /// Requests for each operation that are made up from the whole schema, which takes schemathesis long.
-const EXAMPLES: &str = "2";
+const EXAMPLES: &str = "1";
 /// How long it goes through the values at the limits of each parameter and field, in seconds for each document.
-const COVERAGE_SECONDS: &str = "5";
+const COVERAGE_SECONDS: &str = "4";
 
 /// An object of each resource, named `sample`: the hooks lead most requests to it.
 fn samples() -> Vec<(&'static str, Value)> {

@@ -38,14 +38,32 @@ pub(crate) struct Kubectl {
     folder: TempDir,
 }
 
+/// Every kubectl that is there, the newest and the oldest that are tried; one when both are the same.
+pub(crate) fn kubectls() -> Vec<PathBuf> {
+    let named = ["KPLANE_KUBECTL", "KPLANE_KUBECTL_OLD"].into_iter().filter_map(|name| tool("kubectl", name));
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    for program in named {
+        let asked = Command::new(&program).args(["version", "--client"]).output().unwrap();
+        let version = text(&asked.stdout);
+        if !found.iter().any(|(other, _)| *other == version) {
+            found.push((version, program));
+        }
+    }
+    found.into_iter().map(|(_, program)| program).collect()
+}
+
 impl Kubectl {
     /// Serves the cluster and points kubectl at it; `None` when there is no kubectl.
     pub(crate) async fn new(cluster: Cluster) -> Option<Self> {
-        let program = tool("kubectl", "KPLANE_KUBECTL")?;
+        Some(Self::of(cluster, tool("kubectl", "KPLANE_KUBECTL")?).await)
+    }
+
+    /// Serves the cluster and points this kubectl at it.
+    pub(crate) async fn of(cluster: Cluster, program: PathBuf) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let serving = cluster.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
         std::fs::write(folder.path().join("config"), &serving.kubeconfig).unwrap();
-        Some(Self { cluster: Arc::new(cluster), program, folder })
+        Self { cluster: Arc::new(cluster), program, folder }
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
