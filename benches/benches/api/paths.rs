@@ -78,12 +78,12 @@ pub(crate) async fn run() {
     let mut bare = Bare::new(&server);
     let json = through_bare(&mut bare, "configmap_1k", MAPS, objects::config_map, JSON).await;
     let protobuf = through_bare(&mut bare, "configmap_1k", MAPS, objects::config_map, PROTOBUF).await;
+    let pods = Api::default_namespaced(crate::client(&server));
+    through_kube::<Pod>(pods, "pod_2k", "kube", objects::pod).await;
     through_bare(&mut bare, "pod_2k", PODS, objects::pod, JSON).await;
     through_bare(&mut bare, "pod_2k", PODS, objects::pod, PROTOBUF).await;
     let maps = Api::default_namespaced(crate::client(&server));
     let kube = through_kube::<ConfigMap>(maps, "configmap_1k", "kube", objects::config_map).await;
-    let pods = Api::default_namespaced(crate::client(&server));
-    through_kube::<Pod>(pods, "pod_2k", "kube", objects::pod).await;
     let tls = through_tls().await;
     for (name, path) in [("bare_protobuf", protobuf), ("kube", kube), ("tls", tls)] {
         figure(&format!("ratio_create_{name}_to_bare_json"), path.0.cpu_us / json.0.cpu_us, "x");
