@@ -31,9 +31,9 @@ fn definition() -> Value {
     });
     let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}});
     json!({
-        "metadata": {"name": "services.bench.example.com"},
+        "metadata": {"name": "gadgets.bench.example.com"},
         "spec": {"group": "bench.example.com", "scope": "Namespaced",
-            "names": {"plural": "services", "singular": "service", "kind": "Service"},
+            "names": {"plural": "gadgets", "singular": "gadget", "kind": "Gadget"},
             "versions": [{"name": "v1", "served": true, "storage": true, "schema": schema}]},
     })
 }
@@ -42,7 +42,7 @@ fn object() -> Value {
     let environment: Vec<Value> =
         (0..8).map(|index| json!({"name": format!("SETTING_{index}"), "value": "x".repeat(64)})).collect();
     json!({
-        "apiVersion": "bench.example.com/v1", "kind": "Service", "metadata": {"name": "service"},
+        "apiVersion": "bench.example.com/v1", "kind": "Gadget", "metadata": {"name": "gadget"},
         "spec": {"image": "registry.example.com/web:1.27.4", "replicas": 3, "environment": environment},
     })
 }
@@ -52,16 +52,16 @@ pub(crate) async fn run() {
     let client = crate::client(&server);
     let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
     definitions.create(&PostParams::default(), &objects::typed(definition())).await.expect("a definition");
-    let kind = GroupVersionKind::gvk("bench.example.com", "v1", "Service");
-    let resource = ApiResource::from_gvk_with_plural(&kind, "services");
-    let mut services = Subject::<DynamicObject> {
+    let kind = GroupVersionKind::gvk("bench.example.com", "v1", "Gadget");
+    let resource = ApiResource::from_gvk_with_plural(&kind, "gadgets");
+    let mut gadgets = Subject::<DynamicObject> {
         name: "custom_1k",
         api: Api::default_namespaced_with(client, &resource),
         template: objects::typed(object()),
         patch: |index| json!({"spec": {"replicasMax": 10 + index}}),
     };
-    services.create(OBJECTS).await;
-    services.get(OBJECTS).await;
-    services.change(OBJECTS).await;
-    services.delete(OBJECTS).await;
+    gadgets.create(OBJECTS).await;
+    gadgets.get(OBJECTS).await;
+    gadgets.change(OBJECTS).await;
+    gadgets.delete(OBJECTS).await;
 }

@@ -41,5 +41,5 @@ pub(crate) async fn run() {
     // One node's pods are found by an index, not by looking at all.
     let path = format!("{PODS}?fieldSelector=spec.nodeName%3Dnode-7");
     let indexed = measure(200, async |_| assert!(bare.list(&path, JSON).await > 0)).await;
-    indexed.print_long("list_50_of_5000_pods_by_node_json");
+    indexed.print("list_50_of_5000_pods_by_node_json");
 }

@@ -1,6 +1,9 @@
 //! What the API server costs: each verb for a small and a usual object, lists in every form, custom resources, memory, and
 //! the ways to reach it. Everything runs on one thread.
 //!
+//! No peer is measured beside it: a kube-apiserver needs its binaries and an etcd, which a checkout does not have. The ratios
+//! are between the paths to this server.
+//!
 //! `cargo bench -p kplane-benches --bench api -- PART...` runs only these parts: `verbs`, `lists`, `custom`, `paths`.
 
 mod custom;

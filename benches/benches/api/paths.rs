@@ -2,6 +2,7 @@
 //! that of both ends, which are in one process.
 
 use std::{
+    fmt::Debug,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -9,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt as _, Full};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kapi::{
     ApiServer, AsUser,
     schema::{builtin, protobuf},
@@ -17,10 +18,12 @@ use kapi::{
 use kplane::Cluster;
 use kplane_benches::{Cost, figure, measure};
 use kube::{
-    Api, Client, Config,
-    api::PostParams,
+    Api, Client, Config, Resource,
+    api::{ListParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tower::Service as _;
 
 use crate::objects;
@@ -75,9 +78,12 @@ pub(crate) async fn run() {
     let mut bare = Bare::new(&server);
     let json = through_bare(&mut bare, "configmap_1k", MAPS, objects::config_map, JSON).await;
     let protobuf = through_bare(&mut bare, "configmap_1k", MAPS, objects::config_map, PROTOBUF).await;
+    let pods = Api::default_namespaced(crate::client(&server));
+    through_kube::<Pod>(pods, "pod_2k", "kube", objects::pod).await;
     through_bare(&mut bare, "pod_2k", PODS, objects::pod, JSON).await;
     through_bare(&mut bare, "pod_2k", PODS, objects::pod, PROTOBUF).await;
-    let kube = through_kube(crate::client(&server), "kube").await;
+    let maps = Api::default_namespaced(crate::client(&server));
+    let kube = through_kube::<ConfigMap>(maps, "configmap_1k", "kube", objects::config_map).await;
     let tls = through_tls().await;
     for (name, path) in [("bare_protobuf", protobuf), ("kube", kube), ("tls", tls)] {
         figure(&format!("ratio_create_{name}_to_bare_json"), path.0.cpu_us / json.0.cpu_us, "x");
@@ -90,7 +96,7 @@ async fn through_bare(
     bare: &mut Bare,
     what: &str,
     path: &str,
-    object: fn(&str) -> serde_json::Value,
+    object: fn(&str) -> Value,
     media: &str,
 ) -> (Cost, Cost) {
     let form = if media == PROTOBUF { "bare_protobuf" } else { "bare_json" };
@@ -121,21 +127,23 @@ async fn through_bare(
     (create, get)
 }
 
-async fn through_kube(client: Client, path: &str) -> (Cost, Cost) {
-    let maps: Api<ConfigMap> = Api::default_namespaced(client);
-    let mut map: ConfigMap = objects::typed(objects::config_map(path));
+async fn through_kube<K>(api: Api<K>, what: &str, path: &str, object: fn(&str) -> Value) -> (Cost, Cost)
+where
+    K: Resource + Clone + Debug + Serialize + DeserializeOwned,
+{
+    let mut template: K = objects::typed(object(path));
     let parameters = PostParams::default();
     let create = measure(OBJECTS, async |index| {
-        map.metadata.name = Some(format!("{path}-{index}"));
-        maps.create(&parameters, &map).await.expect("created");
+        template.meta_mut().name = Some(format!("{path}-{index}"));
+        api.create(&parameters, &template).await.expect("created");
     });
     let create = create.await;
-    create.print(&format!("create_configmap_1k_{path}"));
+    create.print(&format!("create_{what}_{path}"));
     let get = measure(OBJECTS, async |index| {
-        maps.get(&format!("{path}-{index}")).await.expect("found");
+        api.get(&format!("{path}-{index}")).await.expect("found");
     });
     let get = get.await;
-    get.print(&format!("get_configmap_1k_{path}"));
+    get.print(&format!("get_{what}_{path}"));
     (create, get)
 }
 
@@ -150,10 +158,10 @@ async fn through_tls() -> (Cost, Cost) {
     let mut config = config.expect("a configuration");
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     let client = Client::try_from(config).expect("a client");
-    let maps: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let maps: Api<ConfigMap> = Api::default_namespaced(client);
     // The handshake is not part of a request.
-    maps.list(&Default::default()).await.expect("a first answer");
-    let costs = through_kube(client, "tls").await;
+    maps.list(&ListParams::default()).await.expect("a first answer");
+    let costs = through_kube::<ConfigMap>(maps, "configmap_1k", "tls", objects::config_map).await;
     cluster.shutdown().await.expect("a clean end");
     costs
 }

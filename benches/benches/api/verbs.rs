@@ -45,8 +45,12 @@ pub(crate) async fn run() {
         patch: |index| json!({"metadata": {"labels": {"count": index.to_string()}}}),
     };
     // Both kinds are weighed before anything else leaves holes in the heap that would hide growth.
+    let growth = Growth::start();
     maps.create(OBJECTS).await;
+    growth.print(maps.name, OBJECTS);
+    let growth = Growth::start();
     pods.create(OBJECTS).await;
+    growth.print(pods.name, OBJECTS);
     maps.get(OBJECTS).await;
     pods.get(OBJECTS).await;
     objects::print_sizes(&client).await;
@@ -70,27 +74,20 @@ where
         format!("{verb}_{}", self.name)
     }
 
-    /// Creates objects and tells what each adds to the server's memory.
     pub(crate) async fn create(&mut self, count: usize) {
-        let (growth, parameters) = (Growth::start(), PostParams::default());
+        let parameters = PostParams::default();
         let cost = measure(count, async |index| {
             self.template.meta_mut().name = Some(Self::name_of(index));
             self.api.create(&parameters, &self.template).await.expect("created");
         });
-        let cost = cost.await;
-        growth.print(self.name, count);
-        cost.print(&self.figure("create"));
+        cost.await.print(&self.figure("create"));
     }
 
-    /// Reads every object once. An object keeps the bytes that it was answered with, so this too is weighed.
     pub(crate) async fn get(&self, count: usize) {
-        let growth = Growth::start();
         let cost = measure(count, async |index| {
             self.api.get(&Self::name_of(index)).await.expect("found");
         });
-        let cost = cost.await;
-        growth.print(&format!("{}_read", self.name), count);
-        cost.print(&self.figure("get"));
+        cost.await.print(&self.figure("get"));
     }
 
     /// Lists of one object, updates, merge patches and the three kinds of apply.
