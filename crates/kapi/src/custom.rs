@@ -25,6 +25,7 @@ use kcore::Stored;
 use kschema::{Catalog, Type, error::FieldError, structural::Structural};
 use kstore::{Range, Revision, TableId};
 use serde_json::Value;
+use tokio::sync::watch;
 
 pub use self::own::{KindError, OwnKind};
 use self::rules::Rules;
@@ -34,7 +35,7 @@ pub(crate) use self::{
 };
 use crate::{
     objects::{Objects, stored},
-    registry::{Resource, ResourceDef},
+    registry::{Registry, Resource, ResourceDef},
 };
 
 /// The group of CustomResourceDefinitions.
@@ -135,6 +136,8 @@ pub(crate) struct Customs {
     known: Mutex<HashMap<String, Known>>,
     /// One settles at a time.
     turn: tokio::sync::Mutex<()>,
+    /// Counts the changes of what is served.
+    changes: watch::Sender<u64>,
 }
 
 /// A definition that has been compiled.
@@ -152,6 +155,7 @@ impl Customs {
             synced: AtomicU64::new(0),
             known: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            changes: watch::Sender::new(0),
         }
     }
 
@@ -191,6 +195,28 @@ impl Customs {
         objects.registry().replace_custom(&all);
         *known = next;
         self.synced.store(revision.get(), Ordering::Release);
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Waits until a resource is not served any more; never for those that no definition brings.
+    pub(crate) fn gone(
+        &self,
+        registry: &Arc<Registry>,
+        resource: &Arc<Resource>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let mut changes = self.changes.subscribe();
+        let (registry, resource) = (Arc::clone(registry), Arc::clone(resource));
+        async move {
+            if !resource.def.definition().is_some_and(|definition| definition.from_object) {
+                return std::future::pending().await;
+            }
+            let (group, version) = (&resource.def.group, &resource.version().name);
+            while registry.find(group, version, &resource.def.plural).is_some() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) fn respond(
         let mut response = Response::new(Body::empty());
         response
             .extensions_mut()
-            .insert(LocalEvents::new(session.into_stream().take_until(Box::pin(server.drained()))));
+            .insert(LocalEvents::new(session.into_stream().take_until(Box::pin(end(server, resource)))));
         response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         return response;
     }
@@ -50,8 +50,19 @@ pub(super) fn respond(
     response
 }
 
+/// Waits until a watch must end: with the server, or with the resource.
+fn end(server: &Inner, resource: &Arc<Resource>) -> impl Future<Output = ()> + Send + use<> {
+    let (drained, gone) = (server.drained(), server.customs.gone(server.objects.registry(), resource));
+    async move {
+        tokio::select! {
+            () = drained => {}
+            () = gone => {}
+        }
+    }
+}
+
 fn lines(session: Session, writer: Writer) -> impl Stream<Item = Bytes> + Send {
-    let events = session.into_stream().take_until(Box::pin(writer.server.drained()));
+    let events = session.into_stream().take_until(Box::pin(end(&writer.server, &writer.resource)));
     let state = (Box::pin(events), writer);
     futures::stream::unfold(state, |(mut session, mut writer)| async move {
         let batch = session.next().await?;

@@ -336,3 +336,26 @@ async fn rules_that_can_not_work_are_refused_with_the_definition() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_watch_ends_with_its_definition() {
+    use http_body_util::{BodyExt as _, Full};
+    use tower::ServiceExt as _;
+
+    let server = server().await;
+    assert_eq!(send(&server, "POST", DEFINITIONS, &definition("shirts", "Shirt", "sh")).await.0, 201);
+    assert_eq!(send(&server, "POST", SHIRTS, &shirt("a", "blue")).await.0, 201);
+    let request =
+        http::Request::get(format!("{SHIRTS}?watch=true")).body(Full::<bytes::Bytes>::default()).unwrap();
+    let admin = kapi::authn::UserInfo::new("admin", [kapi::authn::MASTERS]);
+    let mut body = server.as_user(admin).oneshot(request).await.unwrap().into_body();
+    let mut seen = String::new();
+    let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+    seen.push_str(std::str::from_utf8(&frame).unwrap());
+    let path = format!("{DEFINITIONS}/shirts.example.com");
+    assert_eq!(send(&server, "DELETE", &path, &Value::Null).await.0, 200);
+    while let Some(frame) = body.frame().await {
+        seen.push_str(std::str::from_utf8(&frame.unwrap().into_data().unwrap()).unwrap());
+    }
+    assert!(seen.starts_with("{\"type\":\"ADDED\""), "{seen}");
+}
