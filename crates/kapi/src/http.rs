@@ -5,6 +5,7 @@ mod discovery;
 mod gzip;
 mod negotiate;
 mod openapi;
+mod proxy;
 mod resource;
 mod table;
 mod upgrade;

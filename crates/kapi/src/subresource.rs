@@ -35,8 +35,8 @@ pub(crate) async fn create(
         ("pods", "binding") | ("bindings", "") => bind(call, &object).await,
         ("pods", "eviction") => eviction::evict(call, &object).await,
         (plural, "") => review::answer(server, user, plural, call.namespace, object).await,
-        (plural, subresource @ ("token" | "proxy")) => {
-            let why = format!("the subresource {plural}/{subresource} is not served by kplane yet");
+        (plural, "token") => {
+            let why = format!("the subresource {plural}/token is not served by kplane yet");
             Err(Status::failure(501, "NotImplemented", why).into())
         }
         _ => {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     add_warnings, binary, bytes_response, json_response,
     negotiate::{self, Form},
-    read_body, table, upgrade, watch as wire, yaml_response,
+    proxy, read_body, table, upgrade, watch as wire, yaml_response,
 };
 use crate::{
     aggregate,
@@ -72,6 +72,9 @@ impl Request<'_> {
             if !resource.has_subresource(&info.subresource) {
                 return Err(Status::no_such_path().into());
             }
+            if proxy::is_proxied(&resource, &info.subresource) {
+                return self.proxy(&resource, body).await;
+            }
             if upgrade::is_node_request(&resource, &info.subresource) {
                 return upgrade::serve(self, &resource, body).await;
             }
@@ -132,6 +135,7 @@ impl Request<'_> {
             return Err(Status::no_such_path().into());
         }
         let allowed = match (info.subresource.is_empty(), def.verbs) {
+            (false, _) if info.subresource == "proxy" => true,
             (false, _) => !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "delete"),
             (true, Verbs::All) => true,
             (true, verbs) => verbs.names().contains(&info.verb.as_str()),

@@ -25,9 +25,8 @@ use crate::{
 /// The subresources that a node answers.
 pub(super) fn is_node_request(resource: &Resource, subresource: &str) -> bool {
     resource.def.group.is_empty()
-        && ((resource.def.plural == "pods"
-            && ["log", "exec", "attach", "portforward"].contains(&subresource))
-            || subresource == "proxy")
+        && resource.def.plural == "pods"
+        && ["log", "exec", "attach", "portforward"].contains(&subresource)
 }
 
 /// Passes the request on.
@@ -41,10 +40,6 @@ where
     B::Error: fmt::Display + Send,
 {
     let info = request.info;
-    if info.subresource == "proxy" {
-        let why = format!("the subresource {}/proxy is not served by kplane yet", info.resource);
-        return Err(Status::failure(501, "NotImplemented", why).into());
-    }
     let pod = request.server.objects.get(resource, &info.namespace, &info.name);
     let pod =
         pod.ok_or_else(|| Status::not_found("", "pods", &info.name))?.value().map_err(Status::internal)?;

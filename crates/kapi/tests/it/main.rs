@@ -7,6 +7,7 @@ mod content;
 mod custom;
 mod harness;
 mod openapi;
+mod proxy;
 mod tables;
 mod verbs;
 mod watches;

@@ -1,0 +1,103 @@
+//! HTTP to pods and services through the server.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use kapi::{ApiServer, ServiceAddresses};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::harness::{get, json as send};
+
+/// A server that says what it was asked; the port that it listens on.
+async fn echo() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = hyper::service::service_fn(|request: Request<Incoming>| async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                let said = json!({"method": parts.method.as_str(), "path": parts.uri.to_string(),
+                    "body": String::from_utf8_lossy(&body), "trusted": parts.headers.contains_key("authorization")});
+                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(said.to_string()))))
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer),
+            );
+        }
+    });
+    port
+}
+
+async fn server(loopback: bool) -> ApiServer {
+    let addresses = ServiceAddresses { loopback, ..ServiceAddresses::default() };
+    let server = ApiServer::builder().service_addresses(addresses).build().unwrap();
+    server.bootstrap().await.unwrap();
+    let account = json!({"metadata": {"name": "default"}});
+    assert_eq!(send(&server, "POST", "/api/v1/namespaces/default/serviceaccounts", &account).await.0, 201);
+    server
+}
+
+async fn pod(server: &ApiServer, port: u16) {
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i", "ports": [{"containerPort": port}]}]}});
+    let pods = "/api/v1/namespaces/default/pods";
+    assert_eq!(send(server, "POST", pods, &pod).await.0, 201);
+    let (_, mut made) = get(server, &format!("{pods}/p")).await;
+    made["status"] = json!({"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]});
+    let (code, written) = send(server, "PUT", &format!("{pods}/p/status"), &made).await;
+    assert_eq!(code, 200, "{written}");
+}
+
+#[tokio::test]
+async fn requests_reach_pods_and_services() {
+    let port = echo().await;
+    let server = server(true).await;
+    pod(&server, port).await;
+    let path = "/api/v1/namespaces/default/pods/p/proxy/some/page?x=1";
+    let (code, said) = get(&server, path).await;
+    assert_eq!(
+        (code, &said["method"], &said["path"]),
+        (200, &json!("GET"), &json!("/some/page?x=1")),
+        "{said}"
+    );
+    let named = format!("/api/v1/namespaces/default/pods/http:p:{port}/proxy/");
+    let (_, said) = send(&server, "POST", &named, &json!({"a": 1})).await;
+    assert_eq!(
+        (&said["method"], &said["body"], &said["trusted"]),
+        (&json!("POST"), &json!("{\"a\":1}"), &json!(false))
+    );
+    assert_eq!(send(&server, "DELETE", &named, &Value::Null).await.1["method"], "DELETE");
+
+    let service = json!({"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}});
+    assert_eq!(send(&server, "POST", "/api/v1/namespaces/default/services", &service).await.0, 201);
+    let web = "/api/v1/namespaces/default/services/web:http/proxy/x";
+    let (code, status) = get(&server, web).await;
+    assert_eq!((code, status["message"].as_str()), (503, Some("no endpoints available for service \"web\"")));
+    let slice = json!({"metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+        "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}], "ports": [{"name": "http", "port": port}]});
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let (code, made) = send(&server, "POST", slices, &slice).await;
+    assert_eq!(code, 201, "{made}");
+    assert_eq!(get(&server, web).await.1["path"], "/x");
+    assert_eq!(get(&server, "/api/v1/namespaces/default/services/none/proxy/").await.0, 404);
+    let (code, status) = get(&server, "/api/v1/namespaces/default/services/web:other/proxy/").await;
+    assert_eq!(
+        (code, status["message"].as_str()),
+        (503, Some("no service port \"other\" found for service \"web\""))
+    );
+}
+
+/// Otherwise whoever may write a pod's status could reach what listens on the server's own machine.
+#[tokio::test]
+async fn the_servers_own_machine_is_not_reached() {
+    let port = echo().await;
+    let server = server(false).await;
+    pod(&server, port).await;
+    let (code, status) = get(&server, "/api/v1/namespaces/default/pods/p/proxy/").await;
+    assert_eq!((code, status["message"].as_str()), (400, Some("address not allowed")));
+}
