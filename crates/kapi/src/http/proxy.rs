@@ -142,7 +142,9 @@ impl Request<'_> {
         let name = &*service.header().name;
         let ports: Vec<&Value> = value["spec"]["ports"].as_array().into_iter().flatten().collect();
         let wanted = |port: &&&Value| {
-            asked.port.is_empty() || port["name"] == *asked.port || port["port"].to_string() == asked.port
+            asked.port.is_empty()
+                || port["name"] == *asked.port
+                || port["port"].as_u64() == asked.port.parse().ok()
         };
         let none = || unavailable_service(name);
         let port = ports.iter().find(wanted).ok_or_else(|| no_port(name, asked.port))?;
