@@ -558,9 +558,9 @@ async fn certificates_are_approved_and_denied() {
                 "get csr joan -o jsonpath={.status.conditions[0].type}:{.status.conditions[0].reason}",
                 Is("Denied:KubectlDeny"),
             ),
-            // Usages are fixed once the request is made.
-            (r#"patch csr jane --type merge -p {"spec":{"usages":["server auth"]}}"#, Has(&["patched"])),
-            ("get csr jane -o jsonpath={.spec.usages[0]}", Is("client auth")),
+            // What is asked for is fixed once the request is made.
+            (r#"patch csr jane --type merge -p {"spec":{"expirationSeconds":3600}}"#, Has(&["patched"])),
+            ("get csr jane -o jsonpath={.spec.expirationSeconds}", Is("")),
         ];
         check(kubectl, &files, &steps).await;
     })
