@@ -1,0 +1,239 @@
+//! What must hold for every input that a stranger can send: one function for each fuzz target, which panics when it doesn't.
+//!
+//! An input is bytes. Where a target needs several documents they stand on lines of their own; what is no text or has too few
+//! lines is no input, and passes. `src/tests.rs` runs each target over made-up inputs, without a fuzzer.
+
+#[cfg(test)]
+mod tests;
+
+use http::Method;
+use kapi::request::{DeleteOptions, ListOptions, Query, RequestInfo, WriteOptions};
+use kcel::{Bindings, Decl, Env};
+use kcore::selector::{FieldSelector, LabelSelector};
+use kschema::{
+    Type,
+    apply::{ConvertError, FieldManager, Versions},
+    builtin,
+    patch::{self, Patch},
+    protobuf,
+    structural::{SchemaRules, Structural, validate_schema},
+};
+use serde_json::{Value, json};
+
+/// What an evaluation may cost here: enough for what a rule says, too little to make the fuzzer slow.
+const COST_MAX: u64 = 20_000;
+
+/// The next line of a text, and what is left.
+fn line(text: &str) -> (&str, &str) {
+    text.split_once('\n').unwrap_or((text, ""))
+}
+
+fn document(text: &str) -> Option<Value> {
+    serde_json::from_str(text).ok()
+}
+
+/// A request line, `METHOD /path?query`: it is read without a fault, the same whenever it is read, and only what stands below
+/// `/api` and `/apis` is about a resource, which then has a name.
+pub fn request(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (method, target) = text.split_once(' ').unwrap_or(("GET", text));
+    let Ok(method) = Method::from_bytes(method.as_bytes()) else { return };
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let query = Query::parse(query);
+    let info = RequestInfo::new(&method, path, &query);
+    assert_eq!(info, RequestInfo::new(&method, path, &query));
+    // Methods that no verb belongs to leave it empty, as upstream does.
+    let known = matches!(method.as_str(), "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE");
+    assert!(!info.is_resource || known != info.verb.is_empty(), "{info:?}");
+    if info.is_resource {
+        assert!(!info.resource.is_empty() && !info.version.is_empty(), "{info:?}");
+        assert!(!info.resource.contains('/') && !info.name.contains('/'), "{info:?}");
+    } else {
+        assert!(info.resource.is_empty() && info.namespace.is_empty(), "{info:?}");
+    }
+    for watch in [false, true] {
+        if let Ok(options) = ListOptions::parse(&query, watch) {
+            let again = LabelSelector::parse(&options.labels.to_string());
+            assert_eq!(again.as_ref(), Ok(&options.labels));
+        }
+    }
+    let _ = WriteOptions::parse(&query, "PatchOptions");
+    let _ = DeleteOptions::parse(&query, None);
+}
+
+/// Selectors of labels and fields: what is printed is read as the same, and no two requirements that exclude each other match.
+pub fn selectors(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (selector, labels) = line(text);
+    if let Ok(selector) = LabelSelector::parse(selector) {
+        let printed = selector.to_string();
+        assert_eq!(LabelSelector::parse(&printed).as_ref(), Ok(&selector), "{printed}");
+        let pairs: Vec<_> = labels.split(',').filter_map(|pair| pair.split_once('=')).collect();
+        let matches = selector.matches_pairs(pairs.iter().copied());
+        let each = selector.requirements().iter().all(|requirement| {
+            let value = pairs.iter().find(|(key, _)| *key == requirement.key).map(|(_, value)| *value);
+            requirement.matches(value)
+        });
+        assert_eq!(matches, each, "{printed}");
+    }
+    if let Ok(selector) = FieldSelector::parse(selector) {
+        assert_eq!(selector.is_empty(), selector.terms().is_empty());
+        for term in selector.terms() {
+            assert!(
+                selector.required(&term.path).is_none() || selector.terms().iter().any(|term| term.equal)
+            );
+        }
+    }
+}
+
+/// A patch (its media type, the object, the patch, on three lines): the outcome is the same each time, and a merge patch or
+/// a strategic one that is applied to its own outcome changes nothing more, as long as it has no directives.
+pub fn patches(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (media_type, rest) = line(text);
+    let (object, body) = line(rest);
+    let media_type = match media_type {
+        "json" => "application/json-patch+json",
+        "merge" => "application/merge-patch+json",
+        "strategic" => patch::STRATEGIC,
+        other => other,
+    };
+    let (Some(object), Some(body)) = (document(object), document(body)) else { return };
+    let Ok(parsed) = Patch::parse(media_type, body.clone()) else { return };
+    let catalog = builtin::catalog();
+    let schema = Type::Named(catalog.find("~core.v1.Pod").expect("there are pods"));
+    let Ok(patched) = parsed.apply(&catalog, &schema, &object) else { return };
+    let again = parsed.apply(&catalog, &schema, &object);
+    assert_eq!(again.ok().as_ref(), Some(&patched));
+    if matches!(parsed, Patch::Merge(_)) {
+        let twice = parsed.apply(&catalog, &schema, &patched);
+        assert_eq!(twice.ok().as_ref(), Some(&patched), "a merge patch is idempotent (RFC 7386)");
+    }
+}
+
+/// One version, nothing to convert.
+struct OneVersion(Type);
+
+impl Versions for OneVersion {
+    fn schema(&self, api_version: &str) -> Option<&Type> {
+        (api_version == "v1").then_some(&self.0)
+    }
+
+    fn convert(&self, _: &Value, _: &str) -> Result<Value, ConvertError> {
+        Err(ConvertError::NoSuchVersion)
+    }
+}
+
+/// Server-side apply of two configurations of a pod, on two lines: applying the same again changes nothing, and whoever
+/// forces gets what he wants.
+pub fn apply(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (first, second) = line(text);
+    let configuration = |text: &str| {
+        let mut object = document(text).filter(Value::is_object)?;
+        object["apiVersion"] = json!("v1");
+        object["kind"] = json!("Pod");
+        object["metadata"] = json!({"name": "a"});
+        Some(object)
+    };
+    let (Some(first), Some(second)) = (configuration(first), configuration(second)) else { return };
+    let catalog = builtin::catalog();
+    let versions = OneVersion(Type::Named(catalog.find("~core.v1.Pod").expect("there are pods")));
+    let manager = FieldManager {
+        catalog: &catalog,
+        versions: &versions,
+        api_version: "v1",
+        kind: "Pod",
+        subresource: "",
+    };
+    let now = jiff::Timestamp::UNIX_EPOCH;
+    let apply = |live: &Value, object: &Value, who| manager.on_apply(live, object, who, true, now);
+    let Ok(Some(live)) = apply(&json!({}), &first, "ann") else { return };
+    assert!(matches!(apply(&live, &first, "ann"), Ok(None)), "applying the same again changes nothing");
+    let Ok(Some(both)) = apply(&live, &second, "bob") else { return };
+    assert!(matches!(apply(&both, &second, "bob"), Ok(None)), "applying the same again changes nothing");
+    // By an update everything may change hands, but what comes of it can be read again.
+    let mut updated = first;
+    manager.on_update(&both, &mut updated, "carol", now);
+    let _ = apply(&updated, &second, "bob");
+}
+
+/// A schema of a definition, and an object, on two lines: a schema without errors compiles, what is pruned and defaulted stays
+/// as it is when that is done again, and validation comes to an end.
+pub fn crd_schema(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (schema, object) = line(text);
+    let Some(schema) = document(schema) else { return };
+    let errors = validate_schema(&builtin::catalog(), &schema, "schema", SchemaRules::default());
+    let Ok(compiled) = Structural::compile(&schema) else {
+        assert!(!errors.is_empty(), "a schema without errors compiles");
+        return;
+    };
+    let Some(mut object) = document(object).filter(Value::is_object).filter(|_| errors.is_empty()) else {
+        return;
+    };
+    compiled.default_in(&mut object);
+    let defaulted = object.clone();
+    compiled.default_in(&mut object);
+    assert_eq!(object, defaulted, "defaulting is idempotent");
+    compiled.prune(&mut object);
+    let pruned = object.clone();
+    assert_eq!(compiled.prune(&mut object), Vec::<String>::new(), "nothing is left to prune");
+    assert_eq!(object, pruned);
+    let mut faults = Vec::new();
+    compiled.validate(&object, None, &mut faults);
+    compiled.validate_lists(&object, &mut faults);
+    let mut unchanged = Vec::new();
+    compiled.validate(&object, Some(&object), &mut unchanged);
+    assert!(unchanged.len() <= faults.len(), "what was there before is no new fault");
+}
+
+/// An expression, and the object that it is about, on two lines: it is refused, or evaluated within its budget, the same
+/// each time.
+pub fn cel(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (source, object) = line(text);
+    let part = Decl::object("part").field("name", Decl::string().max_length(50), true);
+    let root = Decl::object("root")
+        .field("size", Decl::int(), false)
+        .field("name", Decl::string().max_length(50), false)
+        .field("parts", Decl::list(part).max_items(5), false)
+        .field("tags", Decl::map(Decl::string()).max_properties(5), false)
+        .field("when", Decl::date_time(), false)
+        .named("selfType");
+    let Ok(program) = Env::builder().variable("self", root).build().compile(source) else { return };
+    let object = document(object).unwrap_or_else(|| json!({}));
+    let evaluate = || {
+        let bindings = Bindings::new().json("self", &object);
+        let outcome = program.eval(&bindings, COST_MAX);
+        (outcome.cost, outcome.result.map(|value| format!("{value:?}")).map_err(|error| error.to_string()))
+    };
+    let (cost, result) = evaluate();
+    assert!(result.is_err() || cost <= COST_MAX, "{cost} is more than there was");
+    assert_eq!(evaluate(), (cost, result));
+}
+
+/// Bytes in Kubernetes' protobuf: an object that can be read can be written, and what is written is read as the same from then
+/// on. (The first writing adds what a message always has, such as metadata.)
+pub fn protobuf(data: &[u8]) {
+    let catalog = builtin::catalog();
+    let Ok(object) = protobuf::decode(&catalog, data) else { return };
+    let rewrite = |object: &Value| {
+        let written = protobuf::encode(&catalog, object).ok()?;
+        Some(protobuf::decode(&catalog, &written).expect("what is written can be read"))
+    };
+    let Some(read) = rewrite(&object) else { return };
+    assert_eq!(rewrite(&read).as_ref(), Some(&read), "what is written is read as the same");
+}
+
+/// JSON: the reader that notes duplicate keys reads what `serde_json` reads, as the same.
+pub fn json(data: &[u8]) {
+    let plain: Option<Value> = serde_json::from_slice(data).ok();
+    let noted = kschema::json::parse(data).ok();
+    assert_eq!(noted.as_ref().map(|(value, _)| value), plain.as_ref());
+    if let Some((value, duplicates)) = noted {
+        let text = value.to_string();
+        let again = kschema::json::parse(text.as_bytes()).ok();
+        assert_eq!(again, Some((value, Vec::new())), "what is written has no duplicates: {duplicates:?}");
+    }
+}
