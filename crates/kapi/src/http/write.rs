@@ -124,7 +124,10 @@ impl Request<'_> {
         }
         let form = self.form(resource, false)?;
         let media_type = media_type(&self.parts.headers);
-        if !self.info.subresource.is_empty() || resource.def.verbs == Verbs::CreateOnly {
+        if resource.def.verbs == Verbs::CreateOnly {
+            return self.review(resource, &media_type, &body, &options).await;
+        }
+        if !self.info.subresource.is_empty() {
             let (object, _) = self.decode(&media_type, &body)?;
             let (code, value) =
                 subresource::create(self.server, self.user, &self.call(resource, options.dry_run), object)
@@ -139,6 +142,31 @@ impl Request<'_> {
         convert::to_hub(resource, &mut object);
         let written = self.call(resource, options.dry_run).create(object).await?;
         self.written_response(resource, StatusCode::CREATED, &written, form, &warnings).await
+    }
+
+    /// What is created only to be answered: reviews, and bindings by their old address.
+    async fn review(
+        &self,
+        resource: &Arc<Resource>,
+        media_type: &str,
+        body: &[u8],
+        options: &WriteOptions,
+    ) -> ApiResult<Response<Body>> {
+        let mut warnings = Vec::new();
+        let mut object = self.decode_object(resource, media_type, body, options, &mut warnings)?;
+        let def = &resource.def;
+        def.strategy.default(&mut object);
+        let mut errors = Vec::new();
+        def.strategy.validate_create(&object, &mut errors);
+        if !errors.is_empty() {
+            let name = object["metadata"]["name"].as_str().unwrap_or_default();
+            return Err(invalid(&def.group, &def.kind, name, &errors));
+        }
+        let call = self.call(resource, options.dry_run);
+        let (code, value) = subresource::create(self.server, self.user, &call, object).await?;
+        let mut response = json_response(code, &value);
+        add_warnings(&mut response, &warnings);
+        Ok(response)
     }
 
     async fn written_response(

@@ -175,3 +175,33 @@ async fn unknown_paths_selectors_and_patches() {
     }
     assert_eq!(get(&server, &format!("{MAPS}/a")).await.1["data"], json!({"k": "v"}));
 }
+
+#[tokio::test]
+async fn reviews_are_checked_like_everything_else() {
+    let server = server().await;
+    let path = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    for (body, code, message) in [
+        (
+            json!({"spec": {"user": 7}}),
+            400,
+            "SubjectAccessReview in version \"v1\" cannot be handled as a SubjectAccessReview",
+        ),
+        (
+            json!({"spec": {"user": "jane"}}),
+            422,
+            "SubjectAccessReview.authorization.k8s.io \"\" is invalid: spec.resourceAttributes",
+        ),
+        (
+            json!({"spec": {"resourceAttributes": {"verb": "get"}}}),
+            422,
+            "SubjectAccessReview.authorization.k8s.io \"\" is invalid: spec.user",
+        ),
+    ] {
+        let (got, status) = send(&server, "POST", path, &body).await;
+        assert_eq!(got, code, "{body}: {status}");
+        assert!(status["message"].as_str().unwrap().starts_with(message), "{body}: {status}");
+    }
+    let good = json!({"spec": {"user": "jane", "resourceAttributes": {"verb": "get", "resource": "pods"}}});
+    let (code, answer) = send(&server, "POST", path, &good).await;
+    assert_eq!((code, &answer["kind"]), (201, &json!("SubjectAccessReview")), "{answer}");
+}
