@@ -1,6 +1,9 @@
 //! The state machine: what a transaction does to the tables. No I/O, no clock, no threads; the same calls lead to the same
 //! state.
 
+#[cfg(feature = "replica")]
+pub(crate) mod foreign;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
@@ -40,6 +43,8 @@ pub(crate) struct Core {
     bytes_max: u64,
     /// The greatest floor that was asked for; where the history of a table begins that is opened after.
     floor: Revision,
+    /// The revision has moved without a table being changed.
+    moved: bool,
 }
 
 /// One table, and what its writer knows beside.
@@ -79,6 +84,7 @@ impl Core {
             bytes: 0,
             bytes_max,
             floor: Revision::ZERO,
+            moved: false,
         }
     }
 
@@ -110,6 +116,7 @@ impl Core {
             bytes: self.bytes,
             bytes_max: self.bytes_max,
             floor: self.floor,
+            moved: self.moved,
         }
     }
 
@@ -463,7 +470,7 @@ impl Core {
 
     /// Whether there is something to publish.
     pub(crate) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+        self.moved || !self.dirty.is_empty()
     }
 
     /// The root that shows everything done so far. Tables that still have history to let go of stay marked, and are taken up
@@ -480,6 +487,7 @@ impl Core {
             self.published.set(id, Arc::new(table.now.clone()));
         }
         self.dirty = left;
+        self.moved = false;
         Root { revision: self.revision, tables: self.published.clone() }
     }
 

@@ -42,6 +42,12 @@ pub enum StoreError {
         /// Where the store is.
         published: Revision,
     },
+    /// This engine can't do it.
+    #[error("{what} is not supported by this engine")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
     /// What lies under the store failed: a disk, a connection. It may be tried again.
     #[error("the store's backend failed")]
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),

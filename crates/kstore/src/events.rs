@@ -121,6 +121,12 @@ impl Log {
         Log { start: 1, end: 1, floor_seq: 1, ..Log::new(floor, before) }
     }
 
+    /// The log of a table whose history was lost: it goes on behind `seq`, so that every watch finds that it missed something.
+    #[cfg(feature = "replica")]
+    pub(crate) fn resumed(floor: Revision, before: Revision, seq: u64) -> Log {
+        Log { start: seq, end: seq, floor_seq: seq, ..Log::new(floor, before) }
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.end
     }

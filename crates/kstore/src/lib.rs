@@ -63,17 +63,43 @@ mod backup;
 mod checksum;
 mod memory;
 
+// What is spoken with etcd and its clients.
+#[cfg(feature = "etcd")]
+mod etcd;
+#[cfg(any(feature = "etcd", feature = "serve"))]
+#[cfg_attr(
+    not(feature = "serve"),
+    allow(dead_code, reason = "the engine asks for less than the face answers")
+)]
+mod proto;
+#[cfg(feature = "replica")]
+mod replica;
+#[cfg(feature = "serve")]
+mod serve;
+
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use backup::{Backup, BackupReader};
 pub use entry::{Entry, Opaque};
 pub use error::{CommitError, LeaseError, ReadError, RestoreError, StoreError, WatchError};
+#[cfg(feature = "etcd")]
+pub use etcd::{CALL_TIME_DEFAULT, Etcd, EtcdBuilder, EtcdError, EtcdStore, EtcdTls, PREFIX_DEFAULT};
 pub use events::{Event, EventKind};
 pub use lease::{LEASE_TTL_MAX, LEASES_MAX, LeaseId, LeaseInfo, Leases};
 pub use memory::{MemoryStore, MemoryStoreBuilder};
 pub use range::Range;
+#[cfg(feature = "replica")]
+pub use replica::{
+    ARRIVAL_TIME_MAX, Remote, RemoteChange, RemoteEntry, RemoteError, RemoteEvent, RemoteLease, RemoteLoad,
+    RemoteOutcome, RemoteTxn, Replica,
+};
 pub use revision::Revision;
+#[cfg(feature = "serve")]
+pub use serve::{
+    ETCD_VERSION, EtcdServer, EtcdServerBuilder, PROGRESS_INTERVAL_DEFAULT, REQUEST_BYTES_DEFAULT,
+    ServeError, TXN_OPS_DEFAULT,
+};
 pub use snapshot::{Difference, Entries, Snapshot, VerifyError};
 pub use store::Store;
 pub use table::{HistoryLimits, IndexFn, TABLES_MAX, TERMS_MAX, TableId, TableSpec, Term, index_fn};

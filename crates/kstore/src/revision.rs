@@ -30,6 +30,12 @@ impl Revision {
         Revision(self.0.saturating_add(1))
     }
 
+    /// The revision so many steps after this one.
+    #[must_use]
+    pub const fn plus(self, steps: u64) -> Revision {
+        Revision(self.0.saturating_add(steps))
+    }
+
     /// The revision before this one; `ZERO` stays itself.
     pub const fn previous(self) -> Revision {
         Revision(self.0.saturating_sub(1))

@@ -161,6 +161,21 @@ impl Sequencer {
         Ok(revision)
     }
 
+    /// Puts what stands elsewhere in place of everything here, and tells every watch that it missed something.
+    #[cfg(feature = "replica")]
+    pub(crate) fn reload(&self, image: Image) -> Result<(), StoreError> {
+        let now = self.now();
+        let mut core = self.lock();
+        core.reload_foreign(image)?;
+        let mut wake = Wake { wakers: Vec::new(), old: Some(self.published.swap(core.publish(now))) };
+        for (_, table) in self.published.load().tables.iter() {
+            table.hub.reset(table.log.end(), &mut wake.wakers);
+        }
+        drop(core);
+        wake.wake();
+        Ok(())
+    }
+
     /// Looks at the core.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Core, Duration) -> T) -> T {
         let now = self.now();

@@ -64,10 +64,29 @@ where
     F: Fn() -> Fut,
     Fut: Future<Output = Arc<dyn Store>>,
 {
+    replica_conformance(&new_store).await;
+    each!(
+        new_store,
+        commit::revisions_have_no_gaps,
+        restore::a_backup_restores_everything,
+        restore::a_damaged_backup_is_refused,
+        restore::a_store_with_content_is_not_restored_into,
+    );
+}
+
+/// Checks what a store must keep that is made of a database elsewhere, which numbers revisions itself: all of
+/// [`conformance`] but that revisions have no gaps and that back-ups can be restored.
+///
+/// # Panics
+/// If a promise is broken.
+pub async fn replica_conformance<F, Fut>(new_store: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn Store>>,
+{
     each!(
         new_store,
         commit::creators_exclude_each_other,
-        commit::revisions_have_no_gaps,
         commit::transactions_are_whole,
         commit::comparisons_mean_what_they_say,
         commit::versions_begin_anew_after_a_deletion,
@@ -97,9 +116,6 @@ where
         watch::revisions_are_not_split,
         watch::dropped_futures_lose_nothing,
         watch::no_wake_up_is_lost,
-        restore::a_backup_restores_everything,
-        restore::a_damaged_backup_is_refused,
-        restore::a_store_with_content_is_not_restored_into,
     );
     for seed in 0..16 {
         model::agrees_with_the_model(new_store().await, seed).await;

@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::commit::{done, open};
 use crate::{
-    CommitError, EventKind, LEASE_TTL_MAX, LeaseError, LeaseId, MemoryStore, Op, Revision, Store, TableId,
-    TableSpec, Txn, WatchRequest,
+    CommitError, EventKind, LEASE_TTL_MAX, LeaseError, LeaseId, MemoryStore, Op, Store, TableId, TableSpec,
+    Txn, WatchRequest,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -85,13 +85,14 @@ pub async fn a_detached_key_stays(store: Arc<dyn Store>) {
 
 /// Revoking deletes the keys, in all tables, at one revision, now.
 pub async fn revoking_deletes_at_one_revision(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let tables = [open(&store, "a"), open(&store, "b")];
     let lease = grant(&store, 100).await;
     for table in tables {
         done(&store, leased(table, "k", lease)).await;
     }
     let revoked = store.revoke(lease).await.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(revoked, Revision(3));
+    assert_eq!(revoked, begin.plus(3));
     let snapshot = store.snapshot();
     assert_eq!(tables.map(|table| snapshot.table_revision(table)), [revoked; 2]);
     assert_eq!(tables.map(|table| snapshot.len(table)), [0; 2]);

@@ -58,6 +58,11 @@ pub struct Model {
 }
 
 impl Model {
+    /// A model of a store in which nothing is, and which is at `revision`.
+    pub fn new(revision: Revision) -> Model {
+        Model { changes: Vec::new(), revision }
+    }
+
     /// The table as it was at a revision.
     pub fn at(&self, table: TableId, revision: Revision) -> BTreeMap<Bytes, State> {
         let mut states = BTreeMap::new();
@@ -256,16 +261,17 @@ pub async fn agrees_with_the_model(store: Arc<dyn Store>, seed: u64) {
         Interest::Key(Bytes::from_static(b"k07")),
         Interest::Prefix(Bytes::from_static(b"k1")),
     ];
+    let begin = store.snapshot().revision();
     let mut watches = Vec::new();
     for (table, interest) in
         tables.iter().flat_map(|table| interests.iter().map(move |interest| (*table, interest)))
     {
-        let request = WatchRequest::new(table, Revision::ZERO).interest(interest.clone());
+        let request = WatchRequest::new(table, begin).interest(interest.clone());
         let watch = store.watch(request.clone()).unwrap_or_else(|error| panic!("{error}"));
         watches.push((watch, Validator::new(&store.snapshot(), request)));
     }
     let mut random = Random::new(seed);
-    let mut model = Model::default();
+    let mut model = Model::new(begin);
     for step in 0..120 {
         let txn = random_txn(&mut random, tables, model.revision);
         match (store.commit(txn.clone()).await, model.commit(&txn)) {
@@ -293,7 +299,7 @@ pub async fn agrees_with_the_model(store: Arc<dyn Store>, seed: u64) {
             for (watch, validator) in &mut watches {
                 validator.drain(watch, &store.snapshot());
             }
-            let floor = Revision(random.below(model.revision.get() + 1));
+            let floor = begin.plus(random.below(model.revision.get() - begin.get() + 1));
             store.compact(floor).await.unwrap_or_else(|error| panic!("{error}"));
             store.snapshot().verify().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         }

@@ -15,12 +15,13 @@ use super::{
     commit::{done, open},
     model::{Model, random_txn, table_by_first_byte},
 };
-use crate::{CommitError, Op, Range, ReadError, Revision, Store, StoreError, TableSpec, Term, Txn, index_fn};
+use crate::{CommitError, Op, Range, ReadError, Store, StoreError, TableSpec, Term, Txn, index_fn};
 
 /// A list taken while others write has every key that is older than the list's revision. (mem_etcd handed the revision out
 /// before the key was in its tree: 5 of 151 lists lacked a key.)
 pub async fn lists_lack_nothing(store: Arc<dyn Store>) {
     let table = open(&store, "t");
+    let begin = store.snapshot().revision();
     let stop = Arc::new(AtomicBool::new(false));
     let writers: Vec<_> = (0..4)
         .map(|writer| {
@@ -41,7 +42,7 @@ pub async fn lists_lack_nothing(store: Arc<dyn Store>) {
         let entries: Vec<_> = snapshot.range(table, Range::all()).collect();
         assert_eq!(
             entries.len() as u64,
-            snapshot.revision().get(),
+            snapshot.revision().get() - begin.get(),
             "a list at {} lacks keys",
             snapshot.revision()
         );
@@ -57,6 +58,7 @@ pub async fn lists_lack_nothing(store: Arc<dyn Store>) {
 /// A snapshot, and an iterator over it, show what they showed, whatever happens after.
 pub async fn snapshots_stay_as_they_are(store: Arc<dyn Store>) {
     let table = open(&store, "t");
+    let begin = store.snapshot().revision();
     for number in 0..200 {
         done(&store, Txn::create(table, format!("k{number:03}"), "old")).await;
     }
@@ -72,7 +74,7 @@ pub async fn snapshots_stay_as_they_are(store: Arc<dyn Store>) {
     store.compact(store.snapshot().revision()).await.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(entries.len(), 199);
     assert!(entries.all(|entry| &entry.value()[..] == b"old"));
-    assert_eq!((snapshot.len(table), snapshot.revision()), (200, Revision(200)));
+    assert_eq!((snapshot.len(table), snapshot.revision()), (200, begin.plus(200)));
     assert_eq!(store.snapshot().len(table), 100);
 }
 
@@ -126,6 +128,7 @@ pub async fn terms_lead_to_entries(store: Arc<dyn Store>) {
     });
     let spec = TableSpec::new("t").index(words);
     let table = store.open_table(spec).unwrap_or_else(|error| panic!("{error}"));
+    let begin = store.snapshot().revision();
     for (key, value) in [("1", "red blue"), ("2", "blue"), ("3", ""), ("4", "red"), ("1", "green red")] {
         done(&store, Txn::new().op(Op::put(table, key, value))).await;
     }
@@ -142,7 +145,7 @@ pub async fn terms_lead_to_entries(store: Arc<dyn Store>) {
     assert_eq!(keys("blue"), ["2"]);
     assert_eq!(keys("green"), ["1"]);
     assert!(keys("re").is_empty() && keys("").is_empty());
-    let past = store.snapshot_at(Revision(4)).unwrap_or_else(|error| panic!("{error}"));
+    let past = store.snapshot_at(begin.plus(4)).unwrap_or_else(|error| panic!("{error}"));
     let red: Vec<Bytes> = past.by_term(table, &Term::from("red")).map(|entry| entry.key().clone()).collect();
     assert_eq!(red, ["1", "4"], "terms of an earlier revision");
     // More terms than allowed refuse the commit.
@@ -156,8 +159,9 @@ pub async fn terms_lead_to_entries(store: Arc<dyn Store>) {
 pub async fn earlier_revisions_can_be_read(store: Arc<dyn Store>) {
     let open = |name| store.open_table(table_by_first_byte(name)).unwrap_or_else(|error| panic!("{error}"));
     let tables = [open("a"), open("b")];
-    let (mut random, mut model) = (Random::new(11), Model::default());
-    while model.revision < Revision(150) {
+    let begin = store.snapshot().revision();
+    let (mut random, mut model) = (Random::new(11), Model::new(begin));
+    while model.revision < begin.plus(150) {
         let txn = random_txn(&mut random, tables, model.revision);
         if store.commit(txn.clone()).await.is_ok() {
             model
@@ -165,23 +169,26 @@ pub async fn earlier_revisions_can_be_read(store: Arc<dyn Store>) {
                 .unwrap_or_else(|index| panic!("the model refuses comparison {index} of {txn:?}"));
         }
     }
-    for revision in (0..=150).map(Revision) {
+    for revision in (0..=150).map(|step| begin.plus(step)) {
         let past = store.snapshot_at(revision).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(past.revision(), revision);
         model.check(&past, &tables);
-        let further = past.at(Revision(revision.get() / 2)).unwrap_or_else(|error| panic!("{error}"));
+        let further =
+            past.at(begin.plus((revision.get() - begin.get()) / 2)).unwrap_or_else(|error| panic!("{error}"));
         model.check(&further, &tables);
     }
-    let future = store.snapshot_at(Revision(151));
-    assert!(matches!(future, Err(ReadError::Future { published: Revision(150), .. })), "{future:?}");
-    store.compact(Revision(70)).await.unwrap_or_else(|error| panic!("{error}"));
-    let gone = store.snapshot_at(Revision(69));
-    assert!(matches!(gone, Err(ReadError::Compacted { floor: Revision(70), .. })), "{gone:?}");
-    for revision in (70..=150).map(Revision) {
+    let future = store.snapshot_at(begin.plus(151));
+    let last = begin.plus(150);
+    assert!(matches!(future, Err(ReadError::Future { published, .. }) if published == last), "{future:?}");
+    let compacted = begin.plus(70);
+    store.compact(compacted).await.unwrap_or_else(|error| panic!("{error}"));
+    let gone = store.snapshot_at(begin.plus(69));
+    assert!(matches!(gone, Err(ReadError::Compacted { floor, .. }) if floor == compacted), "{gone:?}");
+    for revision in (70..=150).map(|step| begin.plus(step)) {
         model.check(&store.snapshot_at(revision).unwrap_or_else(|error| panic!("{error}")), &tables);
     }
-    let one = store.snapshot().at_table(tables[0], Revision(80)).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(one.len(tables[0]), model.at(tables[0], Revision(80)).len());
+    let one = store.snapshot().at_table(tables[0], begin.plus(80)).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(one.len(tables[0]), model.at(tables[0], begin.plus(80)).len());
     assert!(one.is_empty(tables[1]), "only the table that was asked for is there");
 }
 

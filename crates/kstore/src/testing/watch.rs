@@ -124,11 +124,12 @@ async fn follow(store: Arc<dyn Store>, table: TableId, interest: Interest, end: 
 
 /// A watch is woken by what it asked for, and gets nothing else: what has a term before or after, what has a key, a prefix.
 pub async fn interests_are_kept_to(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = store.open_table(table_by_first_byte("t")).unwrap_or_else(|error| panic!("{error}"));
-    let begin = |interest| watch(&store, WatchRequest::new(table, Revision::ZERO).interest(interest));
-    let mut term = begin(Interest::Term(Term::from("1")));
-    let mut key = begin(Interest::Key(Bytes::from_static(b"b")));
-    let mut prefix = begin(Interest::Prefix(Bytes::from_static(b"a/")));
+    let watch = |interest| watch(&store, WatchRequest::new(table, begin).interest(interest));
+    let mut term = watch(Interest::Term(Term::from("1")));
+    let mut key = watch(Interest::Key(Bytes::from_static(b"b")));
+    let mut prefix = watch(Interest::Prefix(Bytes::from_static(b"a/")));
     let steps = [("a/x", "1"), ("b", "2"), ("a/x", "2"), ("a/y", "3"), ("c", "1"), ("a/x", "3")];
     for (name, value) in steps {
         done(&store, Txn::new().op(Op::put(table, name, value))).await;
@@ -137,12 +138,12 @@ pub async fn interests_are_kept_to(store: Arc<dyn Store>) {
     let batch = next(&mut term).await;
     // The third step takes the term away, which whoever watches it must see.
     assert_eq!(keys(&batch.events), [b"a/x", &b"a/x"[..], b"c", b"c"]);
-    assert_eq!(batch.revision, Revision(7));
+    assert_eq!(batch.revision, begin.plus(7));
     assert_eq!(keys(&next(&mut key).await.events), [b"b"]);
     assert_eq!(keys(&next(&mut prefix).await.events), [b"a/x", b"a/x", b"a/y", b"a/x"]);
     for quiet in [&mut term, &mut key, &mut prefix] {
         assert!(quiet.next().now_or_never().is_none(), "nothing is left");
-        assert_eq!(quiet.progress(), Revision(7));
+        assert_eq!(quiet.progress(), begin.plus(7));
     }
 }
 
@@ -150,6 +151,7 @@ pub async fn interests_are_kept_to(store: Arc<dyn Store>) {
 pub async fn far_back_nothing_is_overlooked(store: Arc<dyn Store>) {
     let table = store.open_table(table_by_first_byte("t")).unwrap_or_else(|error| panic!("{error}"));
     let mut random = Random::new(29);
+    let begin = store.snapshot().revision();
     for _ in 0..3_000 {
         let (key, value) = (random.below(200).to_string(), random.below(40).to_string());
         done(&store, Txn::new().op(Op::put(table, key, value))).await;
@@ -161,7 +163,7 @@ pub async fn far_back_nothing_is_overlooked(store: Arc<dyn Store>) {
         Interest::Key(Bytes::from_static(b"17")),
         Interest::Prefix(Bytes::from_static(b"18")),
     ] {
-        for after in [0, 7, 8, 255, 256, 1_111, 2_990].map(Revision) {
+        for after in [0, 7, 8, 255, 256, 1_111, 2_990].map(|step| begin.plus(step)) {
             let all = store.snapshot().events(table, after).unwrap_or_else(|error| panic!("{error}"));
             let expected: Vec<Revision> =
                 all.iter().filter(|event| interest.wants(event)).map(|event| event.revision).collect();
@@ -191,48 +193,53 @@ pub async fn a_deletion_right_after_the_floor_is_seen(store: Arc<dyn Store>) {
 
 /// Below the floor a watch is refused, and told where history begins.
 pub async fn below_the_floor_is_refused(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = open(&store, "t");
     for number in 0..10 {
         done(&store, Txn::create(table, number.to_string(), "")).await;
     }
-    store.compact(Revision(5)).await.unwrap_or_else(|error| panic!("{error}"));
-    let refused = store.watch(WatchRequest::new(table, Revision(4)));
-    assert!(matches!(refused, Err(ReadError::Compacted { floor: Revision(5), .. })), "{refused:?}");
-    let events = next(&mut watch(&store, WatchRequest::new(table, Revision(5)))).await.events;
+    store.compact(begin.plus(5)).await.unwrap_or_else(|error| panic!("{error}"));
+    let refused = store.watch(WatchRequest::new(table, begin.plus(4)));
+    assert!(
+        matches!(refused, Err(ReadError::Compacted { floor, .. }) if floor == begin.plus(5)),
+        "{refused:?}"
+    );
+    let events = next(&mut watch(&store, WatchRequest::new(table, begin.plus(5)))).await.events;
     assert_eq!(events.len(), 5);
     // Further back than the floor already is: nothing to do. Further than the store is: refused.
-    store.compact(Revision(3)).await.unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(store.snapshot().floor(), Revision(5));
-    assert!(store.compact(Revision(11)).await.is_err());
-    let unknown = store.watch(WatchRequest::new(TableId(4_000_000), Revision(5)));
+    store.compact(begin.plus(3)).await.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(store.snapshot().floor(), begin.plus(5));
+    assert!(store.compact(begin.plus(11)).await.is_err());
+    let unknown = store.watch(WatchRequest::new(TableId(4_000_000), begin.plus(5)));
     assert!(matches!(unknown, Err(ReadError::Store(_))), "{unknown:?}");
 }
 
 /// A watch that nobody reads holds nobody up; when what it has not read is gone it is told so, once and for all.
 pub async fn a_slow_watch_is_told_what_it_missed(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = store.open_table(table_by_first_byte("t")).unwrap_or_else(|error| panic!("{error}"));
-    let mut all = watch(&store, WatchRequest::new(table, Revision::ZERO));
-    let mut term =
-        watch(&store, WatchRequest::new(table, Revision::ZERO).interest(Interest::Term(Term::from("1"))));
+    let mut all = watch(&store, WatchRequest::new(table, begin));
+    let mut term = watch(&store, WatchRequest::new(table, begin).interest(Interest::Term(Term::from("1"))));
     for number in 0..3_000 {
         done(&store, Txn::new().op(Op::put(table, (number % 10).to_string(), "1"))).await;
     }
-    store.compact(Revision(1_000)).await.unwrap_or_else(|error| panic!("{error}"));
+    store.compact(begin.plus(1_000)).await.unwrap_or_else(|error| panic!("{error}"));
     for slow in [&mut all, &mut term] {
         for _ in 0..2 {
             let error = slow.next().await.map(|batch| batch.revision);
-            assert_eq!(error, Err(WatchError::Compacted { floor: Revision(1_000) }));
+            assert_eq!(error, Err(WatchError::Compacted { floor: begin.plus(1_000) }));
         }
-        assert_eq!(slow.progress(), Revision::ZERO, "what was not delivered is not said to be");
+        assert_eq!(slow.progress(), begin, "what was not delivered is not said to be");
     }
     assert!(
-        next(&mut watch(&store, WatchRequest::new(table, Revision(1_000)))).await.events.len()
+        next(&mut watch(&store, WatchRequest::new(table, begin.plus(1_000)))).await.events.len()
             >= BATCH_EVENTS_MAX
     );
 }
 
 /// A watch for which there was nothing is not ended by the compaction of what it didn't want.
 pub async fn quiet_watches_outlive_compaction(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = store.open_table(table_by_first_byte("t")).unwrap_or_else(|error| panic!("{error}"));
     let other = open(&store, "other");
     let interests = [
@@ -242,9 +249,9 @@ pub async fn quiet_watches_outlive_compaction(store: Arc<dyn Store>) {
     ];
     let mut quiet: Vec<Watch> = interests
         .into_iter()
-        .map(|interest| watch(&store, WatchRequest::new(table, Revision::ZERO).interest(interest)))
+        .map(|interest| watch(&store, WatchRequest::new(table, begin).interest(interest)))
         .collect();
-    quiet.push(watch(&store, WatchRequest::new(other, Revision::ZERO)));
+    quiet.push(watch(&store, WatchRequest::new(other, begin)));
     for number in 0..500 {
         done(&store, Txn::new().op(Op::put(table, (number % 10).to_string(), "1"))).await;
     }
@@ -259,8 +266,9 @@ pub async fn quiet_watches_outlive_compaction(store: Arc<dyn Store>) {
 
 /// A watch from a revision that is still to come delivers only what is after it.
 pub async fn the_future_is_waited_for(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = open(&store, "t");
-    let mut watch = watch(&store, WatchRequest::new(table, Revision(3)));
+    let mut watch = watch(&store, WatchRequest::new(table, begin.plus(3)));
     for number in 1..=3 {
         done(&store, Txn::create(table, number.to_string(), "")).await;
         assert!(watch.next().now_or_never().is_none(), "revision {number} was not asked for");
@@ -271,8 +279,9 @@ pub async fn the_future_is_waited_for(store: Arc<dyn Store>) {
 
 /// Progress is that of the store when nothing of interest is left, and waits for what is not read yet.
 pub async fn progress_moves_without_events(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let (table, other) = (open(&store, "t"), open(&store, "other"));
-    let mut watch = watch(&store, WatchRequest::new(table, Revision::ZERO));
+    let mut watch = watch(&store, WatchRequest::new(table, begin));
     let elsewhere = done(&store, Txn::create(other, "a", "")).await;
     assert_eq!(watch.progress(), elsewhere, "other tables' revisions move it");
     let here = done(&store, Txn::create(table, "a", "")).await;
@@ -285,8 +294,9 @@ pub async fn progress_moves_without_events(store: Arc<dyn Store>) {
 
 /// The events of one revision come in one batch however many they are; otherwise batches are bounded.
 pub async fn revisions_are_not_split(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = open(&store, "t");
-    let mut watch = watch(&store, WatchRequest::new(table, Revision::ZERO));
+    let mut watch = watch(&store, WatchRequest::new(table, begin));
     let large = BATCH_EVENTS_MAX + 100;
     let txn = (0..large).fold(Txn::new(), |txn, number| txn.op(Op::put(table, format!("{number:05}"), "")));
     for number in 0..10 {
@@ -297,8 +307,8 @@ pub async fn revisions_are_not_split(store: Arc<dyn Store>) {
         done(&store, Txn::create(table, format!("after {number}"), "")).await;
     }
     let mut validator = Validator::new(
-        &store.snapshot_at(Revision::ZERO).unwrap_or_else(|error| panic!("{error}")),
-        WatchRequest::new(table, Revision::ZERO),
+        &store.snapshot_at(begin).unwrap_or_else(|error| panic!("{error}")),
+        WatchRequest::new(table, begin),
     );
     let (mut sizes, mut total) = (Vec::new(), 0);
     while let Ok(Some(batch)) = watch.try_next() {
@@ -320,8 +330,9 @@ pub async fn revisions_are_not_split(store: Arc<dyn Store>) {
 
 /// A future of `next` that is dropped, pending or not, takes no event with it.
 pub async fn dropped_futures_lose_nothing(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     let table = open(&store, "t");
-    let request = WatchRequest::new(table, Revision::ZERO);
+    let request = WatchRequest::new(table, begin);
     let mut watch = watch(&store, request.clone());
     let mut validator = Validator::new(&store.snapshot(), request);
     for number in 0..200 {
@@ -346,6 +357,7 @@ pub async fn dropped_futures_lose_nothing(store: Arc<dyn Store>) {
 /// A ball goes to and fro between tasks that each wait for the other's write: a single lost wake-up would leave both
 /// waiting.
 pub async fn no_wake_up_is_lost(store: Arc<dyn Store>) {
+    let begin = store.snapshot().revision();
     const ROUNDS: u64 = 1_000;
     let table = store.open_table(table_by_first_byte("t")).unwrap_or_else(|error| panic!("{error}"));
     let over = Arc::new(AtomicBool::new(false));
@@ -357,7 +369,7 @@ pub async fn no_wake_up_is_lost(store: Arc<dyn Store>) {
                 "ping" => Interest::Key(Bytes::from_static(b"pong")),
                 _ => Interest::Prefix(Bytes::from_static(b"ping")),
             };
-            let mut watch = watch(&store, WatchRequest::new(table, Revision::ZERO).interest(interest));
+            let mut watch = watch(&store, WatchRequest::new(table, begin).interest(interest));
             tokio::spawn(async move {
                 for round in 0..ROUNDS {
                     if mine == "pong" {
@@ -375,5 +387,5 @@ pub async fn no_wake_up_is_lost(store: Arc<dyn Store>) {
     for player in players {
         player.await.unwrap_or_else(|error| panic!("{error}"));
     }
-    assert_eq!(store.snapshot().revision(), Revision(2 * ROUNDS));
+    assert_eq!(store.snapshot().revision(), begin.plus(2 * ROUNDS));
 }

@@ -1,0 +1,101 @@
+//! The service `Maintenance`.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, stream};
+use sha2::{Digest, Sha256};
+use tonic::Status;
+
+use super::{ETCD_VERSION, Face, faults, grpc, number};
+use crate::{Backup, Range, checksum::crc32c, proto as pb};
+
+/// A snapshot is padded to a multiple of this before its checksum: that is how etcd's tools know that there is one.
+const PAGE_BYTES: usize = 512;
+
+impl Face {
+    pub(super) async fn status(&self, _: pb::Empty) -> Result<pb::StatusResponse, Status> {
+        let now = self.newest(true).await.map_err(|error| faults::of_store(&error))?;
+        let entries = now.range(self.table, Range::all());
+        let bytes: usize = entries.map(|entry| entry.key().len() + entry.value().len()).sum();
+        Ok(pb::StatusResponse {
+            header: Some(self.header(now.revision())),
+            version: ETCD_VERSION.to_owned(),
+            db_size: number(bytes as u64),
+            leader: self.member_id(),
+            raft_index: now.revision().0,
+            raft_term: 1,
+            raft_applied_index: now.revision().0,
+            errors: Vec::new(),
+            db_size_in_use: number(bytes as u64),
+            is_learner: false,
+            storage_version: super::CLUSTER_VERSION.to_owned(),
+            db_size_quota: 0,
+        })
+    }
+
+    /// There are no alarms: a full store says so to each write, and takes deletions still.
+    pub(super) async fn alarm(&self, _: pb::Empty) -> Result<pb::AlarmResponse, Status> {
+        Ok(pb::AlarmResponse { header: Some(self.header_now()), alarms: Vec::new() })
+    }
+
+    /// Memory is given back as history goes; there is nothing to do.
+    pub(super) async fn defragment(&self, _: pb::Empty) -> Result<pb::HeaderOnly, Status> {
+        Ok(pb::HeaderOnly { header: Some(self.header_now()) })
+    }
+
+    /// A checksum of all keys at a revision, the same for equal contents.
+    pub(super) async fn hash(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Status> {
+        let now = self.newest(true).await.map_err(|error| faults::of_store(&error))?;
+        let state = self.asked(&now, request.revision)?;
+        let mut hash = 0;
+        for entry in state.range(self.table, Range::all()) {
+            let numbers = [entry.key().len() as u64, entry.create().0, entry.modified().0, entry.version()];
+            for number in numbers {
+                hash = crc32c(hash, &number.to_le_bytes());
+            }
+            hash = crc32c(crc32c(hash, entry.key()), entry.value());
+        }
+        Ok(pb::HashKvResponse {
+            header: Some(self.header(now.revision())),
+            hash,
+            compact_revision: number(self.compacted(&now).0),
+            hash_revision: number(state.revision().0),
+        })
+    }
+
+    /// A back-up of the whole store, with a checksum behind it, as etcd's tools expect.
+    pub(super) fn snapshot_stream(self: Arc<Self>) -> grpc::Answers<pb::SnapshotResponse> {
+        grpc::once_then(async move {
+            let backup = self.store.backup().await.map_err(|error| faults::of_store(&error))?;
+            let header = self.header(backup.revision());
+            Ok(blobs(backup, header))
+        })
+    }
+}
+
+fn blobs(
+    backup: Backup,
+    header: pb::ResponseHeader,
+) -> impl Stream<Item = Result<pb::SnapshotResponse, Status>> {
+    let mut made = Some((backup, Sha256::new(), 0));
+    stream::iter(std::iter::from_fn(move || {
+        let (mut backup, mut hash, mut bytes) = made.take()?;
+        let blob = match backup.next() {
+            Some(chunk) => {
+                hash.update(&chunk);
+                bytes += chunk.len();
+                made = Some((backup, hash, bytes));
+                chunk
+            }
+            None => {
+                let mut last = BytesMut::zeroed(bytes.next_multiple_of(PAGE_BYTES) - bytes);
+                hash.update(&last);
+                last.extend_from_slice(&hash.finalize());
+                Bytes::from(last)
+            }
+        };
+        let version = ETCD_VERSION.to_owned();
+        Some(Ok(pb::SnapshotResponse { header: Some(header), remaining_bytes: 0, blob, version }))
+    }))
+}
