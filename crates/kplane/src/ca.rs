@@ -97,11 +97,25 @@ impl Ca {
         addresses: &[IpAddr],
     ) -> Result<ServerConfig, CaError> {
         let made = self.server(names, addresses)?;
-        let config = from_pem(&made.certificate_pem, &made.key_pem, Some(&self.certificate_pem))?;
+        let config = from_pem(
+            &made.certificate_pem,
+            &made.key_pem,
+            Some(&self.certificate_pem),
+            ClientCertificates::Optional,
+        )?;
         config.ok_or_else(|| {
             rustls::Error::General("a certificate that was just made can't be read".to_owned()).into()
         })
     }
+}
+
+/// Whether clients must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientCertificates {
+    /// They may; one that is shown must be good.
+    Optional,
+    /// They must.
+    Required,
 }
 
 /// TLS for a server with this certificate chain and key. `authority`: callers may show client certificates that it signed;
@@ -110,6 +124,7 @@ pub(crate) fn from_pem(
     certificate: &str,
     key: &str,
     authority: Option<&str>,
+    clients: ClientCertificates,
 ) -> Result<Option<ServerConfig>, CaError> {
     let certificates =
         |text: &str| CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
@@ -128,7 +143,11 @@ pub(crate) fn from_pem(
                 roots.add(certificate)?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build()?)
+            let verifier = match clients {
+                ClientCertificates::Optional => verifier.allow_unauthenticated(),
+                ClientCertificates::Required => verifier,
+            };
+            builder.with_client_cert_verifier(verifier.build()?)
         }
     };
     let mut config = builder.with_single_cert(chain, key)?;

@@ -2,8 +2,8 @@
 //!
 //! envtest (controller-runtime, and its counterparts in other languages) starts two programs, waits until they are healthy and
 //! ends them with SIGTERM. [`install`] puts both names into a folder, as links to the `kplane` command; [`Face::of`] tells which
-//! of them the command was started as. The API server keeps its objects itself, in memory: the `etcd` that is started beside it
-//! answers health and version alone, and says so to anybody who wants more.
+//! of them the command was started as. The API server keeps its objects itself, in memory, whatever `--etcd-servers` says; the
+//! `etcd` is [`kstore::EtcdServer`], for etcd's clients of any kind.
 
 mod apiserver;
 mod etcd;
@@ -18,7 +18,7 @@ pub use self::flags::Flags;
 pub enum Face {
     /// `kube-apiserver`: an API server without controllers, scheduler or nodes.
     ApiServer,
-    /// `etcd`: health and version.
+    /// `etcd`: etcd's v3 API over a store of kplane's.
     Etcd,
 }
 
@@ -66,6 +66,9 @@ pub enum FaceError {
     /// The API server could not be made.
     #[error("the API server could not be made")]
     Build(#[from] kapi::BuildError),
+    /// The store can't be written.
+    #[error("the store can't be written")]
+    Store(#[source] kstore::CommitError),
     /// The API server could not be filled with what every cluster has.
     #[error("the cluster's first objects could not be made: {0}")]
     Bootstrap(kapi::error::ApiError),
@@ -123,6 +126,13 @@ fn announce(listener: &tokio::net::TcpListener) {
     if let Ok(address) = listener.local_addr() {
         println!("serving on {address}");
     }
+}
+
+/// The text of a file.
+fn read(path: impl AsRef<Path>) -> Result<String, FaceError> {
+    let path = path.as_ref();
+    std::fs::read_to_string(path)
+        .map_err(|source| FaceError::File { path: path.display().to_string(), source })
 }
 
 /// Links both names in `folder` to `program`, the `kplane` command.

@@ -30,6 +30,11 @@ enum Command {
         /// The folder; kubectl is not among them.
         folder: PathBuf,
     },
+    /// Serve etcd's v3 API, with etcd's flags; `kplane etcd --help` lists them.
+    Etcd,
+    /// Serve as kube-apiserver would, with its flags; `kplane kube-apiserver --help` lists them.
+    #[command(name = "kube-apiserver")]
+    ApiServer,
 }
 
 #[derive(clap::Args)]
@@ -57,8 +62,10 @@ enum Runtime {
 }
 
 fn main() -> ExitCode {
-    let mut words = std::env::args();
-    if let Some(face) = words.next().as_deref().and_then(Face::of) {
+    let mut words = std::env::args().peekable();
+    let program = words.next();
+    // Under its own name the command takes the other as its first word: their flags are not its own.
+    if let Some(face) = program.as_deref().and_then(Face::of).or_else(|| Face::of(words.peek()?)) {
         return serve_face(face, &Flags::parse(words));
     }
     let arguments = Arguments::parse();
@@ -67,6 +74,9 @@ fn main() -> ExitCode {
     let up = match arguments.command {
         Command::Up(up) => up,
         Command::Assets { folder } => return install(&folder),
+        // Only reached when a flag of kplane's own comes before the word.
+        Command::Etcd => return serve_face(Face::Etcd, &Flags::default()),
+        Command::ApiServer => return serve_face(Face::ApiServer, &Flags::default()),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

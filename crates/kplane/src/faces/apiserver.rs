@@ -14,9 +14,9 @@ use kapi::{
 use kcore::{Clock as _, SystemClock};
 use tokio::net::TcpListener;
 
-use super::{FaceError, Flags};
+use super::{FaceError, Flags, read};
 use crate::{
-    ca::{Ca, from_pem},
+    ca::{Ca, ClientCertificates, from_pem},
     serve::{self, Tasks},
 };
 
@@ -127,11 +127,6 @@ fn tokens(text: &str) -> StaticTokens {
     })
 }
 
-fn read(path: impl AsRef<Path>) -> Result<String, FaceError> {
-    let path = path.as_ref();
-    fs::read_to_string(path).map_err(|source| FaceError::File { path: path.display().to_string(), source })
-}
-
 fn write(path: &Path, text: &str) -> Result<(), FaceError> {
     let made = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(path, text));
     made.map_err(|source| FaceError::File { path: path.display().to_string(), source })
@@ -152,6 +147,7 @@ fn tls(flags: &Flags, address: IpAddr) -> Result<rustls::ServerConfig, FaceError
     }
     let authority = flags.get("client-ca-file").map(read).transpose()?;
     let pem = |path: &Path| FaceError::Pem { path: path.display().to_string() };
-    let config = from_pem(&read(&certificate)?, &read(&key)?, authority.as_deref())?;
+    let config =
+        from_pem(&read(&certificate)?, &read(&key)?, authority.as_deref(), ClientCertificates::Optional)?;
     config.ok_or_else(|| pem(&certificate))
 }

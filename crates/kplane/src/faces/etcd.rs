@@ -1,91 +1,222 @@
-//! `etcd`: what a test suite asks of it before it starts the API server.
+//! `etcd`: kstore's face of etcd under etcd's own flags.
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpListener;
+use kstore::{EtcdServer, HistoryLimits, MemoryStore, Store};
+use tokio::{net::TcpListener, sync::watch};
 
 use super::{FaceError, Flags};
-use crate::serve::Tasks;
+use crate::ca::{ClientCertificates, from_pem};
 
 /// The flags that `--help` lists, and what they do here.
 pub(super) const FLAGS: &[(&str, &str)] = &[
-    ("advertise-client-urls", "Accepted."),
-    ("data-dir", "Accepted; nothing is kept."),
-    ("listen-client-urls", "Where health and version are served. Default http://localhost:2379."),
+    ("advertise-client-urls", "What clients are told of where the member is found."),
+    ("auto-compaction-mode", "periodic or revision. Default periodic."),
+    (
+        "auto-compaction-retention",
+        "How much of the past is kept: a time (1h, 5m), hours, or revisions. Default 0: all.",
+    ),
+    ("cert-file", "The serving certificate; with it https is served on https URLs."),
+    ("client-cert-auth", "Clients must have a certificate of --trusted-ca-file."),
+    ("data-dir", "Accepted; keys are kept in memory."),
+    ("key-file", "The key of --cert-file."),
+    ("listen-client-urls", "Where clients are served. Default http://localhost:2379."),
     ("listen-peer-urls", "Accepted; there are no peers."),
+    ("max-request-bytes", "How large a request may be. Default 1572864."),
+    ("max-txn-ops", "How many operations a transaction may have. Default 128."),
+    ("name", "The member's name. Default default."),
+    ("quota-backend-bytes", "How many bytes the live keys and values may have. Default 0: no quota."),
+    ("trusted-ca-file", "Whose certificates clients may have."),
     ("unsafe-no-fsync", "Accepted."),
+    (
+        "watch-progress-notify-interval",
+        "After how long a quiet watch is told where the store is. Default 10m.",
+    ),
 ];
 
-/// The version that is answered, the one that Kubernetes 1.37 is tested with.
-const VERSION: &str = "3.6.5";
-
 pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> Result<(), FaceError> {
-    let tasks = Tasks::default();
+    let server = server(flags).await?;
     let urls: Vec<&str> = flags.list("listen-client-urls").collect();
     let urls = if urls.is_empty() { vec!["http://localhost:2379"] } else { urls };
+    let (stop, stopped) = watch::channel(());
+    let mut serving = tokio::task::JoinSet::new();
     for url in urls {
-        let address = address(url)?;
+        let (address, secure) = address(url)?;
+        let tls = if secure { Some(Arc::new(tls(flags)?)) } else { None };
         let listener =
             TcpListener::bind(address).await.map_err(|source| FaceError::Listen { address, source })?;
         super::announce(&listener);
-        tasks.spawn(listen(listener, tasks.clone()));
+        let (server, mut stopped) = (server.clone(), stopped.clone());
+        serving.spawn(async move {
+            let end = async move { drop(stopped.changed().await) };
+            match tls {
+                Some(tls) => server.serve_tls(listener, tls, end).await,
+                None => server.serve(listener, end).await,
+            }
+        });
     }
     end.await;
-    tasks.stop.cancel();
-    tasks.tracker.close();
-    tasks.tracker.wait().await;
+    drop(stop);
+    while let Some(served) = serving.join_next().await {
+        if let Ok(Err(error)) = served {
+            tracing::error!(%error, "an address is no longer served");
+        }
+    }
     Ok(())
 }
 
-fn address(url: &str) -> Result<SocketAddr, FaceError> {
+async fn server(flags: &Flags) -> Result<EtcdServer, FaceError> {
+    let quota = flags.read("quota-backend-bytes", "a number of bytes")?.filter(|bytes| *bytes > 0);
+    let store = MemoryStore::builder().bytes_max(quota.unwrap_or(u64::MAX)).build();
+    let store: Arc<dyn Store> = Arc::new(store);
+    let urls = flags.list("advertise-client-urls").map(str::to_owned);
+    let mut server = EtcdServer::builder(store).client_urls(urls).history(history(flags)?);
+    if let Some(name) = flags.get("name") {
+        server = server.name(name);
+    }
+    if let Some(max) = flags.read("max-txn-ops", "a number")? {
+        server = server.txn_ops_max(max);
+    }
+    if let Some(max) = flags.read("max-request-bytes", "a number of bytes")? {
+        server = server.request_bytes_max(max);
+    }
+    for flag in ["watch-progress-notify-interval", "experimental-watch-progress-notify-interval"] {
+        if let Some(value) = flags.get(flag) {
+            let wanted = "a time such as 10m or 5s";
+            let fault = || FaceError::Flag { flag, value: value.to_owned(), wanted };
+            server = server.progress_interval(duration(value).ok_or_else(fault)?);
+        }
+    }
+    server.build().await.map_err(FaceError::Store)
+}
+
+/// How much of the past is kept without being asked: everything, or what etcd's automatic compaction would leave.
+fn history(flags: &Flags) -> Result<HistoryLimits, FaceError> {
+    let flag = "auto-compaction-retention";
+    let mut history = HistoryLimits { age_max: Duration::MAX, ..HistoryLimits::default() };
+    let Some(value) = flags.get(flag).filter(|value| *value != "0") else { return Ok(history) };
+    let fault = || FaceError::Flag {
+        flag,
+        value: value.to_owned(),
+        wanted: "a time such as 5m, hours, or revisions",
+    };
+    let whole: Option<u64> = value.parse().ok();
+    match flags.get("auto-compaction-mode").unwrap_or("periodic") {
+        "revision" => {
+            let revisions = whole.and_then(|number| usize::try_from(number).ok()).ok_or_else(fault)?;
+            history.events_max = history.events_max.min(revisions);
+        }
+        "periodic" => {
+            let hours = whole.map(|hours| Duration::from_secs(hours.saturating_mul(3600)));
+            history.age_max = hours.or_else(|| duration(value)).ok_or_else(fault)?;
+        }
+        mode => {
+            let (flag, wanted) = ("auto-compaction-mode", "periodic or revision");
+            return Err(FaceError::Flag { flag, value: mode.to_owned(), wanted });
+        }
+    }
+    Ok(history)
+}
+
+/// A time as Go's programs write it, in one unit or several: `10m`, `1h30m`, `1.5s`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|letter: char| !letter.is_ascii_digit() && letter != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit_end = rest.find(|letter: char| letter.is_ascii_digit()).unwrap_or(rest.len());
+        let seconds = match &rest[..unit_end] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+        rest = &rest[unit_end..];
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+/// Where to listen, and whether with TLS.
+fn address(url: &str) -> Result<(SocketAddr, bool), FaceError> {
     let fault = || FaceError::Flag {
         flag: "listen-client-urls",
         value: url.to_owned(),
         wanted: "a URL such as http://127.0.0.1:2379",
     };
-    let place = url.strip_prefix("http://").ok_or_else(fault)?.trim_end_matches('/');
-    place.replace("localhost", "127.0.0.1").parse().map_err(|_| fault())
-}
-
-async fn listen(listener: TcpListener, tasks: Tasks) {
-    while let Ok((stream, _)) = listener.accept().await {
-        tasks.spawn(async move {
-            let service = hyper::service::service_fn(answer);
-            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
-                tracing::debug!(%error, "a connection ended");
-            }
-        });
-    }
-}
-
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let body = match request.uri().path() {
-        "/health" => r#"{"health":"true","reason":""}"#.to_owned(),
-        "/version" => format!(r#"{{"etcdserver":"{VERSION}","etcdcluster":"3.6.0"}}"#),
-        _ => {
-            let mut response = Response::new(Full::default());
-            let grpc = request.headers().get(header::CONTENT_TYPE);
-            if grpc.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
-                // gRPC's "unimplemented", in the form of an answer without messages.
-                response
-                    .headers_mut()
-                    .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
-                response.headers_mut().insert("grpc-status", header::HeaderValue::from_static("12"));
-                let why = "this etcd answers health and version alone; the kplane API server keeps its objects itself";
-                response.headers_mut().insert("grpc-message", header::HeaderValue::from_static(why));
-            } else {
-                *response.status_mut() = StatusCode::NOT_FOUND;
-            }
-            return Ok(response);
-        }
+    let (scheme, place) = url.split_once("://").ok_or_else(fault)?;
+    let secure = match scheme {
+        "http" => false,
+        "https" => true,
+        _ => return Err(fault()),
     };
-    let mut response = Response::new(Full::from(body));
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
-    Ok(response)
+    let place = place.trim_end_matches('/').replace("localhost", "127.0.0.1");
+    Ok((place.parse().map_err(|_| fault())?, secure))
+}
+
+fn tls(flags: &Flags) -> Result<rustls::ServerConfig, FaceError> {
+    let file = |flag: &'static str| {
+        let missing = || FaceError::Flag { flag, value: String::new(), wanted: "a file, for an https URL" };
+        flags.get(flag).ok_or_else(missing)
+    };
+    let (certificate, key) = (file("cert-file")?, file("key-file")?);
+    let read = |path: &str| super::read(Path::new(path));
+    let authority = flags.get("trusted-ca-file").map(read).transpose()?;
+    let clients = match flags.get("client-cert-auth") {
+        Some("true") => ClientCertificates::Required,
+        _ => ClientCertificates::Optional,
+    };
+    let config = from_pem(&read(certificate)?, &read(key)?, authority.as_deref(), clients)?;
+    config.ok_or_else(|| FaceError::Pem { path: certificate.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_go_writes_them() {
+        let cases = [
+            ("10m", Some(Duration::from_secs(600))),
+            ("1h30m", Some(Duration::from_secs(5400))),
+            ("1.5s", Some(Duration::from_millis(1500))),
+            ("250ms", Some(Duration::from_millis(250))),
+            ("5", None),
+            ("", None),
+            ("m", None),
+            ("5 m", None),
+        ];
+        for (text, wanted) in cases {
+            assert_eq!(duration(text), wanted, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn urls_say_where_and_whether_with_tls() {
+        assert_eq!(
+            address("http://localhost:2379").ok(),
+            Some(([127, 0, 0, 1], 2379)).map(|at| (at.into(), false))
+        );
+        assert_eq!(
+            address("https://127.0.0.1:0/").ok(),
+            Some(([127, 0, 0, 1], 0)).map(|at| (at.into(), true))
+        );
+        assert!(address("unix:///x").is_err() && address("2379").is_err());
+    }
+
+    #[test]
+    fn automatic_compaction_limits_the_past() {
+        let of = |flags: &[&str]| history(&Flags::parse(flags.iter().copied()));
+        assert!(of(&[]).is_ok_and(|history| history.age_max == Duration::MAX));
+        let hour = of(&["--auto-compaction-retention=1"]);
+        assert!(hour.is_ok_and(|history| history.age_max == Duration::from_secs(3600)));
+        let few = of(&["--auto-compaction-mode=revision", "--auto-compaction-retention=1000"]);
+        assert!(few.is_ok_and(|history| history.events_max == 1000));
+        assert!(of(&["--auto-compaction-mode=never", "--auto-compaction-retention=1"]).is_err());
+    }
 }
