@@ -122,7 +122,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn admit(
+    /// The changing half of the chain.
+    pub(crate) async fn admit(
         &self,
         operation: Operation,
         name: &str,

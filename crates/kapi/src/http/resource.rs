@@ -136,6 +136,9 @@ impl Request<'_> {
         }
         let allowed = match (info.subresource.is_empty(), def.verbs) {
             (false, _) if info.subresource == "proxy" => true,
+            (false, _) if ["binding", "eviction", "token"].contains(&info.subresource.as_str()) => {
+                info.verb == "create"
+            }
             (false, _) => !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "delete"),
             (true, Verbs::All) => true,
             (true, verbs) => verbs.names().contains(&info.verb.as_str()),
