@@ -286,9 +286,9 @@ fn internal(message: String) -> ApiError {
 }
 
 /// The fields of every object that nobody owns.
-const UNOWNED: [&str; 3] = ["apiVersion", "kind", "metadata"];
+pub(super) const UNOWNED: [&str; 3] = ["apiVersion", "kind", "metadata"];
 /// The fields of every object's metadata that nobody owns.
-const UNOWNED_METADATA: [&str; 9] = [
+pub(super) const UNOWNED_METADATA: [&str; 9] = [
     "name",
     "namespace",
     "creationTimestamp",
