@@ -271,7 +271,19 @@ impl Request<'_> {
         let written = if self.info.subresource == "finalize" {
             call.update(&|old| Ok(subresource::finalized(old, &object))).await?
         } else {
-            call.update(&|_| Ok(object.clone())).await?
+            // The first attempt takes the object; only one that lost a race needs it again.
+            let first = std::sync::Mutex::new(Some(object));
+            let change = |_: &Value| -> ApiResult<Value> {
+                let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+                if let Some(object) = first {
+                    return Ok(object);
+                }
+                let mut object =
+                    self.decode_object(resource, &media_type, &body, &options, &mut Vec::new())?;
+                convert::to_hub(resource, &mut object);
+                Ok(object)
+            };
+            call.update(&change).await?
         };
         self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
     }
