@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, map::Entry};
 
 use super::{
-    fields_v1::element_text,
+    fields_v1::{element_text, field_text},
     path::{At, PathElement, equal},
     set::Set,
     shape::{Kind, ListShape, MapShape, Shape},
@@ -69,6 +69,8 @@ trait Sink: Sized {
 
     /// Adds a field, with what lies below it, to those below a place. They come in order.
     fn put(fields: &mut Self::Fields, element: PathElement, below: Self::Fields);
+    /// [`put`](Self::put) of a field of an object.
+    fn put_field(fields: &mut Self::Fields, name: &str, below: Self::Fields);
     /// A value is another one.
     fn modified(&mut self, at: &At<'_>);
     /// A value came, with all that lies below it.
@@ -86,6 +88,10 @@ impl Sink for Comparison {
 
     fn put(fields: &mut Set, element: PathElement, below: Set) {
         fields.add(element, below);
+    }
+
+    fn put_field(fields: &mut Set, name: &str, below: Set) {
+        fields.add(PathElement::field(name), below);
     }
 
     fn modified(&mut self, at: &At<'_>) {
@@ -108,26 +114,38 @@ struct NewFields(Map<String, Value>);
 impl NewFields {
     /// A place becomes a member, with all of `below` below it.
     fn graft(&mut self, at: &At<'_>, below: Map<String, Value>) {
-        let mut steps = at.steps();
-        let Some(last) = steps.pop() else { return };
-        let mut added = Map::new();
-        Self::put(&mut added, last, below);
-        let mut fields = &mut self.0;
-        for step in &steps {
-            let place = match fields.entry(element_text(step)) {
-                Entry::Vacant(place) => place.insert(Value::Object(Map::new())),
-                Entry::Occupied(place) => {
-                    let place = place.into_mut();
-                    say_member(place);
-                    place
-                }
-            };
-            // All that is in here are maps.
-            let Value::Object(next) = place else { return };
-            fields = next;
+        let Some(parent) = at.parent() else { return };
+        let Some(fields) = self.place(parent) else { return };
+        match fields.entry(at.text()) {
+            Entry::Vacant(place) => {
+                place.insert(member(below));
+            }
+            Entry::Occupied(place) => unite(place.into_mut(), member(below)),
         }
-        unite(fields, added);
     }
+
+    /// What is stored below a place, made if it is not there.
+    fn place(&mut self, at: &At<'_>) -> Option<&mut Map<String, Value>> {
+        let Some(parent) = at.parent() else { return Some(&mut self.0) };
+        let place = match self.place(parent)?.entry(at.text()) {
+            Entry::Vacant(place) => place.insert(Value::Object(Map::new())),
+            Entry::Occupied(place) => {
+                let place = place.into_mut();
+                say_member(place);
+                place
+            }
+        };
+        // All that is in here are maps.
+        place.as_object_mut()
+    }
+}
+
+/// A member with these fields below it.
+fn member(mut below: Map<String, Value>) -> Value {
+    if !below.is_empty() {
+        below.insert(".".to_owned(), Value::Object(Map::new()));
+    }
+    Value::Object(below)
 }
 
 /// A leaf is a member; before something comes to lie below it, that has to be said.
@@ -137,25 +155,21 @@ fn say_member(place: &mut Value) {
     }
 }
 
-/// Adds fields to others.
-fn unite(fields: &mut Map<String, Value>, added: Map<String, Value>) {
-    for (key, mut below) in added {
-        match fields.entry(key) {
+/// Adds what is stored at a place to what is there already.
+fn unite(place: &mut Value, mut added: Value) {
+    let is_leaf = |value: &Value| value.as_object().is_none_or(Map::is_empty);
+    if is_leaf(place) && is_leaf(&added) {
+        return;
+    }
+    say_member(place);
+    say_member(&mut added);
+    let (Value::Object(place), Value::Object(added)) = (place, added) else { return };
+    for (key, below) in added {
+        match place.entry(key) {
             Entry::Vacant(place) => {
                 place.insert(below);
             }
-            Entry::Occupied(place) => {
-                let place = place.into_mut();
-                let is_leaf = |value: &Value| value.as_object().is_none_or(Map::is_empty);
-                if is_leaf(place) && is_leaf(&below) {
-                    continue;
-                }
-                say_member(place);
-                say_member(&mut below);
-                if let (Value::Object(place), Value::Object(below)) = (place, below) {
-                    unite(place, below);
-                }
-            }
+            Entry::Occupied(place) => unite(place.into_mut(), below),
         }
     }
 }
@@ -165,11 +179,12 @@ impl Sink for NewFields {
 
     const WANTS_REMOVED: bool = false;
 
-    fn put(fields: &mut Map<String, Value>, element: PathElement, mut below: Map<String, Value>) {
-        if !below.is_empty() {
-            below.insert(".".to_owned(), Value::Object(Map::new()));
-        }
-        fields.insert(element_text(&element), Value::Object(below));
+    fn put(fields: &mut Map<String, Value>, element: PathElement, below: Map<String, Value>) {
+        fields.insert(element_text(&element), member(below));
+    }
+
+    fn put_field(fields: &mut Map<String, Value>, name: &str, below: Map<String, Value>) {
+        fields.insert(field_text(name), member(below));
     }
 
     fn modified(&mut self, at: &At<'_>) {
@@ -253,7 +268,7 @@ impl<S: Sink> Walk<'_, S> {
                 for (key, value) in map.iter().map(|(key, value)| (key.as_str(), value)).chain(always) {
                     if let Some(child) = shape.child(key) {
                         let below = self.whole(child, value, &at.field(key));
-                        S::put(&mut fields, PathElement::field(key), below);
+                        S::put_field(&mut fields, key, below);
                     }
                 }
             }

@@ -205,10 +205,18 @@ fn write_text(set: &Set, is_member: bool, out: &mut String) {
     out.push('}');
 }
 
+/// `f:name`.
+pub(crate) fn field_text(name: &str) -> String {
+    let mut text = String::with_capacity(name.len() + 2);
+    text.push_str("f:");
+    text.push_str(name);
+    text
+}
+
 /// `f:name`, `k:{"name":"a"}`, `v:1` or `i:0`.
 pub(crate) fn element_text(element: &PathElement) -> String {
     match element {
-        PathElement::Field(name) => format!("f:{name}"),
+        PathElement::Field(name) => field_text(name),
         PathElement::Value(value) => {
             let mut text = "v:".to_owned();
             push_json(value, &mut text);
