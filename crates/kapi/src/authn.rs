@@ -1,16 +1,20 @@
 //! Who asks: authentication.
 
 mod front_proxy;
+pub mod jwt;
+mod service_account;
 mod tokens;
 mod x509;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
-use http::request::Parts;
+use http::{header::AUTHORIZATION, request::Parts};
 
+pub(crate) use self::service_account::{Claims, EXPIRATION_DEFAULT_SECONDS, Reference, ServiceAccountTokens};
 pub use self::{
     front_proxy::FrontProxy,
+    service_account::{EXPIRATION_MAX_SECONDS, EXPIRATION_MIN_SECONDS, ServiceAccountIssuer},
     tokens::StaticTokens,
     x509::{ClientCertificates, PeerCertificates},
 };
@@ -62,12 +66,82 @@ impl UserInfo {
 #[derive(Clone, Debug)]
 pub struct Identity(pub Arc<UserInfo>);
 
+/// Request extension: whom a credential must be meant for, when that is not the API server itself. `TokenReview` sets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedAudiences(pub Arc<[String]>);
+
+/// A caller who is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authenticated {
+    /// Who it is.
+    pub user: UserInfo,
+    /// Those of the [`RequestedAudiences`] that the credential is meant for. `None`: credentials of this kind are for the API
+    /// server alone, and say nothing of audiences.
+    pub audiences: Option<Vec<String>>,
+}
+
+impl From<UserInfo> for Authenticated {
+    fn from(user: UserInfo) -> Self {
+        Self { user, audiences: None }
+    }
+}
+
 /// Finds out who asks.
 ///
 /// Called once per request, in the order of the chain, until one knows the caller. `None` means "not one of mine"; an error
-/// means that the caller presented something that is wrong, which ends the request as 401 unless a later one accepts it.
+/// means that the caller presented something that is wrong, which ends the request as 401 unless a later one accepts it. What
+/// the error says is shown by `TokenReview` alone. An authenticator that knows of audiences must refuse a credential that is
+/// for none of the [`RequestedAudiences`], if there is that extension.
+///
+/// ```
+/// use http::request::Parts;
+/// use kapi::authn::{Authenticated, Authenticator, UserInfo};
+/// use kapi::error::ApiResult;
+///
+/// /// Who comes with the word is the operator.
+/// #[derive(Debug)]
+/// struct Word;
+///
+/// #[async_trait::async_trait]
+/// impl Authenticator for Word {
+///     async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<Authenticated>> {
+///         let knows = kapi::authn::bearer(parts) == Some("sesame");
+///         Ok(knows.then(|| UserInfo::new("operator", ["system:masters"]).into()))
+///     }
+/// }
+/// ```
 #[async_trait]
 pub trait Authenticator: Debug + Send + Sync + 'static {
     /// Looks at the request's head.
-    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<UserInfo>>;
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<Authenticated>>;
+}
+
+/// The bearer token of a request, if it has one (RFC 6750).
+#[must_use]
+pub fn bearer(parts: &Parts) -> Option<&str> {
+    let mut words = parts.headers.get(AUTHORIZATION)?.to_str().ok()?.trim().split(' ');
+    let scheme = words.next()?;
+    let token = words.next()?;
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bearer_tokens_are_read() {
+        for (header, expected) in [
+            ("Bearer abc", Some("abc")),
+            ("bearer abc", Some("abc")),
+            ("Bearer abc more", Some("abc")),
+            ("Bearer", None),
+            ("Bearer ", None),
+            ("Basic abc", None),
+        ] {
+            let (parts, ()) =
+                http::Request::builder().header(AUTHORIZATION, header).body(()).unwrap().into_parts();
+            assert_eq!(bearer(&parts), expected, "{header}");
+        }
+    }
 }

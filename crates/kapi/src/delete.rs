@@ -13,6 +13,7 @@ use crate::{
     meta,
     objects::{Write, WriteError},
     request::{DeleteOptions, Propagation},
+    schema::fields::keep,
     write::{Call, RETRIES_MAX},
 };
 
@@ -33,11 +34,15 @@ impl Call<'_> {
             let old = convert::hub(self.objects, self.resource, &stored).await?;
             self.check_preconditions(options, &stored)?;
             self.validate(Operation::Delete, self.name, &old, Some(&old)).await?;
-            let marked = self.mark(&old, options);
-            let written = match marked {
-                Some(object) if object == old => return Ok(Deleted::Later(old)),
-                Some(object) => self.replace(&stored, &old, object).await?,
-                None => self.remove(&stored, &old).await?,
+            let written = if self.ends(&old, options) {
+                self.remove(&stored, old).await?
+            } else {
+                let mut object = old.clone();
+                self.mark(&mut object, options);
+                if object == old {
+                    return Ok(Deleted::Later(old));
+                }
+                self.replace(&stored, &old, object).await?
             };
             if let Some(deleted) = written {
                 return Ok(deleted);
@@ -66,24 +71,49 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// The object with the mark of its deletion; `None` when it may go at once.
-    fn mark(&self, old: &Value, options: &DeleteOptions) -> Option<Value> {
-        let def = &self.resource.def;
-        let now = self.objects.clock().now();
-        let mut object = old.clone();
-        set_propagation(&mut object, options.propagation);
-        let is_namespace = def.group.is_empty() && def.plural == "namespaces";
-        let grace = def.strategy.grace_seconds(old, options.grace_seconds);
+    /// Whether the object may go at once: found out on the few fields that matter, as most deletions are this.
+    fn ends(&self, old: &Value, options: &DeleteOptions) -> bool {
+        let mut probe = json!({"metadata": {}, "spec": {}});
+        for key in ["finalizers", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+            keep(&mut probe["metadata"], &old["metadata"], key);
+        }
+        keep(&mut probe["spec"], &old["spec"], "finalizers");
+        let grace = self.grace(old, options);
+        self.mark_with(&mut probe, options, grace);
+        meta::is_finished(&self.resource.def, &probe)
+    }
+
+    /// How long the object may take to end, in seconds.
+    fn grace(&self, old: &Value, options: &DeleteOptions) -> i64 {
+        let grace = self.resource.def.strategy.grace_seconds(old, options.grace_seconds);
         let marked = old["metadata"]["deletionTimestamp"].is_string();
         let old_grace = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
-        let grace = match (grace, old_grace.filter(|_| marked)) {
+        match (grace, old_grace.filter(|_| marked)) {
             // A grace that runs can only be shortened.
             (Some(asked), Some(running)) => {
                 let explicit = options.grace_seconds.is_some() || asked == 0;
                 if explicit { asked.min(running) } else { running }
             }
             (asked, _) => asked.unwrap_or(0),
-        };
+        }
+    }
+
+    /// Marks the object as one that is being deleted.
+    fn mark(&self, object: &mut Value, options: &DeleteOptions) {
+        let grace = self.grace(object, options);
+        self.mark_with(object, options, grace);
+        let def = &self.resource.def;
+        if def.group.is_empty() && def.plural == "namespaces" {
+            object["status"]["phase"] = json!("Terminating");
+        }
+    }
+
+    fn mark_with(&self, object: &mut Value, options: &DeleteOptions, grace: i64) {
+        let def = &self.resource.def;
+        let now = self.objects.clock().now();
+        set_propagation(object, options.propagation);
+        let marked = object["metadata"]["deletionTimestamp"].is_string();
+        let old_grace = object["metadata"]["deletionGracePeriodSeconds"].as_i64();
         let meta = &mut object["metadata"];
         if !marked || old_grace.is_some_and(|running| grace < running) {
             let at = now.checked_add(SignedDuration::from_secs(grace)).unwrap_or(now);
@@ -94,13 +124,9 @@ impl Call<'_> {
                 meta["generation"] = json!(generation + 1);
             }
         }
-        if is_namespace {
-            object["status"]["phase"] = json!("Terminating");
-        }
         if !marked && def.group == custom::GROUP && def.plural == custom::PLURAL {
-            custom::mark(&mut object, &format_time(now));
+            custom::mark(object, &format_time(now));
         }
-        if meta::is_finished(def, &object) { None } else { Some(object) }
     }
 
     async fn replace(
@@ -126,14 +152,13 @@ impl Call<'_> {
         }
     }
 
-    async fn remove(&self, stored: &Arc<Stored>, old: &Value) -> ApiResult<Option<Deleted>> {
+    async fn remove(&self, stored: &Arc<Stored>, mut last: Value) -> ApiResult<Option<Deleted>> {
         if self.dry_run {
-            return Ok(Some(Deleted::Gone(old.clone())));
+            return Ok(Some(Deleted::Gone(last)));
         }
-        let claims = self.resource.def.strategy.claims(old);
+        let claims = self.resource.def.strategy.claims(&last);
         match self.objects.commit(self.write(stored, None, &[], &claims)).await {
             Ok(written) => {
-                let mut last = old.clone();
                 last["metadata"]["resourceVersion"] = json!(written.revision().to_string());
                 Ok(Some(Deleted::Gone(last)))
             }

@@ -74,6 +74,10 @@ where
         ["metrics"] => Ok(metrics(server)),
         ["version"] => Ok(json_response(StatusCode::OK, &version())),
         ["api" | "apis", ..] => discovery::serve(server, &segments, &parts.headers).await,
+        [".well-known", "openid-configuration"] => {
+            Ok(published(&server.issuer.configuration(), "application/json"))
+        }
+        ["openid", "v1", "jwks"] => Ok(published(&server.issuer.key_set(), "application/jwk-set+json")),
         ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers),
         _ => Err(Status::no_such_path().into()),
     }
@@ -106,6 +110,15 @@ fn health(endpoint: &str, rest: &[&str], query: &Query, draining: bool) -> ApiRe
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     Ok(response)
+}
+
+/// What the issuer of service accounts' tokens says of itself, for everybody to keep for an hour (RFC 7517, section 8.5.1).
+fn published(value: &Value, kind: &'static str) -> Response<Body> {
+    let mut response = json_response(StatusCode::OK, value);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=3600"));
+    response
 }
 
 /// The server's counters, for Prometheus.

@@ -1,6 +1,6 @@
 //! Who owns which field: `managedFields` of every kind of write, and what an apply makes of an object (KEP-555).
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use kcore::Status;
 use kschema::apply::{ConvertError, FieldManager, Set, Versions, scale::ReplicaPaths};
@@ -108,13 +108,8 @@ impl Call<'_> {
             return;
         }
         // Ownership speaks of the fields of the version that was written.
-        let shown = |object: &Value| {
-            let mut object = object.clone();
-            convert::from_hub(self.resource, &mut object);
-            object
-        };
-        let live = if live.is_null() { Value::Null } else { shown(live) };
-        let mut changed = shown(object);
+        let live = if live.is_null() { Cow::Borrowed(live) } else { self.shown(live) };
+        let mut changed = self.shown(object).into_owned();
         self.with_manager(|manager| manager.on_update(&live, &mut changed, name, now));
         kschema::fields::keep(&mut object["metadata"], &changed["metadata"], "managedFields");
     }
@@ -173,10 +168,19 @@ impl Call<'_> {
         force: bool,
         decode: &(dyn Fn(&mut Value) -> ApiResult<()> + Sync),
     ) -> ApiResult<Written> {
+        let read = self.read().await?;
+        if self.is_settled(&read.1, patch, name) {
+            // What is there has passed all that would be asked of it now. Other people's steps may see it otherwise.
+            let strategy = &self.resource.def.strategy;
+            self.warn(|| match self.subresource {
+                "" => strategy.warnings(&read.1, Some(&read.1)),
+                other => strategy.subresource_warnings(other, &read.1, &read.1),
+            });
+            return Ok(Written::Stored(read.0));
+        }
         let change = |old: &Value| -> ApiResult<Value> {
             let now = self.objects.clock().now();
-            let mut live = old.clone();
-            convert::from_hub(self.resource, &mut live);
+            let live = self.shown(old);
             let applied = self.with_manager(|manager| manager.on_apply(&live, patch, name, force, now))?;
             let Some(mut object) = applied else {
                 return Ok(old.clone());
@@ -185,7 +189,23 @@ impl Call<'_> {
             convert::to_hub(self.resource, &mut object);
             Ok(object)
         };
-        self.update(&change).await
+        self.update_from(read, &change).await
+    }
+
+    /// An object in the version of the request.
+    fn shown<'v>(&self, object: &'v Value) -> Cow<'v, Value> {
+        if convert::is_identity(self.resource) || self.resource.def.definition().is_some() {
+            return Cow::Borrowed(object);
+        }
+        let mut object = object.clone();
+        convert::from_hub(self.resource, &mut object);
+        Cow::Owned(object)
+    }
+
+    /// Whether an apply changes nothing, and nobody has to be asked.
+    fn is_settled(&self, live: &Value, patch: &Value, name: &str) -> bool {
+        let is_known = !self.foreign_admission && matches!(self.subresource, "" | "status");
+        is_known && self.with_manager(|manager| manager.is_settled(&self.shown(live), patch, name))
     }
 }
 

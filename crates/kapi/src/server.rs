@@ -26,7 +26,8 @@ use crate::{
     aggregate::Aggregation,
     audit::{AuditEvent, AuditSink},
     authn::{
-        AUTHENTICATED, Authenticator, ClientCertificates, FrontProxy, Identity, UNAUTHENTICATED, UserInfo,
+        AUTHENTICATED, Authenticated, Authenticator, ClientCertificates, FrontProxy, Identity,
+        ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo, jwt::KeyError,
     },
     authz::{AuthenticatedOnly, Authorizer, Verdict},
     body::Body,
@@ -70,7 +71,8 @@ pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
 pub struct ApiServer(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
-    pub(crate) objects: Objects,
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) issuer: Arc<ServiceAccountIssuer>,
     pub(crate) admission: Vec<Arc<dyn Admission>>,
     pub(crate) foreign_admission: bool,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
@@ -94,7 +96,8 @@ pub(crate) struct Inner {
 /// |---|---|
 /// | store | [`MemoryStore`] |
 /// | clock | [`TokioClock`] |
-/// | authenticators | client certificates, then what is added |
+/// | authenticators | client certificates, tokens of service accounts, then what is added |
+/// | service accounts' issuer | [`ServiceAccountIssuer::generate`] |
 /// | authorizers | [`AuthenticatedOnly`] |
 /// | admission | [`admission::defaults`], then what is added |
 /// | anonymous callers | allowed, to read health and version |
@@ -107,6 +110,8 @@ pub struct ApiServerBuilder {
     clock: Option<Arc<dyn Clock>>,
     admission: Vec<Arc<dyn Admission>>,
     without_admission: HashSet<String>,
+    front_proxy: Option<FrontProxy>,
+    issuer: Option<ServiceAccountIssuer>,
     authenticators: Vec<Arc<dyn Authenticator>>,
     authorizers: Vec<Arc<dyn Authorizer>>,
     audit: Option<Arc<dyn AuditSink>>,
@@ -124,6 +129,9 @@ pub enum BuildError {
     /// The store can't be used.
     #[error("the store can't be used")]
     Store(#[from] StoreError),
+    /// No key could be made for the tokens of service accounts.
+    #[error("no key for the tokens of service accounts")]
+    Key(#[from] KeyError),
     /// An admission step that is to be taken out is not there.
     #[error("there is no admission step {name:?}; there are {names}")]
     UnknownAdmission {
@@ -142,7 +150,9 @@ impl ApiServer {
             clock: None,
             admission: Vec::new(),
             without_admission: HashSet::new(),
-            authenticators: vec![Arc::new(ClientCertificates)],
+            front_proxy: None,
+            issuer: None,
+            authenticators: Vec::new(),
             authorizers: Vec::new(),
             audit: None,
             nodes: None,
@@ -222,7 +232,13 @@ impl ApiServerBuilder {
     /// Believes an API server that shows a client certificate of one of these names about who the caller is: this server is an
     /// aggregated one, behind that.
     pub fn front_proxy<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
-        self.authenticators.insert(0, Arc::new(FrontProxy::new(names)));
+        self.front_proxy = Some(FrontProxy::new(names));
+        self
+    }
+
+    /// Makes and believes tokens of service accounts with these keys and names.
+    pub fn service_accounts(mut self, issuer: ServiceAccountIssuer) -> Self {
+        self.issuer = Some(issuer);
         self
     }
 
@@ -277,7 +293,7 @@ impl ApiServerBuilder {
     /// Opens the store's tables and makes the server.
     ///
     /// # Errors
-    /// When the store can't open a table, or an admission step that is to be taken out is not there.
+    /// When the store can't open a table, an admission step that is to be taken out is not there, or no key can be made.
     pub fn build(self) -> Result<ApiServer, BuildError> {
         let steps = admission::defaults();
         if let Some(name) =
@@ -295,6 +311,17 @@ impl ApiServerBuilder {
         let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
         let mut objects = Objects::new(store, registry, clock, defs)?;
         objects.set_outbound(self.outbound);
+        let objects = Arc::new(objects);
+        let issuer = match self.issuer {
+            Some(issuer) => issuer,
+            None => ServiceAccountIssuer::generate()?,
+        };
+        let issuer = Arc::new(issuer.complete());
+        let mut authenticators: Vec<Arc<dyn Authenticator>> = Vec::new();
+        authenticators.extend(self.front_proxy.map(|proxy| Arc::new(proxy) as Arc<dyn Authenticator>));
+        authenticators.push(Arc::new(ClientCertificates));
+        authenticators.push(Arc::new(ServiceAccountTokens::new(Arc::clone(&issuer), Arc::clone(&objects))));
+        authenticators.extend(self.authenticators);
         let defaults =
             admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
         let authorizers = if self.authorizers.is_empty() {
@@ -311,7 +338,8 @@ impl ApiServerBuilder {
             objects,
             foreign_admission: !self.admission.is_empty(),
             admission: defaults.chain(self.admission).collect(),
-            authenticators: self.authenticators,
+            issuer,
+            authenticators,
             authorizers,
             audit: self.audit,
             nodes: self.nodes,
@@ -418,7 +446,7 @@ impl Inner {
         let mut refused = false;
         for authenticator in &self.authenticators {
             match authenticator.authenticate(parts).await {
-                Ok(Some(mut user)) => {
+                Ok(Some(Authenticated { mut user, .. })) => {
                     if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
                         user.groups.push(AUTHENTICATED.to_owned());
                     }

@@ -2,6 +2,7 @@
 
 mod eviction;
 mod review;
+mod token;
 
 use std::sync::Arc;
 
@@ -35,10 +36,7 @@ pub(crate) async fn create(
         ("pods", "binding") | ("bindings", "") => bind(call, &object).await,
         ("pods", "eviction") => eviction::evict(call, &object).await,
         (plural, "") => review::answer(server, user, plural, call.namespace, object).await,
-        (plural, "token") => {
-            let why = format!("the subresource {plural}/token is not served by kplane yet");
-            Err(Status::failure(501, "NotImplemented", why).into())
-        }
+        ("serviceaccounts", "token") => token::request(server, call, object).await,
         _ => {
             let def = &call.resource.def;
             let why = "the server does not allow this method on the requested resource";

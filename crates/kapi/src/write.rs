@@ -122,7 +122,8 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn admit(
+    /// The changing half of the chain.
+    pub(crate) async fn admit(
         &self,
         operation: Operation,
         name: &str,
@@ -136,7 +137,7 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
-    fn warn(&self, make: impl FnOnce() -> Vec<String>) {
+    pub(crate) fn warn(&self, make: impl FnOnce() -> Vec<String>) {
         if let Some(warnings) = self.warnings {
             warnings.set(make());
         }
@@ -310,11 +311,30 @@ impl<'a> Call<'a> {
         &self,
         change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
     ) -> ApiResult<Written> {
+        self.update_from(self.read().await?, change).await
+    }
+
+    /// The object as it is, stored and in the form that it is changed in.
+    pub(crate) async fn read(&self) -> ApiResult<(Arc<Stored>, Value)> {
+        let stored =
+            self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+        let object = convert::hub(self.objects, self.resource, &stored).await?;
+        Ok((stored, object))
+    }
+
+    /// [`update`](Self::update) of an object that has been read already.
+    pub(crate) async fn update_from(
+        &self,
+        read: (Arc<Stored>, Value),
+        change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
+    ) -> ApiResult<Written> {
         let mut asked_revision = None;
+        let mut read = Some(read);
         for _ in 0..RETRIES_MAX {
-            let stored =
-                self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
-            let old = convert::hub(self.objects, self.resource, &stored).await?;
+            let (stored, old) = match read.take() {
+                Some(read) => read,
+                None => self.read().await?,
+            };
             let mut object = change(&old)?;
             self.track(&old, &mut object);
             let wanted = meta::text(&object, "resourceVersion").to_owned();

@@ -215,14 +215,30 @@ impl Stored {
             return;
         }
         out.extend_from_slice(&self.raw[..self.splice]);
-        if self.splice < self.raw.len() {
+        self.write_after_splice(self.raw.len(), out);
+    }
+
+    /// Appends the object's metadata as JSON, with its resource version, to `out`.
+    pub fn write_metadata(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        if self.splice == self.raw.len() {
+            out.push(b'}');
+            return;
+        }
+        self.write_after_splice(self.splice + end_of_object(&self.raw[self.splice..]), out);
+    }
+
+    /// The resource version, and what comes after it up to `end`.
+    fn write_after_splice(&self, end: usize, out: &mut Vec<u8>) {
+        let rest = &self.raw[self.splice..end];
+        if let Some(first) = rest.first() {
             out.extend_from_slice(b"\"resourceVersion\":\"");
             out.extend_from_slice(itoa::Buffer::new().format(self.revision).as_bytes());
             out.push(b'"');
-            if self.raw[self.splice] != b'}' {
+            if *first != b'}' {
                 out.push(b',');
             }
-            out.extend_from_slice(&self.raw[self.splice..]);
+            out.extend_from_slice(rest);
         }
     }
 
@@ -284,6 +300,24 @@ impl Stored {
     }
 }
 
+/// Where the JSON object ends that `bytes` begins within: after its closing brace.
+fn end_of_object(bytes: &[u8]) -> usize {
+    let (mut depth, mut quoted, mut escaped) = (1_usize, false, false);
+    for (index, byte) in bytes.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            _ if quoted => {}
+            b'{' => depth += 1,
+            b'}' if depth == 1 => return index + 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+    }
+    bytes.len()
+}
+
 impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stored")
@@ -340,6 +374,20 @@ mod tests {
         assert_eq!(stored.revision(), 7);
         assert_eq!(serde_json::from_slice::<Value>(stored.json()).unwrap(), value);
         assert_eq!(stored.value().unwrap(), value);
+    }
+
+    #[test]
+    fn metadata_is_written_alone() {
+        for metadata in [
+            json!({"resourceVersion": "7"}),
+            json!({"name": "a", "resourceVersion": "7", "annotations": {"x": "}{\"\\", "y": "\\\""}, "ownerReferences": [{"uid": "}"}]}),
+        ] {
+            let value = json!({"apiVersion": "v1", "kind": "X", "metadata": metadata, "spec": {"a": "}"}});
+            let stored = Stored::from_value(value).unwrap();
+            let mut out = Vec::new();
+            stored.write_metadata(&mut out);
+            assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), metadata);
+        }
     }
 
     #[test]

@@ -114,6 +114,8 @@ async fn a_suite_finds_what_it_starts() {
     let pki = pki();
     let (certificates, authority) = (folder.path().join("certs"), folder.path().join("client-ca.crt"));
     std::fs::write(&authority, &pki.authority).unwrap();
+    let signing = folder.path().join("sa-signer.key");
+    std::fs::write(&signing, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
     let arguments = [
         "--service-cluster-ip-range=10.0.0.0/24".to_owned(),
         "--allow-privileged=true".to_owned(),
@@ -126,6 +128,8 @@ async fn a_suite_finds_what_it_starts() {
         format!("--client-ca-file={}", authority.display()),
         format!("--etcd-servers=http://{etcd_address}"),
         "--service-account-issuer=https://127.0.0.1/".to_owned(),
+        format!("--service-account-signing-key-file={}", signing.display()),
+        format!("--service-account-key-file={}", signing.display()),
     ];
     let (server, address) = Program::start(&assets, "kube-apiserver", &arguments);
     let root = std::fs::read_to_string(certificates.join("apiserver.crt")).unwrap();
@@ -135,6 +139,8 @@ async fn a_suite_finds_what_it_starts() {
 
     let admin = client(&address, &root, Some(&pki.user)).await;
     assert!(Api::<Namespace>::all(admin.clone()).get_opt("default").await.unwrap().is_some());
+    let issuer = admin.request_text(get("/.well-known/openid-configuration")).await.unwrap();
+    assert!(issuer.contains(r#""issuer":"https://127.0.0.1/""#), "{issuer}");
     let map: ConfigMap = serde_json::from_value(json!({"metadata": {"name": "a"}})).unwrap();
     // No service account was made, which a suite without controllers relies on.
     Api::<ConfigMap>::default_namespaced(admin).create(&PostParams::default(), &map).await.unwrap();

@@ -49,6 +49,7 @@ mod path;
 mod reconcile;
 pub mod scale;
 mod set;
+mod settled;
 mod shape;
 mod typed;
 mod updater;

@@ -74,11 +74,12 @@ pub fn short_name(full: &str) -> String {
 pub(crate) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
     let mut parts = line.split('\t');
     let head = parts.next().unwrap_or_default();
-    let fields = parts.filter_map(|text| parse_field(catalog, text)).collect();
+    let fields: Vec<Field> = parts.filter_map(|text| parse_field(catalog, text)).collect();
     let atomic = head.split(' ').any(|mark| mark == "ma");
     let name = name_of(line);
     Object {
         name: full_name(name).into(),
+        prefixes: fields.iter().map(|field| crate::types::prefix_of(&field.name)).collect(),
         fields,
         atomic,
         defaults: defaults_of(name),

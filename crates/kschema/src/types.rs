@@ -65,13 +65,29 @@ pub struct Object {
     /// Fields that upstream's encoding shows even when nothing is said of them, with what it shows: `{}` for structs, null for
     /// lists. For apply they are there on both sides of a change, and so belong to nobody.
     pub always: Vec<(Box<str>, serde_json::Value)>,
+    /// The first bytes of each field's name, which mostly tell names apart without looking at them.
+    pub(crate) prefixes: Box<[u64]>,
+}
+
+/// The first eight bytes of a name as a number of the same order; shorter names are filled up with zeros.
+pub(crate) fn prefix_of(name: &str) -> u64 {
+    let mut bytes = [0; 8];
+    let length = name.len().min(8);
+    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+    u64::from_be_bytes(bytes)
 }
 
 impl Object {
     /// The field of that name.
     #[must_use]
     pub fn field(&self, name: &str) -> Option<&Field> {
-        self.fields.binary_search_by(|field| (*field.name).cmp(name)).ok().map(|index| &self.fields[index])
+        let prefix = prefix_of(name);
+        let first = self.prefixes.partition_point(|other| *other < prefix);
+        let candidates = self.fields.get(first..)?.iter().zip(self.prefixes.get(first..)?);
+        candidates
+            .take_while(|(_, other)| **other == prefix)
+            .map(|(field, _)| field)
+            .find(|field| *field.name == *name)
     }
 
     /// The name's last part: the Go type's name.

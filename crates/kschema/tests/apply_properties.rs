@@ -195,6 +195,28 @@ proptest! {
     }
 
     #[test]
+    fn what_is_settled_is_not_changed_by_an_apply(a in config(), b in config(), c in config()) {
+        let (catalog, kind) = (builtin::catalog(), Kind(schema()));
+        let manager = FieldManager { catalog: &catalog, versions: &kind, api_version: "v1", kind: "Thing", subresource: "" };
+        let once = apply(&catalog, &kind, &json!({}), &a, "a", false).expect("nobody there");
+        // Who applied nothing owns nothing, which is not seen at once.
+        let owns = a.as_object().is_some_and(|map| map.len() > 2);
+        prop_assert_eq!(manager.is_settled(&once, &a, "a"), owns);
+        prop_assert!(!manager.is_settled(&once, &a, "b"));
+        prop_assert_eq!(manager.is_settled(&once, &b, "a"), owns && a == b);
+        let mut live = once;
+        for (config, who) in [(&b, "b"), (&c, "a"), (&a, "b")] {
+            live = apply(&catalog, &kind, &live, config, who, true).expect("forced");
+            for (config, who) in [&a, &b, &c].into_iter().flat_map(|config| [(config, "a"), (config, "b")]) {
+                if manager.is_settled(&live, config, who) {
+                    let again = apply(&catalog, &kind, &live, config, who, false);
+                    prop_assert_eq!(again.as_ref(), Some(&live));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn applies_commute_where_there_is_no_conflict(a in config(), b in config()) {
         let (catalog, kind) = (builtin::catalog(), Kind(schema()));
         let run = |order: [(&Value, &str); 2]| {

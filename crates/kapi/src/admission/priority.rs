@@ -1,11 +1,12 @@
 //! Pods get the number that their priority class stands for.
 
 use async_trait::async_trait;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use kcore::Status;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, objects::stored};
 
 /// Upstream's `Priority`.
 #[derive(Clone, Copy, Debug)]
@@ -50,28 +51,28 @@ impl Admission for Priority {
 
 type Class = (String, i64, String);
 
-fn class_of(object: &Value) -> Class {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let preemption = object["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned();
-    (text(&object["metadata"]["name"]), object["value"].as_i64().unwrap_or_default(), preemption)
+fn class_of(class: &PriorityClass) -> Class {
+    let preemption = class.preemption_policy.as_deref().unwrap_or("PreemptLowerPriority").to_owned();
+    (class.metadata.name.clone().unwrap_or_default(), class.value.map_or(0, i64::from), preemption)
 }
 
 fn find_class(request: &AdmissionRequest<'_>, name: &str) -> ApiResult<Class> {
     let class = request.objects.find("scheduling.k8s.io", "v1", "priorityclasses", "", name);
-    let class = class.and_then(|class| class.value().ok()).ok_or_else(|| {
+    let class = class.and_then(|class| class.typed::<PriorityClass>().ok()).ok_or_else(|| {
         Status::forbidden("", "pods", request.name, &format!("no PriorityClass with name {name} was found"))
     })?;
     Ok(class_of(&class))
 }
 
-/// The class that is marked as the default; of several the one with the lowest value.
+/// The class that is marked as the default; of several the one with the lowest value. Every pod without a class asks, so
+/// classes are decoded once.
 fn default_class(request: &AdmissionRequest<'_>) -> Option<Class> {
     let resource = request.objects.registry().find("scheduling.k8s.io", "v1", "priorityclasses")?;
     let snapshot = request.objects.snapshot();
     let classes = snapshot.range(resource.table, kstore::Range::all());
-    let classes = classes.filter_map(|entry| serde_json::from_slice::<Value>(entry.value()).ok());
+    let classes = classes.filter_map(|entry| stored(&resource.def, &entry).typed::<PriorityClass>().ok());
     classes
-        .filter(|class| class["globalDefault"] == true)
+        .filter(|class| class.global_default == Some(true))
         .map(|class| class_of(&class))
         .min_by_key(|class| class.1)
 }

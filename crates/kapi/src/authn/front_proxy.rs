@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use http::{HeaderMap, request::Parts};
 use percent_encoding::percent_decode_str;
 
-use super::{Authenticator, ClientCertificates, UserInfo};
+use super::{Authenticated, Authenticator, ClientCertificates, UserInfo};
 use crate::error::ApiResult;
 
 /// Believes `X-Remote-User`, `X-Remote-Group` and `X-Remote-Extra-*` if the client certificate's common name is one of those
@@ -27,14 +27,14 @@ impl FrontProxy {
 
 #[async_trait]
 impl Authenticator for FrontProxy {
-    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<UserInfo>> {
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<Authenticated>> {
         let Some(proxy) = ClientCertificates.authenticate(parts).await? else {
             return Ok(None);
         };
-        if !self.names.contains(&proxy.name) {
+        if !self.names.contains(&proxy.user.name) {
             return Ok(None);
         }
-        Ok(user(&parts.headers))
+        Ok(user(&parts.headers).map(Into::into))
     }
 }
 

@@ -3,11 +3,10 @@
 use std::{collections::HashMap, fmt};
 
 use async_trait::async_trait;
-use http::{header::AUTHORIZATION, request::Parts};
-use kcore::Status;
+use http::request::Parts;
 use sha2::{Digest, Sha256};
 
-use super::{Authenticator, UserInfo};
+use super::{Authenticated, Authenticator, UserInfo, bearer};
 use crate::error::ApiResult;
 
 /// A table of bearer tokens. Only their digests are kept, and the digest is what is looked up, so neither memory nor timing
@@ -38,21 +37,11 @@ impl fmt::Debug for StaticTokens {
 
 #[async_trait]
 impl Authenticator for StaticTokens {
-    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<UserInfo>> {
-        let Some(header) = parts.headers.get(AUTHORIZATION) else {
-            return Ok(None);
-        };
-        let token = header.to_str().ok().and_then(|text| {
-            let (scheme, token) = text.trim().split_once(' ')?;
-            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-        });
-        let Some(token) = token else {
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<Authenticated>> {
+        let Some(token) = bearer(parts) else {
             return Ok(None);
         };
         let digest: [u8; 32] = Sha256::digest(token).into();
-        match self.0.get(&digest) {
-            Some(user) => Ok(Some(user.clone())),
-            None => Err(Status::unauthorized().into()),
-        }
+        Ok(self.0.get(&digest).cloned().map(Into::into))
     }
 }

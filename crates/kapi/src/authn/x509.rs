@@ -7,7 +7,7 @@ use http::request::Parts;
 use kcore::Status;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{Authenticator, UserInfo};
+use super::{Authenticated, Authenticator, UserInfo};
 use crate::error::ApiResult;
 
 /// Request extension: the chain that the TLS layer has verified, the client's own certificate first, in DER.
@@ -21,7 +21,7 @@ pub struct ClientCertificates;
 
 #[async_trait]
 impl Authenticator for ClientCertificates {
-    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<UserInfo>> {
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<Authenticated>> {
         let Some(PeerCertificates(chain)) = parts.extensions.get::<PeerCertificates>() else {
             return Ok(None);
         };
@@ -36,6 +36,6 @@ impl Authenticator for ClientCertificates {
             return Ok(None);
         }
         let groups = subject.iter_organization().filter_map(|group| group.as_str().ok());
-        Ok(Some(UserInfo::new(name, groups)))
+        Ok(Some(UserInfo::new(name, groups).into()))
     }
 }

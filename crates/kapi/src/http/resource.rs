@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
-use kcore::{Status, local::WantLocal};
+use kcore::{Status, Stored, local::WantLocal};
 use serde_json::{Value, json};
 
 use super::{
@@ -18,7 +18,7 @@ use crate::{
     body::Body,
     convert, custom,
     error::{ApiError, ApiResult},
-    list::{self, Page},
+    list,
     registry::{Resource, Verbs},
     request::{ListOptions, Query, RequestInfo},
     server::Inner,
@@ -136,6 +136,9 @@ impl Request<'_> {
         }
         let allowed = match (info.subresource.is_empty(), def.verbs) {
             (false, _) if info.subresource == "proxy" => true,
+            (false, _) if ["binding", "eviction", "token"].contains(&info.subresource.as_str()) => {
+                info.verb == "create"
+            }
             (false, _) => !matches!(info.verb.as_str(), "list" | "watch" | "deletecollection" | "delete"),
             (true, Verbs::All) => true,
             (true, verbs) => verbs.names().contains(&info.verb.as_str()),
@@ -242,8 +245,20 @@ impl Request<'_> {
         if let Some(remaining) = page.remaining.filter(|remaining| *remaining > 0) {
             meta["remainingItemCount"] = json!(remaining);
         }
-        if form == Form::Object && page.items.iter().all(|item| convert::is_as_served(resource, item)) {
-            return Ok(stream_list(resource, &meta, page));
+        if matches!(form, Form::Object | Form::Table)
+            && page.items.iter().all(|item| convert::is_as_served(resource, item))
+        {
+            if form == Form::Object {
+                let head = format!(
+                    "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
+                    list_kind(resource),
+                    resource.api_version()
+                );
+                return Ok(stream_list(head, page.items, |item, out| item.write_json(out)));
+            }
+            let rows = table::Rows::new(resource, table::Include::of_query(self.query), self.now());
+            let (head, items) = (rows.head(&meta), rows.ordered(page.items));
+            return Ok(stream_list(head, items, move |item, out| rows.write(item, out)));
         }
         if form == Form::Protobuf {
             let list = binary::list(&self.server.objects, resource, &meta, &page.items).await?;
@@ -328,21 +343,20 @@ pub(super) fn metadata_of(value: &Value) -> Value {
 }
 
 /// A list in chunks: each is made from the shared objects when the one before has been taken, so a large list costs no
-/// second copy of itself.
-fn stream_list(resource: &Resource, meta: &Value, page: Page) -> Response<Body> {
-    let head = format!(
-        "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-        list_kind(resource),
-        resource.api_version()
-    );
-    let mut items = page.items.into_iter();
+/// second copy of itself. `head` is what comes before the items.
+fn stream_list(
+    head: String,
+    items: Vec<Arc<Stored>>,
+    write: impl Fn(&Stored, &mut Vec<u8>) + Send + 'static,
+) -> Response<Body> {
+    let mut items = items.into_iter();
     let mut first = true;
     let mut chunk = move |mut out: Vec<u8>| -> (Vec<u8>, bool) {
         for item in items.by_ref() {
             if !std::mem::take(&mut first) {
                 out.push(b',');
             }
-            item.write_json(&mut out);
+            write(&item, &mut out);
             if out.len() >= CHUNK_BYTES {
                 return (out, true);
             }

@@ -7,8 +7,10 @@ mod custom;
 mod devices;
 mod duration;
 mod labels;
+mod partial;
 mod pods;
 mod policy;
+mod rows;
 mod services;
 mod storage;
 mod workloads;
@@ -16,6 +18,7 @@ mod workloads;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+pub(super) use self::rows::Rows;
 use crate::{registry::Resource, request::Query};
 
 /// How much of each object stands beside its row (`includeObject`).

@@ -22,10 +22,15 @@ use crate::{
     patch::{APPLY, MEDIA_TYPES, Patch, STRATEGIC},
     registry::{Resource, Verbs},
     request::{DeleteOptions, FieldValidation, WriteOptions},
-    schema::check,
+    schema::{Type, check},
     subresource,
     write::{Written, in_version},
 };
+
+/// What is answered to a body that is none of this kind.
+fn unfit(kind: &str, version: &str, why: &dyn fmt::Display) -> ApiError {
+    Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}")).into()
+}
 
 impl Request<'_> {
     fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
@@ -48,7 +53,7 @@ impl Request<'_> {
         }
         let (api_version, kind) = (resource.api_version(), &resource.def.kind);
         self.check_kind(&mut object, &api_version, kind)?;
-        self.check_fields(resource, &mut object, duplicates, options, warnings)?;
+        self.check_fields(resource, &mut object, &duplicates, options, warnings)?;
         Ok(object)
     }
 
@@ -76,16 +81,12 @@ impl Request<'_> {
         &self,
         resource: &Resource,
         object: &mut Value,
-        duplicates: Vec<String>,
+        duplicates: &[String],
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
         let (version, kind) = (&resource.version().name, &resource.def.kind);
-        let fault = |why: &dyn fmt::Display| {
-            ApiError::from(Status::bad_request(format!(
-                "{kind} in version {version:?} cannot be handled as a {kind}: {why}"
-            )))
-        };
+        let fault = |why: &dyn fmt::Display| unfit(kind, version, why);
         let catalog = self.server.objects.registry().catalog();
         let unknown = match &resource.version().structure {
             None => {
@@ -98,6 +99,18 @@ impl Request<'_> {
                 unknown
             }
         };
+        Self::tell_fields(kind, version, &unknown, duplicates, options, warnings)
+    }
+
+    /// Tells of unknown and duplicate fields as the options say.
+    fn tell_fields(
+        kind: &str,
+        version: &str,
+        unknown: &[String],
+        duplicates: &[String],
+        options: &WriteOptions,
+        warnings: &mut Vec<String>,
+    ) -> ApiResult<()> {
         let texts = duplicates
             .iter()
             .map(|path| format!("duplicate field {path:?}"))
@@ -105,7 +118,7 @@ impl Request<'_> {
         let texts: Vec<String> = texts.collect();
         match options.field_validation {
             FieldValidation::Strict if !texts.is_empty() => {
-                Err(fault(&format_args!("strict decoding error: {}", texts.join(", "))))
+                Err(unfit(kind, version, &format_args!("strict decoding error: {}", texts.join(", "))))
             }
             FieldValidation::Warn => {
                 warnings.extend(texts);
@@ -126,6 +139,9 @@ impl Request<'_> {
         let media_type = media_type(&self.parts.headers);
         if resource.def.verbs == Verbs::CreateOnly {
             return self.review(resource, &media_type, &body, &options).await;
+        }
+        if self.info.subresource == "token" {
+            return self.request_token(resource, &media_type, &body, &options, form).await;
         }
         if !self.info.subresource.is_empty() {
             let (object, _) = self.decode(&media_type, &body)?;
@@ -165,6 +181,34 @@ impl Request<'_> {
         let call = self.call(resource, options.dry_run);
         let (code, value) = subresource::create(self.server, self.user, &call, object).await?;
         let mut response = json_response(code, &value);
+        add_warnings(&mut response, &warnings);
+        Ok(response)
+    }
+
+    /// `TokenRequest`, which is of a group of its own.
+    async fn request_token(
+        &self,
+        resource: &Arc<Resource>,
+        media_type: &str,
+        body: &[u8],
+        options: &WriteOptions,
+        form: Form,
+    ) -> ApiResult<Response<Body>> {
+        const KIND: &str = "TokenRequest";
+        let (mut object, duplicates) = self.decode(media_type, body)?;
+        if !object.is_object() {
+            return Err(Status::bad_request("the body of the request is no object").into());
+        }
+        self.check_kind(&mut object, "authentication.k8s.io/v1", KIND)?;
+        let catalog = self.server.objects.registry().catalog();
+        let schema = catalog.find("~authentication.v1.TokenRequest").map_or(Type::Any, Type::Named);
+        let unknown =
+            check::check(catalog, &schema, &mut object).map_err(|error| unfit(KIND, "v1", &error))?;
+        let mut warnings = Vec::new();
+        Self::tell_fields(KIND, "v1", &unknown, &duplicates, options, &mut warnings)?;
+        let call = self.call(resource, options.dry_run);
+        let (code, value) = subresource::create(self.server, self.user, &call, object).await?;
+        let mut response = self.object_response(resource, code, &value, form)?;
         add_warnings(&mut response, &warnings);
         Ok(response)
     }
@@ -211,12 +255,6 @@ impl Request<'_> {
             let value = subresource::update_scale(&call, &|_| Ok(scale.clone())).await?;
             return self.object_response(resource, StatusCode::OK, &value, form);
         }
-        if self.info.subresource == "token"
-            || self.info.subresource == "eviction"
-            || self.info.subresource == "binding"
-        {
-            return Err(self.not_allowed(resource));
-        }
         let mut object = self.decode_object(resource, &media_type, &body, &options, &mut warnings)?;
         convert::to_hub(resource, &mut object);
         let missing = self.server.objects.get(resource, call.namespace, call.name).is_none();
@@ -233,7 +271,19 @@ impl Request<'_> {
         let written = if self.info.subresource == "finalize" {
             call.update(&|old| Ok(subresource::finalized(old, &object))).await?
         } else {
-            call.update(&|_| Ok(object.clone())).await?
+            // The first attempt takes the object; only one that lost a race needs it again.
+            let first = std::sync::Mutex::new(Some(object));
+            let change = |_: &Value| -> ApiResult<Value> {
+                let first = first.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+                if let Some(object) = first {
+                    return Ok(object);
+                }
+                let mut object =
+                    self.decode_object(resource, &media_type, &body, &options, &mut Vec::new())?;
+                convert::to_hub(resource, &mut object);
+                Ok(object)
+            };
+            call.update(&change).await?
         };
         self.written_response(resource, StatusCode::OK, &written, form, &warnings).await
     }
@@ -282,7 +332,7 @@ impl Request<'_> {
             let (api_version, kind) = (resource.api_version(), &resource.def.kind);
             self.check_kind(&mut patched, &api_version, kind)?;
             let mut found = Vec::new();
-            self.check_fields(resource, &mut patched, duplicates.clone(), &options, &mut found)?;
+            self.check_fields(resource, &mut patched, &duplicates, &options, &mut found)?;
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
             convert::to_hub(resource, &mut patched);
             Ok(patched)
@@ -326,7 +376,7 @@ impl Request<'_> {
         let found = std::sync::Mutex::new(Vec::new());
         let decode = |object: &mut Value| -> ApiResult<()> {
             let mut warnings = Vec::new();
-            self.check_fields(resource, object, duplicates.clone(), options, &mut warnings)?;
+            self.check_fields(resource, object, &duplicates, options, &mut warnings)?;
             *found.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = warnings;
             Ok(())
         };

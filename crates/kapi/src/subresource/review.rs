@@ -7,7 +7,7 @@ use kcore::Status;
 use serde_json::{Value, json};
 
 use crate::{
-    authn::{AUTHENTICATED, UserInfo},
+    authn::{AUTHENTICATED, Authenticated, RequestedAudiences, UserInfo},
     authz::Verdict,
     error::{ApiResult, FieldError, invalid},
     request::RequestInfo,
@@ -110,19 +110,50 @@ async fn access(server: &Inner, user: &UserInfo, spec: &Value) -> ApiResult<Valu
 /// Runs a token through the authenticators as if it had come with a request.
 async fn token(server: &Inner, spec: &Value) -> ApiResult<Value> {
     let token = spec["token"].as_str().unwrap_or_default();
-    let request = Request::builder().header(AUTHORIZATION, format!("Bearer {token}")).body(());
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication").into());
+    }
+    let own = server.issuer.audiences();
+    let asked: Vec<String> = spec["audiences"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect();
+    let wanted: Arc<[String]> = if asked.is_empty() { own.into() } else { asked.into() };
+    let request = Request::builder()
+        .header(AUTHORIZATION, format!("Bearer {token}"))
+        .extension(RequestedAudiences(Arc::clone(&wanted)))
+        .body(());
     let (parts, ()) = request
         .map_err(|_| Status::bad_request("the token has characters that no header can carry"))?
         .into_parts();
+    let mut refusals = Vec::new();
     for authenticator in &server.authenticators {
-        if let Ok(Some(mut user)) = authenticator.authenticate(&parts).await {
-            if !user.is_in(AUTHENTICATED) {
-                user.groups.push(AUTHENTICATED.to_owned());
+        match authenticator.authenticate(&parts).await {
+            Ok(Some(Authenticated { mut user, audiences })) => {
+                // Credentials that say nothing of audiences are for the API server.
+                let shared = || own.iter().filter(|one| wanted.contains(one)).cloned().collect();
+                let audiences: Vec<String> = audiences.unwrap_or_else(shared);
+                if audiences.is_empty() {
+                    continue;
+                }
+                if !user.is_in(AUTHENTICATED) {
+                    user.groups.push(AUTHENTICATED.to_owned());
+                }
+                return Ok(json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}));
             }
-            return Ok(json!({"authenticated": true, "user": user_info(&user)}));
+            Ok(None) => {}
+            Err(error) => refusals.push(error.0.message),
         }
     }
-    Ok(json!({"user": {}, "error": "invalid bearer token"}))
+    let why = match refusals.as_slice() {
+        [] => "invalid bearer token".to_owned(),
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
+    };
+    Ok(json!({"user": {}, "error": why}))
 }
 
 /// What the caller may do, as far as it can be found by asking: an authorizer can't list its rules, so all that is told is

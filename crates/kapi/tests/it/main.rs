@@ -9,5 +9,6 @@ mod harness;
 mod openapi;
 mod proxy;
 mod tables;
+mod tokens;
 mod verbs;
 mod watches;

@@ -60,6 +60,19 @@ async fn check(server: &ApiServer, collection: &str, object: Value, expected: &s
         cells.iter().map(|cell| cell.as_str().map_or_else(|| cell.to_string(), str::to_owned)).collect();
     assert_eq!(shown.join("|"), expected, "{name}");
     assert_eq!(cells.len(), table["columnDefinitions"].as_array().unwrap().len(), "{name}");
+    check_lists(server, collection, &name).await;
+}
+
+/// A list has the row that the object alone has, whatever stands beside it.
+async fn check_lists(server: &ApiServer, collection: &str, name: &str) {
+    for include in ["Metadata", "Object", "None"] {
+        let query = format!("includeObject={include}");
+        let mut alone = table(server, &format!("{collection}/{name}?{query}")).await;
+        let listed = table(server, &format!("{collection}?fieldSelector=metadata.name={name}&{query}")).await;
+        // A list has a revision of its own.
+        alone["metadata"] = listed["metadata"].clone();
+        assert_eq!(alone, listed, "{name} {include}");
+    }
 }
 
 fn running(ready: bool) -> Value {
@@ -159,6 +172,7 @@ async fn pods_show_what_their_containers_do() {
     let path = "/api/v1/namespaces/default/pods/ending";
     assert_eq!(send(&server, "DELETE", path, &Value::Null).await.0, 200);
     assert_eq!(table(&server, path).await["rows"][0]["cells"][2], "Terminating");
+    check_lists(&server, "/api/v1/namespaces/default/pods", "ending").await;
     let done = table(&server, "/api/v1/namespaces/default/pods/done").await;
     assert_eq!(done["rows"][0]["conditions"][0]["type"], "Completed");
 }

@@ -9,7 +9,10 @@ use std::{
 
 use kapi::{
     ApiServer, ServiceAddresses,
-    authn::{StaticTokens, UserInfo},
+    authn::{
+        ServiceAccountIssuer, StaticTokens, UserInfo,
+        jwt::{SigningKey, VerifyingKey},
+    },
 };
 use kcore::{Clock as _, SystemClock};
 use tokio::net::TcpListener;
@@ -24,6 +27,7 @@ use crate::{
 pub(super) const FLAGS: &[(&str, &str)] = &[
     ("allow-privileged", "Accepted; privileged containers are always allowed."),
     ("anonymous-auth", "Whether callers without credentials are system:anonymous. Default true."),
+    ("api-audiences", "What tokens of service accounts must be for. Default: the issuers."),
     ("authorization-mode", "Accepted; everybody who is authenticated may do everything."),
     ("bind-address", "The address to serve on. Default 0.0.0.0."),
     ("cert-dir", "The folder with apiserver.crt and apiserver.key; both are made if they are missing."),
@@ -35,9 +39,12 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("enable-admission-plugins", "Accepted; all steps that there are, are on."),
     ("etcd-servers", "Accepted; objects are kept in memory."),
     ("secure-port", "The port to serve TLS on. Default 6443."),
-    ("service-account-issuer", "Accepted; tokens are not issued yet."),
-    ("service-account-key-file", "Accepted; tokens are not issued yet."),
-    ("service-account-signing-key-file", "Accepted; tokens are not issued yet."),
+    ("service-account-issuer", "Who tokens of service accounts say they are of; more than one are believed."),
+    (
+        "service-account-key-file",
+        "Public keys, certificates or private keys that such tokens are checked with.",
+    ),
+    ("service-account-signing-key-file", "The private key that they are signed with. Default: a new one."),
     ("service-cluster-ip-range", "Where cluster IPs come from. Default 10.0.0.0/24."),
     ("service-node-port-range", "Where node ports come from. Default 30000-32767."),
     ("tls-cert-file", "The serving certificate, instead of that in --cert-dir."),
@@ -76,10 +83,33 @@ fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
     {
         builder = builder.without_admission(name);
     }
+    builder = builder.service_accounts(issuer(flags)?);
     if let Some(path) = flags.get("token-auth-file") {
         builder = builder.authenticator(Arc::new(tokens(&read(path)?)));
     }
     Ok(builder.build()?)
+}
+
+/// Who makes the tokens of service accounts.
+fn issuer(flags: &Flags) -> Result<ServiceAccountIssuer, FaceError> {
+    let mut issuer = match flags.get("service-account-signing-key-file") {
+        Some(path) => {
+            let key = SigningKey::of_pem(read(path)?.as_bytes());
+            ServiceAccountIssuer::new(key.map_err(|_| FaceError::Pem { path: path.to_owned() })?)
+        }
+        None => ServiceAccountIssuer::generate().map_err(kapi::BuildError::from)?,
+    };
+    for path in flags.list("service-account-key-file") {
+        let keys = VerifyingKey::all_of_pem(read(path)?.as_bytes());
+        issuer = issuer.also_verify(keys.map_err(|_| FaceError::Pem { path: path.to_owned() })?);
+    }
+    for name in flags.list("service-account-issuer") {
+        issuer = issuer.issuer(name);
+    }
+    for audience in flags.list("api-audiences") {
+        issuer = issuer.audience(audience);
+    }
+    Ok(issuer)
 }
 
 fn service_addresses(flags: &Flags) -> Result<ServiceAddresses, FaceError> {

@@ -72,6 +72,67 @@ fn read(fields: &Value, depth: usize) -> Result<(Option<Set>, bool), FieldsError
     Ok((set, is_member || is_leaf))
 }
 
+/// Adds the members of `set` to what is stored.
+pub(crate) fn insert(fields: &mut Map<String, Value>, set: &Set) {
+    for (element, child) in set.children.iter().filter(|(_, child)| !child.is_empty()) {
+        match fields.get_mut(&element_text(element)).and_then(Value::as_object_mut) {
+            Some(below) => {
+                if below.is_empty() {
+                    // A leaf is a member; with something below it that has to be said.
+                    below.insert(".".to_owned(), Value::Object(Map::new()));
+                }
+                insert(below, child);
+            }
+            None => {
+                fields.insert(element_text(element), Value::Object(write(child, false)));
+            }
+        }
+    }
+    for element in &set.members {
+        let below = fields.entry(element_text(element)).or_insert_with(|| Value::Object(Map::new()));
+        if let Some(below) = below.as_object_mut().filter(|below| !below.is_empty()) {
+            below.entry(".").or_insert_with(|| Value::Object(Map::new()));
+        }
+    }
+}
+
+/// Takes the members of `set` out of what is stored; what lies below a member stays unless it is one itself. With `deep` it
+/// goes, too.
+pub(crate) fn remove(fields: &mut Map<String, Value>, set: &Set, deep: bool) {
+    for (element, child) in &set.children {
+        let text = element_text(element);
+        let Some(below) = fields.get_mut(&text).and_then(Value::as_object_mut) else { continue };
+        if below.is_empty() {
+            continue;
+        }
+        remove(below, child, deep);
+        if below.is_empty() {
+            fields.remove(&text);
+        } else {
+            collapse(below);
+        }
+    }
+    for element in &set.members {
+        let text = element_text(element);
+        let Some(below) = fields.get_mut(&text).and_then(Value::as_object_mut) else { continue };
+        if deep || below.is_empty() {
+            fields.remove(&text);
+        } else {
+            below.remove(".");
+            if below.is_empty() {
+                fields.remove(&text);
+            }
+        }
+    }
+}
+
+/// A member with nothing below it is written without saying so.
+fn collapse(fields: &mut Map<String, Value>) {
+    if fields.len() == 1 && fields.contains_key(".") {
+        fields.clear();
+    }
+}
+
 /// Whether a place that stands in a `fieldsV1` is a member itself, and not only on the way to one.
 pub(crate) fn is_member(fields: &Value) -> bool {
     fields.as_object().is_none_or(|map| map.is_empty() || map.contains_key("."))
@@ -144,10 +205,18 @@ fn write_text(set: &Set, is_member: bool, out: &mut String) {
     out.push('}');
 }
 
+/// `f:name`.
+pub(crate) fn field_text(name: &str) -> String {
+    let mut text = String::with_capacity(name.len() + 2);
+    text.push_str("f:");
+    text.push_str(name);
+    text
+}
+
 /// `f:name`, `k:{"name":"a"}`, `v:1` or `i:0`.
 pub(crate) fn element_text(element: &PathElement) -> String {
     match element {
-        PathElement::Field(name) => format!("f:{name}"),
+        PathElement::Field(name) => field_text(name),
         PathElement::Value(value) => {
             let mut text = "v:".to_owned();
             push_json(value, &mut text);
@@ -243,6 +312,11 @@ mod tests {
         assert!(Set::from_fields_v1(&deep).is_err());
     }
 
+    fn any_set() -> impl Strategy<Value = Set> {
+        let path = prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4);
+        prop::collection::vec(path, 0..8).prop_map(|paths| Set::of(paths.iter().map(Vec::as_slice)))
+    }
+
     proptest! {
         #[test]
         fn every_set_survives_the_way_through_json(
@@ -263,6 +337,18 @@ mod tests {
             prop_assert_eq!(&Set::from_fields_v1(&set.to_fields_v1()).unwrap(), &set);
             let text: Value = serde_json::from_str(&set.to_fields_v1_text()).unwrap();
             prop_assert_eq!(Set::from_fields_v1(&text).unwrap(), set);
+        }
+
+        #[test]
+        fn what_is_stored_is_changed_as_the_set_is(a in any_set(), b in any_set()) {
+            let change = |act: &dyn Fn(&mut Map<String, Value>)| {
+                let mut fields = a.to_fields_v1();
+                act(fields.as_object_mut().unwrap());
+                fields
+            };
+            prop_assert_eq!(change(&|fields| insert(fields, &b)), a.union(&b).to_fields_v1());
+            prop_assert_eq!(change(&|fields| remove(fields, &b, false)), a.difference(&b).to_fields_v1());
+            prop_assert_eq!(change(&|fields| remove(fields, &b, true)), a.recursive_difference(&b).to_fields_v1());
         }
     }
 }

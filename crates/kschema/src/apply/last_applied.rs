@@ -14,6 +14,11 @@ fn last_applied(object: &Value) -> Option<&str> {
     object["metadata"]["annotations"][ANNOTATION].as_str().filter(|text| !text.is_empty())
 }
 
+/// Whether an object has the annotation.
+pub(super) fn is_there(object: &Value) -> bool {
+    last_applied(object).is_some()
+}
+
 /// The fields of the annotation that are still as they were applied. `None` when there is no annotation, or one that makes no
 /// sense for this kind.
 pub(crate) fn owned_fields(manager: &FieldManager<'_>, live: &Value) -> Option<Set> {

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use kcore::Status;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     Versions, last_applied,
@@ -85,6 +85,13 @@ impl<'a> FieldManager<'a> {
         Ok(Versioned { value: Cow::Borrowed(value), api_version: Cow::Borrowed(self.api_version), shape })
     }
 
+    fn versioned_here<'v>(&self, value: &'v Value) -> Result<Versioned<'v>, Refusal>
+    where
+        'a: 'v,
+    {
+        FieldManager::<'v> { ..*self }.versioned(value)
+    }
+
     /// One update by `name`, which then owns what it changed.
     fn update(
         &self,
@@ -97,6 +104,17 @@ impl<'a> FieldManager<'a> {
         let nothing = json!({});
         let live = if live.is_object() { live } else { &nothing };
         let manager = Manager::new(name, Operation::Update, self.api_version, self.subresource);
+        if managed.fields.is_empty() {
+            // Nobody can lose anything: what is new is written down as it is found.
+            let mut fields =
+                self.updater().new_fields(&self.versioned_here(live)?, &self.versioned_here(new)?)?;
+            strip_stored(&mut fields);
+            if !fields.is_empty() {
+                managed.touch(&manager, now);
+                managed.fields.insert(manager, Owned::stored(Value::Object(fields), self.api_version));
+            }
+            return Ok(());
+        }
         let set = strip(self.changed_fields(live, new, managed, &manager)?);
         if !set.is_empty() {
             managed.touch(&manager, now);
@@ -267,33 +285,52 @@ fn internal(message: String) -> ApiError {
     Status::failure(500, "", message).into()
 }
 
+/// The fields of every object that nobody owns.
+pub(super) const UNOWNED: [&str; 3] = ["apiVersion", "kind", "metadata"];
+/// The fields of every object's metadata that nobody owns.
+pub(super) const UNOWNED_METADATA: [&str; 9] = [
+    "name",
+    "namespace",
+    "creationTimestamp",
+    "selfLink",
+    "uid",
+    "clusterName",
+    "generation",
+    "managedFields",
+    "resourceVersion",
+];
+
 /// The set without the fields that nobody owns.
 fn strip(mut set: Set) -> Set {
-    const ROOT: [&str; 3] = ["apiVersion", "kind", "metadata"];
-    const METADATA: [&str; 9] = [
-        "name",
-        "namespace",
-        "creationTimestamp",
-        "selfLink",
-        "uid",
-        "clusterName",
-        "generation",
-        "managedFields",
-        "resourceVersion",
-    ];
     let is = |element: &PathElement, names: &[&str]| match element {
         PathElement::Field(name) => names.contains(&&**name),
         _ => false,
     };
-    set.members.retain(|member| !is(member, &ROOT));
+    set.members.retain(|member| !is(member, &UNOWNED));
     set.children.retain_mut(|(element, child)| {
         if is(element, &["metadata"]) {
-            Arc::make_mut(child).members.retain(|member| !is(member, &METADATA));
+            Arc::make_mut(child).members.retain(|member| !is(member, &UNOWNED_METADATA));
             return !child.is_empty();
         }
         true
     });
     set
+}
+
+/// [`strip`] of fields that are written down already.
+fn strip_stored(fields: &mut Map<String, Value>) {
+    let forget = |fields: &mut Map<String, Value>, name: &str| {
+        let text = format!("f:{name}");
+        let Some(below) = fields.get_mut(&text).and_then(Value::as_object_mut) else { return };
+        below.remove(".");
+        if below.is_empty() {
+            fields.remove(&text);
+        }
+    };
+    if let Some(metadata) = fields.get_mut("f:metadata").and_then(Value::as_object_mut) {
+        UNOWNED_METADATA.iter().for_each(|name| forget(metadata, name));
+    }
+    UNOWNED.iter().for_each(|name| forget(fields, name));
 }
 
 /// Puts the oldest updates together when there are too many managers.

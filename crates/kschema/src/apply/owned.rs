@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use serde_json::Value;
 
 use super::{
-    fields_v1::{element_text, is_member},
+    fields_v1::{self, element_text, is_member},
     set::Set,
 };
 
@@ -59,8 +59,9 @@ impl Owned {
 
     /// Gives up what is in `set`.
     pub(crate) fn subtract(&mut self, set: &Set) {
-        match (&self.stored, self.set.get()) {
+        match (&mut self.stored, self.set.get()) {
             (Some(fields), None) if !meets(fields, set) => {}
+            (Some(Value::Object(fields)), None) => fields_v1::remove(fields, set, false),
             _ => {
                 let rest = self.set().difference(set);
                 if rest != *self.set() {
@@ -72,8 +73,9 @@ impl Owned {
 
     /// Comes to own what is in `set`, too.
     pub(crate) fn add(&mut self, set: &Set) {
-        match (&self.stored, self.set.get()) {
+        match (&mut self.stored, self.set.get()) {
             (Some(fields), None) if covers(fields, set) => {}
+            (Some(Value::Object(fields)), None) => fields_v1::insert(fields, set),
             _ => {
                 let all = self.set().union(set);
                 if all != *self.set() {

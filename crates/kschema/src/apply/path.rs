@@ -4,6 +4,7 @@ use std::{cmp::Ordering, fmt, sync::Arc};
 
 use serde_json::{Map, Value};
 
+use super::fields_v1::{element_text, field_text};
 use crate::structural::GoFloat;
 
 /// A step from an object or list to one of its parts.
@@ -153,6 +154,20 @@ impl<'p> At<'p> {
 
     pub(crate) fn element(&'p self, element: &'p PathElement) -> At<'p> {
         At { parent: Some(self), step: Step::Element(element) }
+    }
+
+    /// What the last step starts from; `None` at the root.
+    pub(crate) fn parent(&self) -> Option<&'p At<'p>> {
+        self.parent
+    }
+
+    /// The last step as `fieldsV1` names it; empty at the root.
+    pub(crate) fn text(&self) -> String {
+        match self.step {
+            Step::Root => String::new(),
+            Step::Field(name) => field_text(name),
+            Step::Element(element) => element_text(element),
+        }
     }
 
     /// The steps from the root.

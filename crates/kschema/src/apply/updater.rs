@@ -4,12 +4,13 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     ConvertError, Versions,
-    compare::{Comparison, compare},
+    compare::{self, Comparison, compare},
     conflict::Conflicts,
+    fields_v1,
     managed::Manager,
     merge::merge,
     owned::Owned,
@@ -167,6 +168,20 @@ impl<'a> Updater<'a> {
         }
         let comparison = self.take_over(live, new, managers, None, Some(heir), true)?;
         Ok(comparison.modified.union(&comparison.added))
+    }
+
+    /// What the change from `live` to `new` gives to whoever makes it, as `fieldsV1`, where nobody owns anything yet.
+    pub(crate) fn new_fields(
+        &self,
+        live: &Versioned<'a>,
+        new: &Versioned<'a>,
+    ) -> Result<Map<String, Value>, String> {
+        let mut fields = compare::new_fields(self.catalog, new.shape, &live.value, &new.value)
+            .map_err(|faults| format!("failed to compare objects: {faults}"))?;
+        if let Some(reset) = self.versions.reset_fields(&new.api_version) {
+            fields_v1::remove(&mut fields, reset, true);
+        }
+        Ok(fields)
     }
 
     /// Applies `config`: the merged object, or `None` if that is what is there already. The acting manager owns what `config`

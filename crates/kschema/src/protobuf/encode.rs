@@ -233,6 +233,11 @@ impl<'a> Writer<'a> {
                 // The one time that is a value, and is left out of JSON all the same.
                 || &*field.name == "creationTimestamp"
         };
+        // A pointer that is always shown, as null, is not there in protobuf.
+        let is_null = || {
+            let mut always = schema.always.iter();
+            always.any(|(name, value)| *name == field.name && value.is_null())
+        };
         match &field.ty {
             Type::String => put_bytes(out, number, b""),
             Type::Int32 | Type::Int64 | Type::Bool => put_number(out, number, 0),
@@ -247,7 +252,7 @@ impl<'a> Writer<'a> {
                 Ok(())
             })?,
             Type::Any if is_value() => put_bytes(out, number, b""),
-            ty @ (Type::Named(_) | Type::Object(_)) if is_value() => {
+            ty @ (Type::Named(_) | Type::Object(_)) if is_value() && !is_null() => {
                 self.single(ty, Free::Json, number, &Value::Object(Map::new()), out, depth)?;
             }
             _ => {}

@@ -18,6 +18,9 @@ pub(super) struct Table {
     pub(super) conditions: Option<fn(&Value) -> Option<Value>>,
     /// What rows are ordered by, where it is not their keys.
     pub(super) order: Option<Order>,
+    /// The paths of all that the cells, the conditions and the order read, for kinds whose objects have much else; none: everything may be
+    /// read.
+    pub(super) reads: &'static [&'static str],
 }
 
 /// One column.
@@ -116,7 +119,7 @@ pub(super) fn of(resource: &str, kind: &str) -> &'static Table {
 
 impl Table {
     pub(super) const fn new(resource: &'static str, columns: &'static [Column]) -> Self {
-        Self { resource, columns, conditions: None, order: None }
+        Self { resource, columns, conditions: None, order: None, reads: &[] }
     }
 
     pub(super) fn definitions(&self) -> Vec<Value> {

@@ -15,6 +15,17 @@ pub(super) fn of(
     include: Include,
     now: Timestamp,
 ) -> Value {
+    let definitions = if with_columns { definitions(columns) } else { Vec::new() };
+    let rows = objects.iter().map(|object| {
+        let mut row = json!({"cells": cells(columns, object, now)});
+        include.put(&mut row, object);
+        row
+    });
+    finish(metadata, definitions, rows.collect())
+}
+
+/// The names of the objects, and the columns of their definition.
+pub(super) fn definitions(columns: &[Column]) -> Vec<Value> {
     let name = json!({
         "name": "Name", "type": "string", "format": "name", "priority": 0,
         "description": "The object's name, unique among objects of its kind in its namespace.",
@@ -25,19 +36,13 @@ pub(super) fn of(
             "priority": column.priority,
         })
     };
-    let definitions = if with_columns {
-        std::iter::once(name).chain(columns.iter().map(definition)).collect()
-    } else {
-        Vec::new()
-    };
-    let rows = objects.iter().map(|object| {
-        let cells = columns.iter().map(|column| cell(column, object, now));
-        let cells: Vec<Value> = std::iter::once(object["metadata"]["name"].clone()).chain(cells).collect();
-        let mut row = json!({"cells": cells});
-        include.put(&mut row, object);
-        row
-    });
-    finish(metadata, definitions, rows.collect())
+    std::iter::once(name).chain(columns.iter().map(definition)).collect()
+}
+
+/// The cells of one object.
+pub(super) fn cells(columns: &[Column], object: &Value, now: Timestamp) -> Vec<Value> {
+    let cells = columns.iter().map(|column| cell(column, object, now));
+    std::iter::once(object["metadata"]["name"].clone()).chain(cells).collect()
 }
 
 fn cell(column: &Column, object: &Value, now: Timestamp) -> Value {

@@ -42,6 +42,23 @@ pub(super) const TABLES: &[Table] = &[Table {
     ],
     conditions: Some(completed),
     order: None,
+    reads: &[
+        "metadata.name",
+        "metadata.creationTimestamp",
+        "metadata.deletionTimestamp",
+        "spec.nodeName",
+        "spec.containers.name",
+        "spec.initContainers.name",
+        "spec.initContainers.restartPolicy",
+        "spec.readinessGates",
+        "status.phase",
+        "status.reason",
+        "status.conditions",
+        "status.podIPs",
+        "status.nominatedNodeName",
+        "status.initContainerStatuses",
+        "status.containerStatuses",
+    ],
 }];
 
 /// What is shown of a pod's containers.

@@ -100,6 +100,7 @@ pub(super) const TABLES: &[Table] = &[
         order: Some(|schema| {
             (number(schema, "spec.matchingPrecedence"), text(schema, "metadata.name").to_owned())
         }),
+        reads: &[],
     },
     Table::new(
         "prioritylevelconfigurations.flowcontrol.apiserver.k8s.io",

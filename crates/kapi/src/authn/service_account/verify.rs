@@ -1,0 +1,280 @@
+//! Believing tokens of service accounts.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use ahash::HashMap;
+use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::request::Parts;
+use jiff::Timestamp;
+use kcore::{Status, Stored};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{Claims, Reference, ServiceAccountIssuer, claims::username, issuer::LEGACY_ISSUER};
+use crate::{
+    authn::{Authenticated, Authenticator, RequestedAudiences, UserInfo, bearer, jwt::Token},
+    error::{ApiError, ApiResult},
+    objects::Objects,
+};
+
+/// How much clocks may differ, and how long the token of an object outlives it (`jwt.DefaultLeeway`).
+const LEEWAY: Duration = Duration::from_secs(60);
+/// How many tokens are remembered whose signature has been checked.
+const CHECKED_MAX: usize = 4_096;
+
+const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
+const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
+const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
+const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
+const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
+/// The label of a secret whose token is not to be used any more.
+const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+
+/// Believes tokens of service accounts: those that the server's issuer has signed, as long as the account is there, and the
+/// pod, secret or node that the token is bound to.
+///
+/// That an object is there is asked at each request; a signature is checked once, as that takes longer than all the rest.
+pub(crate) struct ServiceAccountTokens {
+    issuer: Arc<ServiceAccountIssuer>,
+    objects: Arc<Objects>,
+    /// What tokens claim whose signature was good, by the digest of the token. Emptied when it is full.
+    checked: Mutex<HashMap<[u8; 32], Arc<Value>>>,
+}
+
+impl ServiceAccountTokens {
+    pub(crate) fn new(issuer: Arc<ServiceAccountIssuer>, objects: Arc<Objects>) -> Self {
+        Self { issuer, objects, checked: Mutex::default() }
+    }
+
+    /// What a token claims, if one of the keys has signed it; `None` if another issuer has.
+    fn claims(&self, text: &str) -> ApiResult<Option<Arc<Value>>> {
+        let digest: [u8; 32] = Sha256::digest(text).into();
+        let known = self.checked.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
+        if known.is_some() {
+            return Ok(known);
+        }
+        let Some(token) = Token::parse(text) else {
+            return Ok(None);
+        };
+        let issuer = token.claims["iss"].as_str().unwrap_or_default();
+        if issuer != LEGACY_ISSUER && !self.issuer.issuers().iter().any(|known| known == issuer) {
+            return Ok(None);
+        }
+        let keys = self.issuer.keys().iter().filter(|key| token.key.is_empty() || token.key == key.id());
+        let mut keys = keys.peekable();
+        if keys.peek().is_none() {
+            return Err(refused("invalid signature, no keys found"));
+        }
+        if !keys.any(|key| token.verify(key)) {
+            return Err(refused("go-jose/go-jose: error in cryptographic primitive"));
+        }
+        let claims = Arc::new(token.claims);
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if checked.len() >= CHECKED_MAX {
+            checked.clear();
+        }
+        checked.insert(digest, Arc::clone(&claims));
+        Ok(Some(claims))
+    }
+
+    /// Those of the audiences that are asked for which the token is for.
+    fn audiences(&self, given: &[String], parts: &Parts) -> ApiResult<Vec<String>> {
+        let own = self.issuer.audiences();
+        let given = if given.is_empty() { own } else { given };
+        let wanted = parts.extensions.get::<RequestedAudiences>().map_or(own, |wanted| &wanted.0);
+        let shared: Vec<String> = given.iter().filter(|one| wanted.contains(one)).cloned().collect();
+        if shared.is_empty() {
+            let show = |list: &[String]| {
+                let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
+                format!("[{}]", quoted.join(" "))
+            };
+            return Err(refused(format!(
+                "token audiences {} is invalid for the target audiences {}",
+                show(given),
+                show(wanted)
+            )));
+        }
+        Ok(shared)
+    }
+
+    fn find(&self, plural: &str, namespace: &str, name: &str) -> Option<Arc<Stored>> {
+        self.objects.find("", "v1", plural, namespace, name)
+    }
+
+    /// The account is there, and is the one that the token was made for.
+    fn check_account(&self, namespace: &str, account: &Reference, gone: Option<Timestamp>) -> ApiResult<()> {
+        let Reference { name, uid } = account;
+        let Some(object) = self.find("serviceaccounts", namespace, name) else {
+            return Err(Status::not_found("", "serviceaccounts", name).into());
+        };
+        let header = object.header();
+        if *header.uid != **uid {
+            return Err(refused(format!(
+                "service account UID ({}) does not match claim ({uid})",
+                header.uid
+            )));
+        }
+        if is_gone(&object, gone) {
+            return Err(refused(format!("service account {namespace}/{name} has been deleted")));
+        }
+        Ok(())
+    }
+
+    /// The object that the token is bound to is there, and is the one that it was made for.
+    fn check_bound(
+        &self,
+        plural: &str,
+        namespace: &str,
+        bound: &Reference,
+        gone: Option<Timestamp>,
+    ) -> ApiResult<()> {
+        let invalidated = || refused("service account token has been invalidated");
+        let object = self.find(plural, namespace, &bound.name).ok_or_else(invalidated)?;
+        let uid = &object.header().uid;
+        if **uid != *bound.uid {
+            let kind = plural.trim_end_matches('s');
+            return Err(refused(format!(
+                "{kind} UID ({uid}) does not match service account {kind} ref claim ({})",
+                bound.uid
+            )));
+        }
+        if is_gone(&object, gone) { Err(invalidated()) } else { Ok(()) }
+    }
+
+    /// The caller that a token stands for which was asked for with `TokenRequest`.
+    fn bound(&self, claims: &Claims, now: Timestamp) -> ApiResult<UserInfo> {
+        check_times(claims, now)?;
+        let gone = now.checked_sub(LEEWAY).ok();
+        let namespace = &claims.namespace;
+        self.check_account(namespace, &claims.account, gone)?;
+        if let Some(secret) = &claims.secret {
+            self.check_bound("secrets", namespace, secret, gone)?;
+        }
+        match (&claims.pod, &claims.node) {
+            // The node of a pod is told, not checked: the pod is.
+            (Some(pod), _) => self.check_bound("pods", namespace, pod, gone)?,
+            (None, Some(node)) => self.check_bound("nodes", "", node, gone)?,
+            (None, None) => {}
+        }
+        let mut extra = BTreeMap::new();
+        let mut tell = |key: &str, text: &str| extra.insert(key.to_owned(), vec![text.to_owned()]);
+        if let Some(pod) = claims.pod.as_ref().filter(|pod| !pod.name.is_empty() && !pod.uid.is_empty()) {
+            tell(POD_NAME, &pod.name);
+            tell(POD_UID, &pod.uid);
+        }
+        if !claims.id.is_empty() {
+            tell(CREDENTIAL_ID, &format!("JTI={}", claims.id));
+        }
+        if let Some(node) = claims.node.as_ref().filter(|node| !node.name.is_empty()) {
+            tell(NODE_NAME, &node.name);
+            if !node.uid.is_empty() {
+                tell(NODE_UID, &node.uid);
+            }
+        }
+        Ok(UserInfo { extra, ..account(namespace, &claims.account) })
+    }
+
+    /// The caller that a token stands for which a secret holds.
+    fn secret(&self, claims: &Value, token: &str) -> ApiResult<UserInfo> {
+        let text = |key: &str, name: &str| -> ApiResult<&str> {
+            let text = claims[key].as_str().filter(|text| !text.is_empty());
+            text.ok_or_else(|| refused(format!("{name} claim is missing")))
+        };
+        let subject = text("sub", "sub")?;
+        let namespace = text("kubernetes.io/serviceaccount/namespace", "namespace")?;
+        let secret = text("kubernetes.io/serviceaccount/secret.name", "secretName")?;
+        let reference = Reference {
+            name: text("kubernetes.io/serviceaccount/service-account.name", "serviceAccountName")?.to_owned(),
+            uid: text("kubernetes.io/serviceaccount/service-account.uid", "serviceAccountUID")?.to_owned(),
+        };
+        if subject != username(namespace, &reference.name) {
+            return Err(refused("sub claim is invalid"));
+        }
+        let object = self.find("secrets", namespace, secret);
+        let object = object.filter(|object| object.header().deletion.is_none());
+        let object = object.ok_or_else(|| refused("Token has been invalidated"))?;
+        let value = object.value().map_err(Status::internal)?;
+        let held = value["data"]["token"].as_str().and_then(|text| STANDARD.decode(text).ok());
+        // Only who has the token gets here, so there is nothing to be learnt from how long this takes.
+        if held.as_deref() != Some(token.as_bytes()) {
+            return Err(refused("Token does not match server's copy"));
+        }
+        self.check_account(namespace, &reference, None)?;
+        if object.header().labels.get(INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
+            let name = &reference.name;
+            return Err(refused(format!(
+                "the token in secret {namespace}/{secret} for service account {namespace}/{name} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
+            )));
+        }
+        Ok(account(namespace, &reference))
+    }
+}
+
+#[async_trait]
+impl Authenticator for ServiceAccountTokens {
+    async fn authenticate(&self, parts: &Parts) -> ApiResult<Option<Authenticated>> {
+        let Some(token) = bearer(parts) else {
+            return Ok(None);
+        };
+        let Some(claims) = self.claims(token)? else {
+            return Ok(None);
+        };
+        let now = self.objects.clock().now();
+        if claims["iss"] == LEGACY_ISSUER {
+            let audiences = self.audiences(&[], parts)?;
+            let user = self.secret(&claims, token)?;
+            return Ok(Some(Authenticated { user, audiences: Some(audiences) }));
+        }
+        let claims = Claims::read(&claims).ok_or_else(|| refused("the token names no service account"))?;
+        let audiences = self.audiences(&claims.audiences, parts)?;
+        let user = self.bound(&claims, now)?;
+        Ok(Some(Authenticated { user, audiences: Some(audiences) }))
+    }
+}
+
+impl fmt::Debug for ServiceAccountTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceAccountTokens").field("issuer", &self.issuer).finish_non_exhaustive()
+    }
+}
+
+/// A caller with nothing extra.
+fn account(namespace: &str, account: &Reference) -> UserInfo {
+    let groups = ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+    UserInfo { uid: account.uid.clone(), ..UserInfo::new(username(namespace, &account.name), groups) }
+}
+
+fn check_times(claims: &Claims, now: Timestamp) -> ApiResult<()> {
+    let late = now.checked_sub(LEEWAY).unwrap_or(now);
+    let early = now.checked_add(LEEWAY).unwrap_or(now);
+    if claims.not_before.is_some_and(|time| early < time) {
+        return Err(refused("service account token is not valid yet"));
+    }
+    if claims.expires.is_some_and(|time| late > time) {
+        return Err(refused("service account token has expired"));
+    }
+    if early < claims.issued {
+        return Err(refused("service account token is issued in the future"));
+    }
+    Ok(())
+}
+
+/// Whether an object that is still there was deleted before this time; at all if there is none.
+fn is_gone(object: &Stored, before: Option<Timestamp>) -> bool {
+    let Some(deletion) = &object.header().deletion else {
+        return false;
+    };
+    let time = deletion.parse::<Timestamp>().ok();
+    before.zip(time).is_none_or(|(before, time)| time < before)
+}
+
+/// 401, with the words that a review of the token shows.
+fn refused(why: impl Into<String>) -> ApiError {
+    Status { message: why.into(), ..Status::unauthorized() }.into()
+}
