@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -128,9 +127,11 @@ async fn complain(stream: &spdy::Stream, request: &str, why: &str) {
 /// Carries one connection until both directions have ended, or the client has enough.
 async fn forward(bytes: spdy::Stream, errors: spdy::Stream, target: SocketAddr, port: u16, entry: &PodEntry) {
     let ended = bytes.ended();
+    let spdy::Stream { reader, writer, .. } = bytes;
     let carried = async {
         let connected = TcpStream::connect(target).await;
-        carry(connected.map_err(|error| format!("failed to connect to {target}: {error}"))?, bytes).await
+        carry(connected.map_err(|error| format!("failed to connect to {target}: {error}"))?, reader, &writer)
+            .await
     };
     let outcome = tokio::select! {
         outcome = carried => outcome,
@@ -141,13 +142,18 @@ async fn forward(bytes: spdy::Stream, errors: spdy::Stream, target: SocketAddr, 
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let text = format!("error forwarding port {port} to pod {name}, uid {}: {error}", entry.uid);
         errors.writer.write(Bytes::from(text)).await;
+        // The client waits for the end of both.
+        writer.reset().await;
     }
     errors.writer.finish().await;
 }
 
-async fn carry(connection: TcpStream, stream: spdy::Stream) -> Result<(), String> {
+async fn carry(
+    connection: TcpStream,
+    mut reader: spdy::StreamReader,
+    writer: &spdy::StreamWriter,
+) -> Result<(), String> {
     let (mut from, mut to) = connection.into_split();
-    let spdy::Stream { mut reader, writer, .. } = stream;
     let up = async {
         while let Some(piece) = reader.next().await {
             if to.write_all(&piece).await.is_err() {
@@ -169,10 +175,12 @@ async fn carry(connection: TcpStream, stream: spdy::Stream) -> Result<(), String
                         break Ok(());
                     }
                 }
-                Err(error) => break Err(words(&error)),
+                Err(error) => break Err(format!("the connection broke: {error}")),
             }
         };
-        writer.finish().await;
+        if outcome.is_ok() {
+            writer.finish().await;
+        }
         outcome
     };
     tokio::pin!(up, down);
@@ -182,8 +190,4 @@ async fn carry(connection: TcpStream, stream: spdy::Stream) -> Result<(), String
         () = &mut up => down.await,
     };
     outcome
-}
-
-fn words(error: &dyn fmt::Display) -> String {
-    format!("the connection broke: {error}")
 }

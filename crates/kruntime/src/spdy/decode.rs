@@ -11,7 +11,7 @@ use super::{
 /// The longest control frame that is read, in bytes.
 pub const CONTROL_BYTES_MAX: usize = 64 * 1024;
 /// The longest block of headers, in bytes when it is not compressed.
-pub const HEADER_BYTES_MAX: usize = 64 * 1024;
+pub const HEADER_BYTES_MAX: usize = 48 * 1024;
 /// The names that one block of headers may have.
 pub const HEADERS_MAX: usize = 100;
 /// How many settings one frame may have.
