@@ -6,10 +6,12 @@
 #[cfg(test)]
 mod tests;
 
+use bytes::BytesMut;
 use http::Method;
 use kapi::request::{DeleteOptions, ListOptions, Query, RequestInfo, WriteOptions};
 use kcel::{Bindings, Decl, Env};
 use kcore::selector::{FieldSelector, LabelSelector};
+use kruntime::spdy::{FrameDecoder, FrameEncoder, frame::Frame};
 use kschema::{
     Type,
     apply::{ConvertError, FieldManager, Versions},
@@ -235,5 +237,43 @@ pub fn json(data: &[u8]) {
         let text = value.to_string();
         let again = kschema::json::parse(text.as_bytes()).ok();
         assert_eq!(again, Some((value, Vec::new())), "what is written has no duplicates: {duplicates:?}");
+    }
+}
+
+/// Bytes of a SPDY connection: they are read the same whole and byte by byte, and what is written of the frames is read as the
+/// same again.
+pub fn spdy(data: &[u8]) {
+    let read = |pieces: &mut dyn Iterator<Item = &[u8]>| {
+        let (mut decoder, mut buffer, mut frames) = (FrameDecoder::default(), BytesMut::new(), Vec::new());
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            loop {
+                match decoder.decode(&mut buffer) {
+                    Ok(Some(frame)) => join(&mut frames, frame),
+                    Ok(None) => break,
+                    Err(error) => return (frames, Some(error)),
+                }
+            }
+        }
+        (frames, None)
+    };
+    let (frames, error) = read(&mut std::iter::once(data));
+    assert_eq!(read(&mut data.chunks(1)), (frames.clone(), error), "pieces make no difference");
+    let (mut encoder, mut written) = (FrameEncoder::default(), BytesMut::new());
+    frames.iter().for_each(|frame| encoder.encode(frame, &mut written));
+    assert_eq!(read(&mut std::iter::once(&written[..])), (frames, None), "what is written is read as the same");
+}
+
+/// Data come in pieces of any size; together they are what was sent.
+fn join(frames: &mut Vec<Frame>, frame: Frame) {
+    if let (Some(Frame::Data { stream, fin, data }), Frame::Data { stream: of, fin: last, data: more }) =
+        (frames.last_mut(), &frame)
+        && stream == of
+        && !*fin
+    {
+        *data = [&data[..], more].concat().into();
+        *fin = *last;
+    } else {
+        frames.push(frame);
     }
 }

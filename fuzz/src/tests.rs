@@ -161,3 +161,8 @@ fn protobuf() {
 fn json() {
     check("json", 8, crate::json);
 }
+
+#[test]
+fn spdy() {
+    check("spdy", 9, crate::spdy);
+}

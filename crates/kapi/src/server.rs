@@ -482,7 +482,8 @@ impl Inner {
         Ok(Arc::new(other))
     }
 
-    async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
+    /// Whether the caller may do this; the error says that he may not.
+    pub(crate) async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
         let mut reason = String::new();
         for authorizer in &self.authorizers {
             match authorizer.authorize(user, info).await {

@@ -7,9 +7,9 @@
 //! | path | what |
 //! |---|---|
 //! | `/containerLogs/{namespace}/{pod}/{container}` | the log, with the options of `PodLogOptions` |
-//! | `/exec/{namespace}/{pod}/{container}` | WebSocket, `v5.channel.k8s.io` or `v4.channel.k8s.io` |
+//! | `/exec/{namespace}/{pod}/{container}` | WebSocket, `v5.channel.k8s.io` and before; SPDY/3.1, `v4.channel.k8s.io` and before |
 //! | `/attach/{namespace}/{pod}/{container}` | the same |
-//! | `/portForward/{namespace}/{pod}` | WebSocket, `v4.channel.k8s.io`, with `ports` |
+//! | `/portForward/{namespace}/{pod}` | WebSocket, `SPDY/3.1+portforward.k8s.io`, or `v4.channel.k8s.io` with `ports`; SPDY/3.1, `portforward.k8s.io` |
 //! | `/pods` | the pods of the node as a PodList |
 //! | `/stats/summary` | the node's and the pods' names |
 //! | `/healthz` | `ok` |
@@ -32,8 +32,11 @@ use crate::{
     runtime::{LogOptions, ObservedContainer, RuntimeError},
 };
 
+mod channel;
 mod forward;
+mod pairs;
 mod stream;
+mod tunnel;
 mod upgrade;
 
 /// What an answer carries.
@@ -91,20 +94,31 @@ impl hyper::service::Service<Request<Incoming>> for KubeletService {
 
 /// An answer that says why not, as the kubelet does: plain text.
 #[derive(Debug)]
-pub(crate) struct Failure(StatusCode, String);
+pub(crate) struct Failure {
+    status: StatusCode,
+    text: String,
+    headers: Vec<(&'static str, header::HeaderValue)>,
+}
 
 impl Failure {
+    fn new(status: StatusCode, text: impl Into<String>) -> Self {
+        Self { status, text: text.into(), headers: Vec::new() }
+    }
+
     fn bad(text: impl Into<String>) -> Self {
-        Self(StatusCode::BAD_REQUEST, text.into())
+        Self::new(StatusCode::BAD_REQUEST, text)
     }
 
     fn not_found(text: impl Into<String>) -> Self {
-        Self(StatusCode::NOT_FOUND, text.into())
+        Self::new(StatusCode::NOT_FOUND, text)
     }
 
     fn into_response(self) -> Response<KubeletBody> {
-        let mut response = text(self.1);
-        *response.status_mut() = self.0;
+        let mut response = text(self.text);
+        *response.status_mut() = self.status;
+        for (name, value) in self.headers {
+            response.headers_mut().append(name, value);
+        }
         response
     }
 }
@@ -116,7 +130,7 @@ impl From<RuntimeError> for Failure {
             RuntimeError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self(status, error.to_string())
+        Self::new(status, error.to_string())
     }
 }
 
@@ -208,7 +222,7 @@ impl KubeletService {
                 stream::exec(&self.inner, self.pod(namespace, pod)?, container, &query, request).await
             }
             (["attach", namespace, pod, container] | ["attach", namespace, pod, _, container], _) => {
-                stream::attach(&self.inner, self.pod(namespace, pod)?, container, request).await
+                stream::attach(&self.inner, self.pod(namespace, pod)?, container, &query, request).await
             }
             (["portForward", namespace, pod] | ["portForward", namespace, pod, _], _) => {
                 forward::forward(&self.inner, self.pod(namespace, pod)?, &query, request)

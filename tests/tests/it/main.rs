@@ -7,6 +7,7 @@ mod helm;
 mod kube_rs;
 mod kubectl;
 mod kubectl_groups;
+mod kubectl_streams;
 mod leaks;
 mod mini_cluster;
 mod paused_time;

@@ -20,6 +20,7 @@ use crate::{
     body::Body,
     error::{ApiError, ApiResult},
     registry::Resource,
+    request::RequestInfo,
 };
 
 /// The subresources that a node answers.
@@ -40,10 +41,20 @@ where
     B::Error: fmt::Display + Send,
 {
     let info = request.info;
+    if info.subresource != "log" && info.verb != "create" {
+        // WebSockets begin with a GET, and who may read must not be able to act by that (feature gate
+        // AuthorizePodWebsocketUpgradeCreatePermission).
+        let ask = RequestInfo { verb: "create".into(), ..info.clone() };
+        request.server.authorize(request.user, &ask).await?;
+    }
     let pod = request.server.objects.get(resource, &info.namespace, &info.name);
     let pod =
         pod.ok_or_else(|| Status::not_found("", "pods", &info.name))?.value().map_err(Status::internal)?;
-    let container = container_of(&pod, request.query.get("container"), &info.name)?;
+    let container = if info.subresource == "portforward" {
+        String::new()
+    } else {
+        container_of(&pod, request.query.get("container"), &info.name)?
+    };
     let Some(node) = pod["spec"]["nodeName"].as_str().filter(|node| !node.is_empty()) else {
         if info.subresource == "log" {
             // A pod that never ran anywhere has an empty log.

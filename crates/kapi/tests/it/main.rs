@@ -8,6 +8,7 @@ mod custom;
 mod harness;
 mod openapi;
 mod proxy;
+mod streams;
 mod tables;
 mod tokens;
 mod verbs;

@@ -1,11 +1,12 @@
-//! Port-forward over a WebSocket: two channels a port, one for bytes and one for errors.
+//! Port forwarding: over SPDY, by itself or in a WebSocket, or over a WebSocket with two channels a port, one for bytes and
+//! one for errors.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -18,7 +19,10 @@ use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     Failure, KubeletBody, Query,
-    upgrade::{Socket, Upgrade},
+    channel::{Form, normal_closure},
+    pairs,
+    tunnel::tunnel,
+    upgrade::{Protocols, Socket, Switched, Upgrade},
 };
 use crate::agent::{Inner, PodEntry};
 
@@ -28,75 +32,89 @@ const PORTS_MAX: usize = 127;
 const MESSAGES_MAX: usize = 16;
 const READ_BYTES: usize = 32 * 1024;
 
+/// SPDY in a WebSocket.
+const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
+const PROTOCOLS: Protocols = Protocols {
+    websocket: &[TUNNEL, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", ""],
+    spdy: &["portforward.k8s.io"],
+};
+
 pub(super) fn forward(
     inner: &Inner,
     entry: Arc<PodEntry>,
     query: &Query,
     request: Request<Incoming>,
 ) -> Result<Response<KubeletBody>, Failure> {
-    let upgrade = Upgrade::check(request, &["v4.channel.k8s.io"])?;
-    let ports: Result<Vec<u16>, _> = ["port", "ports"]
-        .into_iter()
-        .flat_map(|name| query.all(name))
-        .flat_map(|list| list.split(','))
-        .map(str::parse)
-        .collect();
-    let ports = ports.map_err(|_| Failure::bad("a port is not a number"))?;
-    if ports.is_empty() || ports.len() > PORTS_MAX {
-        return Err(Failure::bad(format!("between 1 and {PORTS_MAX} ports can be forwarded")));
-    }
+    let upgrade = Upgrade::check(request, &PROTOCOLS)?;
+    let protocol = upgrade.protocol();
+    // With SPDY every stream says its own port.
+    let ports = if PROTOCOLS.spdy.contains(&protocol) || protocol == TUNNEL { vec![] } else { ports(query)? };
     let addresses = entry.node.config.runtime.observe(&entry.uid).addresses.unwrap_or_default();
     let address = *addresses.first().ok_or_else(|| Failure::bad("the pod is not running"))?;
-    let (response, socket) = upgrade.accept()?;
+    let (response, switched) = upgrade.accept()?;
     inner.tasks.spawn(async move {
-        let Some(socket) = socket.await else { return };
+        let run = async {
+            match switched.await {
+                Some(Switched::WebSocket(socket)) if protocol == TUNNEL => {
+                    let (bytes, carry) = tunnel(*socket);
+                    tokio::join!(carry, pairs::serve(bytes, &entry, address));
+                }
+                Some(Switched::WebSocket(socket)) => {
+                    run(*socket, Form::of(protocol), &entry, address, ports).await;
+                }
+                Some(Switched::Spdy(connection)) => pairs::serve(connection, &entry, address).await,
+                None => {}
+            }
+        };
         tokio::select! {
             () = entry.stop.cancelled() => {}
-            () = run(socket, &entry, address, ports) => {}
+            () = run => {}
         }
     });
     Ok(response)
 }
 
-fn message(channel: usize, bytes: &[u8]) -> Message {
-    let mut out = BytesMut::with_capacity(bytes.len() + 1);
-    out.put_u8(u8::try_from(channel).unwrap_or(u8::MAX));
-    out.put_slice(bytes);
-    Message::Binary(out.freeze())
+/// The ports that channels are made for.
+fn ports(query: &Query) -> Result<Vec<u16>, Failure> {
+    let lists = ["port", "ports"].into_iter().flat_map(|name| query.all(name));
+    let ports: Result<Vec<u16>, _> = lists.flat_map(|list| list.split(',')).map(str::parse).collect();
+    let ports = ports.map_err(|_| Failure::bad("a port is not a number"))?;
+    if ports.is_empty() || ports.len() > PORTS_MAX || ports.contains(&0) {
+        return Err(Failure::bad(format!("between 1 and {PORTS_MAX} ports can be forwarded")));
+    }
+    Ok(ports)
 }
 
-async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>) {
+async fn run(socket: Socket, form: Form, entry: &PodEntry, address: IpAddr, ports: Vec<u16>) {
     let (mut sink, mut incoming) = socket.split();
     let (replies, mut to_send) = mpsc::channel(MESSAGES_MAX);
     let mut inputs = Vec::new();
     let mut connections = Vec::new();
-    for (index, port) in ports.into_iter().enumerate() {
+    // There are fewer ports than would need a second byte, see `PORTS_MAX`.
+    for (index, port) in (0_u8..).zip(ports) {
         // Each channel begins with its port's number.
         for channel in [2 * index, 2 * index + 1] {
-            if sink.send(message(channel, &port.to_le_bytes())).await.is_err() {
+            if sink.send(form.write(channel, &port.to_le_bytes())).await.is_err() {
                 return;
             }
         }
         let (input, received) = mpsc::channel(MESSAGES_MAX);
         inputs.push(input);
         let target = entry.node.config.runtime.dial_address(SocketAddr::new(address, port));
-        connections.push(connect(index, target, received, replies.clone()));
+        connections.push(connect(form, index, target, received, replies.clone()));
     }
     drop(replies);
     let read = async {
         while let Some(Ok(message)) = incoming.next().await {
-            let Message::Binary(bytes) = message else {
-                if matches!(message, Message::Close(_)) {
-                    return;
-                }
-                continue;
-            };
-            let Some((channel, _)) = bytes.split_first() else { continue };
+            if matches!(message, Message::Close(_)) {
+                return;
+            }
+            let Some((channel, bytes)) = form.read(message) else { continue };
             if channel % 2 == 0
                 && let Some(input) = inputs.get(usize::from(channel / 2))
             {
                 // A connection that has ended takes no more.
-                let _ = input.send(bytes.slice(1..)).await;
+                let _ = input.send(bytes).await;
             }
         }
     };
@@ -106,7 +124,7 @@ async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>)
                 return;
             }
         }
-        let _ = sink.send(super::stream::normal_closure()).await;
+        let _ = sink.send(normal_closure()).await;
         let _ = sink.close().await;
     };
     let all = futures::future::join_all(connections);
@@ -118,7 +136,8 @@ async fn run(socket: Socket, entry: &PodEntry, address: IpAddr, ports: Vec<u16>)
 
 /// Carries one port's bytes until both directions have ended.
 async fn connect(
-    index: usize,
+    form: Form,
+    index: u8,
     target: SocketAddr,
     mut input: mpsc::Receiver<Bytes>,
     replies: mpsc::Sender<Message>,
@@ -127,7 +146,7 @@ async fn connect(
         Ok(stream) => stream,
         Err(error) => {
             let text = format!("unable to do port forwarding: {error}");
-            let _ = replies.send(message(2 * index + 1, text.as_bytes())).await;
+            let _ = replies.send(form.write(2 * index + 1, text.as_bytes())).await;
             return;
         }
     };
@@ -142,7 +161,7 @@ async fn connect(
     let down = async {
         let mut chunk = vec![0; READ_BYTES];
         while let Ok(length) = reader.read(&mut chunk).await {
-            if length == 0 || replies.send(message(2 * index, &chunk[..length])).await.is_err() {
+            if length == 0 || replies.send(form.write(2 * index, &chunk[..length])).await.is_err() {
                 return;
             }
         }

@@ -1,6 +1,6 @@
-//! Turning a request into a WebSocket.
+//! Turning a request into a WebSocket or a SPDY connection.
 
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio_tungstenite::{
@@ -12,44 +12,58 @@ use super::{Failure, KubeletBody, text};
 
 /// A WebSocket to the client.
 pub(super) type Socket = WebSocketStream<TokioIo<Upgraded>>;
+/// Bytes to and from the client.
+pub(super) type Connection = TokioIo<Upgraded>;
 
-/// A request that is going to be a WebSocket, and the subprotocol that was agreed on.
+const SPDY: &str = "SPDY/3.1";
+const SPDY_PROTOCOLS: &str = "x-stream-protocol-version";
+const SPDY_ACCEPTED: &str = "x-accepted-stream-protocol-versions";
+
+/// What is spoken here, the best first.
+pub(super) struct Protocols {
+    /// Subprotocols of WebSocket; a client that names none gets the empty one.
+    pub(super) websocket: &'static [&'static str],
+    /// What streams of SPDY are for.
+    pub(super) spdy: &'static [&'static str],
+}
+
+/// A request that is going to be another kind of connection, and the protocol that was agreed on.
 pub(super) struct Upgrade {
     request: Request<Incoming>,
-    key: String,
+    /// The key of a WebSocket; `None` for SPDY.
+    key: Option<String>,
     protocol: &'static str,
 }
 
-fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+/// What became of a connection.
+pub(super) enum Switched {
+    WebSocket(Box<Socket>),
+    Spdy(Connection),
+}
+
+/// The values of a header that may be given several times, or once with commas.
+fn values(headers: &HeaderMap, name: impl header::AsHeaderName) -> impl Iterator<Item = &str> {
     let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(token))
+    values.flat_map(|value| value.split(',')).map(str::trim).filter(|value| !value.is_empty())
 }
 
 impl Upgrade {
-    /// Checks the request; `protocols` are those that the server speaks, the best first.
-    pub(super) fn check(request: Request<Incoming>, protocols: &[&'static str]) -> Result<Self, Failure> {
+    /// Checks the request.
+    pub(super) fn check(request: Request<Incoming>, protocols: &Protocols) -> Result<Self, Failure> {
         let headers = request.headers();
-        if !has_token(headers, header::UPGRADE, "websocket") {
-            let wanted =
-                headers.get(header::UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-            return Err(if wanted.is_empty() {
-                Failure::bad("unable to upgrade: missing upgrade headers in request")
-            } else {
-                Failure(
-                    StatusCode::NOT_IMPLEMENTED,
-                    format!("the protocol {wanted} is not supported; use WebSocket"),
-                )
-            });
-        }
-        let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok());
-        let key =
-            key.ok_or_else(|| Failure::bad("unable to upgrade: Sec-WebSocket-Key is missing"))?.to_owned();
-        let offered = |name: &str| has_token(headers, header::SEC_WEBSOCKET_PROTOCOL, name);
-        let protocol = protocols.iter().find(|name| offered(name)).copied().ok_or_else(|| {
-            Failure::bad(format!(
-                "unable to upgrade: none of the subprotocols is known; this server speaks {protocols:?}"
-            ))
-        })?;
+        let wanted = |name: &str| {
+            values(headers, header::UPGRADE).any(|value| value.eq_ignore_ascii_case(name))
+                && values(headers, header::CONNECTION).any(|value| value.eq_ignore_ascii_case("upgrade"))
+        };
+        let (key, protocol) = if wanted("websocket") {
+            let key = headers.get(header::SEC_WEBSOCKET_KEY).and_then(|key| key.to_str().ok());
+            let key = key.ok_or_else(|| Failure::bad("unable to upgrade: Sec-WebSocket-Key is missing"))?;
+            (Some(key.to_owned()), subprotocol(headers, protocols.websocket)?)
+        } else if wanted(SPDY) {
+            (None, stream_protocol(headers, protocols.spdy)?)
+        } else {
+            return Err(Failure::bad("unable to upgrade: missing upgrade headers in request"));
+        };
         Ok(Self { request, key, protocol })
     }
 
@@ -57,24 +71,78 @@ impl Upgrade {
         self.protocol
     }
 
-    /// The answer, and what becomes the WebSocket once it has been sent.
+    /// The answer, and what becomes the new connection once it has been sent.
     pub(super) fn accept(
         self,
-    ) -> Result<(Response<KubeletBody>, impl Future<Output = Option<Socket>>), Failure> {
+    ) -> Result<(Response<KubeletBody>, impl Future<Output = Option<Switched>>), Failure> {
         let mut response = text("");
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         headers.remove(header::CONTENT_TYPE);
-        headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-        headers.insert(header::UPGRADE, header::HeaderValue::from_static("websocket"));
-        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, header::HeaderValue::from_static(self.protocol));
-        let accept = header::HeaderValue::from_str(&derive_accept_key(self.key.as_bytes()));
-        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept.map_err(|_| Failure::bad("unable to upgrade"))?);
-        let request = self.request;
-        let socket = async move {
-            let upgraded = hyper::upgrade::on(request).await.ok()?;
-            Some(WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await)
+        headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+        let protocol = HeaderValue::from_static(self.protocol);
+        if let Some(key) = &self.key {
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            if !self.protocol.is_empty() {
+                headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
+            }
+            let accept = HeaderValue::from_str(&derive_accept_key(key.as_bytes()));
+            let accept = accept.map_err(|_| Failure::bad("unable to upgrade"))?;
+            headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+        } else {
+            headers.insert(header::UPGRADE, HeaderValue::from_static(SPDY));
+            headers.insert(SPDY_PROTOCOLS, protocol);
+        }
+        let Self { request, key, .. } = self;
+        let upgraded = async move {
+            let upgraded = TokioIo::new(hyper::upgrade::on(request).await.ok()?);
+            if key.is_none() {
+                return Some(Switched::Spdy(upgraded));
+            }
+            let socket = WebSocketStream::from_raw_socket(upgraded, Role::Server, None).await;
+            Some(Switched::WebSocket(Box::new(socket)))
         };
-        Ok((response, socket))
+        Ok((response, upgraded))
     }
+}
+
+fn subprotocol(headers: &HeaderMap, spoken: &[&'static str]) -> Result<&'static str, Failure> {
+    let offered: Vec<&str> = values(headers, header::SEC_WEBSOCKET_PROTOCOL).collect();
+    let found = if offered.is_empty() {
+        spoken.iter().find(|name| name.is_empty())
+    } else {
+        spoken.iter().find(|name| offered.contains(name))
+    };
+    found.copied().ok_or_else(|| {
+        Failure::bad(format!(
+            "unable to upgrade: none of the subprotocols {offered:?} is known; this server speaks {spoken:?}"
+        ))
+    })
+}
+
+/// Upstream's `httpstream.Handshake`: the first that the client names and the server knows.
+fn stream_protocol(headers: &HeaderMap, spoken: &[&'static str]) -> Result<&'static str, Failure> {
+    let name = "X-Stream-Protocol-Version";
+    if !headers.contains_key(SPDY_PROTOCOLS) {
+        return Err(Failure::bad(format!(
+            "unable to upgrade: header {name} does not exist in request with {} headers",
+            headers.len()
+        )));
+    }
+    let offered: Vec<&str> = values(headers, SPDY_PROTOCOLS).collect();
+    if offered.is_empty() {
+        return Err(Failure::bad(format!(
+            "unable to upgrade: header {name} contains [], but no valid protocols"
+        )));
+    }
+    let found = offered.iter().find_map(|wanted| spoken.iter().find(|name| *name == wanted));
+    found.copied().ok_or_else(|| Failure {
+        status: StatusCode::FORBIDDEN,
+        text: format!(
+            "unable to upgrade: unable to negotiate protocol: client supports [{}], server accepts [{}]",
+            offered.join(" "),
+            spoken.join(" ")
+        ),
+        headers: spoken.iter().map(|name| (SPDY_ACCEPTED, HeaderValue::from_static(name))).collect(),
+    })
 }

@@ -5,3 +5,4 @@ mod fake;
 mod process;
 mod serve;
 mod simulated;
+mod spdy;

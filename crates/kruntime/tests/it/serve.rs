@@ -1,21 +1,30 @@
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{SinkExt, StreamExt};
 use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
 use kcore::TokioClock;
 use knet::{AddressRange, loopback::LoopbackBlock};
 use kreconcile::{Informers, Manager, Running, Start};
 use kruntime::{
     NodeAgent, NodeConfig, kubelet_service,
     runtime::process::{ProcessOptions, ProcessRuntime},
+    spdy::frame::Frame,
 };
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_tungstenite::{
     WebSocketStream, client_async,
     tungstenite::{Message, client::IntoClientRequest},
 };
 
-use crate::fake::{FakeApi, text};
+use crate::{
+    fake::{FakeApi, text},
+    spdy::Client,
+};
+
+/// A connection that was one of HTTP.
+type Upgraded = TokioIo<hyper::upgrade::Upgraded>;
 
 /// A node with one pod that runs.
 struct Subject {
@@ -90,6 +99,27 @@ async fn collect(mut socket: WebSocketStream<tokio::io::DuplexStream>) -> Vec<St
     channels.into_iter().map(|bytes| String::from_utf8(bytes).unwrap()).collect()
 }
 
+/// The protocols before the fifth: a first message says that the connection is there, and before the fourth the end is told
+/// in words.
+#[tokio::test]
+async fn older_forms_of_channels_are_spoken() {
+    let subject = subject("sleep 1000").await;
+    let path = "/exec/default/pod/c?command=sh&command=-c&command=echo%20hi%3B%20exit%203&output=1";
+    for (protocol, first, output, last) in [
+        ("v4.channel.k8s.io", binary(1, b""), binary(1, b"hi\n"), "exit status 3"),
+        ("channel.k8s.io", binary(1, b""), binary(1, b"hi\n"), "exit status 3"),
+        ("v4.base64.channel.k8s.io", Message::text("1"), Message::text("1aGkK"), "3ey"),
+        ("base64.channel.k8s.io", Message::text("1"), Message::text("1aGkK"), "3Y29tbWFuZCB0ZXJtaW5hdGVk"),
+    ] {
+        let mut socket = subject.socket(path, protocol).await;
+        assert_eq!(socket.next().await.unwrap().unwrap(), first, "{protocol}");
+        assert_eq!(socket.next().await.unwrap().unwrap(), output, "{protocol}");
+        let end = socket.next().await.unwrap().unwrap().into_data();
+        let end = String::from_utf8_lossy(&end).into_owned();
+        assert!(end.contains(last), "{protocol}: {end}");
+    }
+}
+
 fn binary(channel: u8, data: &[u8]) -> Message {
     Message::Binary([&[channel], data].concat().into())
 }
@@ -113,7 +143,8 @@ async fn exec_gives_streams_and_the_exit_code() {
     let channels = collect(socket).await;
     assert_eq!(channels[1], "to and fro");
     assert!(channels[3].contains("Success"));
-    let socket = subject.socket("/exec/default/pod/c?command=no-such-program", "v4.channel.k8s.io").await;
+    let socket =
+        subject.socket("/exec/default/pod/c?command=no-such-program&output=1", "v4.channel.k8s.io").await;
     let channels = collect(socket).await;
     assert!(channels[3].contains("no-such-program") && channels[3].contains("Failure"), "{}", channels[3]);
     let mut socket =
@@ -177,11 +208,189 @@ async fn ports_are_forwarded() {
     assert!(collect(socket).await[1].contains("unable to do port forwarding"));
 }
 
+/// What Go's clients do: a request is upgraded, streams are opened for errors and for each of the others.
+async fn spdy(subject: &Subject, path: &str, protocols: &str) -> Result<Client<Upgraded>, (u16, String)> {
+    let io = TokioIo::new(subject.connect());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let request = http::Request::post(path)
+        .header("host", "node")
+        .header("connection", "Upgrade")
+        .header("upgrade", "SPDY/3.1")
+        .header("x-stream-protocol-version", protocols)
+        .body(Empty::<bytes::Bytes>::new())
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    if response.status() != 101 {
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        return Err((status, String::from_utf8_lossy(&body).into_owned()));
+    }
+    assert_eq!(response.headers()["upgrade"], "SPDY/3.1");
+    let chosen = response.headers()["x-stream-protocol-version"].to_str().unwrap();
+    assert!(protocols.starts_with(chosen), "{chosen}");
+    Ok(Client::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()), bytes::Bytes::new()))
+}
+
+/// Everything that comes on some streams.
+async fn gather(client: &mut Client<impl AsyncRead + AsyncWrite + Unpin>) -> BTreeMap<u32, String> {
+    let mut all: BTreeMap<u32, String> = BTreeMap::new();
+    while let Some(frame) = client.next().await {
+        if let Frame::Data { stream, data, .. } = frame {
+            all.entry(stream).or_default().push_str(std::str::from_utf8(&data).unwrap());
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn exec_speaks_spdy() {
+    let subject = subject("sleep 1000").await;
+    let path = "/exec/default/pod/c?command=sh&command=-c&command=cat%3B%20echo%20bad%20%3E%262%3B%20exit%207&input=1&output=1&error=1";
+    for (protocols, expected) in [
+        ("v4.channel.k8s.io,v3.channel.k8s.io,channel.k8s.io", "\"NonZeroExitCode\""),
+        ("v2.channel.k8s.io", "command terminated with non-zero exit code: exit status 7"),
+        ("channel.k8s.io", "command terminated with non-zero exit code: exit status 7"),
+    ] {
+        let mut client = spdy(&subject, path, protocols).await.map_err(|error| error.1).unwrap();
+        let error = client.open([("streamtype", "error")]).await;
+        let stdin = client.open([("streamtype", "stdin")]).await;
+        let stdout = client.open([("streamtype", "stdout")]).await;
+        let stderr = client.open([("streamtype", "stderr")]).await;
+        client.data(stdin, b"to and fro", true).await;
+        let all = gather(&mut client).await;
+        assert_eq!((all[&stdout].as_str(), all[&stderr].as_str()), ("to and fro", "bad\n"), "{protocols}");
+        assert!(all[&error].contains(expected), "{protocols}: {}", all[&error]);
+    }
+    // A terminal: one output, and a stream for its size.
+    let path = "/exec/default/pod/c?command=sh&input=1&output=1&error=1&tty=1";
+    let mut client = spdy(&subject, path, "v4.channel.k8s.io").await.map_err(|error| error.1).unwrap();
+    let [error, stdin, stdout, resize] = {
+        let mut ids = [0; 4];
+        for (id, kind) in ids.iter_mut().zip(["error", "stdin", "stdout", "resize"]) {
+            *id = client.open([("streamtype", kind)]).await;
+        }
+        ids
+    };
+    client.data(resize, b"{\"Width\":80,\"Height\":24}\n{\"Width\":100,", false).await;
+    client.data(resize, b"\"Height\":40}\n", false).await;
+    client.data(stdin, b"until [ \"$(stty size)\" = '40 100' ]; do :; done; echo sized; exit\n", false).await;
+    let all = gather(&mut client).await;
+    assert!(all[&stdout].contains("sized") && all[&error].contains("Success"), "{all:?}");
+}
+
+#[tokio::test]
+async fn upgrades_to_spdy_are_checked() {
+    let subject = subject("sleep 1000").await;
+    for (path, protocols, expected) in [
+        (
+            "/exec/default/pod/c?command=ls&output=1",
+            "v9.channel.k8s.io",
+            (
+                403,
+                "unable to upgrade: unable to negotiate protocol: client supports [v9.channel.k8s.io], server accepts \
+                 [v4.channel.k8s.io v3.channel.k8s.io v2.channel.k8s.io channel.k8s.io]",
+            ),
+        ),
+        (
+            "/portForward/default/pod",
+            ",",
+            (400, "unable to upgrade: header X-Stream-Protocol-Version contains [], but no valid protocols"),
+        ),
+        (
+            "/exec/default/pod/c?command=ls",
+            "v4.channel.k8s.io",
+            (400, "you must specify at least 1 of stdin, stdout, stderr"),
+        ),
+        (
+            "/exec/default/pod/none?command=ls&output=1",
+            "v4.channel.k8s.io",
+            (404, "container not found (\"none\")"),
+        ),
+    ] {
+        let refused = spdy(&subject, path, protocols).await.err().unwrap();
+        assert_eq!((refused.0, refused.1.as_str()), expected, "{path} {protocols}");
+    }
+}
+
+/// What kubectl port-forward does for two connections, to a port where somebody listens and to one where nobody does.
+async fn forward_pairs(mut client: Client<impl AsyncRead + AsyncWrite + Unpin>) {
+    let headers = |kind, port, request| [("streamtype", kind), ("port", port), ("requestid", request)];
+    let errors = client.open(headers("error", "8080", "0")).await;
+    client.data(errors, b"", true).await;
+    let data = client.open(headers("data", "8080", "0")).await;
+    client.data(data, b"GET / HTTP/1.0\r\n\r\n", false).await;
+    assert!(client.collect(data).await.starts_with("HTTP/1.0 200"));
+    assert_eq!(client.collect(errors).await, "");
+    // The older form has no request ids: the stream of bytes is the next after that of errors.
+    let errors = client.open([("streamtype", "error"), ("port", "9")]).await;
+    client.open([("streamtype", "data"), ("port", "9")]).await;
+    let why = client.collect(errors).await;
+    assert!(why.starts_with("error forwarding port 9 to pod pod, uid 1: failed to connect to "), "{why}");
+    // A client that has enough: the pair ends.
+    let errors = client.open(headers("error", "8080", "2")).await;
+    let data = client.open(headers("data", "8080", "2")).await;
+    client.send(Frame::Reset { stream: data, status: 5 }).await;
+    assert_eq!(client.collect(errors).await, "");
+    // Two of a kind.
+    let errors = client.open(headers("error", "8080", "3")).await;
+    client.open(headers("error", "8080", "3")).await;
+    assert_eq!(
+        match client.next().await {
+            Some(Frame::SynReply { .. }) => loop {
+                if let Some(Frame::Data { stream, data, .. }) = client.next().await
+                    && stream == errors
+                {
+                    break String::from_utf8(data.to_vec()).unwrap();
+                }
+            },
+            other => format!("{other:?}"),
+        },
+        "error processing stream for request 3: error stream already assigned"
+    );
+    // Streams without a port are reset.
+    let nowhere = client.open([("streamtype", "data")]).await;
+    while client.next().await.unwrap() != (Frame::Reset { stream: nowhere, status: 5 }) {}
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_over_spdy_and_through_a_tunnel() {
+    let subject = subject("cd /proc/self/fdinfo && exec python3 -u -m http.server 8080").await;
+    assert_eq!(subject.get("/containerLogs/default/pod/c?follow=true&limitBytes=7").await.1, "Serving");
+    let path = "/portForward/default/pod";
+    forward_pairs(spdy(&subject, path, "portforward.k8s.io").await.map_err(|error| error.1).unwrap()).await;
+    let socket = subject.socket(path, "SPDY/3.1+portforward.k8s.io").await;
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let (mut sink, mut incoming) = socket.split();
+    let (mut from, mut to) = tokio::io::split(far);
+    let carry = async {
+        let outward = async {
+            let mut chunk = [0; 1000];
+            while let Ok(length @ 1..) = from.read(&mut chunk).await {
+                sink.send(Message::Binary(bytes::Bytes::copy_from_slice(&chunk[..length]))).await.unwrap();
+            }
+        };
+        let inward = async {
+            while let Some(Ok(Message::Binary(bytes))) = incoming.next().await {
+                to.write_all(&bytes).await.unwrap();
+            }
+        };
+        tokio::join!(outward, inward);
+    };
+    tokio::select! {
+        () = carry => panic!("the tunnel ended"),
+        () = forward_pairs(Client::new(near, bytes::Bytes::new())) => {}
+    }
+}
+
 /// What isn't a WebSocket that we speak is told so.
 #[tokio::test]
 async fn other_upgrades_are_refused() {
     let subject = subject("sleep 1000").await;
     assert_eq!(subject.get("/exec/default/pod/c?command=ls").await.0, 400);
+    let mut request = "ws://node/exec/default/pod/c?command=ls".into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse().unwrap());
+    assert!(client_async(request, subject.connect()).await.is_err(), "no stream is asked for");
     let mut request = "ws://node/exec/default/pod/c?command=ls".into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "v9.channel.k8s.io".parse().unwrap());
     assert!(client_async(request, subject.connect()).await.is_err());
