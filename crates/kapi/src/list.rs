@@ -128,11 +128,21 @@ async fn view(
     if options.revision.is_none() {
         store.barrier().await.map_err(Status::internal)?;
     }
-    let snapshot = store.snapshot();
+    let snapshot = as_new_as(&**store, wanted).await?;
     if wanted > snapshot.revision().get() {
         return Err(too_large_revision(wanted, snapshot.revision().get()));
     }
     Ok((snapshot, None))
+}
+
+/// What is published, and what was answered elsewhere too if that is what `wanted` is of.
+pub(crate) async fn as_new_as(store: &dyn kstore::Store, wanted: u64) -> ApiResult<Snapshot> {
+    let snapshot = store.snapshot();
+    if wanted <= snapshot.revision().get() {
+        return Ok(snapshot);
+    }
+    store.barrier().await.map_err(Status::internal)?;
+    Ok(store.snapshot())
 }
 
 fn at(snapshot: &Snapshot, resource: &Resource, revision: u64) -> Result<Snapshot, ReadError> {

@@ -59,7 +59,7 @@ pub(crate) async fn open(
     if options.revision.is_none() {
         store.barrier().await.map_err(Status::internal)?;
     }
-    let snapshot: Snapshot = store.snapshot();
+    let snapshot: Snapshot = crate::list::as_new_as(&**store, wanted).await?;
     let sends_initial = options.initial_events.unwrap_or(wanted == 0);
     if wanted > snapshot.revision().get() && sends_initial {
         return Err(too_large_revision(wanted, snapshot.revision().get()));

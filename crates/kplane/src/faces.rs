@@ -2,8 +2,8 @@
 //!
 //! envtest (controller-runtime, and its counterparts in other languages) starts two programs, waits until they are healthy and
 //! ends them with SIGTERM. [`install`] puts both names into a folder, as links to the `kplane` command; [`Face::of`] tells which
-//! of them the command was started as. The API server keeps its objects itself, in memory, whatever `--etcd-servers` says; the
-//! `etcd` is [`kstore::EtcdServer`], for etcd's clients of any kind.
+//! of them the command was started as. The API server keeps its objects in the etcd that `--etcd-servers` names, this one or
+//! a real one, and in memory without it; the `etcd` is [`kstore::EtcdServer`], for etcd's clients of any kind.
 
 mod apiserver;
 mod etcd;
@@ -66,6 +66,9 @@ pub enum FaceError {
     /// The API server could not be made.
     #[error("the API server could not be made")]
     Build(#[from] kapi::BuildError),
+    /// The etcd of the API server can't be used.
+    #[error("--etcd-servers can't be used")]
+    Etcd(#[source] kstore::StoreError),
     /// The store can't be written.
     #[error("the store can't be written")]
     Store(#[source] kstore::CommitError),

@@ -97,6 +97,7 @@ impl Request<'_> {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: fmt::Display + Send,
     {
+        self.catch_up().await?;
         let writes = match self.info.verb.as_str() {
             "get" => return self.get(resource).await,
             "list" => return self.list(resource).await,
@@ -116,6 +117,17 @@ impl Request<'_> {
             aggregate::settle(self.server).await?;
         }
         writes
+    }
+
+    /// Waits until everything is here that any server over the same store has answered, so that a client may go from one
+    /// to the other. Where the store is this server's own there is nothing to wait for. Lists and watches wait themselves, and
+    /// "any version" doesn't.
+    async fn catch_up(&self) -> ApiResult<()> {
+        let any = self.info.verb == "get" && self.query.get("resourceVersion") == Some("0");
+        if !any && !matches!(self.info.verb.as_str(), "list" | "watch") {
+            self.server.objects.store().barrier().await.map_err(Status::internal)?;
+        }
+        Ok(())
     }
 
     pub(super) fn not_allowed(&self, resource: &Resource) -> ApiError {

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use kapi::{
@@ -15,6 +16,7 @@ use kapi::{
     },
 };
 use kcore::{Clock as _, SystemClock};
+use kstore::{EtcdStore, EtcdTls, Store};
 use tokio::net::TcpListener;
 
 use super::{FaceError, Flags, read};
@@ -22,6 +24,10 @@ use crate::{
     ca::{Ca, ClientCertificates, from_pem},
     serve::{self, Tasks},
 };
+
+/// How long etcd is waited for at the start, and after how long it is asked again.
+const ETCD_TIME_MAX: Duration = Duration::from_secs(60);
+const ETCD_RETRY: Duration = Duration::from_millis(200);
 
 /// The flags that `--help` lists, and what they do here.
 pub(super) const FLAGS: &[(&str, &str)] = &[
@@ -37,7 +43,11 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ),
     ("disable-admission-plugins", "Admission steps to leave out."),
     ("enable-admission-plugins", "Accepted; all steps that there are, are on."),
-    ("etcd-servers", "Accepted; objects are kept in memory."),
+    ("etcd-cafile", "Whose certificates the etcd servers have."),
+    ("etcd-certfile", "The certificate for etcd."),
+    ("etcd-keyfile", "The key of --etcd-certfile."),
+    ("etcd-prefix", "Under which keys of etcd objects are kept. Default /registry."),
+    ("etcd-servers", "Where objects are kept; without it, in memory."),
     ("secure-port", "The port to serve TLS on. Default 6443."),
     ("service-account-issuer", "Who tokens of service accounts say they are of; more than one are believed."),
     (
@@ -54,7 +64,7 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
 
 pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> Result<(), FaceError> {
     let address = address(flags)?;
-    let server = server(flags)?;
+    let server = server(flags).await?;
     server.bootstrap().await.map_err(FaceError::Bootstrap)?;
     let config = tls(flags, address.ip())?;
     let listener =
@@ -75,7 +85,7 @@ fn address(flags: &Flags) -> Result<SocketAddr, FaceError> {
     Ok(SocketAddr::new(ip, port))
 }
 
-fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
+async fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
     let anonymous = flags.read("anonymous-auth", "true or false")?.unwrap_or(true);
     let mut builder = ApiServer::builder().anonymous(anonymous).service_addresses(service_addresses(flags)?);
     let known: Vec<String> = kapi::admission::defaults().iter().map(|step| step.name().to_owned()).collect();
@@ -84,10 +94,39 @@ fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
         builder = builder.without_admission(name);
     }
     builder = builder.service_accounts(issuer(flags)?);
+    if let Some(store) = etcd(flags).await? {
+        builder = builder.store(store);
+    }
     if let Some(path) = flags.get("token-auth-file") {
         builder = builder.authenticator(Arc::new(tokens(&read(path)?)));
     }
     Ok(builder.build()?)
+}
+
+/// The store over the etcd that was given.
+async fn etcd(flags: &Flags) -> Result<Option<Arc<dyn Store>>, FaceError> {
+    let servers: Vec<String> = flags.list("etcd-servers").map(str::to_owned).collect();
+    if servers.is_empty() {
+        return Ok(None);
+    }
+    let mut builder = EtcdStore::builder(servers).prefix(flags.get("etcd-prefix").unwrap_or("/registry"));
+    if let Some(authority) = flags.get("etcd-cafile") {
+        let identity = match (flags.get("etcd-certfile"), flags.get("etcd-keyfile")) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        builder =
+            builder.tls(EtcdTls { ca_pem: read(authority)?, identity_pem: identity, server_name: None });
+    }
+    let until = tokio::time::Instant::now() + ETCD_TIME_MAX;
+    loop {
+        match builder.clone().connect().await {
+            Ok(store) => return Ok(Some(Arc::new(store))),
+            Err(error) if tokio::time::Instant::now() >= until => return Err(FaceError::Etcd(error)),
+            Err(error) => tracing::info!(%error, "etcd is not there yet"),
+        }
+        tokio::time::sleep(ETCD_RETRY).await;
+    }
 }
 
 /// Who makes the tokens of service accounts.
