@@ -25,6 +25,7 @@ pub mod faulty;
 pub mod lease;
 pub mod linear;
 pub mod model;
+pub mod peer;
 pub mod random;
 pub mod read;
 pub mod restore;
@@ -32,6 +33,7 @@ pub mod validate;
 pub mod watch;
 
 pub use faulty::{FaultPlan, FaultyStore};
+pub use peer::RealEtcd;
 pub use random::Random;
 
 /// Runs a check against a fresh store each, and names it if it fails.

@@ -1,16 +1,17 @@
 //! What is spoken with etcd: the engine over the face, and over a real etcd.
 
 use std::{
-    io::{BufRead as _, BufReader},
-    net::{SocketAddr, TcpListener as StdListener},
-    process::{Child, Command, Stdio},
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
 };
 
-use kstore::{EtcdServer, EtcdStore, MemoryStore, Store, testing};
+use kstore::{
+    CommitError, EtcdServer, EtcdStore, Event, MemoryStore, Op, Store, TableSpec, Txn, Watch, WatchError,
+    WatchRequest, testing,
+};
 use tokio::net::TcpListener;
 
 /// A face over a store in memory, for as long as the runtime lives.
@@ -29,79 +30,174 @@ async fn serve(store: Arc<dyn Store>) -> SocketAddr {
     address
 }
 
-async fn connect(address: SocketAddr, prefix: &str) -> Arc<dyn Store> {
-    let store = EtcdStore::builder([format!("http://{address}")]).prefix(prefix).connect().await;
+async fn connect(endpoints: Vec<String>, prefix: &str) -> Arc<dyn Store> {
+    let store = EtcdStore::builder(endpoints).prefix(prefix).connect().await;
     Arc::new(store.unwrap_or_else(|error| panic!("the store connects: {error:?}")))
-}
-
-/// A real etcd, for as long as it is held.
-struct Etcd {
-    process: Child,
-    address: SocketAddr,
-    _folder: tempfile::TempDir,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Starts an etcd; none if there is none on this machine.
-fn etcd() -> Option<Etcd> {
-    let program = std::env::var("KPLANE_ETCD").unwrap_or_else(|_| "etcd".to_owned());
-    let port = || {
-        let listener = StdListener::bind("127.0.0.1:0").unwrap_or_else(|error| panic!("{error}"));
-        listener.local_addr().unwrap_or_else(|error| panic!("{error}"))
-    };
-    let (clients, peers) = (port(), port());
-    // In memory where there is such a folder: what etcd keeps is of no interest, and syncing it takes long.
-    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-    let folder = folder.unwrap_or_else(|error| panic!("{error}"));
-    let started = Command::new(&program)
-        .arg("--data-dir")
-        .arg(folder.path())
-        .args(["--listen-client-urls", &format!("http://{clients}")])
-        .args(["--advertise-client-urls", &format!("http://{clients}")])
-        .args(["--listen-peer-urls", &format!("http://{peers}")])
-        .args(["--initial-advertise-peer-urls", &format!("http://{peers}")])
-        .args(["--initial-cluster", &format!("default=http://{peers}")])
-        .args(["--max-txn-ops", "10000", "--max-request-bytes", "67108864", "--logger", "zap"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut process) = started else {
-        assert!(std::env::var_os("KPLANE_REQUIRE_ALL").is_none(), "{program} is needed and is not there");
-        eprintln!("skipped: needs etcd");
-        return None;
-    };
-    let log = process.stderr.take().unwrap_or_else(|| panic!("the log is a pipe"));
-    let mut lines = BufReader::new(log).lines();
-    let ready = lines.by_ref().map_while(Result::ok).any(|line| line.contains("serving client traffic"));
-    assert!(ready, "etcd ended before it was ready");
-    // The pipe is read on, so that etcd never waits for it.
-    std::thread::spawn(move || lines.for_each(drop));
-    Some(Etcd { process, address: clients, _folder: folder })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_over_the_face_keeps_what_stores_promise() {
     testing::replica_conformance(|| async {
         let address = serve(Arc::new(MemoryStore::new())).await;
-        connect(address, "/registry").await
+        connect(vec![format!("http://{address}")], "/registry").await
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_engine_over_a_real_etcd_keeps_what_stores_promise() {
-    let Some(etcd) = etcd() else { return };
-    let (address, number) = (etcd.address, AtomicU32::new(0));
+    let Some(etcd) = testing::RealEtcd::start(1) else { return };
+    let (endpoints, number) = (etcd.endpoints(), AtomicU32::new(0));
     testing::replica_conformance(|| {
         let prefix = format!("/{}", number.fetch_add(1, Ordering::Relaxed));
-        async move { connect(address, &prefix).await }
+        let endpoints = endpoints.clone();
+        async move { connect(endpoints, &prefix).await }
     })
     .await;
+}
+
+/// Two stores over one etcd: each sees what the other commits, in order and once, and a barrier covers it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stores_over_one_etcd_see_each_other() {
+    let Some(etcd) = testing::RealEtcd::start(1) else { return };
+    see_each_other(etcd.endpoints()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_stores_over_one_face_see_each_other() {
+    let address = serve(Arc::new(MemoryStore::new())).await;
+    see_each_other(vec![format!("http://{address}")]).await;
+}
+
+async fn see_each_other(endpoints: Vec<String>) {
+    let (one, other) = (connect(endpoints.clone(), "/k").await, connect(endpoints, "/k").await);
+    let open = |store: &Arc<dyn Store>| {
+        store.open_table(TableSpec::new("t")).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let (here, there) = (open(&one), open(&other));
+    let mut watch = other
+        .watch(WatchRequest::new(there, other.snapshot().revision()))
+        .unwrap_or_else(|error| panic!("{error}"));
+    let mut expected = Vec::new();
+    for number in 0..200 {
+        let txn = Txn::create(here, format!("k{number:03}"), "");
+        expected.push(one.commit(txn).await.unwrap_or_else(|error| panic!("{error}")).revision);
+        if number % 50 == 0 {
+            other.barrier().await.unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(
+                other.snapshot().len(there),
+                number + 1,
+                "a barrier covers what was answered elsewhere"
+            );
+            let again = other.commit(Txn::create(there, format!("k{number:03}"), "")).await;
+            assert!(matches!(again, Err(CommitError::Conflict { .. })), "{again:?}");
+        }
+    }
+    let mut seen = Vec::new();
+    while seen.len() < expected.len() {
+        let batch = watch.next().await.unwrap_or_else(|error| panic!("{error}"));
+        seen.extend(batch.events.iter().map(|event| event.revision));
+    }
+    assert_eq!(seen, expected);
+}
+
+/// What the database has forgotten is loaded anew, and watches are told that they missed something.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_off_replica_begins_anew_after_compaction() {
+    let memory = Arc::new(MemoryStore::new());
+    let server = EtcdServer::new(memory.clone()).await.unwrap_or_else(|error| panic!("{error}"));
+    let listen = |address: SocketAddr| async move {
+        TcpListener::bind(address).await.unwrap_or_else(|error| panic!("{error}"))
+    };
+    let first = listen(([127, 0, 0, 1], 0).into()).await;
+    let address = first.local_addr().unwrap_or_else(|error| panic!("{error}"));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = {
+        let server = server.clone();
+        tokio::spawn(async move { server.serve(first, async { drop(stopped.await) }).await })
+    };
+    let store = connect(vec![format!("http://{address}")], "/k").await;
+    let table = store.open_table(TableSpec::new("t")).unwrap_or_else(|error| panic!("{error}"));
+    let known = store.commit(Txn::create(table, "a", "1")).await.unwrap_or_else(|error| panic!("{error}"));
+    let mut watch =
+        store.watch(WatchRequest::new(table, known.revision)).unwrap_or_else(|error| panic!("{error}"));
+    drop(stop);
+    serving.await.unwrap_or_else(|error| panic!("{error}")).unwrap_or_else(|error| panic!("{error}"));
+    assert!(store.barrier().await.is_err(), "nobody answers");
+    assert_eq!(store.snapshot().len(table), 1, "what is known can be read");
+
+    // Behind its back the key changes, and what happened is forgotten.
+    let keys = memory.open_table(TableSpec::new("keys")).unwrap_or_else(|error| panic!("{error}"));
+    let put = |key: &'static str, value: &'static str| Txn::new().op(Op::put(keys, key, value));
+    for txn in [put("/k/t/a", "2"), put("/k/t/b", "3"), put("/k/u/c", "4")] {
+        memory.commit(txn).await.unwrap_or_else(|error| panic!("{error}"));
+    }
+    let now = memory.snapshot().revision();
+    memory.compact(now).await.unwrap_or_else(|error| panic!("{error}"));
+    let again = listen(address).await;
+    tokio::spawn(async move { server.serve(again, std::future::pending()).await });
+
+    let lost = watch.next().await;
+    assert!(matches!(lost, Err(WatchError::Compacted { floor }) if floor == now), "{lost:?}");
+    let snapshot = store.snapshot();
+    assert_eq!((snapshot.revision(), snapshot.len(table)), (now, 2));
+    let entry = snapshot.get(table, b"a").unwrap_or_else(|| panic!("the key is there"));
+    assert_eq!((&entry.value()[..], entry.version(), entry.create()), (&b"2"[..], 2, known.revision));
+    let other = store.open_table(TableSpec::new("u")).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(store.snapshot().len(other), 1, "a table that came meanwhile");
+    snapshot.verify().unwrap_or_else(|error| panic!("{error}"));
+    store.commit(Txn::create(table, "c", "5")).await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Of three members one is killed: every commit that was acknowledged is seen by the stores at the others, in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_member_loses_nothing() {
+    const COMMITS: usize = 300;
+    let Some(mut etcd) = testing::RealEtcd::start(3) else { return };
+    let endpoints = etcd.endpoints();
+    // Each store asks a member of its own first.
+    let turned = |by: usize| endpoints.iter().cycle().skip(by).take(3).cloned().collect::<Vec<_>>();
+    let (one, two, three) =
+        (connect(turned(0), "/k").await, connect(turned(1), "/k").await, connect(turned(2), "/k").await);
+    let open = |store: &Arc<dyn Store>| {
+        store.open_table(TableSpec::new("t")).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let mut watches: Vec<Watch> = [&one, &two, &three]
+        .map(|store| {
+            let request = WatchRequest::new(open(store), store.snapshot().revision());
+            store.watch(request).unwrap_or_else(|error| panic!("{error}"))
+        })
+        .into();
+    let table = open(&one);
+    let mut acknowledged = Vec::new();
+    for number in 0..COMMITS {
+        if number == COMMITS / 3 {
+            etcd.kill(0);
+        }
+        let key = format!("k{number:04}");
+        loop {
+            match one.commit(Txn::create(table, key.clone(), "")).await {
+                Ok(done) => acknowledged.push((key.clone(), done.revision)),
+                // It was done, and the answer was lost.
+                Err(CommitError::Conflict { current: Some(entry), .. }) => {
+                    acknowledged.push((key.clone(), entry.create()));
+                }
+                Err(CommitError::UnknownOutcome | CommitError::Store(_)) => {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                Err(error) => panic!("{error}"),
+            }
+            break;
+        }
+    }
+    for watch in &mut watches {
+        let mut seen = Vec::new();
+        while seen.len() < COMMITS {
+            let batch = watch.next().await.unwrap_or_else(|error| panic!("{error}"));
+            let key = |event: &Event| String::from_utf8_lossy(event.entry.key()).into_owned();
+            seen.extend(batch.events.iter().map(|event| (key(event), event.revision)));
+        }
+        assert_eq!(seen, acknowledged);
+    }
 }
