@@ -3,6 +3,7 @@
 mod bad_input;
 mod clients;
 mod foreign;
+mod ha;
 mod helm;
 mod kube_rs;
 mod kubectl;
