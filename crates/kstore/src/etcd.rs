@@ -18,7 +18,8 @@ use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 use tonic::{Code, Status};
 
-use self::{channel::Channels, keys::Keys};
+pub(crate) use self::channel::Channels;
+use self::keys::Keys;
 use crate::{
     CommitError, LeaseError, LeaseId, Remote, RemoteChange, RemoteError, RemoteLease, RemoteLoad,
     RemoteOutcome, RemoteTxn, Replica, Revision, StoreError, proto as pb,

@@ -20,6 +20,8 @@
 
 mod cluster;
 mod compare;
+#[cfg(all(test, feature = "etcd"))]
+mod differential;
 mod faults;
 mod grpc;
 mod http1;

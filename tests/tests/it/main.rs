@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod etcdctl;
 mod foreign;
 mod ha;
 mod helm;

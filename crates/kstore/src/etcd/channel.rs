@@ -53,7 +53,7 @@ pub enum EtcdError {
 }
 
 /// The members of a cluster.
-pub(super) struct Channels {
+pub(crate) struct Channels {
     members: Vec<Channel>,
     /// Who is asked first.
     current: AtomicUsize,
@@ -69,7 +69,7 @@ impl fmt::Debug for Channels {
 }
 
 impl Channels {
-    pub(super) fn new(
+    pub(crate) fn new(
         endpoints: &[String],
         tls: Option<&EtcdTls>,
         user: Option<(String, String)>,
@@ -97,7 +97,7 @@ impl Channels {
     }
 
     /// One call, tried again only where it is sure that it was not done.
-    pub(super) async fn call_once<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
+    pub(crate) async fn call_once<Q, A>(&self, method: &'static str, request: Q) -> Result<A, Status>
     where
         Q: Message + Clone + 'static,
         A: Message + Default + 'static,

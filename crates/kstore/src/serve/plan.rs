@@ -6,7 +6,9 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::{Face, compare, faults, number, range};
-use crate::{Committed, Compare, Entry, LeaseId, Op, Outcome, Range, Snapshot, TableId, Txn, proto as pb};
+use crate::{
+    Committed, Compare, Entry, LeaseId, Op, Outcome, Range, Revision, Snapshot, TableId, Txn, proto as pb,
+};
 
 /// What a transaction comes to on one state.
 pub(super) struct Plan<'a> {
@@ -60,6 +62,11 @@ impl<'a> Plan<'a> {
         for op in ops {
             steps.push(match op.request.as_ref().ok_or_else(faults::key_not_found)? {
                 pb::Request::Range(range) => {
+                    // Below 0 a read by itself means the newest state; here it is before everything, as in etcd, where the
+                    // revision of the first compaction is -1 until there is one.
+                    if range.revision < 0 && (range.revision < -1 || face.compacted(state) > Revision::ZERO) {
+                        return Err(faults::compacted());
+                    }
                     face.asked(state, range.revision)?;
                     self.reads = true;
                     Step::Range(range)
