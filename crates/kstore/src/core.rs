@@ -1,6 +1,9 @@
 //! The state machine: what a transaction does to the tables. No I/O, no clock, no threads; the same calls lead to the same
 //! state.
 
+#[cfg(feature = "disk")]
+mod replay;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, OnceLock},
@@ -12,8 +15,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::{
-    CommitError, Committed, Compare, Entry, Event, EventKind, HistoryLimits, IndexFn, LeaseId, Op, Outcome,
-    RestoreError, Revision, StoreError, TableId, TableSpec, Term, Txn,
+    CommitError, Committed, Compare, Durability, Entry, Event, EventKind, HistoryLimits, IndexFn, LeaseId,
+    Op, Outcome, RestoreError, Revision, StoreError, TableId, TableSpec, Term, Txn,
     backup::{Image, ImageTable},
     compaction::History,
     entry::Opaque,
@@ -22,6 +25,7 @@ use crate::{
     lease::{LEASES_ENDED_MAX, LeaseBook},
     root::{Root, TableRoot, Tables},
     table::{TABLES_MAX, TERMS_MAX},
+    tree::Tree,
     txn::{KEY_BYTES_MAX, TXN_CHANGES_MAX, TXN_OPS_MAX, VALUE_BYTES_MAX},
 };
 
@@ -47,6 +51,7 @@ struct TableState {
     now: TableRoot,
     history: History,
     index: Option<Arc<dyn IndexFn>>,
+    durability: Durability,
     /// Whether a caller has opened it; one that a restore brought takes the first caller's specification.
     opened: bool,
     dirty: bool,
@@ -95,6 +100,7 @@ impl Core {
                 now,
                 history: table.history.clone(),
                 index: table.index.clone(),
+                durability: table.durability,
                 opened: table.opened,
                 dirty: false,
                 added: 0,
@@ -121,6 +127,7 @@ impl Core {
             let id = self.add_table(spec.name.into(), Revision::ZERO)?;
             let table = &mut self.tables[id.index()];
             table.index = spec.index;
+            table.durability = spec.durability;
             table.history.set_limits(spec.history);
             table.opened = true;
             return Ok(id);
@@ -132,6 +139,7 @@ impl Core {
             let table = &mut self.tables[id.index()];
             table.opened = true;
             table.history.set_limits(spec.history);
+            table.durability = spec.durability;
             table.index = spec.index;
         }
         Ok(id)
@@ -145,24 +153,52 @@ impl Core {
         let id = TableId(self.tables.len() as u32);
         let now = TableRoot::new(name.clone(), Log::new(self.floor, before));
         let history = History::new(HistoryLimits::default(), 0);
-        self.tables.push(TableState { now, history, index: None, opened: false, dirty: false, added: 0 });
+        let durability = Durability::default();
+        self.tables.push(TableState {
+            now,
+            history,
+            index: None,
+            durability,
+            opened: false,
+            dirty: false,
+            added: 0,
+        });
         self.names.insert(name, id);
         self.touch(id);
         Ok(id)
     }
 
-    /// Gives every entry of a table its terms. They are new entries, since published ones don't change; the history before,
-    /// which has none, goes.
+    /// Gives every entry of a table its terms, those of the history too. They are new entries, since published ones don't
+    /// change.
     fn reindex(&mut self, id: TableId, index: &dyn IndexFn) -> Result<(), StoreError> {
-        let revision = self.revision;
         let table = &mut self.tables[id.index()];
-        let mut now = table.now.clone();
-        for old in table.now.entries.iter() {
+        let log = &table.now.log;
+        let past = match log.end() > log.floor_seq() {
+            true => table.now.rolled_back(log.floor()),
+            false => table.now.clone(),
+        };
+        let mut now = TableRoot::new(table.now.name.clone(), log.emptied());
+        now.hub = table.now.hub.clone();
+        let mut fresh = Vec::with_capacity(past.entries.len());
+        for old in past.entries.iter() {
             let mut new = old.renewed();
             new.terms = terms_of(index, &new, None, &now)?;
-            now.replace(Some(&old), Some(&Arc::new(new)));
+            now.add_terms(&new);
+            fresh.push(Arc::new(new));
         }
-        now.log.raise_floor(revision);
+        now.entries = Tree::from_sorted(fresh.into_iter());
+        for (_, event) in log.iter(log.floor_seq(), log.end()) {
+            let previous = now.get(&event.entry.key).cloned();
+            let mut new = event.entry.renewed();
+            new.tombstone = event.entry.tombstone;
+            new.terms = match new.tombstone {
+                true => previous.as_ref().and_then(|previous| previous.terms.clone()),
+                false => terms_of(index, &new, previous.as_deref(), &now)?,
+            };
+            let new = Arc::new(new);
+            now.replace(previous.as_ref(), (!new.tombstone).then_some(&new));
+            now.log.append(Event { entry: new, previous, ..event.clone() });
+        }
         table.now = now;
         self.touch(id);
         Ok(())
@@ -373,12 +409,15 @@ impl Core {
         for ImageTable { name, last, entries } in image.tables {
             let state = self.names.get(&*name).map(|id| &self.tables[id.index()]);
             let mut table = TableRoot::new(name, Log::restored(image.revision, last));
+            let mut fresh = Vec::with_capacity(entries.len());
             for mut entry in entries {
                 if let Some(index) = state.and_then(|state| state.index.as_deref()) {
                     entry.terms = terms_of(index, &entry, None, &table)?;
+                    table.add_terms(&entry);
                 }
-                table.replace(None, Some(&Arc::new(entry)));
+                fresh.push(Arc::new(entry));
             }
+            table.entries = Tree::from_sorted(fresh.into_iter());
             loaded.push(table);
         }
         let fresh = loaded.iter().filter(|table| !self.names.contains_key(&table.name)).count();

@@ -61,12 +61,16 @@ mod tree;
 // Engines and what they share.
 mod backup;
 mod checksum;
+#[cfg(all(feature = "disk", unix))]
+mod disk;
 mod memory;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 pub use backup::{Backup, BackupReader};
+#[cfg(all(feature = "disk", unix))]
+pub use disk::{DiskStore, DiskStoreBuilder, OpenError, RecoveryReport, SyncPolicy};
 pub use entry::{Entry, Opaque};
 pub use error::{CommitError, LeaseError, ReadError, RestoreError, StoreError, WatchError};
 pub use events::{Event, EventKind};
@@ -76,7 +80,9 @@ pub use range::Range;
 pub use revision::Revision;
 pub use snapshot::{Difference, Entries, Snapshot, VerifyError};
 pub use store::Store;
-pub use table::{HistoryLimits, IndexFn, TABLES_MAX, TERMS_MAX, TableId, TableSpec, Term, index_fn};
+pub use table::{
+    Durability, HistoryLimits, IndexFn, TABLES_MAX, TERMS_MAX, TableId, TableSpec, Term, index_fn,
+};
 pub use txn::{
     Committed, Compare, KEY_BYTES_MAX, Op, Operand, Outcome, Relation, TXN_CHANGES_MAX, TXN_OPS_MAX, Txn,
     VALUE_BYTES_MAX,
