@@ -168,38 +168,10 @@ impl Core {
         Ok(id)
     }
 
-    /// Gives every entry of a table its terms, those of the history too. They are new entries, since published ones don't
-    /// change.
+    /// Gives every entry of a table its terms.
     fn reindex(&mut self, id: TableId, index: &dyn IndexFn) -> Result<(), StoreError> {
         let table = &mut self.tables[id.index()];
-        let log = &table.now.log;
-        let past = match log.end() > log.floor_seq() {
-            true => table.now.rolled_back(log.floor()),
-            false => table.now.clone(),
-        };
-        let mut now = TableRoot::new(table.now.name.clone(), log.emptied());
-        now.hub = table.now.hub.clone();
-        let mut fresh = Vec::with_capacity(past.entries.len());
-        for old in past.entries.iter() {
-            let mut new = old.renewed();
-            new.terms = terms_of(index, &new, None, &now)?;
-            now.add_terms(&new);
-            fresh.push(Arc::new(new));
-        }
-        now.entries = Tree::from_sorted(fresh.into_iter());
-        for (_, event) in log.iter(log.floor_seq(), log.end()) {
-            let previous = now.get(&event.entry.key).cloned();
-            let mut new = event.entry.renewed();
-            new.tombstone = event.entry.tombstone;
-            new.terms = match new.tombstone {
-                true => previous.as_ref().and_then(|previous| previous.terms.clone()),
-                false => terms_of(index, &new, previous.as_deref(), &now)?,
-            };
-            let new = Arc::new(new);
-            now.replace(previous.as_ref(), (!new.tombstone).then_some(&new));
-            now.log.append(Event { entry: new, previous, ..event.clone() });
-        }
-        table.now = now;
+        table.now = reindexed(&table.now, index)?;
         self.touch(id);
         Ok(())
     }
@@ -538,6 +510,39 @@ impl Core {
     pub(crate) fn history_bytes(&self) -> usize {
         self.tables.iter().map(|table| table.history.bytes()).sum()
     }
+}
+
+/// The same table, with the terms that `index` names, those of the history too. They are new entries, since published ones
+/// don't change.
+pub(crate) fn reindexed(table: &TableRoot, index: &dyn IndexFn) -> Result<TableRoot, StoreError> {
+    let log = &table.log;
+    let past = match log.end() > log.floor_seq() {
+        true => table.rolled_back(log.floor()),
+        false => table.clone(),
+    };
+    let mut now = TableRoot::new(table.name.clone(), log.emptied());
+    now.hub = table.hub.clone();
+    let mut fresh = Vec::with_capacity(past.entries.len());
+    for old in past.entries.iter() {
+        let mut new = old.renewed();
+        new.terms = terms_of(index, &new, None, &now)?;
+        now.add_terms(&new);
+        fresh.push(Arc::new(new));
+    }
+    now.entries = Tree::from_sorted(fresh.into_iter());
+    for (_, event) in log.iter(log.floor_seq(), log.end()) {
+        let previous = now.get(&event.entry.key).cloned();
+        let mut new = event.entry.renewed();
+        new.tombstone = event.entry.tombstone;
+        new.terms = match new.tombstone {
+            true => previous.as_ref().and_then(|previous| previous.terms.clone()),
+            false => terms_of(index, &new, previous.as_deref(), &now)?,
+        };
+        let new = Arc::new(new);
+        now.replace(previous.as_ref(), (!new.tombstone).then_some(&new));
+        now.log.append(Event { entry: new, previous, ..event.clone() });
+    }
+    Ok(now)
 }
 
 fn live_bytes(entry: &Entry) -> u64 {

@@ -1,15 +1,15 @@
 //! The engine that keeps everything in memory and on a disk.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod error;
-mod files;
-mod frame;
-mod identity;
-mod pipeline;
-mod record;
-mod recovery;
-mod state;
-mod wal;
+pub(crate) mod files;
+pub(crate) mod frame;
+pub(crate) mod identity;
+pub(crate) mod pipeline;
+pub(crate) mod record;
+pub(crate) mod recovery;
+pub(crate) mod state;
+pub(crate) mod wal;
 
 use std::{
     fmt,
@@ -150,7 +150,7 @@ impl DiskStoreBuilder {
     }
 
     /// Opens the store in any file system. `by_hand`: its I/O is left to whoever drives it.
-    fn open_files(self, files: Arc<dyn Files>, by_hand: bool) -> Result<DiskStore, OpenError> {
+    pub(crate) fn open_files(self, files: Arc<dyn Files>, by_hand: bool) -> Result<DiskStore, OpenError> {
         let recovered = recovery::recover(&files, self.bytes_max, self.segments, (self.wall)())?;
         let mut core = recovered.core;
         let published = Arc::new(Published::new(core.publish(Duration::ZERO)));
@@ -228,6 +228,19 @@ impl DiskStore {
     /// How many bytes of keys and values are kept for the past only.
     pub fn history_bytes(&self) -> usize {
         self.engine.enter(|state, _, _| state.core.history_bytes())
+    }
+}
+
+/// For simulations.
+#[cfg(any(test, feature = "testing"))]
+impl DiskStore {
+    /// Everything that was done, durable or not.
+    pub(crate) fn pending(&self) -> Snapshot {
+        self.engine.enter(|state, moment, _| Snapshot::new(Arc::new(state.core.publish(moment.now))))
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 }
 

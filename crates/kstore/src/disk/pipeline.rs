@@ -95,6 +95,12 @@ impl Engine {
         self.catch_up();
     }
 
+    /// The jobs that wait, for whoever drives the engine.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn take_jobs(&self) -> Vec<Job> {
+        self.lock().jobs.drain(..).collect()
+    }
+
     /// Works the queue off, unless someone is there who will. Called by everyone who has let go of the state: what was queued
     /// while he held it may have been left to him.
     fn catch_up(self: &Arc<Self>) {
@@ -238,6 +244,7 @@ async fn keep(engine: Weak<Engine>, changed: Arc<Notify>) {
         match sleep {
             Some(sleep) => {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(sleep.clamp(KEEPER_SLEEP_MIN, KEEPER_SLEEP_MAX)) => {}
                     () = changed.notified() => {}
                 }

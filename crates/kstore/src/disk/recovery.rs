@@ -90,6 +90,8 @@ struct Recovery<'a> {
     report: RecoveryReport,
     /// The time, counted from 1970.
     wall: Duration,
+    /// The frames that were done again.
+    applied: Vec<Place>,
 }
 
 /// Opens what is in the directory. `bytes_max` is the quota; `wall` the time, counted from 1970.
@@ -121,10 +123,10 @@ pub(crate) fn recover(
         preface,
         report,
         wall,
+        applied: Vec::new(),
     };
     recovery.load(image)?;
     let (wal, reserved) = recovery.replay(sizes, &mut refused)?;
-    // What was found may be in the operating system's memory only, and what others are shown must not get lost after that.
     recovery.make_durable().map_err(io)?;
     recovery.settle(reserved);
     let Recovery { core, mut report, .. } = recovery;
@@ -272,6 +274,7 @@ impl Recovery<'_> {
             let log = &mut self.logs[place.file];
             (log.written, log.last_seq) = (place.offset + place.head.room(), seq);
             replayed_bytes += place.head.room();
+            self.applied.push(place);
             last = Some(place);
         }
         self.check_hole(seq + 1, &places, torn.or(last), last, refused)?;
@@ -357,7 +360,16 @@ impl Recovery<'_> {
         }
     }
 
+    /// What was found may be in the page cache only. After a sync that failed, it may even be there as if it were on the disk:
+    /// what is not known to have got there is written once more.
     fn make_durable(&self) -> io::Result<()> {
+        let known = self.applied.last().map_or(0, |last| last.head.durable);
+        for place in self.applied.iter().filter(|place| place.head.seq > known) {
+            let mut frame = vec![0; place.head.room() as usize];
+            let file = &self.logs[place.file].file;
+            file.read_at(place.offset, &mut frame)?;
+            file.write_at(place.offset, &frame)?;
+        }
         for log in self.logs.iter().filter(|log| log.last_seq > 0) {
             log.file.sync()?;
         }
@@ -373,8 +385,13 @@ impl Recovery<'_> {
     fn settle(&mut self, reserved: Revision) {
         let durabilities: Vec<Durability> = self.core.durabilities().collect();
         let forgets = durabilities.contains(&Durability::Memory);
-        let above = if forgets { self.core.revision.next() } else { self.core.revision };
-        self.core.skip_to(reserved.max(above));
+        let found = self.core.revision;
+        // Whoever has seen the last revision that may have been shown must not go on from there: what it saw may be gone.
+        match reserved > found {
+            true => self.core.skip_to(reserved.next()),
+            false if forgets => self.core.skip_to(found.next()),
+            false => {}
+        }
         for (index, durability) in durabilities.into_iter().enumerate() {
             if durability == Durability::Memory {
                 self.core.empty_table(TableId(index as u32));

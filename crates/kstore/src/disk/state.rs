@@ -23,7 +23,7 @@ use crate::{
     Backup, CommitError, Committed, Durability, LeaseId, RestoreError, Revision, StoreError, TableId,
     TableSpec, Txn,
     backup::Image,
-    core::Core,
+    core::{Core, reindexed},
     disk::{
         SyncPolicy,
         checkpoint::CheckpointJob,
@@ -299,18 +299,26 @@ impl State {
             return Ok(id);
         }
         let known = before.map(|(id, _)| self.core.durability(id));
+        let index = spec.index.clone().filter(|_| known.is_some());
         let (id, table) = self.core.open_shown(spec)?;
         if known != Some(durability) {
             record::put(self.buffer.end(), &Record::Table { id, durability, name });
             self.buffer.keep();
         }
         self.loose |= durability != Durability::Sync;
-        // It is shown at once: it is empty, or nobody has had it open. What is in the air knows of it then, too.
-        for flight in &mut self.flights {
-            flight.root.tables.set(id, table.clone());
-        }
+        // It is shown at once, in what is in the air too.
         let mut root = Root::clone(&self.published.load());
-        root.tables.set(id, table);
+        let pending = self.core.revision > root.revision;
+        let roots = self.flights.iter_mut().map(|flight| &mut flight.root).chain([&mut root]);
+        for root in roots {
+            let shown = match (root.tables.get(id), &index) {
+                // A lease that ends may be changing it, although nobody has had it open: each state stays what it is.
+                (Some(old), Some(index)) if pending => Arc::new(reindexed(old, &**index)?),
+                (None, _) | (_, Some(_)) => table.clone(),
+                (Some(_), None) => continue,
+            };
+            root.tables.set(id, shown);
+        }
         self.published.swap(root);
         self.batch.show = true;
         Ok(id)

@@ -1,0 +1,90 @@
+//! The disk engine on a simulated disk that crashes, forgets and fails. Every run follows from its seed.
+//!
+//! `KSTORE_SEED=7 KSTORE_CRASH_AT=31 cargo test -p kstore --test crashes -- one_seed --nocapture` repeats one.
+#![cfg(all(feature = "disk", unix))]
+
+use std::panic::catch_unwind;
+
+use kstore::testing::disk::{Plan, Tally, lives};
+
+/// Runs one, and says how to repeat it if it fails.
+fn run(seed: u64, plan: Plan) -> Tally {
+    catch_unwind(|| lives(seed, plan)).unwrap_or_else(|panic| {
+        let crash_at = plan.crash_at.map(|at| format!("KSTORE_CRASH_AT={at} ")).unwrap_or_default();
+        let flag = |name, set| if set { format!("{name}=1 ") } else { String::new() };
+        eprintln!(
+            "to repeat: KSTORE_SEED={seed} {crash_at}{}{}{}cargo test -p kstore --test crashes -- one_seed --nocapture",
+            flag("KSTORE_FAILURES", plan.failures),
+            flag("KSTORE_LOOSE", plan.loose),
+            flag("KSTORE_BIT_FLIPS", plan.bit_flips),
+        );
+        std::panic::resume_unwind(panic)
+    })
+}
+
+fn sum(tallies: impl Iterator<Item = Tally>) -> Tally {
+    tallies.fold(Tally::default(), |sum, one| Tally {
+        steps: sum.steps + one.steps,
+        acknowledged: sum.acknowledged + one.acknowledged,
+        opened: sum.opened + one.opened,
+        refused: sum.refused + one.refused,
+        frames: sum.frames + one.frames,
+        frames_cut: sum.frames_cut + one.frames_cut,
+        checkpoints: sum.checkpoints + one.checkpoints,
+        full: sum.full + one.full,
+        fenced: sum.fenced + one.fenced,
+    })
+}
+
+/// The one that the environment names; the first if it names none.
+#[test]
+fn one_seed() {
+    let number = |name| std::env::var(name).ok().and_then(|number| number.parse().ok());
+    let set = |name| std::env::var(name).is_ok();
+    let plan = Plan {
+        crash_at: number("KSTORE_CRASH_AT"),
+        failures: set("KSTORE_FAILURES"),
+        loose: set("KSTORE_LOOSE"),
+        bit_flips: set("KSTORE_BIT_FLIPS"),
+    };
+    let tally = run(number("KSTORE_SEED").unwrap_or(0), plan);
+    assert!(tally.opened > 0, "{tally:?}");
+}
+
+#[test]
+fn a_crash_at_every_step() {
+    for seed in [1, 2] {
+        let whole = run(seed, Plan { crash_at: Some(u64::MAX), ..Plan::default() });
+        assert!(whole.steps > 150, "the workload is long enough to be worth it: {whole:?}");
+        for at in 1..=whole.steps {
+            run(seed, Plan { crash_at: Some(at), ..Plan::default() });
+        }
+    }
+}
+
+#[test]
+fn crashes_anywhere() {
+    let total = sum((100..1_100).map(|seed| run(seed, Plan::default())));
+    assert!(total.frames_cut > 100 && total.checkpoints > 300, "{total:?}");
+}
+
+#[test]
+fn crashes_of_disks_that_fail() {
+    let plan = Plan { failures: true, ..Plan::default() };
+    let total = sum((2_000..2_800).map(|seed| run(seed, plan)));
+    assert!(total.full > 100 && total.fenced > 100, "{total:?}");
+}
+
+#[test]
+fn crashes_of_what_may_be_lost() {
+    let plan = Plan { loose: true, ..Plan::default() };
+    let total = sum((3_000..3_800).map(|seed| run(seed, plan)));
+    assert!(total.opened > 1_500, "{total:?}");
+}
+
+#[test]
+fn changed_bits() {
+    let plan = Plan { bit_flips: true, ..Plan::default() };
+    let total = sum((4_000..4_800).map(|seed| run(seed, plan)));
+    assert!(total.refused > 100, "{total:?}");
+}
