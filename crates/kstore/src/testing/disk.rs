@@ -109,7 +109,7 @@ impl Run {
             let failures = self.failures(life);
             self.disk.plan(failures);
             let policy = self.policy();
-            let Some(store) = self.open(policy, &before).await else { continue };
+            let Some(store) = self.open(policy, &mut before).await else { continue };
             let store = Arc::new(store);
             if let Some(before) = &before {
                 self.check(&store, before);
@@ -169,7 +169,7 @@ impl Run {
     }
 
     /// Opens the store. A crash may come in the middle, or a read may fail; then it is opened again.
-    async fn open(&mut self, policy: SyncPolicy, before: &Option<Before>) -> Option<DiskStore> {
+    async fn open(&mut self, policy: SyncPolicy, before: &mut Option<Before>) -> Option<DiskStore> {
         if before.is_some() && self.plan.failures && self.random.happens(100) {
             self.disk.fail_reads(true);
             let opened = self.try_open(policy);
@@ -189,7 +189,11 @@ impl Run {
                 Err(error) => {
                     let io = matches!(error, OpenError::Io { .. });
                     assert!(io && self.disk.has_failed(), "seed {}: {error}", self.seed);
-                    self.disk.restart(self.random.happens(500));
+                    let power = self.random.happens(500);
+                    self.disk.restart(power);
+                    if let Some(before) = before {
+                        before.power |= power;
+                    }
                 }
             }
         }
@@ -301,6 +305,7 @@ impl Run {
             (_, _) => Revision::ZERO,
         };
         assert!(found >= durable, "seed {seed}: {durable} was acknowledged and is lost, {found} was found");
+        self.told.recovered(found);
         self.same_entries(&past, &now, found);
         self.same_events(before, &now, found);
         if !self.plan.loose {

@@ -10,7 +10,8 @@ use bytes::Bytes;
 
 use super::Lease;
 use crate::{
-    CommitError, DiskStore, LeaseError, LeaseId, Leases, Op, Revision, Store, StoreError, TableId, Txn,
+    CommitError, DiskStore, LeaseError, LeaseId, Leases, Op, Outcome, Revision, Store, StoreError, TableId,
+    Txn,
     testing::{Random, model::random_txn},
 };
 
@@ -46,6 +47,11 @@ impl Told {
 
     pub(super) fn synced(&self) -> Revision {
         self.known().synced
+    }
+
+    /// What was found after a crash is durable from then on; what was lost may have been acknowledged by a looser policy.
+    pub(super) fn recovered(&self, found: Revision) {
+        self.known().synced = found;
     }
 
     /// Every lease that was granted has the time it should have, and every one that was ended is gone.
@@ -149,7 +155,9 @@ async fn commit(store: &DiskStore, txn: Txn, synchronous: bool, told: &Told) -> 
             );
             let mut known = told.known();
             known.acknowledged += 1;
-            if synchronous && !committed.outcomes.is_empty() {
+            // What changes nothing is answered with a revision that is not its own.
+            let changed = |outcome: &Outcome| outcome.entry.is_some() || !outcome.deleted.is_empty();
+            if synchronous && committed.outcomes.iter().any(changed) {
                 known.synced = known.synced.max(committed.revision);
             }
             true
