@@ -82,9 +82,9 @@ impl Engine {
     }
 
     /// Whether anything can be committed.
-    pub(crate) fn check(&self) -> Result<(), StoreError> {
+    pub(crate) fn check(self: &Arc<Self>) -> Result<(), StoreError> {
         match self.published.closed.load(Ordering::Acquire) {
-            true => self.lock().check(),
+            true => self.look(|state| state.check()),
             false => Ok(()),
         }
     }
@@ -97,8 +97,15 @@ impl Engine {
 
     /// The jobs that wait, for whoever drives the engine.
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn take_jobs(&self) -> Vec<Job> {
-        self.lock().jobs.drain(..).collect()
+    pub(crate) fn take_jobs(self: &Arc<Self>) -> Vec<Job> {
+        self.look(|state| state.jobs.drain(..).collect())
+    }
+
+    /// Does something to the state from which nothing follows.
+    fn look<T>(self: &Arc<Self>, look: impl FnOnce(&mut State) -> T) -> T {
+        let value = look(&mut self.lock());
+        self.catch_up();
+        value
     }
 
     /// Works the queue off, unless someone is there who will. Called by everyone who has let go of the state: what was queued
@@ -238,7 +245,7 @@ async fn keep(engine: Weak<Engine>, changed: Arc<Notify>) {
         let sleep = {
             let Some(engine) = engine.upgrade() else { return };
             engine.enter(|_, _, _| ());
-            let deadline = engine.lock().next_deadline();
+            let deadline = engine.look(|state| state.next_deadline());
             deadline.map(|deadline| deadline.saturating_sub(engine.moment().now))
         };
         match sleep {
@@ -261,10 +268,14 @@ struct Worker {
 }
 
 impl Worker {
-    fn on_a_thread(self) {
-        // Without a thread, the jobs are done by whoever closes the store.
+    fn on_a_thread(mut self) {
+        self.begun = true;
+        let engine = self.engine.clone();
         let thread = std::thread::Builder::new().name("kstore".to_owned());
-        drop(thread.spawn(move || self.work()));
+        if thread.spawn(move || self.work()).is_err() {
+            // Without a thread, the jobs are left to whoever finds that there is no worker, or closes the store.
+            engine.look(|state| state.workers -= 1);
+        }
     }
 
     fn work(mut self) {
@@ -280,13 +291,14 @@ impl Worker {
     }
 
     fn next(&self) -> Option<Job> {
-        let mut state = self.engine.lock();
-        let job = state.jobs.pop_front();
-        match job {
-            Some(_) => state.running += 1,
-            None => state.workers -= 1,
-        }
-        job
+        self.engine.look(|state| {
+            let job = state.jobs.pop_front();
+            match job {
+                Some(_) => state.running += 1,
+                None => state.workers -= 1,
+            }
+            job
+        })
     }
 }
 

@@ -286,6 +286,7 @@ impl State {
         self.settle(moment, after);
         let changed = self.wal.seq > self.opened_seq || !self.buffer.is_empty();
         if self.fault.is_none() && self.is_idle() && changed {
+            // If there is no room for it, the next opening only knows less.
             self.cut(moment, CLOSED);
             self.opened_seq = self.wal.seq;
         }

@@ -175,7 +175,9 @@ impl State {
         let since = self.wal.total - self.wal.covered;
         let large = since >= self.settings.checkpoint_bytes.max(self.checkpoints.bytes)
             && self.wal.total >= self.checkpoints.not_before;
-        (self.checkpoints.wanted || large) && !self.checkpoints.running
+        // The last frame of all is to be found by the next opening, so no checkpoint covers it.
+        let closing = self.published.closed.load(Ordering::Acquire);
+        (self.checkpoints.wanted || large) && !self.checkpoints.running && !closing
     }
 
     /// A checkpoint of the state, which everything that was cut leads to and nothing else.
