@@ -5,6 +5,7 @@
 //! kstore::testing::disk::lives(7, Default::default());
 //! ```
 
+mod history;
 mod sim;
 mod workload;
 
@@ -21,6 +22,7 @@ use crate::{
         pipeline::{Step, step},
     },
 };
+pub use history::history;
 pub use sim::{Failures, SimDisk};
 use workload::{Told, client};
 
@@ -149,6 +151,7 @@ impl Run {
             write_fails_at: at.filter(|_| fails && which == 1),
             bytes_max: (fails && which == 2).then(|| 150_000 + self.random.below(300_000)),
             reads_fail: false,
+            lies: false,
         }
     }
 

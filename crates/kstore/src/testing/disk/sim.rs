@@ -33,6 +33,8 @@ pub struct Failures {
     pub bytes_max: Option<u64>,
     /// Reads fail.
     pub reads_fail: bool,
+    /// It says that it has synced files, and has not.
+    pub lies: bool,
 }
 
 /// A simulated disk, or rather one directory on it. Clones are the same disk.
@@ -192,6 +194,11 @@ impl SimDisk {
     pub fn plan(&self, failures: Failures) {
         let mut disk = self.disk();
         (disk.failures, disk.steps, disk.failed) = (failures, 0, false);
+    }
+
+    /// What is to go wrong from now on, by the same count.
+    pub fn plan_more(&self, failures: Failures) {
+        self.disk().failures = failures;
     }
 
     /// Whether reads fail.
@@ -384,7 +391,10 @@ impl SimFile {
         file.unsynced.push((offset as usize, bytes.to_vec()));
         disk.ends()?;
         let through = through && disk.random.happens(500);
-        if through && let Some(file) = disk.files.get_mut(&self.id) {
+        if through
+            && !disk.failures.lies
+            && let Some(file) = disk.files.get_mut(&self.id)
+        {
             file.write_through();
         }
         Ok(through)
@@ -428,6 +438,7 @@ impl FileOps for SimFile {
                 file.tear(&mut disk.random);
                 Err(io::Error::other("the disk can't sync"))
             }
+            false if disk.failures.lies => Ok(()),
             false => {
                 file.sync();
                 Ok(())
