@@ -176,7 +176,8 @@ impl Buffer {
         let (encoded, sum) = head.encode();
         self.bytes[self.start..self.start + HEAD_BYTES].copy_from_slice(&encoded);
         let room = room(self.len());
-        self.bytes.resize(self.start + room, 0);
+        let rest = self.start + room - self.bytes.len();
+        self.bytes.extend_from_slice(&[0; BLOCK_BYTES][..rest]);
         // Growing may have moved it to where it isn't aligned.
         if !(self.bytes.as_ptr() as usize + self.start).is_multiple_of(BLOCK_BYTES) {
             let mut moved = Vec::with_capacity(room + 2 * BLOCK_BYTES);

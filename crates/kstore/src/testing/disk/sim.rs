@@ -75,8 +75,16 @@ struct File {
 }
 
 fn write(content: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    if content.len() < at + bytes.len() {
-        content.resize(at + bytes.len(), 0);
+    if at > content.len() {
+        // Much faster than filling byte by byte, where nothing is optimized.
+        content.extend_from_slice(&vec![0; at - content.len()]);
+    }
+    if at == content.len() {
+        return content.extend_from_slice(bytes);
+    }
+    if at + bytes.len() > content.len() {
+        content.truncate(at);
+        return content.extend_from_slice(bytes);
     }
     content[at..at + bytes.len()].copy_from_slice(bytes);
 }
