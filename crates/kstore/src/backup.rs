@@ -10,9 +10,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream::BoxStream};
 
 use crate::{
-    Entries, Entry, LeaseId, LeaseInfo, Range, RestoreError, Revision, Snapshot, TableId,
+    Entries, Entry, LeaseId, Range, RestoreError, Revision, Snapshot, TableId,
     checksum::crc32c,
-    lease::{LEASE_TTL_MAX, LEASES_MAX},
+    lease::{LEASE_TTL_MAX, LEASES_MAX, LeaseTimes},
     table::TABLES_MAX,
     txn::{KEY_BYTES_MAX, VALUE_BYTES_MAX},
 };
@@ -50,8 +50,10 @@ const END: u8 = 5;
 /// ```
 pub struct Backup {
     snapshot: Snapshot,
-    leases: Vec<LeaseInfo>,
+    leases: Vec<LeaseTimes>,
     last_lease: u64,
+    /// Tables whose entries are left out.
+    skipped: Vec<TableId>,
     /// Frames made so far.
     frames: u64,
     entries: u64,
@@ -67,8 +69,16 @@ enum Making {
 }
 
 impl Backup {
-    pub(crate) fn new(snapshot: Snapshot, leases: Vec<LeaseInfo>, last_lease: u64) -> Backup {
-        Backup { snapshot, leases, last_lease, frames: 0, entries: 0, state: Making::Head }
+    pub(crate) fn new(snapshot: Snapshot, leases: Vec<LeaseTimes>, last_lease: u64) -> Backup {
+        let (skipped, state) = (Vec::new(), Making::Head);
+        Backup { snapshot, leases, last_lease, skipped, frames: 0, entries: 0, state }
+    }
+
+    /// Leaves the entries of some tables out.
+    #[cfg(feature = "disk")]
+    pub(crate) fn without(mut self, tables: Vec<TableId>) -> Backup {
+        self.skipped = tables;
+        self
     }
 
     /// The revision of the state that is backed up.
@@ -98,9 +108,9 @@ impl Backup {
 
     fn leases(&mut self) -> Bytes {
         let mut content = Vec::new();
-        for lease in &self.leases {
-            content.put_u64_le(lease.id.get());
-            for time in [lease.ttl, lease.remaining] {
+        for (id, ttl, remaining) in &self.leases {
+            content.put_u64_le(id.get());
+            for time in [ttl, remaining] {
                 content.put_u64_le(time.as_secs());
                 content.put_u32_le(time.subsec_nanos());
             }
@@ -113,7 +123,8 @@ impl Backup {
         let name = self.snapshot.tables().nth(id.index())?.0.to_owned();
         let mut content = Vec::new();
         content.put_u64_le(self.snapshot.table_revision(id).0);
-        content.put_u64_le(self.snapshot.len(id) as u64);
+        let count = if self.skipped.contains(&id) { 0 } else { self.snapshot.len(id) };
+        content.put_u64_le(count as u64);
         content.put_slice(name.as_bytes());
         Some(self.frame(TABLE, &content))
     }
@@ -156,7 +167,9 @@ impl Iterator for Backup {
                         let count = self.entries.to_le_bytes();
                         return Some(self.frame(END, &count));
                     };
-                    let entries = self.snapshot.range(TableId(index), Range::all());
+                    let skipped = self.skipped.contains(&TableId(index));
+                    let range = if skipped { Range::new("", "") } else { Range::all() };
+                    let entries = self.snapshot.range(TableId(index), range);
                     self.state = Making::Entries(index, Box::new(entries));
                     return Some(frame);
                 }
@@ -230,8 +243,7 @@ impl fmt::Debug for BackupReader {
 #[derive(Default)]
 pub(crate) struct Image {
     pub(crate) revision: Revision,
-    /// Number, time to live, time left.
-    pub(crate) leases: Vec<(LeaseId, Duration, Duration)>,
+    pub(crate) leases: Vec<LeaseTimes>,
     pub(crate) last_lease: u64,
     pub(crate) tables: Vec<ImageTable>,
 }
@@ -245,7 +257,7 @@ pub(crate) struct ImageTable {
 }
 
 #[derive(Default)]
-struct Decoder {
+pub(crate) struct Decoder {
     buffer: BytesMut,
     begun: bool,
     /// Frames read so far.
@@ -274,7 +286,7 @@ impl Decoder {
         RestoreError::Damaged { frame: self.frames, reason }
     }
 
-    fn push(&mut self, chunk: &[u8]) -> Result<(), RestoreError> {
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), RestoreError> {
         self.buffer.extend_from_slice(chunk);
         if !self.begun {
             let seen = self.buffer.len().min(MAGIC.len());
@@ -307,7 +319,7 @@ impl Decoder {
         Ok(())
     }
 
-    fn finish(self) -> Result<Image, RestoreError> {
+    pub(crate) fn finish(self) -> Result<Image, RestoreError> {
         match (self.stage == Stage::Done, self.buffer.is_empty()) {
             (true, true) => Ok(self.image),
             (true, false) => Err(self.damaged("it comes after the end")),

@@ -1,9 +1,13 @@
-//! CRC-32C (Castagnoli, RFC 3720 appendix B.4), eight bytes at a time.
+//! CRC-32C (Castagnoli, RFC 3720 appendix B.4): by the processor's instruction with the feature `disk`, else eight bytes at a
+//! time.
 
+#[cfg(not(feature = "disk"))]
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
+#[cfg(not(feature = "disk"))]
 const TABLES: [[u32; 256]; 8] = tables();
 
+#[cfg(not(feature = "disk"))]
 const fn tables() -> [[u32; 256]; 8] {
     let mut tables = [[0; 256]; 8];
     let mut byte = 0;
@@ -31,6 +35,13 @@ const fn tables() -> [[u32; 256]; 8] {
 }
 
 /// The checksum of what `sum` is the checksum of, continued by `bytes`; 0 to begin with.
+#[cfg(feature = "disk")]
+pub(crate) fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
+    crc32c::crc32c_append(sum, bytes)
+}
+
+/// The checksum of what `sum` is the checksum of, continued by `bytes`; 0 to begin with.
+#[cfg(not(feature = "disk"))]
 pub(crate) fn crc32c(sum: u32, bytes: &[u8]) -> u32 {
     let mut sum = !sum;
     let (chunks, rest) = bytes.as_chunks::<8>();

@@ -3,6 +3,8 @@
 
 #[cfg(feature = "replica")]
 pub(crate) mod foreign;
+#[cfg(feature = "disk")]
+mod replay;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,8 +17,8 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::{
-    CommitError, Committed, Compare, Entry, Event, EventKind, HistoryLimits, IndexFn, LeaseId, Op, Outcome,
-    RestoreError, Revision, StoreError, TableId, TableSpec, Term, Txn,
+    CommitError, Committed, Compare, Durability, Entry, Event, EventKind, HistoryLimits, IndexFn, LeaseId,
+    Op, Outcome, RestoreError, Revision, StoreError, TableId, TableSpec, Term, Txn,
     backup::{Image, ImageTable},
     compaction::History,
     entry::Opaque,
@@ -25,6 +27,7 @@ use crate::{
     lease::{LEASES_ENDED_MAX, LeaseBook},
     root::{Root, TableRoot, Tables},
     table::{TABLES_MAX, TERMS_MAX},
+    tree::Tree,
     txn::{KEY_BYTES_MAX, TXN_CHANGES_MAX, TXN_OPS_MAX, VALUE_BYTES_MAX},
 };
 
@@ -52,6 +55,7 @@ struct TableState {
     now: TableRoot,
     history: History,
     index: Option<Arc<dyn IndexFn>>,
+    durability: Durability,
     /// Whether a caller has opened it; one that a restore brought takes the first caller's specification.
     opened: bool,
     dirty: bool,
@@ -101,6 +105,7 @@ impl Core {
                 now,
                 history: table.history.clone(),
                 index: table.index.clone(),
+                durability: table.durability,
                 opened: table.opened,
                 dirty: false,
                 added: 0,
@@ -128,6 +133,7 @@ impl Core {
             let id = self.add_table(spec.name.into(), Revision::ZERO)?;
             let table = &mut self.tables[id.index()];
             table.index = spec.index;
+            table.durability = spec.durability;
             table.history.set_limits(spec.history);
             table.opened = true;
             return Ok(id);
@@ -139,6 +145,7 @@ impl Core {
             let table = &mut self.tables[id.index()];
             table.opened = true;
             table.history.set_limits(spec.history);
+            table.durability = spec.durability;
             table.index = spec.index;
         }
         Ok(id)
@@ -152,25 +159,25 @@ impl Core {
         let id = TableId(self.tables.len() as u32);
         let now = TableRoot::new(name.clone(), Log::new(self.floor, before));
         let history = History::new(HistoryLimits::default(), 0);
-        self.tables.push(TableState { now, history, index: None, opened: false, dirty: false, added: 0 });
+        let durability = Durability::default();
+        self.tables.push(TableState {
+            now,
+            history,
+            index: None,
+            durability,
+            opened: false,
+            dirty: false,
+            added: 0,
+        });
         self.names.insert(name, id);
         self.touch(id);
         Ok(id)
     }
 
-    /// Gives every entry of a table its terms. They are new entries, since published ones don't change; the history before,
-    /// which has none, goes.
+    /// Gives every entry of a table its terms.
     fn reindex(&mut self, id: TableId, index: &dyn IndexFn) -> Result<(), StoreError> {
-        let revision = self.revision;
         let table = &mut self.tables[id.index()];
-        let mut now = table.now.clone();
-        for old in table.now.entries.iter() {
-            let mut new = old.renewed();
-            new.terms = terms_of(index, &new, None, &now)?;
-            now.replace(Some(&old), Some(&Arc::new(new)));
-        }
-        now.log.raise_floor(revision);
-        table.now = now;
+        table.now = reindexed(&table.now, index)?;
         self.touch(id);
         Ok(())
     }
@@ -380,12 +387,15 @@ impl Core {
         for ImageTable { name, last, entries } in image.tables {
             let state = self.names.get(&*name).map(|id| &self.tables[id.index()]);
             let mut table = TableRoot::new(name, Log::restored(image.revision, last));
+            let mut fresh = Vec::with_capacity(entries.len());
             for mut entry in entries {
                 if let Some(index) = state.and_then(|state| state.index.as_deref()) {
                     entry.terms = terms_of(index, &entry, None, &table)?;
+                    table.add_terms(&entry);
                 }
-                table.replace(None, Some(&Arc::new(entry)));
+                fresh.push(Arc::new(entry));
             }
+            table.entries = Tree::from_sorted(fresh.into_iter());
             loaded.push(table);
         }
         let fresh = loaded.iter().filter(|table| !self.names.contains_key(&table.name)).count();
@@ -507,6 +517,39 @@ impl Core {
     pub(crate) fn history_bytes(&self) -> usize {
         self.tables.iter().map(|table| table.history.bytes()).sum()
     }
+}
+
+/// The same table, with the terms that `index` names, those of the history too. They are new entries, since published ones
+/// don't change.
+pub(crate) fn reindexed(table: &TableRoot, index: &dyn IndexFn) -> Result<TableRoot, StoreError> {
+    let log = &table.log;
+    let past = match log.end() > log.floor_seq() {
+        true => table.rolled_back(log.floor()),
+        false => table.clone(),
+    };
+    let mut now = TableRoot::new(table.name.clone(), log.emptied());
+    now.hub = table.hub.clone();
+    let mut fresh = Vec::with_capacity(past.entries.len());
+    for old in past.entries.iter() {
+        let mut new = old.renewed();
+        new.terms = terms_of(index, &new, None, &now)?;
+        now.add_terms(&new);
+        fresh.push(Arc::new(new));
+    }
+    now.entries = Tree::from_sorted(fresh.into_iter());
+    for (_, event) in log.iter(log.floor_seq(), log.end()) {
+        let previous = now.get(&event.entry.key).cloned();
+        let mut new = event.entry.renewed();
+        new.tombstone = event.entry.tombstone;
+        new.terms = match new.tombstone {
+            true => previous.as_ref().and_then(|previous| previous.terms.clone()),
+            false => terms_of(index, &new, previous.as_deref(), &now)?,
+        };
+        let new = Arc::new(new);
+        now.replace(previous.as_ref(), (!new.tombstone).then_some(&new));
+        now.log.append(Event { entry: new, previous, ..event.clone() });
+    }
+    Ok(now)
 }
 
 fn live_bytes(entry: &Entry) -> u64 {

@@ -48,6 +48,12 @@ pub enum StoreError {
         /// What was asked for.
         what: &'static str,
     },
+    /// The disk has no room for what is to be logged. Nothing is lost and reads go on; once there is room, so do commits.
+    #[error("the disk is full")]
+    DiskFull,
+    /// The disk failed in a way after which nobody can say what it holds. Reads go on; the store must be opened anew.
+    #[error("the disk failed, the store must be opened anew")]
+    Fenced(#[source] Arc<std::io::Error>),
     /// What lies under the store failed: a disk, a connection. It may be tried again.
     #[error("the store's backend failed")]
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),

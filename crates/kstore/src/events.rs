@@ -270,6 +270,13 @@ impl Log {
         log
     }
 
+    /// An empty log with the same floor, for the same events in other words.
+    pub(crate) fn emptied(&self) -> Log {
+        let mut log = Log::new(self.floor, self.revision_before(self.floor_seq));
+        (log.start, log.end, log.floor_seq) = (self.floor_seq, self.floor_seq, self.floor_seq);
+        log
+    }
+
     /// The same log, to be continued apart from this one.
     pub(crate) fn fork(&self) -> Log {
         let mut log = self.clone();

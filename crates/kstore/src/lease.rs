@@ -99,6 +99,9 @@ pub(crate) struct LeaseBook {
     last: u64,
 }
 
+/// Number, time to live, time left.
+pub(crate) type LeaseTimes = (LeaseId, Duration, Duration);
+
 #[derive(Clone, Debug)]
 struct Lease {
     ttl: Duration,
@@ -156,6 +159,16 @@ impl LeaseBook {
         Ok(lease.ttl)
     }
 
+    /// Puts a lease in, or changes when it ends; `last` is the last number that was given out then.
+    #[cfg(feature = "disk")]
+    pub(crate) fn set(&mut self, id: LeaseId, ttl: Duration, deadline: Duration, last: u64) {
+        self.last = last;
+        let lease = self.leases.entry(id).or_insert_with(|| Lease { ttl, deadline, keys: HashSet::new() });
+        self.deadlines.remove(&(lease.deadline, id));
+        (lease.ttl, lease.deadline) = (ttl, deadline);
+        self.deadlines.insert((deadline, id));
+    }
+
     /// Takes the lease out; the keys that go with it, in order.
     pub(crate) fn end(&mut self, id: LeaseId) -> Option<Vec<(TableId, Bytes)>> {
         let lease = self.leases.remove(&id)?;
@@ -168,6 +181,12 @@ impl LeaseBook {
     /// The first lease whose time has come.
     pub(crate) fn due(&self, now: Duration) -> Option<LeaseId> {
         self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, id)| *id)
+    }
+
+    /// Whether the lease's time has come.
+    #[cfg(feature = "disk")]
+    pub(crate) fn is_due(&self, id: LeaseId, now: Duration) -> bool {
+        self.leases.get(&id).is_some_and(|lease| lease.deadline <= now)
     }
 
     /// When the next lease ends.
@@ -188,13 +207,21 @@ impl LeaseBook {
     }
 
     /// Takes the leases of a back-up over, each with the time it had left.
-    pub(crate) fn load(&mut self, leases: Vec<(LeaseId, Duration, Duration)>, last: u64, now: Duration) {
+    pub(crate) fn load(&mut self, leases: Vec<LeaseTimes>, last: u64, now: Duration) {
         self.last = last;
         for (id, ttl, remaining) in leases {
             let deadline = now.saturating_add(remaining);
             self.leases.insert(id, Lease { ttl, deadline, keys: HashSet::new() });
             self.deadlines.insert((deadline, id));
         }
+    }
+
+    /// All leases with the time they have left, by number.
+    pub(crate) fn times(&self, now: Duration) -> Vec<LeaseTimes> {
+        let time = |(id, lease): (&LeaseId, &Lease)| (*id, lease.ttl, lease.deadline.saturating_sub(now));
+        let mut times: Vec<LeaseTimes> = self.leases.iter().map(time).collect();
+        times.sort_unstable();
+        times
     }
 
     /// The last number that was given out.

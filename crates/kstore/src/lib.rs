@@ -61,6 +61,8 @@ mod tree;
 // Engines and what they share.
 mod backup;
 mod checksum;
+#[cfg(all(feature = "disk", unix))]
+mod disk;
 mod memory;
 
 // What is spoken with etcd and its clients.
@@ -81,6 +83,8 @@ mod serve;
 pub mod testing;
 
 pub use backup::{Backup, BackupReader};
+#[cfg(all(feature = "disk", unix))]
+pub use disk::{DiskStore, DiskStoreBuilder, OpenError, RecoveryReport, SyncPolicy};
 pub use entry::{Entry, Opaque};
 pub use error::{CommitError, LeaseError, ReadError, RestoreError, StoreError, WatchError};
 #[cfg(feature = "etcd")]
@@ -102,7 +106,9 @@ pub use serve::{
 };
 pub use snapshot::{Difference, Entries, Snapshot, VerifyError};
 pub use store::Store;
-pub use table::{HistoryLimits, IndexFn, TABLES_MAX, TERMS_MAX, TableId, TableSpec, Term, index_fn};
+pub use table::{
+    Durability, HistoryLimits, IndexFn, TABLES_MAX, TERMS_MAX, TableId, TableSpec, Term, index_fn,
+};
 pub use txn::{
     Committed, Compare, KEY_BYTES_MAX, Op, Operand, Outcome, Relation, TXN_CHANGES_MAX, TXN_OPS_MAX, Txn,
     VALUE_BYTES_MAX,

@@ -268,7 +268,7 @@ impl Store for MemoryStore {
         self.check_open()?;
         // Leases and entries are of one moment, since nothing is published while the core is looked at.
         Ok(self.sequencer.look(|core, now| {
-            Backup::new(self.sequencer.published.snapshot(), core.leases.infos(None, now), core.leases.last())
+            Backup::new(self.sequencer.published.snapshot(), core.leases.times(now), core.leases.last())
         }))
     }
 }

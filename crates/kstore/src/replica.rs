@@ -299,6 +299,7 @@ impl<R: Remote> Store for Replica<R> {
         self.check_open()?;
         let leases = self.leases(None).await.map_err(|error| StoreError::Backend(Arc::new(error)))?;
         let last = leases.iter().map(|lease| lease.id.get()).max().unwrap_or_default();
+        let leases = leases.iter().map(|lease| (lease.id, lease.ttl, lease.remaining)).collect();
         Ok(Backup::new(self.snapshot(), leases, last))
     }
 }

@@ -90,6 +90,13 @@ impl TableRoot {
         }
     }
 
+    /// Puts an entry that is not there yet under its terms.
+    pub(crate) fn add_terms(&mut self, entry: &Entry) {
+        for term in entry.terms() {
+            self.terms.insert(TermKey { term: term.clone(), key: entry.key.clone() });
+        }
+    }
+
     /// The term as it is kept already, so that equal terms share their bytes.
     pub(crate) fn intern(&self, term: Term) -> Term {
         // One descent: it finds any entry with the term, or, after deletions, now and then none; that costs some bytes only.

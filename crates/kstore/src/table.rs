@@ -142,6 +142,32 @@ impl Default for HistoryLimits {
     }
 }
 
+/// What a crash may cost a table. It matters to engines that keep things on a disk; the others ignore it.
+///
+/// Whatever is lost, no revision is ever given out twice: after a crash the store goes on above every revision that anybody may
+/// have seen, and watches that may have missed something are told so.
+///
+/// ```
+/// use std::time::Duration;
+/// use kstore::{Durability, TableSpec};
+/// let heartbeats = TableSpec::new("leases").durability(Durability::Relaxed { max_loss: Duration::from_secs(1) });
+/// assert_ne!(heartbeats.durability, Durability::Sync);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing: a commit is answered when it is on the disk.
+    #[default]
+    Sync,
+    /// The commits of the last `max_loss`: they are answered at once and written together with others, or when that time is
+    /// over. A transaction that touches a `Sync` table too is `Sync`.
+    Relaxed {
+        /// How much time's commits may be lost.
+        max_loss: Duration,
+    },
+    /// Everything: the table is empty after a restart, and its entries are never written.
+    Memory,
+}
+
 /// What a table is: its name, its index, the limits of its history.
 #[derive(Clone)]
 #[non_exhaustive]
@@ -152,12 +178,19 @@ pub struct TableSpec {
     pub index: Option<Arc<dyn IndexFn>>,
     /// How much of the past is kept.
     pub history: HistoryLimits,
+    /// What a crash may cost; nothing by default.
+    pub durability: Durability,
 }
 
 impl TableSpec {
     /// A table without an index and with the default history.
     pub fn new(name: impl Into<String>) -> TableSpec {
-        TableSpec { name: name.into(), index: None, history: HistoryLimits::default() }
+        TableSpec {
+            name: name.into(),
+            index: None,
+            history: HistoryLimits::default(),
+            durability: Durability::Sync,
+        }
     }
 
     /// Sets the index function.
@@ -173,6 +206,13 @@ impl TableSpec {
         self.history = history;
         self
     }
+
+    /// Sets what a crash may cost.
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> TableSpec {
+        self.durability = durability;
+        self
+    }
 }
 
 impl fmt::Debug for TableSpec {
@@ -181,6 +221,7 @@ impl fmt::Debug for TableSpec {
             .field("name", &self.name)
             .field("indexed", &self.index.is_some())
             .field("history", &self.history)
+            .field("durability", &self.durability)
             .finish()
     }
 }

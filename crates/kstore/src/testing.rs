@@ -21,6 +21,8 @@ use std::{future::Future, sync::Arc};
 use crate::Store;
 
 pub mod commit;
+#[cfg(all(feature = "disk", unix))]
+pub mod disk;
 pub mod faulty;
 pub mod lease;
 pub mod linear;

@@ -204,6 +204,24 @@ impl<T: Item> Tree<T> {
         replaced
     }
 
+    /// A tree of items that come in their order, each once; what the keys of the lowest nodes cost, and no more.
+    pub(crate) fn from_sorted(items: impl ExactSizeIterator<Item = T>) -> Tree<T> {
+        let leaves = in_groups(items, LEAF_MAX, |items| (items[0].key().clone(), Node::Leaf(items)));
+        let mut level: Vec<(T::Key, Node<T>)> = leaves;
+        while level.len() > 1 {
+            level = in_groups(level.into_iter(), INNER_MAX, |group| {
+                let mut lows = Vec::with_capacity(group.len());
+                let mut children = Vec::with_capacity(group.len());
+                for (low, node) in group {
+                    lows.push(low);
+                    children.push(Child { count: node.count(), node: Arc::new(node) });
+                }
+                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
+            });
+        }
+        Tree { root: level.pop().map(|(_, node)| Arc::new(node)) }
+    }
+
     /// Takes an item out; if it isn't there, the nodes on the way to it have been copied for nothing.
     pub(crate) fn remove(&mut self, key: &T::Key) -> Option<T> {
         let root = self.root.as_mut()?;
@@ -226,6 +244,25 @@ impl<T: Item> Tree<T> {
             Some(root) => verify(root, None, None).map(|_| ()),
         }
     }
+}
+
+/// Makes a node of each so many items; the last two share what is left, so that none is too narrow.
+fn in_groups<I, N>(
+    mut items: impl ExactSizeIterator<Item = I>,
+    width_max: usize,
+    make: impl Fn(Vec<I>) -> N,
+) -> Vec<N> {
+    let mut nodes = Vec::with_capacity(items.len().div_ceil(width_max));
+    while items.len() > 0 {
+        let left = items.len();
+        let width = match left {
+            _ if left <= width_max => left,
+            _ if left < 2 * width_max => left / 2,
+            _ => width_max,
+        };
+        nodes.push(make(items.by_ref().take(width).collect()));
+    }
+    nodes
 }
 
 /// The smallest key below.
@@ -564,7 +601,14 @@ mod tests {
                     (None, None) => prop_assert!(false, "a difference of nothing"),
                 }
             }
-            prop_assert_eq!(replayed, map);
+            prop_assert_eq!(&replayed, &map);
+            let mut built = Tree::from_sorted(map.iter().map(|(key, value)| Pair(*key, *value)));
+            prop_assert_eq!(built.verify(), Ok(()));
+            prop_assert_eq!(pairs(&built), pairs(&tree));
+            for key in (0..600).step_by(7) {
+                step(&mut built, &mut map, u32::from(key), (key, key % 2 == 0));
+            }
+            prop_assert_eq!(built.verify(), Ok(()));
         }
     }
 
