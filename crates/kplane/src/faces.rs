@@ -69,6 +69,12 @@ pub enum FaceError {
     /// The etcd of the API server can't be used.
     #[error("--etcd-servers can't be used")]
     Etcd(#[source] kstore::StoreError),
+    /// The folder of --data-dir can't be used.
+    #[error("--data-dir can't be used")]
+    Open(#[from] kstore::OpenError),
+    /// The file of --initial-snapshot can't be restored.
+    #[error("--initial-snapshot can't be restored")]
+    Restore(#[from] kstore::RestoreError),
     /// The store can't be written.
     #[error("the store can't be written")]
     Store(#[source] kstore::CommitError),

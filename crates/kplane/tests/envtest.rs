@@ -97,12 +97,13 @@ async fn a_suite_finds_what_it_starts() {
         assert!(help.status.success() && !help.stdout.is_empty(), "{name}");
     }
 
+    let data = format!("--data-dir={}", folder.path().join("etcd").display());
     let arguments = [
         "--listen-peer-urls=http://127.0.0.1:0",
         "--listen-client-urls=http://127.0.0.1:0",
         "--unsafe-no-fsync=true",
         "--advertise-client-urls=http://127.0.0.1:0",
-        "--data-dir=/nonexistent",
+        &data,
     ];
     let (etcd, etcd_address) = Program::start(&assets, "etcd", &arguments.map(str::to_owned));
     let health = Command::new("curl")

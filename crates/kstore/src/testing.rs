@@ -33,10 +33,14 @@ pub mod read;
 pub mod restore;
 pub mod validate;
 pub mod watch;
+#[cfg(feature = "etcd")]
+pub mod wire;
 
 pub use faulty::{FaultPlan, FaultyStore};
 pub use peer::RealEtcd;
 pub use random::Random;
+#[cfg(feature = "etcd")]
+pub use wire::{WireClient, WireWatch};
 
 /// Runs a check against a fresh store each, and names it if it fails.
 macro_rules! each {

@@ -167,6 +167,26 @@ async fn the_member_is_maintained() {
         32,
         "its checksum is where etcd's tools look for it"
     );
+    // What was saved is what a new member begins with, and what its folder holds when it is started again.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let flags = Flags::parse([
+        format!("--listen-client-urls=http://{port}"),
+        format!("--data-dir={}", folder.path().join("data").display()),
+        format!("--initial-snapshot={}", file.display()),
+    ]);
+    for written in ["1", "2"] {
+        let flags = flags.clone();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(async move { Face::Etcd.run(&flags, stopped.map(drop)).await });
+        assert_eq!(prints(&program, port, &["get", "a", "--print-value-only"], "").await.trim(), written);
+        prints(&program, port, &["put", "a", "2"], "").await;
+        drop(stop);
+        serving.await.unwrap().unwrap();
+    }
+    let mut torn = std::fs::read(&file).unwrap();
+    torn[40] ^= 1;
+    let refused = kstore::EtcdServer::read_snapshot(&torn.into());
+    assert!(matches!(refused, Err(kstore::RestoreError::Damaged { .. })), "{refused:?}");
     let refused = run(&program, address, &["user", "list"], "").await;
     assert!(text(&refused.stderr).contains("has no method Auth/UserList"), "{}", text(&refused.stderr));
 }

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use kstore::{EtcdServer, HistoryLimits, MemoryStore, Store};
+use kstore::{DiskStore, EtcdServer, HistoryLimits, MemoryStore, Revision, Store, SyncPolicy};
 use tokio::{net::TcpListener, sync::watch};
 
 use super::{FaceError, Flags};
@@ -18,7 +18,11 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ),
     ("cert-file", "The serving certificate; with it https is served on https URLs."),
     ("client-cert-auth", "Clients must have a certificate of --trusted-ca-file."),
-    ("data-dir", "Accepted; keys are kept in memory."),
+    ("data-dir", "Where keys are kept; without it, in memory."),
+    (
+        "initial-snapshot",
+        "A file of `etcdctl snapshot save` that an empty store is filled with; kplane's own flag.",
+    ),
     ("key-file", "The key of --cert-file."),
     ("listen-client-urls", "Where clients are served. Default http://localhost:2379."),
     ("listen-peer-urls", "Accepted; there are no peers."),
@@ -27,7 +31,7 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("name", "The member's name. Default default."),
     ("quota-backend-bytes", "How many bytes the live keys and values may have. Default 0: no quota."),
     ("trusted-ca-file", "Whose certificates clients may have."),
-    ("unsafe-no-fsync", "Accepted."),
+    ("unsafe-no-fsync", "Writes are not synced to the disk: the end of the machine may lose them."),
     (
         "watch-progress-notify-interval",
         "After how long a quiet watch is told where the store is. Default 10m.",
@@ -66,9 +70,14 @@ pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> 
 }
 
 async fn server(flags: &Flags) -> Result<EtcdServer, FaceError> {
-    let quota = flags.read("quota-backend-bytes", "a number of bytes")?.filter(|bytes| *bytes > 0);
-    let store = MemoryStore::builder().bytes_max(quota.unwrap_or(u64::MAX)).build();
-    let store: Arc<dyn Store> = Arc::new(store);
+    let store = store(flags)?;
+    if let Some(path) =
+        flags.get("initial-snapshot").filter(|_| store.snapshot().revision() == Revision::ZERO)
+    {
+        let file = |source| FaceError::File { path: path.to_owned(), source };
+        let snapshot = EtcdServer::read_snapshot(&std::fs::read(path).map_err(file)?.into())?;
+        store.restore(snapshot).await?;
+    }
     let urls = flags.list("advertise-client-urls").map(str::to_owned);
     let mut server = EtcdServer::builder(store).client_urls(urls).history(history(flags)?);
     if let Some(name) = flags.get("name") {
@@ -88,6 +97,22 @@ async fn server(flags: &Flags) -> Result<EtcdServer, FaceError> {
         }
     }
     server.build().await.map_err(FaceError::Store)
+}
+
+/// On a disk where there is a folder for it.
+fn store(flags: &Flags) -> Result<Arc<dyn Store>, FaceError> {
+    let quota = flags.read("quota-backend-bytes", "a number of bytes")?.filter(|bytes| *bytes > 0);
+    let quota = quota.unwrap_or(u64::MAX);
+    let Some(folder) = flags.get("data-dir") else {
+        return Ok(Arc::new(MemoryStore::builder().bytes_max(quota).build()));
+    };
+    let sync = match flags.get("unsafe-no-fsync") {
+        Some("true") => SyncPolicy::Never,
+        _ => SyncPolicy::EveryCommit,
+    };
+    let store = DiskStore::builder(folder).bytes_max(quota).sync(sync).open()?;
+    tracing::info!(report = ?store.recovery(), "the store is open");
+    Ok(Arc::new(store))
 }
 
 /// How much of the past is kept without being asked: everything, or what etcd's automatic compaction would leave.

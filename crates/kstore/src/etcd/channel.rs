@@ -159,7 +159,7 @@ impl Channels {
     }
 
     /// Opens a stream with the member that is asked first.
-    pub(super) async fn stream<Q, A>(
+    pub(crate) async fn stream<Q, A>(
         &self,
         method: &'static str,
         requests: impl futures::Stream<Item = Q> + Send + 'static,

@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
 
-use crate::{CommitError, LeaseError, LeaseId, Revision, StoreError, TableId, Txn};
+use crate::{
+    CommitError, Compare, LeaseError, LeaseId, Revision, StoreError, TableId, Txn,
+    core::foreign::ForeignState,
+};
 
 /// A database that a [`Replica`](crate::Replica) follows.
 ///
@@ -52,29 +55,37 @@ pub trait Remote: Send + Sync + fmt::Debug + 'static {
     /// When it can't be done.
     async fn compact(&self, floor: Revision) -> Result<(), RemoteError>;
 
-    /// As [`Leases::grant`](crate::Leases::grant).
+    /// As [`Leases::grant`](crate::Leases::grant). A database without leases leaves this and the following three as they are.
     ///
     /// # Errors
-    /// The same.
-    async fn grant(&self, ttl: Duration, id: Option<LeaseId>) -> Result<LeaseId, LeaseError>;
+    /// The same; by default [`StoreError::Unsupported`].
+    async fn grant(&self, _ttl: Duration, _id: Option<LeaseId>) -> Result<LeaseId, LeaseError> {
+        Err(StoreError::Unsupported { what: "a lease" }.into())
+    }
 
     /// As [`Leases::keep_alive`](crate::Leases::keep_alive).
     ///
     /// # Errors
     /// The same.
-    async fn keep_alive(&self, id: LeaseId) -> Result<Duration, LeaseError>;
+    async fn keep_alive(&self, id: LeaseId) -> Result<Duration, LeaseError> {
+        Err(LeaseError::NotFound(id))
+    }
 
     /// As [`Leases::revoke`](crate::Leases::revoke).
     ///
     /// # Errors
     /// The same.
-    async fn revoke(&self, id: LeaseId) -> Result<Revision, LeaseError>;
+    async fn revoke(&self, id: LeaseId) -> Result<Revision, LeaseError> {
+        Err(LeaseError::NotFound(id))
+    }
 
     /// As [`Leases::leases`](crate::Leases::leases), with the names of tables.
     ///
     /// # Errors
     /// The same.
-    async fn leases(&self, id: Option<LeaseId>) -> Result<Vec<RemoteLease>, LeaseError>;
+    async fn leases(&self, _id: Option<LeaseId>) -> Result<Vec<RemoteLease>, LeaseError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Everything in a database, at one revision.
@@ -103,6 +114,17 @@ pub struct RemoteEntry {
     pub version: u64,
     /// The lease whose end deletes it.
     pub lease: Option<LeaseId>,
+}
+
+impl RemoteEntry {
+    /// Whether a comparison holds where this, or nothing, stands under its key: for databases that compare in their own process.
+    pub fn meets(this: Option<&RemoteEntry>, compare: &Compare) -> bool {
+        let entry = this.cloned().map(|entry| {
+            let RemoteEntry { key, value, create, modified, version, lease, .. } = entry;
+            ForeignState { value, create, modified, version, lease, hint: None }.entry(key)
+        });
+        compare.holds(entry.as_ref())
+    }
 }
 
 /// A piece of the stream of changes.

@@ -2,16 +2,44 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, stream};
 use sha2::{Digest, Sha256};
 use tonic::Status;
 
-use super::{ETCD_VERSION, Face, faults, grpc, number};
-use crate::{Backup, Range, checksum::crc32c, proto as pb};
+use super::{ETCD_VERSION, EtcdServer, Face, faults, grpc, number};
+use crate::{Backup, BackupReader, Range, RestoreError, checksum::crc32c, proto as pb};
 
 /// A snapshot is padded to a multiple of this before its checksum: that is how etcd's tools know that there is one.
 const PAGE_BYTES: usize = 512;
+
+/// The padding ends with its own length.
+const LENGTH_BYTES: usize = 2;
+const HASH_BYTES: usize = 32;
+
+impl EtcdServer {
+    /// The back-up in a file that `etcdctl snapshot save` made of a server of this kind, for [`Store::restore`](crate::Store::restore).
+    ///
+    /// # Errors
+    /// [`RestoreError::NotABackup`] for other files, those of a real etcd among them, and [`RestoreError::Damaged`] when the
+    /// checksum is not that of the content.
+    pub fn read_snapshot(file: &Bytes) -> Result<BackupReader, RestoreError> {
+        let (true, Some(length)) =
+            (file.len() % PAGE_BYTES == HASH_BYTES, file.len().checked_sub(HASH_BYTES))
+        else {
+            return Err(RestoreError::NotABackup);
+        };
+        if Sha256::digest(&file[..length])[..] != file[length..] {
+            return Err(RestoreError::Damaged {
+                frame: 0,
+                reason: "the checksum of the whole file does not match",
+            });
+        }
+        let padding = file[..length].last_chunk().map_or(0, |bytes| usize::from(u16::from_le_bytes(*bytes)));
+        let backup = length.checked_sub(padding).ok_or(RestoreError::NotABackup)?;
+        Ok(BackupReader::from(file.slice(..backup)))
+    }
+}
 
 impl Face {
     pub(super) async fn status(&self, _: pb::Empty) -> Result<pb::StatusResponse, Status> {
@@ -89,7 +117,9 @@ fn blobs(
                 chunk
             }
             None => {
-                let mut last = BytesMut::zeroed(bytes.next_multiple_of(PAGE_BYTES) - bytes);
+                let padding = (bytes + LENGTH_BYTES).next_multiple_of(PAGE_BYTES) - bytes;
+                let mut last = BytesMut::zeroed(padding - LENGTH_BYTES);
+                last.put_u16_le(padding as u16);
                 hash.update(&last);
                 last.extend_from_slice(&hash.finalize());
                 Bytes::from(last)
