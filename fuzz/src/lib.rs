@@ -18,6 +18,7 @@ use kschema::{
     protobuf,
     structural::{SchemaRules, Structural, validate_schema},
 };
+use kstore::testing::disk::damage;
 use serde_json::{Value, json};
 
 /// What an evaluation may cost here: enough for what a rule says, too little to make the fuzzer slow.
@@ -236,4 +237,19 @@ pub fn json(data: &[u8]) {
         let again = kschema::json::parse(text.as_bytes()).ok();
         assert_eq!(again, Some((value, Vec::new())), "what is written has no duplicates: {duplicates:?}");
     }
+}
+
+/// What stands in the directory of a store, behind its first letter: a log, the records of a frame (after a byte that says how
+/// many) or a checkpoint, the last two with checksums that are right. It is opened or refused, never more memory is set aside
+/// than the bytes can fill, and what is opened agrees with itself.
+pub fn disk(data: &[u8]) {
+    let files = match data.split_first() {
+        Some((b'l', bytes)) => damage::log(bytes),
+        Some((b'r', [count, records @ ..])) => damage::log_of_records(records, u32::from(*count)),
+        Some((b'c', backup)) => damage::checkpoint(backup),
+        _ => return,
+    };
+    let once = damage::open_files(files.clone());
+    let twice = damage::open_files(files);
+    assert_eq!(once.is_ok(), twice.is_ok(), "{once:?}, {twice:?}");
 }
