@@ -6,8 +6,9 @@
 #[cfg(test)]
 mod tests;
 
-use bytes::BytesMut;
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http::Method;
+use http_body_util::{BodyExt as _, Full};
 use kapi::request::{DeleteOptions, ListOptions, Query, RequestInfo, WriteOptions};
 use kcel::{Bindings, Decl, Env};
 use kcore::selector::{FieldSelector, LabelSelector};
@@ -20,6 +21,7 @@ use kschema::{
     protobuf,
     structural::{SchemaRules, Structural, validate_schema},
 };
+use kstore::{EtcdServer, MemoryStore, Store as _, testing::disk::damage};
 use serde_json::{Value, json};
 
 /// What an evaluation may cost here: enough for what a rule says, too little to make the fuzzer slow.
@@ -276,4 +278,67 @@ fn join(frames: &mut Vec<Frame>, frame: Frame) {
     } else {
         frames.push(frame);
     }
+}
+
+/// What stands in the directory of a store, behind its first letter: a log, the records of a frame (after a byte that says how
+/// many) or a checkpoint, the last two with checksums that are right. It is opened or refused, never more memory is set aside
+/// than the bytes can fill, and what is opened agrees with itself.
+pub fn disk(data: &[u8]) {
+    let files = match data.split_first() {
+        Some((b'l', bytes)) => damage::log(bytes),
+        Some((b'r', [count, records @ ..])) => damage::log_of_records(records, u32::from(*count)),
+        Some((b'c', backup)) => damage::checkpoint(backup),
+        _ => return,
+    };
+    let once = damage::open_files(files.clone());
+    let twice = damage::open_files(files);
+    assert_eq!(once.is_ok(), twice.is_ok(), "{once:?}, {twice:?}");
+}
+
+/// The methods of etcd's API that take more than nothing.
+const ETCD_METHODS: [&str; 14] = [
+    "KV/Range",
+    "KV/Put",
+    "KV/DeleteRange",
+    "KV/Txn",
+    "KV/Compact",
+    "Watch/Watch",
+    "Lease/LeaseGrant",
+    "Lease/LeaseRevoke",
+    "Lease/LeaseKeepAlive",
+    "Lease/LeaseTimeToLive",
+    "Lease/LeaseLeases",
+    "Maintenance/HashKV",
+    "Maintenance/Snapshot",
+    "Auth/Authenticate",
+];
+
+/// Calls of etcd's API, one after the other: a method, the length of its message, the message. Every call is answered with a
+/// status of gRPC, and the store agrees with itself afterwards.
+pub fn etcd(data: &[u8]) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build() else { return };
+    runtime.block_on(async {
+        let store = std::sync::Arc::new(MemoryStore::new());
+        let Ok(server) = EtcdServer::new(store.clone()).await else { return };
+        let mut rest = data;
+        while let [method, length, more @ ..] = rest {
+            let (message, after) = more.split_at(usize::from(*length).min(more.len()));
+            rest = after;
+            let mut body = BytesMut::with_capacity(5 + message.len());
+            body.put_u8(0);
+            body.put_u32(message.len() as u32);
+            body.put_slice(message);
+            let path = format!("/etcdserverpb.{}", ETCD_METHODS[usize::from(*method) % ETCD_METHODS.len()]);
+            let request = http::Request::post(&path).header("content-type", "application/grpc");
+            let Ok(request) = request.body(Full::<Bytes>::from(body.freeze())) else { return };
+            let response = server.call(request).await;
+            assert_eq!(response.status(), 200, "{path}");
+            let headers = response.headers().clone();
+            let told = response.into_body().collect().await;
+            let Ok(told) = told else { panic!("{path}: the answer breaks off") };
+            let status = told.trailers().and_then(|trailers| trailers.get("grpc-status"));
+            assert!(status.is_some() || headers.contains_key("grpc-status"), "{path}: no status");
+        }
+        assert!(store.snapshot().verify().is_ok());
+    });
 }

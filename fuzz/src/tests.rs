@@ -158,6 +158,28 @@ fn protobuf() {
 }
 
 #[test]
+fn disk() {
+    check("disk", 9, crate::disk);
+}
+
+/// The seeds reach what they are meant to reach: a store that opens.
+#[test]
+fn disks_of_the_corpus_open() {
+    use kstore::testing::disk::damage;
+    let read = |name| fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus/disk").join(name)).unwrap();
+    let (log, torn, records, checkpoint) = (read("log"), read("torn"), read("records"), read("checkpoint"));
+    let cases = [
+        (damage::log(&log[1..]), 2),
+        (damage::log(&torn[1..]), 1),
+        (damage::log_of_records(&records[2..], u32::from(records[1])), 1_001),
+        (damage::checkpoint(&checkpoint[1..]), 9),
+    ];
+    for (files, revision) in cases {
+        assert_eq!(damage::open_files(files).unwrap().revision.get(), revision);
+    }
+}
+
+#[test]
 fn json() {
     check("json", 8, crate::json);
 }
@@ -165,4 +187,9 @@ fn json() {
 #[test]
 fn spdy() {
     check("spdy", 9, crate::spdy);
+}
+
+#[test]
+fn etcd() {
+    check("etcd", 10, crate::etcd);
 }

@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use kstore::{
-    CommitError, MemoryStore, Op, ReadError, Revision, Store, TableId, TableSpec, Txn, WatchError,
+    CommitError, Compare, MemoryStore, Op, ReadError, Revision, Store, TableId, TableSpec, Txn, WatchError,
     WatchRequest,
     testing::{
         FaultPlan, FaultyStore, Random,
         linear::{Answer, Operation, Recorder, Request, is_linearizable},
-        model::{Model, random_txn, table_by_first_byte},
+        model::{Model, State, random_txn, table_by_first_byte},
         validate::Validator,
     },
 };
@@ -281,4 +281,106 @@ mod careless {
             self.0.backup().await
         }
     }
+}
+
+/// The state of two tables and nothing of their past: cheap enough for runs of millions of steps.
+#[derive(Default)]
+struct Flat {
+    keys: std::collections::BTreeMap<(TableId, bytes::Bytes), State>,
+    revision: Revision,
+}
+
+impl Flat {
+    /// Whether the comparison of a transaction holds.
+    fn holds(&self, compare: &Compare) -> bool {
+        let (table, key) = compare.target();
+        let state = self.keys.get(&(table, key.clone()));
+        match compare {
+            Compare::Absent { .. } => state.is_none(),
+            Compare::Exists { .. } => state.is_some(),
+            Compare::ModifiedAt { revision, .. } => state.is_some_and(|state| state.modified == *revision),
+            Compare::CreatedAt { revision, .. } => state.is_some_and(|state| state.create == *revision),
+            Compare::VersionIs { version, .. } => state.is_some_and(|state| state.version == *version),
+            Compare::ValueIs { value, .. } => state.is_some_and(|state| state.value == *value),
+            other => panic!("no such comparison is made: {other:?}"),
+        }
+    }
+
+    fn apply(&mut self, txn: &Txn) {
+        let revision = self.revision.next();
+        let mut changed = false;
+        for op in txn.ops() {
+            match op {
+                Op::Put { table, key, value, .. } => {
+                    changed = true;
+                    let state = self.keys.entry((*table, key.clone())).or_insert_with(|| State {
+                        value: value.clone(),
+                        create: revision,
+                        modified: revision,
+                        version: 0,
+                    });
+                    (state.value, state.modified) = (value.clone(), revision);
+                    state.version += 1;
+                }
+                Op::Delete { table, key } => changed |= self.keys.remove(&(*table, key.clone())).is_some(),
+                Op::DeleteRange { table, range } => {
+                    let before = self.keys.len();
+                    self.keys.retain(|(other, key), _| other != table || !range.contains(key));
+                    changed |= self.keys.len() < before;
+                }
+            }
+        }
+        if changed {
+            self.revision = revision;
+        }
+    }
+}
+
+/// Random transactions do to the store what they do to a map, every one of them; every thousandth time all of it is compared.
+async fn agrees_with_a_map(store: &dyn Store, seed: u64, steps: u64) {
+    let tables = ["a", "b"]
+        .map(|name| store.open_table(table_by_first_byte(name)).unwrap_or_else(|error| panic!("{error}")));
+    let (mut random, mut flat) = (Random::new(seed), Flat::default());
+    for step in 0..steps {
+        let txn = random_txn(&mut random, tables, flat.revision);
+        let failed = txn.compares().iter().position(|compare| !flat.holds(compare));
+        match (store.commit(txn.clone()).await, failed) {
+            (Ok(committed), None) => {
+                flat.apply(&txn);
+                assert_eq!(committed.revision, flat.revision, "seed {seed}, step {step}: {txn:?}");
+            }
+            (Err(CommitError::Conflict { index, .. }), Some(expected)) => assert_eq!(index, expected),
+            (Err(CommitError::RepeatedKey { .. }), None) => {}
+            (found, expected) => panic!("seed {seed}, step {step}: {txn:?} gave {found:?}, not {expected:?}"),
+        }
+        if step % 1_000 == 999 {
+            let snapshot = store.snapshot();
+            let found = tables.into_iter().flat_map(|table| {
+                let all = snapshot.range(table, kstore::Range::all());
+                all.map(move |entry| ((table, entry.key().clone()), State::of(&entry)))
+            });
+            assert!(found.eq(flat.keys.clone()), "seed {seed}, step {step}");
+        }
+    }
+}
+
+/// So many steps, or as many times more as `KSTORE_STEPS` says: `KSTORE_STEPS=100 cargo test --release` makes tens of millions.
+fn steps(steps: u64) -> u64 {
+    let times = std::env::var("KSTORE_STEPS").ok().and_then(|times| times.parse::<u64>().ok());
+    steps * times.unwrap_or(1)
+}
+
+#[test]
+fn long_runs_in_memory_agree_with_a_map() {
+    run(agrees_with_a_map(&MemoryStore::new(), 1, steps(1_000_000)));
+}
+
+#[cfg(all(feature = "disk", unix))]
+#[test]
+fn long_runs_on_a_disk_agree_with_a_map() {
+    let directory = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
+    let store = kstore::DiskStore::builder(&directory).sync(kstore::SyncPolicy::Never).open();
+    let store = store.unwrap_or_else(|error| panic!("{error}"));
+    run(agrees_with_a_map(&store, 2, steps(100_000)));
+    store.verify().unwrap_or_else(|error| panic!("{error}"));
 }

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Changes, Core};
 use crate::{
-    Durability, LeaseId, Op, Revision, StoreError, TableId, TableSpec, events::Log, root::TableRoot,
+    Durability, LEASE_TTL_MAX, LeaseId, Op, Revision, StoreError, TableId, TableSpec, events::Log,
+    root::TableRoot,
 };
 
 /// Why a record cannot follow from the state before it.
@@ -16,7 +17,9 @@ impl Core {
         if revision <= self.revision {
             return Err("its revision was taken before");
         }
-        self.check_sizes(&[], &ops).map_err(|_| "one of its operations is impossible")?;
+        let impossible = |_| "one of its operations is impossible";
+        self.check_sizes(&[], &ops).map_err(impossible)?;
+        super::check_repeats(&ops).map_err(impossible)?;
         let mut changes = Changes::new();
         for op in ops {
             let old = match &op {
@@ -25,8 +28,7 @@ impl Core {
                     self.tables.get(table.index()).and_then(|table| table.now.get(key).cloned())
                 }
             };
-            self.decide(op, old, revision, &mut changes)
-                .map_err(|_| "one of its operations is impossible")?;
+            self.decide(op, old, revision, &mut changes).map_err(impossible)?;
         }
         self.perform(changes, revision, Duration::ZERO);
         Ok(())
@@ -120,7 +122,17 @@ impl Core {
     }
 
     /// Puts a lease in as it was: it ends at `deadline`.
-    pub(crate) fn replay_lease(&mut self, id: LeaseId, ttl: Duration, deadline: Duration, last: u64) {
+    pub(crate) fn replay_lease(
+        &mut self,
+        id: LeaseId,
+        ttl: Duration,
+        deadline: Duration,
+        last: u64,
+    ) -> Result<(), Contradiction> {
+        if ttl.is_zero() || ttl > LEASE_TTL_MAX {
+            return Err("a lease cannot live so long");
+        }
         self.leases.set(id, ttl, deadline, last);
+        Ok(())
     }
 }

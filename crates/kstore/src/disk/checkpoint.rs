@@ -58,7 +58,7 @@ pub(crate) struct Preface {
 }
 
 impl Preface {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut content = Vec::new();
         content.put_slice(&self.identity.to_le_bytes());
         for number in [self.generation, self.seq, self.reserved.0] {

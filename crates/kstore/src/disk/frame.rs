@@ -171,8 +171,13 @@ impl Buffer {
     }
 
     /// Completes the frame: `head` gets what the buffer knows, and is put in front. The checksum of the frame.
-    pub(crate) fn finish(&mut self, mut head: Head) -> u32 {
-        (head.records, head.bytes, head.sum) = (self.records, self.len() as u32, self.sum);
+    pub(crate) fn finish(&mut self, head: Head) -> u32 {
+        self.finish_with(head, self.records)
+    }
+
+    /// The same, with another number of records.
+    pub(crate) fn finish_with(&mut self, mut head: Head, records: u32) -> u32 {
+        (head.records, head.bytes, head.sum) = (records, self.len() as u32, self.sum);
         let (encoded, sum) = head.encode();
         self.bytes[self.start..self.start + HEAD_BYTES].copy_from_slice(&encoded);
         let room = room(self.len());
@@ -196,7 +201,7 @@ impl Buffer {
 }
 
 /// How far the first aligned place is from where the bytes begin.
-fn padding(bytes: &Vec<u8>) -> usize {
+fn padding(bytes: &[u8]) -> usize {
     let address = bytes.as_ptr() as usize;
     address.next_multiple_of(BLOCK_BYTES) - address
 }

@@ -47,10 +47,16 @@ pub(crate) fn identity(files: &dyn Files, names: &[String]) -> Result<u128, Open
     }
 }
 
-fn make(files: &dyn Files) -> std::io::Result<u128> {
-    let identity = files.identity();
+/// The file of the store of that number: its name and what it holds.
+pub(crate) fn plate(identity: u128) -> (String, Vec<u8>) {
     let mut bytes = [MAGIC.as_slice(), &identity.to_le_bytes()].concat();
     bytes.extend(crc32c(0, &bytes).to_le_bytes());
+    (NAME.to_owned(), bytes)
+}
+
+fn make(files: &dyn Files) -> std::io::Result<u128> {
+    let identity = files.identity();
+    let (_, bytes) = plate(identity);
     let file = files.open(UNFINISHED, true)?;
     file.write_at(0, &bytes)?;
     file.sync()?;

@@ -190,7 +190,20 @@ impl Engine {
             keeper.abort();
         }
         self.published.closed.store(true, Ordering::Release);
-        while !self.by_hand {
+        if !self.by_hand {
+            self.finish();
+        }
+        let mut wakers = Vec::new();
+        for (_, table) in self.published.load().tables.iter() {
+            table.hub.wake_all(&mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// Does all jobs, and waits for those that others do.
+    fn finish(&self) {
+        loop {
             let mut state = self.lock();
             let mut after = After::default();
             state.take_in(self.queue().drain(..));
@@ -210,12 +223,6 @@ impl Engine {
                 break;
             }
         }
-        let mut wakers = Vec::new();
-        for (_, table) in self.published.load().tables.iter() {
-            table.hub.wake_all(&mut wakers);
-        }
-        wakers.into_iter().for_each(Waker::wake);
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Sees to it that what has a time is done in time: starts the task for that, unless it runs or there is no runtime.

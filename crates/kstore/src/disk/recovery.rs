@@ -279,7 +279,7 @@ impl Recovery<'_> {
         }
         self.check_hole(seq + 1, &places, torn.or(last), last, refused)?;
         self.report.revision_found = self.core.revision;
-        Ok((self.wal(sizes, (seq, chain, newest + 1), last, replayed_bytes), reserved))
+        Ok((self.wal(sizes, (seq, chain, newest.saturating_add(1)), last, replayed_bytes), reserved))
     }
 
     /// Looks at what is behind the first frame that is missing.
@@ -352,8 +352,7 @@ impl Recovery<'_> {
             Record::Txn { revision, ops } => self.core.replay_txn(revision, ops),
             Record::Table { id, durability, name } => self.core.replay_table(id, &name, durability),
             Record::Lease { id, ttl, ends, last } => {
-                self.core.replay_lease(id, ttl, deadline(ends, ttl, self.wall), last);
-                Ok(())
+                self.core.replay_lease(id, ttl, deadline(ends, ttl, self.wall), last)
             }
             Record::LeaseEnd { id, revision } => self.core.replay_lease_end(id, revision),
             // It may be that of a commit which is not written down; then all history ends above it anyway.
@@ -411,8 +410,12 @@ impl Recovery<'_> {
         replayed: u64,
     ) -> Wal {
         let number = |name: &str| u64::from_str_radix(name.strip_prefix(wal::PREFIX)?, 16).ok();
-        let next_number =
-            self.logs.iter().filter_map(|log| number(&log.name)).max().map_or(1, |number| number + 1);
+        let next_number = self
+            .logs
+            .iter()
+            .filter_map(|log| number(&log.name))
+            .max()
+            .map_or(1, |number| number.saturating_add(1));
         let mut wal = Wal {
             identity: self.preface.identity,
             generation,

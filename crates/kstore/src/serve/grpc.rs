@@ -23,11 +23,11 @@ use crate::proto as pb;
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The answers of a method that has many.
-pub(super) struct Answers<A>(BoxStream<'static, Result<A, Status>>);
+pub(super) struct Answers<A>(Option<BoxStream<'static, Result<A, Status>>>);
 
 impl<A> Answers<A> {
     fn new(stream: impl Stream<Item = Result<A, Status>> + Send + 'static) -> Self {
-        Answers(Box::pin(stream))
+        Answers(Some(Box::pin(stream)))
     }
 }
 
@@ -35,7 +35,13 @@ impl<A> Stream for Answers<A> {
     type Item = Result<A, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.as_mut().poll_next(context)
+        let Some(stream) = &mut self.0 else { return Poll::Ready(None) };
+        let next = std::task::ready!(stream.as_mut().poll_next(context));
+        // A fault is the last answer, whatever the stream would say after it.
+        if !matches!(next, Some(Ok(_))) {
+            self.0 = None;
+        }
+        Poll::Ready(next)
     }
 }
 

@@ -5,6 +5,7 @@
 //! kstore::testing::disk::lives(7, Default::default());
 //! ```
 
+pub mod damage;
 mod history;
 mod sim;
 mod workload;

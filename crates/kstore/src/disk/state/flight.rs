@@ -126,7 +126,7 @@ impl State {
         let mut sync = sync;
         if !self.loose || flags & CLOSED != 0 {
             self.reserving = last;
-        } else if last.0 + RESERVED_REVISIONS / 2 > self.reserving.0 {
+        } else if last.0.saturating_add(RESERVED_REVISIONS / 2) > self.reserving.0 {
             self.reserving = Revision(last.0.saturating_add(RESERVED_REVISIONS));
             sync = true;
         }

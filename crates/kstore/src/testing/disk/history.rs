@@ -51,7 +51,10 @@ async fn live(seed: u64, lies: bool) -> Option<Vec<Operation>> {
             })
             .collect();
         let mut jobs = Vec::new();
-        while !disk.has_crashed() && !(jobs.is_empty() && clients.iter().all(|client| client.is_finished())) {
+        while !disk.has_crashed() {
+            if jobs.is_empty() && clients.iter().all(|client| client.is_finished()) {
+                break;
+            }
             for _ in 0..random.below(4) {
                 tokio::task::yield_now().await;
             }
