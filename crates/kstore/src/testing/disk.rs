@@ -8,6 +8,8 @@
 pub mod damage;
 mod history;
 mod sim;
+#[cfg(test)]
+mod tests;
 mod workload;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -16,7 +16,7 @@ use crate::{
 const BUFFER_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How large a transaction may be in the log: it, and what stands in the buffer before it, fit into one frame.
 const TXN_BYTES_MAX: usize = FRAME_BYTES_MAX - 2 * BUFFER_BYTES_MAX;
-/// With a full disk, this part of a log file of the smallest size is left for deletions.
+/// This part of a log file of the smallest size is left for deletions when there is no room for another file.
 const KEPT_FOR_DELETIONS: u64 = 4;
 
 /// What is done with someone who waits.
@@ -115,19 +115,16 @@ impl State {
         if bytes == 0 {
             return Admission::Go;
         }
-        let mut needed = self.buffer.len() + bytes;
-        if let Some(error) = &self.no_room {
-            if !shrinks {
-                needed += (self.wal.sizes.min / KEPT_FOR_DELETIONS) as usize;
-            }
-            return match self.wal.fits(needed) {
-                true => Admission::Go,
-                false => Admission::Refuse(error.clone().into()),
-            };
+        // Until there is a next file, the end of this one is left for those who make room.
+        let kept = if shrinks { 0 } else { (self.wal.sizes.min / KEPT_FOR_DELETIONS) as usize };
+        let needed = self.buffer.len() + bytes + kept;
+        if self.wal.fits(needed) {
+            return Admission::Go;
         }
-        match self.wal.fits(needed) || self.provide(needed) {
-            true => Admission::Go,
-            false => Admission::Wait,
+        match self.no_room.clone() {
+            Some(error) => Admission::Refuse(error.into()),
+            None if self.provide(needed) => Admission::Go,
+            None => Admission::Wait,
         }
     }
 
