@@ -11,4 +11,5 @@ mod proxy;
 mod streams;
 mod tables;
 mod verbs;
+mod versions;
 mod watches;
