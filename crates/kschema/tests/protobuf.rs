@@ -125,6 +125,28 @@ fn schemas_of_custom_kinds_survive() {
     assert_eq!(back["spec"]["versions"], crd["spec"]["versions"]);
 }
 
+/// Fields that are newer than the messages that the table was made from; they are left out.
+const NUMBERLESS: [&str; 3] = ["compatibilityGroups", "derivedAttributes", "runningInUserNamespace"];
+
+/// What a message carries of an object: objects within it without kinds of their own, and all but [`NUMBERLESS`] fields.
+fn carried(value: &mut Value, depth: usize) {
+    match value {
+        Value::Object(map) => {
+            map.retain(|key, _| !NUMBERLESS.contains(&key.as_str()));
+            map.values_mut().for_each(|value| carried(value, depth + 1));
+            if depth > 0
+                && ["metadata", "gracePeriodSeconds", "preferredVersion"]
+                    .iter()
+                    .any(|key| map.contains_key(*key))
+            {
+                map.retain(|key, _| key != "apiVersion" && key != "kind");
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| carried(item, depth + 1)),
+        _ => {}
+    }
+}
+
 /// Without what is there but empty: Go does not tell it from what is not.
 fn stripped(value: Value) -> Value {
     match value {
@@ -137,36 +159,6 @@ fn stripped(value: Value) -> Value {
     }
 }
 
-/// Whether all that `part` says is said by `whole`.
-fn is_part(part: &Value, whole: &Value) -> bool {
-    match (part, whole) {
-        (Value::Object(part), Value::Object(whole)) => {
-            part.iter().all(|(key, value)| whole.get(key).is_some_and(|whole| is_part(value, whole)))
-        }
-        (Value::Array(part), Value::Array(whole)) => {
-            part.len() == whole.len() && part.iter().zip(whole).all(|(part, whole)| is_part(part, whole))
-        }
-        (part, whole) => part == whole,
-    }
-}
-
-/// Kinds of which some field is newer than the numbers known: those fields are left out, and nothing else may change.
-fn is_newer(kind: &str) -> bool {
-    [
-        "ConfigMap",
-        "Secret",
-        "Role",
-        "ClusterRoleBinding",
-        "Lease",
-        "Event",
-        "ServiceAccount",
-        "StorageClass",
-        "NetworkPolicy",
-    ]
-    .iter()
-    .all(|known| *known != kind)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
 
@@ -175,7 +167,8 @@ proptest! {
         let catalog = builtin::catalog();
         let mut count = 0;
         for (group, version, kind, id) in builtin::kinds(&catalog) {
-            let object = object_of(&catalog, (group, version, kind), id, seed);
+            let mut object = object_of(&catalog, (group, version, kind), id, seed);
+            carried(&mut object, 0);
             let bytes = match encode(&catalog, &object) {
                 Err(ProtobufError::Unknown(_)) => continue,
                 encoded => encoded.map_err(|error| TestCaseError::fail(format!("{kind}: {error}")))?,
@@ -184,10 +177,7 @@ proptest! {
             let back = decode(&catalog, &bytes).map_err(|error| TestCaseError::fail(format!("{kind}: {error}")))?;
             prop_assert_eq!(encode(&catalog, &back).unwrap(), bytes, "{}", kind);
             let (back, object) = (stripped(back), stripped(object));
-            prop_assert!(is_part(&back, &object), "{}: {} is no part of {}", kind, back, object);
-            if !is_newer(kind) {
-                prop_assert_eq!(back, object, "{}", kind);
-            }
+            prop_assert_eq!(back, object, "{}", kind);
         }
         prop_assert!(count > 200, "only {} kinds have messages", count);
     }
