@@ -98,7 +98,8 @@ async fn what_can_not_be_given_is_refused() {
 fn every_kind_survives_the_way_through_texts() {
     let catalog = builtin::catalog();
     let mut count = 0;
-    for (group, version, kind, id) in builtin::kinds(&catalog) {
+    // What a watch sends has no kind of its own.
+    for (group, version, kind, id) in builtin::kinds(&catalog).filter(|kind| kind.2 != "WatchEvent") {
         let object = kschema::testing::object_of(&catalog, (group, version, kind), id, 7);
         let yaml = serde_saphyr::to_string(&object).unwrap();
         let back: Value = serde_saphyr::from_str(&yaml).unwrap();
