@@ -1,18 +1,33 @@
-//! Project tasks: `cargo run -p xtask -- gen-schema` and `gen-protobuf`.
+//! Project tasks that make the tables of facts about Kubernetes; run them in the workspace's folder.
+//!
+//! | `cargo run -p xtask --` | writes, in `crates/kschema/src` | from |
+//! |---|---|---|
+//! | `gen-schema [WHEEL]` | `builtin.txt` | the Python package `kubernetes-validate` |
+//! | `gen-golang DIR` | `pointers.txt`, `always.txt` | Go's types |
+//! | `gen-protobuf DIR` | `protobuf.txt` | upstream's `generated.proto` files |
+//!
+//! `DIR` is laid out as upstream's `staging/src/k8s.io`: `api` (the repository `kubernetes/api`), `apimachinery`,
+//! `apiextensions-apiserver` and `kube-aggregator`. `KPLANE_K8S_SOURCE=DIR cargo test -p xtask` tells whether the tables are
+//! what these commands make.
 
+mod golang;
+mod proto;
 mod protobuf;
 mod schema;
+mod tables;
 
 use anyhow::{Result, bail};
 
 fn main() -> Result<()> {
+    std::env::set_current_dir(tables::root())?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["gen-protobuf"] => protobuf::generate(),
+        ["gen-protobuf", folder] => protobuf::generate(folder.as_ref()),
+        ["gen-golang", folder] => golang::generate(folder.as_ref()),
         ["gen-schema"] => schema::generate(None),
         ["gen-schema", wheel] => schema::generate(Some(wheel.as_ref())),
         _ => bail!(
-            "usage: cargo run -p xtask -- gen-protobuf | gen-schema [kubernetes_validate-1.37.0-py3-none-any.whl]"
+            "usage: cargo run -p xtask -- gen-golang DIR | gen-protobuf DIR | gen-schema [kubernetes_validate-1.37.0-py3-none-any.whl]"
         ),
     }
 }

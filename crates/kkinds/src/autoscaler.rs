@@ -271,6 +271,16 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
 }
 
+/// The annotations that conversions from and to `autoscaling/v1` use (`pkg/apis/autoscaling/annotations.go`).
+const CARRIED: [&str; 6] = [
+    "autoscaling.alpha.kubernetes.io/metrics",
+    "autoscaling.alpha.kubernetes.io/current-metrics",
+    "autoscaling.alpha.kubernetes.io/conditions",
+    "autoscaling.alpha.kubernetes.io/behavior",
+    "autoscaling.alpha.kubernetes.io/scale-down-tolerance",
+    "autoscaling.alpha.kubernetes.io/scale-up-tolerance",
+];
+
 fn default_scaling(behavior: &mut Value) {
     let up = json!([
         {"type": "Pods", "value": 4, "periodSeconds": 15},
@@ -288,6 +298,11 @@ fn default_scaling(behavior: &mut Value) {
 
 impl Strategy for HorizontalPodAutoscalers {
     fn default(&self, object: &mut Value) {
+        // In these `autoscaling/v1` carries what it has no fields for; here there are fields.
+        if let Some(annotations) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
+        {
+            annotations.retain(|name, _| !CARRIED.contains(&name.as_str()));
+        }
         let spec = child(object, "spec");
         if spec.count("metrics") == 0 {
             spec["metrics"] = json!([{

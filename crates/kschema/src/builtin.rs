@@ -115,6 +115,7 @@ fn parse_field(catalog: &Catalog, text: &'static str) -> Option<Field> {
         list: ListKind::Unset,
         atomic: ty == RAW_EXTENSION,
         patch_merge: false,
+        patch_replace: false,
         retain_keys: false,
         merge_key: None,
     };
@@ -125,6 +126,7 @@ fn parse_field(catalog: &Catalog, text: &'static str) -> Option<Field> {
             ("la", _) => field.list = ListKind::Atomic,
             ("ma", _) => field.atomic = true,
             ("pm", _) => field.patch_merge = true,
+            ("px", _) => field.patch_replace = true,
             ("pr", _) => field.retain_keys = true,
             ("pk", key) => field.merge_key = Some(key.into()),
             _ => {}

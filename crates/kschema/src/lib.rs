@@ -20,5 +20,7 @@ pub mod protobuf;
 pub mod strategy;
 
 pub mod error;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use self::types::{Catalog, DefinitionId, Field, ListKind, Object, Type};

@@ -1,12 +1,17 @@
 //! Patches: pure functions from an object and a patch to the new object.
 
+mod diff;
 mod json;
+mod order;
 mod strategic;
 
 use kcore::Status;
 use serde_json::Value;
 
-pub use self::json::{JsonPatchError, Operation};
+pub use self::{
+    diff::diff,
+    json::{JsonPatchError, Operation},
+};
 use crate::{
     error::{ApiError, ApiResult},
     types::{Catalog, Type},

@@ -112,6 +112,8 @@ pub struct Field {
     pub atomic: bool,
     /// Whether strategic merge patch merges it, if it is a list.
     pub patch_merge: bool,
+    /// Whether strategic merge patch replaces it as a whole, if it is a struct.
+    pub patch_replace: bool,
     /// Whether strategic merge patch keeps only the keys it is told of.
     pub retain_keys: bool,
     /// The key by which strategic merge patch matches the list's entries.

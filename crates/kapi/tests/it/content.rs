@@ -92,3 +92,27 @@ async fn what_can_not_be_given_is_refused() {
     let partial: Value = serde_json::from_slice(&partial).unwrap();
     assert_eq!((&partial["kind"], partial.get("data")), (&json!("PartialObjectMetadata"), None));
 }
+
+/// Every kind in every text that is spoken: an object made up from its schema is the same after the way there and back.
+#[test]
+fn every_kind_survives_the_way_through_texts() {
+    let catalog = builtin::catalog();
+    let mut count = 0;
+    // What a watch sends has no kind of its own.
+    for (group, version, kind, id) in builtin::kinds(&catalog).filter(|kind| kind.2 != "WatchEvent") {
+        let object = kschema::testing::object_of(&catalog, (group, version, kind), id, 7);
+        let yaml = serde_saphyr::to_string(&object).unwrap();
+        let back: Value = serde_saphyr::from_str(&yaml).unwrap();
+        assert_eq!(back, object, "{kind}: {yaml}");
+        let (back, duplicates) = kschema::json::parse(object.to_string().as_bytes()).unwrap();
+        assert_eq!((&back, duplicates.as_slice()), (&object, &[][..]), "{kind}");
+        let (mut checked, ty) = (object.clone(), kschema::Type::Named(id));
+        assert_eq!(
+            kschema::check::check(&catalog, &ty, &mut checked).unwrap(),
+            Vec::<String>::new(),
+            "{kind}"
+        );
+        count += 1;
+    }
+    assert!(count > 200, "only {count} kinds");
+}

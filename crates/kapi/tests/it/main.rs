@@ -12,4 +12,5 @@ mod streams;
 mod tables;
 mod tokens;
 mod verbs;
+mod versions;
 mod watches;

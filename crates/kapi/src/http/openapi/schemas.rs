@@ -244,6 +244,7 @@ impl<'a> Schemas<'a> {
             (true, true) => "merge,retainKeys",
             (true, false) => "merge",
             (false, true) => "retainKeys",
+            (false, false) if field.patch_replace => "replace",
             (false, false) => "",
         };
         if !strategy.is_empty() {
