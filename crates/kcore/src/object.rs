@@ -276,7 +276,11 @@ impl Stored {
     /// # Errors
     /// When the stored bytes are not JSON, which means that somebody else wrote to the store.
     pub fn value(&self) -> Result<Value, serde_json::Error> {
-        let mut value: Value = serde_json::from_slice(&self.raw)?;
+        // Text that is known to be UTF-8 as a whole is not looked at again string by string.
+        let mut value: Value = match std::str::from_utf8(&self.raw) {
+            Ok(text) => serde_json::from_str(text)?,
+            Err(_) => serde_json::from_slice(&self.raw)?,
+        };
         if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
             meta.insert("resourceVersion".to_owned(), Value::String(self.revision.to_string()));
         }
