@@ -28,6 +28,11 @@ const REFUSALS: [(Refusal, &str); 4] = [
     (Refusal::TimeOut, "time-out"),
 ];
 
+/// The name, kind, words and value of a number that a flow has.
+type Simple = (&'static str, &'static str, &'static str, fn(&Flow) -> i64);
+/// The name, words and value of a number that a level has.
+type Gauge = (&'static str, &'static str, fn(&Limits) -> usize);
+
 /// The counters of all flow schemas. What has been counted stays when a schema goes.
 #[derive(Debug, Default)]
 pub(super) struct Counters(Mutex<BTreeMap<(String, String), Arc<Flow>>>);
@@ -81,7 +86,7 @@ impl Counters {
             |level: &str, schema: &str| format!("flow_schema=\"{schema}\",priority_level=\"{level}\"");
         let all: Vec<(String, &Flow)> =
             flows.iter().map(|((level, schema), flow)| (label(level, schema), &**flow)).collect();
-        let simple: [(&str, &str, &str, fn(&Flow) -> i64); 4] = [
+        let simple: [Simple; 4] = [
             ("dispatched_requests_total", "counter", "Requests that were worked on.", |flow| {
                 i64::try_from(flow.dispatched.load(Ordering::Relaxed)).unwrap_or(i64::MAX)
             }),
@@ -129,7 +134,7 @@ impl Counters {
 
 /// The seats of the levels.
 pub(super) fn write_limits(limits: &[Limits], out: &mut String) {
-    let gauges: [(&str, &str, fn(&Limits) -> usize); 3] = [
+    let gauges: [Gauge; 3] = [
         ("nominal_limit_seats", "The seats that a level has.", |limits| limits.nominal),
         ("lower_limit_seats", "The seats that a level never lends.", |limits| limits.lower),
         ("upper_limit_seats", "The seats that a level may take with those that are lent.", |limits| {
