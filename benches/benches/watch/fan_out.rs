@@ -101,7 +101,7 @@ async fn shared_objects() {
     for events in &mut streams {
         for event in events.next().await.expect("a batch") {
             if let LocalEvent::Modified(object) = event {
-                encodings.insert(object.json().as_ptr() as usize);
+                encodings.insert(object.raw().as_ptr() as usize);
             }
         }
     }

@@ -34,9 +34,9 @@ use crate::{
 
 const GROUP: &str = "apiregistration.k8s.io";
 const PLURAL: &str = "apiservices";
-/// The largest discovery document that is read from another server, in bytes.
+/// The largest document that is read from another server, in bytes.
 const DISCOVERY_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How long another server may take for its discovery document.
+/// How long another server may take for such a document.
 const DISCOVERY_MAX: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A group version that another server serves.
@@ -92,9 +92,9 @@ impl Aggregation {
         self.synced.store(revision, Ordering::Release);
     }
 
-    /// The other server that a path belongs to, if it does.
+    /// The other server that a path belongs to, if it does; its OpenAPI document is one of its paths.
     pub(crate) fn find(&self, objects: &Objects, path: &str) -> Option<Arc<Remote>> {
-        let rest = path.strip_prefix("/apis/")?;
+        let rest = path.strip_prefix("/openapi/v3").unwrap_or(path).strip_prefix("/apis/")?;
         self.sync(objects);
         let remotes = self.remotes.load();
         if remotes.is_empty() {
@@ -197,7 +197,12 @@ impl Remote {
 
     /// The other server's list of resources (`APIResourceList`).
     pub(crate) async fn resources(&self, server: &Inner) -> Result<Value, String> {
-        let path = format!("/apis/{}/{}", self.group, self.version);
+        let bytes = self.fetch(server, &format!("/apis/{}/{}", self.group, self.version)).await?;
+        serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+    }
+
+    /// A document of the other server, asked for in the name of this one.
+    pub(crate) async fn fetch(&self, server: &Inner, path: &str) -> Result<Bytes, String> {
         let mut request = Request::get(path).header(header::ACCEPT, "application/json");
         if let Some(headers) = request.headers_mut() {
             identify(headers, &UserInfo::new("system:kube-aggregator", [MASTERS]));
@@ -211,8 +216,7 @@ impl Remote {
                 return Err(format!("bad status from the service: {}", response.status().as_u16()));
             }
             let body = Limited::new(response.into_body(), DISCOVERY_BYTES_MAX).collect().await;
-            let bytes = body.map_err(|error| error.to_string())?.to_bytes();
-            serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+            Ok(body.map_err(|error| error.to_string())?.to_bytes())
         };
         tokio::time::timeout(DISCOVERY_MAX, call).await.map_err(|_| "no answer in time".to_owned())?
     }

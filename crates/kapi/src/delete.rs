@@ -169,7 +169,7 @@ impl Call<'_> {
 
     fn write<'b>(
         &'b self,
-        stored: &Stored,
+        stored: &'b Arc<Stored>,
         object: Option<&'b Value>,
         claims: &'b [String],
         old_claims: &'b [String],
@@ -178,7 +178,7 @@ impl Call<'_> {
             resource: self.resource,
             namespace: self.namespace,
             name: self.name,
-            expected: Some(stored.revision()),
+            replaced: Some(stored),
             object,
             claims,
             old_claims,

@@ -6,6 +6,7 @@
 //! take no seat.
 
 mod bootstrap;
+mod counters;
 mod level;
 mod schema;
 
@@ -24,7 +25,11 @@ use kstore::Range;
 use serde_json::Value;
 
 pub(crate) use self::{bootstrap::objects as bootstrap_objects, level::Seat};
-use self::{level::Levels, schema::FlowSchema};
+use self::{
+    counters::{Counters, Flow, Stay, Waiting},
+    level::{Levels, Refusal},
+    schema::FlowSchema,
+};
 use crate::{
     authn::UserInfo,
     error::ApiResult,
@@ -53,6 +58,7 @@ pub(crate) struct Fairness {
     reading: Mutex<()>,
     classes: ArcSwap<Vec<Class>>,
     levels: Arc<Levels>,
+    counters: Counters,
 }
 
 /// A flow schema with its level, in the order of precedence.
@@ -62,11 +68,13 @@ struct Class {
     level: usize,
     exempt: bool,
     uids: (HeaderValue, HeaderValue),
+    flow: Arc<Flow>,
 }
 
 /// What a request got: its seat, and by which objects, for the answer's headers.
 pub(crate) struct Turn {
     _seat: Option<Seat>,
+    _stay: Option<Stay>,
     /// The uids of the flow schema and the priority level.
     pub(crate) uids: Option<(HeaderValue, HeaderValue)>,
 }
@@ -81,6 +89,7 @@ impl Fairness {
             reading: Mutex::default(),
             classes: ArcSwap::default(),
             levels: Arc::new(Levels::new(SEATS_TOTAL)),
+            counters: Counters::default(),
         };
         let (levels, schemas) = bootstrap_objects();
         fairness.configure(&levels, &schemas);
@@ -126,6 +135,7 @@ impl Fairness {
                 level: self.levels.index(&schema.level)?,
                 exempt,
                 uids: (header(object), header(level)),
+                flow: self.counters.flow(&schema.level, &schema.name),
                 schema,
             })
         });
@@ -144,26 +154,46 @@ impl Fairness {
         request: &RequestInfo,
     ) -> ApiResult<Turn> {
         self.sync(objects);
-        let (level, flow, uids) = {
+        let (level, flow, uids, counters) = {
             let classes = self.classes.load();
             let Some(class) = classes.iter().find(|class| class.schema.matches(user, request)) else {
-                return Ok(Turn { _seat: None, uids: None });
+                return Ok(Turn { _seat: None, _stay: None, uids: None });
             };
             let uids = Some(class.uids.clone());
             if lasts(request) || class.exempt {
-                return Ok(Turn { _seat: None, uids });
+                // What lasts is counted as begun; how long it lasts says nothing.
+                class.flow.dispatched();
+                let stay = (!lasts(request)).then(|| class.flow.enter());
+                return Ok(Turn { _seat: None, _stay: stay, uids });
             }
-            (class.level, class.schema.flow(user, request), uids)
+            (class.level, class.schema.flow(user, request), uids, Arc::clone(&class.flow))
         };
         let seat = match self.levels.sit(level, flow) {
-            level::Place::Seat(seat) => Some(seat),
-            level::Place::Queue(waiting) => tokio::time::timeout(WAIT_MAX, waiting).await.unwrap_or(None),
-            level::Place::Nowhere => None,
+            level::Place::Seat(seat) => Ok(seat),
+            level::Place::Queue(place) => {
+                let waiting = Waiting::new(&counters);
+                let seat = tokio::time::timeout(WAIT_MAX, place).await.unwrap_or(None);
+                waiting.end(seat.is_some());
+                seat.ok_or(Refusal::TimeOut)
+            }
+            level::Place::Nowhere(why) => Err(why),
         };
         match seat {
-            Some(seat) => Ok(Turn { _seat: Some(seat), uids }),
-            None => Err(too_many().into()),
+            Ok(seat) => {
+                counters.dispatched();
+                Ok(Turn { _seat: Some(seat), _stay: Some(counters.enter()), uids })
+            }
+            Err(why) => {
+                counters.rejected(why);
+                Err(too_many().into())
+            }
         }
+    }
+
+    /// Everything that is counted, in the text form of Prometheus.
+    pub(crate) fn write_metrics(&self, out: &mut String) {
+        counters::write_limits(&self.levels.limits(), out);
+        self.counters.write(out);
     }
 }
 
@@ -243,7 +273,32 @@ mod tests {
         let error = now(fairness.admit(&objects, &jane, &get)).unwrap().err().expect("the queue is full");
         assert_eq!((error.0.code, error.0.details.unwrap().retry_after_seconds), (429, 1));
         drop(held.pop());
-        assert!(waiting.await.is_ok());
+        let turn = waiting.await;
+        assert!(turn.is_ok());
+        // Somebody who gives up.
+        let mut gone = Box::pin(fairness.admit(&objects, &jane, &get));
+        assert!(gone.as_mut().now_or_never().is_none());
+        drop(gone);
+        let mut text = String::new();
+        fairness.write_metrics(&mut text);
+        let labels = "flow_schema=\"global-default\",priority_level=\"global-default\"";
+        let waited = "apiserver_flowcontrol_request_wait_duration_seconds_count";
+        for line in [
+            // Three got a seat, and the watch.
+            &format!("apiserver_flowcontrol_dispatched_requests_total{{{labels}}} 4"),
+            &format!("apiserver_flowcontrol_rejected_requests_total{{{labels},reason=\"queue-full\"}} 1"),
+            &format!("apiserver_flowcontrol_rejected_requests_total{{{labels},reason=\"cancelled\"}} 1"),
+            &format!("apiserver_flowcontrol_current_executing_requests{{{labels}}} 2"),
+            &format!("apiserver_flowcontrol_current_executing_seats{{{labels}}} 2"),
+            &format!("apiserver_flowcontrol_current_inqueue_requests{{{labels}}} 0"),
+            &format!("{waited}{{execute=\"true\",{labels}}} 1"),
+            &format!("{waited}{{execute=\"false\",{labels}}} 1"),
+            &format!("apiserver_flowcontrol_request_execution_seconds_count{{{labels},type=\"regular\"}} 1"),
+            "apiserver_flowcontrol_nominal_limit_seats{priority_level=\"global-default\"} 2",
+            "apiserver_flowcontrol_upper_limit_seats{priority_level=\"global-default\"} 2",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\nis not in\n{text}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -78,7 +78,7 @@ where
             Ok(published(&server.issuer.configuration(), "application/json"))
         }
         ["openid", "v1", "jwks"] => Ok(published(&server.issuer.key_set(), "application/jwk-set+json")),
-        ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers),
+        ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers).await,
         _ => Err(Status::no_such_path().into()),
     }
 }
@@ -135,7 +135,9 @@ fn metrics(server: &Arc<Inner>) -> Response<Body> {
         .collect();
     counts.sort();
     let version = version()["gitVersion"].as_str().unwrap_or_default().to_owned();
-    let mut response = Response::new(Body::from(server.metrics.text(&counts, &version)));
+    let mut text = server.metrics.text(&counts, &version);
+    server.fairness.write_metrics(&mut text);
+    let mut response = Response::new(Body::from(text));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

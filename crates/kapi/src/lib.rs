@@ -45,6 +45,8 @@ pub mod node;
 pub mod outbound;
 pub mod request;
 pub mod server;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 
 pub use self::{
     body::Body,

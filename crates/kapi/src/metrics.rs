@@ -191,7 +191,7 @@ impl Metrics {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Everything in the text form of Prometheus. `objects`: how many objects each resource has, by group and name.
+    /// What is counted here in the text form of Prometheus. `objects`: how many objects each resource has, by group and name.
     pub(crate) fn text(&self, objects: &[(String, String, usize)], version: &str) -> String {
         let mut out = String::with_capacity(16 * 1024);
         let requests = self.requests.read().unwrap_or_else(PoisonError::into_inner);
@@ -252,7 +252,8 @@ impl Metrics {
     }
 }
 
-fn head(out: &mut String, name: &str, kind: &str, help: &str) {
+/// What stands before the series of one name.
+pub(crate) fn head(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 

@@ -1,5 +1,7 @@
 //! Objects in the store: how they are kept, indexed, read and committed.
 
+mod fading;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,6 +12,7 @@ use kstore::{
 };
 use serde_json::Value;
 
+use self::fading::Fading;
 use crate::{
     convert, custom,
     error::ApiError,
@@ -28,6 +31,7 @@ pub struct Objects {
     clock: Arc<dyn Clock>,
     claims: TableId,
     outbound: Outbound,
+    fading: Fading,
 }
 
 impl Objects {
@@ -42,7 +46,8 @@ impl Objects {
         defs: Vec<ResourceDef>,
     ) -> Result<Self, StoreError> {
         let claims = store.open_table(TableSpec::new(CLAIMS))?;
-        let objects = Self { store, registry, clock, claims, outbound: Outbound::default() };
+        let objects =
+            Self { store, registry, clock, claims, outbound: Outbound::default(), fading: Fading::default() };
         objects.register(defs)?;
         Ok(objects)
     }
@@ -145,7 +150,8 @@ impl Objects {
     /// # Errors
     /// See [`WriteError`].
     pub async fn commit(&self, write: Write<'_>) -> Result<Arc<Stored>, WriteError> {
-        let Write { resource, namespace, name, expected, object, claims, old_claims } = write;
+        let Write { resource, namespace, name, replaced, object, claims, old_claims } = write;
+        let expected = replaced.map(|replaced| replaced.revision());
         let key = Bytes::from(resource.key(namespace, name));
         let table = resource.table;
         let mut txn = Txn::new().compare(match expected {
@@ -185,6 +191,9 @@ impl Objects {
         }
         match self.store.commit(txn).await {
             Ok(committed) => {
+                if let Some(replaced) = replaced {
+                    self.fading.put(replaced, self.clock.now());
+                }
                 let outcome = committed.outcomes.into_iter().next();
                 let entry = outcome.and_then(|outcome| outcome.entry).ok_or(WriteError::Conflict)?;
                 Ok(stored(&resource.def, &entry))
@@ -206,8 +215,8 @@ pub struct Write<'a> {
     pub namespace: &'a str,
     /// The name.
     pub name: &'a str,
-    /// The revision that is replaced; `None`: the object must not be there.
-    pub expected: Option<u64>,
+    /// The state that is replaced, which must still be the present one; `None`: the object must not be there.
+    pub replaced: Option<&'a Arc<Stored>>,
     /// The new state in the storage version, without a resource version; `None` deletes.
     pub object: Option<&'a Value>,
     /// What the new state holds.

@@ -4,7 +4,7 @@
 use std::{
     any::Any,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -136,7 +136,8 @@ impl Header {
 
 /// One revision of an object, shared by everybody who reads it.
 ///
-/// It is parsed at most once (its header), encoded at most once per media type, and decoded at most once per Rust type.
+/// It is parsed at most once (its header), encoded at most once per media type, and decoded at most once for the type that
+/// most readers want; [`forget`](Self::forget) drops what can be made again.
 pub struct Stored {
     header: Arc<Header>,
     revision: u64,
@@ -145,10 +146,15 @@ pub struct Stored {
     raw: Bytes,
     /// Where in `raw` the resource version goes.
     splice: usize,
-    json: OnceLock<Bytes>,
-    typed: OnceLock<Arc<dyn Any + Send + Sync>>,
+    made: Mutex<Made>,
+}
+
+/// What has been made of an object for those who asked, and can be made again.
+#[derive(Default)]
+struct Made {
+    typed: Option<Arc<dyn Any + Send + Sync>>,
     /// Another encoding than JSON. Boxed, as most objects never have one.
-    other: OnceLock<Box<Bytes>>,
+    other: Option<Box<Bytes>>,
 }
 
 const METADATA_OPEN: &[u8] = b"\"metadata\":{";
@@ -164,15 +170,7 @@ impl Stored {
             .windows(METADATA_OPEN.len())
             .position(|window| window == METADATA_OPEN)
             .map_or(raw.len(), |at| at + METADATA_OPEN.len());
-        Self {
-            header,
-            revision,
-            raw,
-            splice,
-            json: OnceLock::new(),
-            typed: OnceLock::new(),
-            other: OnceLock::new(),
-        }
+        Self { header, revision, raw, splice, made: Mutex::default() }
     }
 
     /// An object that did not come out of a store in this process: one line of a watch, one item of a list.
@@ -210,10 +208,6 @@ impl Stored {
 
     /// Appends the object as JSON, with its resource version, to `out`.
     pub fn write_json(&self, out: &mut Vec<u8>) {
-        if let Some(json) = self.json.get() {
-            out.extend_from_slice(json);
-            return;
-        }
         out.extend_from_slice(&self.raw[..self.splice]);
         self.write_after_splice(self.raw.len(), out);
     }
@@ -242,14 +236,25 @@ impl Stored {
         }
     }
 
-    /// The object as JSON, with its resource version. Made once and shared.
+    /// The object as JSON, with its resource version. Put together at each call: copying the stored bytes costs next to nothing,
+    /// and keeping another copy would double what the object takes.
     #[must_use]
-    pub fn json(&self) -> &Bytes {
-        self.json.get_or_init(|| {
-            let mut out = Vec::with_capacity(self.raw.len() + 48);
-            self.write_json(&mut out);
-            out.into()
-        })
+    pub fn json(&self) -> Bytes {
+        let mut out = Vec::with_capacity(self.raw.len() + 48);
+        self.write_json(&mut out);
+        out.into()
+    }
+
+    fn made(&self) -> MutexGuard<'_, Made> {
+        // What is in there is put in whole, so a panic elsewhere leaves nothing half done.
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what has been made of the object and can be made again: its typed value and its other encoding. For states that
+    /// have been replaced and are kept only for those who read late.
+    pub fn forget(&self) {
+        let made = std::mem::take(&mut *self.made());
+        drop(made);
     }
 
     /// Another encoding of the object, made by `make` for the first who asks and shared with all others. There is room for one
@@ -257,12 +262,12 @@ impl Stored {
     ///
     /// # Errors
     /// What `make` returns; then nothing is kept.
-    pub fn other<E>(&self, make: impl FnOnce() -> Result<Bytes, E>) -> Result<&Bytes, E> {
-        if let Some(bytes) = self.other.get() {
-            return Ok(bytes);
+    pub fn other<E>(&self, make: impl FnOnce() -> Result<Bytes, E>) -> Result<Bytes, E> {
+        if let Some(bytes) = &self.made().other {
+            return Ok(Bytes::clone(bytes));
         }
         let bytes = make()?;
-        Ok(self.other.get_or_init(|| Box::new(bytes)))
+        Ok(Bytes::clone(self.made().other.get_or_insert_with(|| Box::new(bytes))))
     }
 
     /// The object as a tree, with its resource version. Parsed anew at each call: readers that come back for more keep
@@ -271,7 +276,11 @@ impl Stored {
     /// # Errors
     /// When the stored bytes are not JSON, which means that somebody else wrote to the store.
     pub fn value(&self) -> Result<Value, serde_json::Error> {
-        let mut value: Value = serde_json::from_slice(&self.raw)?;
+        // Text that is known to be UTF-8 as a whole is not looked at again string by string.
+        let mut value: Value = match std::str::from_utf8(&self.raw) {
+            Ok(text) => serde_json::from_str(text)?,
+            Err(_) => serde_json::from_slice(&self.raw)?,
+        };
         if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
             meta.insert("resourceVersion".to_owned(), Value::String(self.revision.to_string()));
         }
@@ -287,15 +296,15 @@ impl Stored {
     where
         K: DeserializeOwned + Send + Sync + 'static,
     {
-        if let Some(value) = self.typed.get()
-            && let Ok(value) = Arc::clone(value).downcast::<K>()
-        {
+        let kept = self.made().typed.clone();
+        if let Some(Ok(value)) = kept.map(Arc::downcast::<K>) {
             return Ok(value);
         }
         let mut json = Vec::with_capacity(self.raw.len() + 48);
         self.write_json(&mut json);
         let value = Arc::new(serde_json::from_slice::<K>(&json)?);
-        let kept = self.typed.get_or_init(|| Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
+        let mut made = self.made();
+        let kept = made.typed.get_or_insert_with(|| Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
         Ok(Arc::clone(kept).downcast::<K>().unwrap_or(value))
     }
 }
@@ -372,7 +381,7 @@ mod tests {
         });
         let stored = Stored::from_value(value.clone()).unwrap();
         assert_eq!(stored.revision(), 7);
-        assert_eq!(serde_json::from_slice::<Value>(stored.json()).unwrap(), value);
+        assert_eq!(serde_json::from_slice::<Value>(&stored.json()).unwrap(), value);
         assert_eq!(stored.value().unwrap(), value);
     }
 
@@ -406,5 +415,20 @@ mod tests {
         let one = stored.typed::<Named>().unwrap();
         assert_eq!((one.metadata.name.as_str(), one.metadata.resource_version.as_str()), ("a", "7"));
         assert!(Arc::ptr_eq(&one, &stored.typed::<Named>().unwrap()));
+        // What was forgotten is made again, and stays with those who have it.
+        stored.forget();
+        let other = stored.typed::<Named>().unwrap();
+        assert!(!Arc::ptr_eq(&one, &other) && one.metadata.name == other.metadata.name);
+    }
+
+    #[test]
+    fn another_encoding_is_made_once() {
+        let stored = Stored::from_value(json!({"metadata": {"resourceVersion": "7"}})).unwrap();
+        assert_eq!(stored.other(|| Err("no")), Err("no"));
+        for _ in 0..2 {
+            let made = stored.other(|| Ok::<_, ()>(Bytes::from_static(b"x"))).unwrap();
+            assert_eq!(made, "x");
+            assert_eq!(stored.other(|| Err("asked again")), Ok(made));
+        }
     }
 }

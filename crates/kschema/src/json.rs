@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, map::Entry};
 
 /// How deep a document may be nested; `serde_json` refuses anything deeper.
 pub const DEPTH_MAX: usize = 128;
@@ -14,8 +14,17 @@ pub const DEPTH_MAX: usize = 128;
 /// # Errors
 /// When the bytes are not one JSON document.
 pub fn parse(bytes: &[u8]) -> Result<(Value, Vec<String>), serde_json::Error> {
+    // Text that is known to be UTF-8 as a whole is not looked at again string by string.
+    match std::str::from_utf8(bytes) {
+        Ok(text) => read(serde_json::Deserializer::from_str(text)),
+        Err(_) => read(serde_json::Deserializer::from_slice(bytes)),
+    }
+}
+
+fn read<'de, R: serde_json::de::Read<'de>>(
+    mut deserializer: serde_json::Deserializer<R>,
+) -> Result<(Value, Vec<String>), serde_json::Error> {
     let mut duplicates = Vec::new();
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Seed { path: &Path::Root, duplicates: &mut duplicates }.deserialize(&mut deserializer)?;
     deserializer.end()?;
     Ok((value, duplicates))
@@ -107,13 +116,18 @@ impl<'de> Visitor<'de> for Seed<'_> {
         while let Some(key) = entries.next_key::<String>()? {
             let path = Path::Key(self.path, &key);
             let value = entries.next_value_seed(Seed { path: &path, duplicates: self.duplicates })?;
-            if map.contains_key(&key) {
-                if self.duplicates.len() >= crate::check::FIELD_ERRORS_MAX {
-                    return Err(A::Error::custom("too many duplicate fields"));
+            match map.entry(key) {
+                Entry::Vacant(place) => {
+                    place.insert(value);
                 }
-                self.duplicates.push(path.to_string());
+                Entry::Occupied(mut place) => {
+                    if self.duplicates.len() >= crate::check::FIELD_ERRORS_MAX {
+                        return Err(A::Error::custom("too many duplicate fields"));
+                    }
+                    self.duplicates.push(Path::Key(self.path, place.key()).to_string());
+                    place.insert(value);
+                }
             }
-            map.insert(key, value);
         }
         Ok(Value::Object(map))
     }

@@ -9,7 +9,7 @@ use crate::error::ApiResult;
 
 /// Upstream's `ServiceAccount`: a pod without an account gets `default`, the account must be there.
 ///
-/// Mounting a token into the pod needs the TokenRequest API, which is not there yet (see `docs/compatibility.md`).
+/// The volume with a token of the account is not put into pods (see `docs/compatibility.md`); those that want one project it.
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceAccount;
 

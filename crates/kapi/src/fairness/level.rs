@@ -48,8 +48,32 @@ pub(super) enum Place {
     Seat(Seat),
     /// It waits; nothing comes when the level is taken away.
     Queue(futures::future::BoxFuture<'static, Option<Seat>>),
-    /// There is no room in the queues.
-    Nowhere,
+    /// It is sent away.
+    Nowhere(Refusal),
+}
+
+/// Why a request finds no place, in upstream's words for its counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// The level has no queues, and all seats are taken.
+    ConcurrencyLimit,
+    /// The queue is full.
+    QueueFull,
+    /// It waited too long.
+    TimeOut,
+    /// The caller went away while it waited.
+    Cancelled,
+}
+
+/// The seats of a level.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) name: String,
+    pub(super) nominal: usize,
+    /// What others never get.
+    pub(super) lower: usize,
+    /// With what others lend.
+    pub(super) upper: usize,
 }
 
 impl Drop for Seat {
@@ -115,6 +139,18 @@ impl Levels {
         }
     }
 
+    /// The seats of all levels.
+    pub(super) fn limits(&self) -> Vec<Limits> {
+        let state = self.lock();
+        let limits = state.iter().map(|level| Limits {
+            name: level.name.clone(),
+            nominal: level.nominal,
+            lower: level.reserved,
+            upper: level.most.min(self.seats),
+        });
+        limits.collect()
+    }
+
     /// The number of a level.
     pub(super) fn index(&self, name: &str) -> Option<usize> {
         self.lock().iter().position(|level| level.name == name)
@@ -142,10 +178,10 @@ impl Levels {
         }
         let own = &mut state[level];
         let Some(queue) = own.shortest(flow) else {
-            return Place::Nowhere;
+            return Place::Nowhere(Refusal::ConcurrencyLimit);
         };
         if own.queues[queue].len() >= own.queue_length {
-            return Place::Nowhere;
+            return Place::Nowhere(Refusal::QueueFull);
         }
         let (sender, receiver) = oneshot::channel();
         own.queues[queue].push_back(sender);

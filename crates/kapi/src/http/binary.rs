@@ -45,7 +45,7 @@ pub(super) async fn message(
     };
     if convert::is_identity(resource) {
         let make = || encode(&object.value().map_err(Status::internal)?);
-        return object.other(make).cloned();
+        return object.other(make);
     }
     encode(&convert::served(objects, resource, object).await?)
 }

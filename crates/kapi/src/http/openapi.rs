@@ -5,6 +5,7 @@
 
 #[cfg(feature = "openapi-docs")]
 mod docs;
+mod merge;
 mod paths;
 mod schemas;
 
@@ -40,7 +41,11 @@ enum Spec {
 
 /// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. Documents are JSON; a caller that takes only their protobuf
 /// form is refused with 406, as clients expect of servers that don't have it.
-pub(super) fn serve(server: &Arc<Inner>, rest: &[&str], headers: &HeaderMap) -> ApiResult<Response<Body>> {
+pub(super) async fn serve(
+    server: &Arc<Inner>,
+    rest: &[&str],
+    headers: &HeaderMap,
+) -> ApiResult<Response<Body>> {
     let ranges = negotiate::ranges(headers);
     let takes_json = |essence: &str| matches!(essence, "application/json" | "application/*" | "*/*");
     if !ranges.is_empty() && !ranges.iter().any(|range| takes_json(range.essence)) {
@@ -61,11 +66,17 @@ pub(super) fn serve(server: &Arc<Inner>, rest: &[&str], headers: &HeaderMap) -> 
         (server.documents.bytes(name, revision, make), hash(registry, members))
     };
     let (bytes, hash) = match rest {
-        ["v2"] => document("openapi/v2", &all().collect::<Vec<_>>(), Spec::V2),
+        ["v2"] => {
+            let (own, hash) = document("openapi/v2", &all().collect::<Vec<_>>(), Spec::V2);
+            merge::documents(server, own, hash).await
+        }
         ["v3"] => {
             let everything: Vec<_> = all().collect();
-            let index = serde_json::to_vec(&index(registry, &everything)).unwrap_or_default();
-            (Bytes::from(index), self::hash(registry, &everything))
+            let mut index = index(registry, &everything);
+            let others = merge::add_indexes(server, &mut index).await;
+            let hash = self::hash(registry, &everything);
+            let hash = if others { merge::hash_with(&hash, [index.to_string().as_bytes()]) } else { hash };
+            (Bytes::from(index.to_string()), hash)
         }
         ["v3", "api", version] if registry.has_version("", version) => {
             document(&format!("openapi/v3/{version}"), &[(String::new(), (*version).to_owned())], Spec::V3)

@@ -201,7 +201,7 @@ impl Request<'_> {
             );
         }
         if form == Form::Object && convert::is_as_served(resource, &object) {
-            return Ok(bytes_response(StatusCode::OK, object.json().clone()));
+            return Ok(bytes_response(StatusCode::OK, object.json()));
         }
         if form == Form::Protobuf {
             let message = binary::message(&self.server.objects, resource, &object).await?;

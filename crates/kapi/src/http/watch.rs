@@ -128,7 +128,7 @@ impl Writer {
 
     async fn write_object(&mut self, object: &Stored, out: &mut Vec<u8>) {
         if self.form == Form::Object && convert::is_as_served(&self.resource, object) {
-            out.extend_from_slice(object.json());
+            object.write_json(out);
             return;
         }
         let value = match convert::served(&self.server.objects, &self.resource, object).await {

@@ -32,6 +32,23 @@ fn unfit(kind: &str, version: &str, why: &dyn fmt::Display) -> ApiError {
     Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}")).into()
 }
 
+/// What is told of fields that stand twice.
+fn twice(duplicates: &[String]) -> Vec<String> {
+    duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect()
+}
+
+/// What is told of fields that no operation of a JSON patch has, and of those that stand twice.
+fn strange_operations(operations: &[Value], duplicates: &[String]) -> Vec<String> {
+    const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
+    let unknown = operations.iter().enumerate().flat_map(|(index, operation)| {
+        let keys = operation.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
+        keys.filter(|key| !FIELDS.contains(key))
+            .map(move |key| format!("json patch unknown field \"[{index}].{key}\""))
+    });
+    let unknown = unknown.take(check::FIELD_ERRORS_MAX);
+    unknown.chain(duplicates.iter().map(|path| format!("json patch duplicate field {path:?}"))).collect()
+}
+
 impl Request<'_> {
     fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
         decode(self.server.objects.registry().catalog(), media_type, bytes)
@@ -53,7 +70,7 @@ impl Request<'_> {
         }
         let (api_version, kind) = (resource.api_version(), &resource.def.kind);
         self.check_kind(&mut object, &api_version, kind)?;
-        self.check_fields(resource, &mut object, &duplicates, options, warnings)?;
+        self.check_fields(resource, &mut object, &twice(&duplicates), options, warnings)?;
         Ok(object)
     }
 
@@ -81,7 +98,7 @@ impl Request<'_> {
         &self,
         resource: &Resource,
         object: &mut Value,
-        duplicates: &[String],
+        told: &[String],
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
@@ -99,22 +116,19 @@ impl Request<'_> {
                 unknown
             }
         };
-        Self::tell_fields(kind, version, &unknown, duplicates, options, warnings)
+        Self::tell_fields(kind, version, &unknown, told, options, warnings)
     }
 
-    /// Tells of unknown and duplicate fields as the options say.
+    /// Tells of unknown fields, and of what has been found before, as the options say.
     fn tell_fields(
         kind: &str,
         version: &str,
         unknown: &[String],
-        duplicates: &[String],
+        told: &[String],
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
-        let texts = duplicates
-            .iter()
-            .map(|path| format!("duplicate field {path:?}"))
-            .chain(unknown.iter().map(|path| format!("unknown field {path:?}")));
+        let texts = told.iter().cloned().chain(unknown.iter().map(|path| format!("unknown field {path:?}")));
         let texts: Vec<String> = texts.collect();
         match options.field_validation {
             FieldValidation::Strict if !texts.is_empty() => {
@@ -205,7 +219,7 @@ impl Request<'_> {
         let unknown =
             check::check(catalog, &schema, &mut object).map_err(|error| unfit(KIND, "v1", &error))?;
         let mut warnings = Vec::new();
-        Self::tell_fields(KIND, "v1", &unknown, &duplicates, options, &mut warnings)?;
+        Self::tell_fields(KIND, "v1", &unknown, &twice(&duplicates), options, &mut warnings)?;
         let call = self.call(resource, options.dry_run);
         let (code, value) = subresource::create(self.server, self.user, &call, object).await?;
         let mut response = self.object_response(resource, code, &value, form)?;
@@ -311,6 +325,10 @@ impl Request<'_> {
             return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
         let (patch, duplicates) = self.decode("application/json", &body)?;
+        let told = match &patch {
+            Value::Array(operations) => strange_operations(operations, &duplicates),
+            _ => twice(&duplicates),
+        };
         let patch = Patch::parse(&patch_type, patch)?;
         let call = self.call(resource, options.dry_run);
         let catalog = self.server.objects.registry().catalog();
@@ -332,7 +350,7 @@ impl Request<'_> {
             let (api_version, kind) = (resource.api_version(), &resource.def.kind);
             self.check_kind(&mut patched, &api_version, kind)?;
             let mut found = Vec::new();
-            self.check_fields(resource, &mut patched, &duplicates, &options, &mut found)?;
+            self.check_fields(resource, &mut patched, &told, &options, &mut found)?;
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
             convert::to_hub(resource, &mut patched);
             Ok(patched)
@@ -373,10 +391,11 @@ impl Request<'_> {
             patch["metadata"]["namespace"] = json!(namespace);
         }
         let call = self.call(resource, options.dry_run);
+        let told = twice(&duplicates);
         let found = std::sync::Mutex::new(Vec::new());
         let decode = |object: &mut Value| -> ApiResult<()> {
             let mut warnings = Vec::new();
-            self.check_fields(resource, object, &duplicates, options, &mut warnings)?;
+            self.check_fields(resource, object, &told, options, &mut warnings)?;
             *found.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = warnings;
             Ok(())
         };

@@ -164,6 +164,18 @@ async fn a_server_of_own_kinds_stands_behind_another() {
     assert!(groups["groups"].as_array().unwrap().iter().any(|group| group["name"] == "wardrobe.example.com"));
     let (_, resources) = get(&front, "/apis/wardrobe.example.com/v1").await;
     assert_eq!(resources["resources"][0]["kind"], "Shirt");
+
+    // Its documents are found, too.
+    let (_, index) = get(&front, "/openapi/v3").await;
+    let url = &index["paths"]["apis/wardrobe.example.com/v1"]["serverRelativeURL"];
+    let (_, document) = get(&front, url.as_str().unwrap()).await;
+    assert!(document["paths"].get("/apis/wardrobe.example.com/v1/namespaces/{namespace}/shirts").is_some());
+    assert!(index["paths"].get("api/v1").is_some());
+    let (_, everything) = get(&front, "/openapi/v2").await;
+    assert!(everything["paths"].get("/api/v1/pods").is_some());
+    let path = &everything["paths"]["/apis/wardrobe.example.com/v1/namespaces/{namespace}/shirts/{name}"];
+    let definition = path["get"]["responses"]["200"]["schema"]["$ref"].as_str().unwrap();
+    assert!(everything.pointer(definition.trim_start_matches('#')).is_some(), "{definition}");
 }
 
 /// A webhook that renames a field between the versions.

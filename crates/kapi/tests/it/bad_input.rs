@@ -130,6 +130,15 @@ async fn unknown_and_duplicate_fields_go_as_the_caller_says() {
     let (code, made) =
         raw(&server, "POST", &format!("{MAPS}?fieldValidation=Ignore"), "application/json", body).await;
     assert_eq!((code, &made["bar"], &made["data"]["x"]), (201, &Value::Null, &json!("2")));
+    // The words are those of upstream's `test/integration/apiserver/field_validation_test.go`.
+    let patch = r#"[{"op":"add","path":"/data/y","value":"1","foo":1},{"op":"add","path":"/bar","path":"/data/z","value":"1"}]"#;
+    let path = format!("{MAPS}/a?fieldValidation=Strict");
+    let (code, status) = raw(&server, "PATCH", &path, "application/json-patch+json", patch).await;
+    let expected = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: json patch unknown field \"[0].foo\", json patch duplicate field \"[1].path\"";
+    assert_eq!((code, status["message"].as_str()), (400, Some(expected)));
+    let path = format!("{MAPS}/a?fieldValidation=Warn");
+    let (code, patched) = raw(&server, "PATCH", &path, "application/json-patch+json", patch).await;
+    assert_eq!((code, &patched["data"]), (200, &json!({"x": "2", "y": "1", "z": "1"})));
     let (code, status) =
         raw(&server, "POST", &format!("{MAPS}?fieldValidation=Maybe"), "application/json", body).await;
     assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")));

@@ -3,13 +3,20 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
-use kapi::{ApiServer, ServiceAddresses};
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use kapi::{
+    ApiServer, ServiceAddresses,
+    authn::{MASTERS, UserInfo},
+};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+use tower::ServiceExt as _;
 
 use crate::harness::{get, json as send};
 
@@ -90,6 +97,72 @@ async fn requests_reach_pods_and_services() {
         (code, status["message"].as_str()),
         (503, Some("no service port \"other\" found for service \"web\""))
     );
+}
+
+/// A server that gives back what it is sent, once it has been asked to speak `echo`; the port that it listens on.
+async fn echo_bytes() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = hyper::service::service_fn(|mut request: Request<Incoming>| async move {
+                let mut response = Response::new(Full::<Bytes>::default());
+                if request.headers().get("upgrade").is_none_or(|protocol| protocol != "echo") {
+                    *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
+                    return Ok::<_, Infallible>(response);
+                }
+                let upgrade = hyper::upgrade::on(&mut request);
+                tokio::spawn(async move {
+                    let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+                    tokio::io::copy(&mut read, &mut write).await
+                });
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                response.headers_mut().insert("connection", "upgrade".parse().unwrap());
+                response.headers_mut().insert("upgrade", "echo".parse().unwrap());
+                Ok(response)
+            });
+            let connection =
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+            tokio::spawn(connection.with_upgrades());
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn connections_are_handed_on_when_both_ends_speak_something_else() {
+    let port = echo_bytes().await;
+    let server = server(true).await;
+    pod(&server, port).await;
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let admin = server.as_user(UserInfo::new("admin", [MASTERS]));
+    let serving = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(far), TowerToHyperService::new(admin));
+    tokio::spawn(serving.with_upgrades());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let path = "/api/v1/namespaces/default/pods/p/proxy/";
+    let request = |protocol: &str| {
+        let request = Request::get(path).header("host", "cluster").header("connection", "Upgrade");
+        request.header("upgrade", protocol).body(Full::<Bytes>::default()).unwrap()
+    };
+    // What the other end does not want to speak is answered as it answers.
+    let refused = sender.send_request(request("chess")).await.unwrap();
+    assert_eq!(refused.status(), 426);
+    drop(refused);
+    sender.ready().await.unwrap();
+    let response = sender.send_request(request("echo")).await.unwrap();
+    assert_eq!((response.status().as_u16(), &response.headers()["upgrade"]), (101, &"echo".parse().unwrap()));
+    let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+    for said in ["hello", "again"] {
+        stream.write_all(said.as_bytes()).await.unwrap();
+        let mut heard = vec![0; said.len()];
+        stream.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, said.as_bytes());
+    }
+    // In the process there is no connection to hand on.
+    let admin = server.as_user(UserInfo::new("admin", [MASTERS]));
+    assert_eq!(admin.oneshot(request("echo")).await.unwrap().status(), 400);
 }
 
 /// Otherwise whoever may write a pod's status could reach what listens on the server's own machine.

@@ -285,30 +285,35 @@ fn internal(message: String) -> ApiError {
     Status::failure(500, "", message).into()
 }
 
-/// The fields of every object that nobody owns.
-pub(super) const UNOWNED: [&str; 3] = ["apiVersion", "kind", "metadata"];
-/// The fields of every object's metadata that nobody owns.
+/// The fields of every object that nobody owns, as they are stored.
+pub(super) const UNOWNED: [&str; 3] = ["f:apiVersion", "f:kind", "f:metadata"];
+/// The fields of every object's metadata that nobody owns, as they are stored.
 pub(super) const UNOWNED_METADATA: [&str; 9] = [
-    "name",
-    "namespace",
-    "creationTimestamp",
-    "selfLink",
-    "uid",
-    "clusterName",
-    "generation",
-    "managedFields",
-    "resourceVersion",
+    "f:name",
+    "f:namespace",
+    "f:creationTimestamp",
+    "f:selfLink",
+    "f:uid",
+    "f:clusterName",
+    "f:generation",
+    "f:managedFields",
+    "f:resourceVersion",
 ];
+
+/// Whether a field is one of these.
+pub(super) fn is_one_of(name: &str, stored: &[&str]) -> bool {
+    stored.iter().any(|text| text.strip_prefix("f:") == Some(name))
+}
 
 /// The set without the fields that nobody owns.
 fn strip(mut set: Set) -> Set {
     let is = |element: &PathElement, names: &[&str]| match element {
-        PathElement::Field(name) => names.contains(&&**name),
+        PathElement::Field(name) => is_one_of(name, names),
         _ => false,
     };
     set.members.retain(|member| !is(member, &UNOWNED));
     set.children.retain_mut(|(element, child)| {
-        if is(element, &["metadata"]) {
+        if is(element, &["f:metadata"]) {
             Arc::make_mut(child).members.retain(|member| !is(member, &UNOWNED_METADATA));
             return !child.is_empty();
         }
@@ -319,12 +324,11 @@ fn strip(mut set: Set) -> Set {
 
 /// [`strip`] of fields that are written down already.
 fn strip_stored(fields: &mut Map<String, Value>) {
-    let forget = |fields: &mut Map<String, Value>, name: &str| {
-        let text = format!("f:{name}");
-        let Some(below) = fields.get_mut(&text).and_then(Value::as_object_mut) else { return };
+    let forget = |fields: &mut Map<String, Value>, text: &str| {
+        let Some(below) = fields.get_mut(text).and_then(Value::as_object_mut) else { return };
         below.remove(".");
         if below.is_empty() {
-            fields.remove(&text);
+            fields.remove(text);
         }
     };
     if let Some(metadata) = fields.get_mut("f:metadata").and_then(Value::as_object_mut) {

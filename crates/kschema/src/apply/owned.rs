@@ -2,7 +2,7 @@
 
 use std::cell::OnceCell;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     fields_v1::{self, element_text, is_member},
@@ -42,6 +42,11 @@ impl Owned {
         self.set.get_or_init(|| {
             self.stored.as_ref().and_then(|fields| Set::from_fields_v1(fields).ok()).unwrap_or_default()
         })
+    }
+
+    /// What is stored, as long as it is not read in full.
+    pub(crate) fn unread(&self) -> Option<&Map<String, Value>> {
+        self.stored.as_ref().filter(|_| self.set.get().is_none()).and_then(Value::as_object)
     }
 
     pub(crate) fn replace(&mut self, set: Set) {

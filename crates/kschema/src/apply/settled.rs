@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use super::{
     fields_v1::element_text,
     last_applied, managed,
-    manager::{FieldManager, UNOWNED, UNOWNED_METADATA},
+    manager::{FieldManager, UNOWNED, UNOWNED_METADATA, is_one_of},
     path::{PathElement, equal},
     set::Set,
     shape::{Kind, ListShape, MapShape, Shape},
@@ -69,8 +69,8 @@ enum Place {
 impl Place {
     fn owns(self, name: &str) -> bool {
         match self {
-            Self::Root => !UNOWNED.contains(&name) || name == "metadata",
-            Self::Metadata => !UNOWNED_METADATA.contains(&name),
+            Self::Root => !is_one_of(name, &UNOWNED) || name == "metadata",
+            Self::Metadata => !is_one_of(name, &UNOWNED_METADATA),
             Self::Elsewhere => true,
         }
     }

@@ -15,7 +15,7 @@ use super::{
     merge::merge,
     owned::Owned,
     path::equal,
-    reconcile::reconcile,
+    reconcile::{is_reconciled, reconcile},
     set::Set,
     shape::Shape,
     typed,
@@ -308,9 +308,11 @@ impl<'a> Updater<'a> {
     fn reconcile(&self, managers: &mut Managers) {
         managers.retain(|_, owned| self.versions.schema(&owned.api_version).is_some());
         for owned in managers.values_mut() {
-            if let Some(shape) = self.shape(&owned.api_version)
-                && let Some(set) = reconcile(self.catalog, shape, owned.set())
-            {
+            let Some(shape) = self.shape(&owned.api_version) else { continue };
+            if owned.unread().is_some_and(|fields| is_reconciled(self.catalog, shape, fields)) {
+                continue;
+            }
+            if let Some(set) = reconcile(self.catalog, shape, owned.set()) {
                 owned.replace(set);
             }
         }

@@ -56,6 +56,10 @@ pub(super) enum Cell {
     Timed(fn(&Value, Timestamp) -> String),
     /// A cell that is not always text.
     Json(fn(&Value) -> Value),
+    /// This cell and those of the columns after it that say so, from what is found out once for all of them.
+    Several(fn(&Value, Timestamp) -> Vec<String>),
+    /// A cell that a column before has made.
+    Made,
 }
 
 pub(super) const NAME: Column = Column {
@@ -128,7 +132,15 @@ impl Table {
     }
 
     pub(super) fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        self.columns.iter().map(|column| column.cell.of(object, now)).collect()
+        let mut cells = Vec::with_capacity(self.columns.len());
+        for column in self.columns {
+            match column.cell {
+                Cell::Several(make) => cells.extend(make(object, now).into_iter().map(Value::from)),
+                Cell::Made => {}
+                cell => cells.push(cell.of(object, now)),
+            }
+        }
+        cells
     }
 }
 
@@ -173,6 +185,7 @@ impl Cell {
             Self::Text(make) => Value::from(make(object)),
             Self::Timed(make) => Value::from(make(object, now)),
             Self::Json(make) => make(object),
+            Self::Several(_) | Self::Made => Value::Null,
         }
     }
 }

@@ -12,17 +12,9 @@ pub(super) const TABLES: &[Table] = &[Table {
     resource: "pods",
     columns: &[
         NAME,
-        Column::text("Ready", "How many of the pod's containers are ready.", Cell::Text(ready)),
-        Column::text(
-            "Status",
-            "What the pod's containers do, in a word.",
-            Cell::Text(|pod| Summary::of(pod).status),
-        ),
-        Column::text(
-            "Restarts",
-            "How often the pod's containers were restarted, and when last.",
-            Cell::Timed(restarts),
-        ),
+        Column::text("Ready", "How many of the pod's containers are ready.", Cell::Several(summary)),
+        Column::text("Status", "What the pod's containers do, in a word.", Cell::Made),
+        Column::text("Restarts", "How often the pod's containers were restarted, and when last.", Cell::Made),
         AGE,
         Column::text("IP", "The pod's first address.", Cell::Text(address)).wide(),
         Column::text("Node", "The node that the pod is bound to.", Cell::FieldOr("spec.nodeName", "<none>"))
@@ -180,17 +172,14 @@ fn terminated_reason(terminated: &Value) -> String {
     }
 }
 
-fn ready(pod: &Value) -> String {
-    let summary = Summary::of(pod);
-    format!("{}/{}", summary.ready, summary.total)
-}
-
-fn restarts(pod: &Value, now: Timestamp) -> String {
-    let Summary { restarts, last_restart, .. } = Summary::of(pod);
-    match last_restart {
+/// The cells that tell of the containers: how many are ready, what they do, how often they were restarted.
+fn summary(pod: &Value, now: Timestamp) -> Vec<String> {
+    let Summary { status, ready, total, restarts, last_restart } = Summary::of(pod);
+    let restarts = match last_restart {
         Some(last) if restarts > 0 => format!("{restarts} ({} ago)", duration::between(last, now)),
         _ => restarts.to_string(),
-    }
+    };
+    vec![format!("{ready}/{total}"), status, restarts]
 }
 
 fn address(pod: &Value) -> String {
