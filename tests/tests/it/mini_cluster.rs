@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{Pod, Service},
+    discovery::v1::EndpointSlice,
 };
 use kplane::Cluster;
 use kube::{
@@ -55,7 +56,7 @@ async fn get(address: &str) -> std::io::Result<String> {
 }
 
 /// Asks until every one of `pods` has answered.
-async fn reaches_all(address: &str, pods: &BTreeSet<String>) {
+async fn reaches_all(cluster: &Cluster, address: &str, pods: &BTreeSet<String>) {
     let mut missing = pods.clone();
     let ask = async {
         while !missing.is_empty() {
@@ -66,7 +67,15 @@ async fn reaches_all(address: &str, pods: &BTreeSet<String>) {
             }
         }
     };
-    assert!(tokio::time::timeout(PATIENCE, ask).await.is_ok(), "{address} does not reach {missing:?}");
+    if tokio::time::timeout(PATIENCE, ask).await.is_err() {
+        // Whether the slices lack the pod or the proxy lacks the slices.
+        let slices = Api::<EndpointSlice>::default_namespaced(cluster.client());
+        let slices = slices.list(&ListParams::default()).await.unwrap().items;
+        panic!(
+            "{address} does not reach {missing:?}; the slices are {}",
+            serde_json::to_string(&slices).unwrap()
+        );
+    }
 }
 
 async fn ready_pods(cluster: &Cluster, count: i32) -> Vec<Pod> {
@@ -125,11 +134,11 @@ async fn replicas_are_reached_restarted_and_moved() {
     let cluster_ip = format!("{}:8000", service.cluster_ip.unwrap());
     let node_address = cluster.node_addresses()[0];
     let node_port = format!("{node_address}:{}", service.ports.unwrap()[0].node_port.unwrap());
-    reaches_all(&cluster_ip, &names(&pods)).await;
-    reaches_all(&node_port, &names(&pods)).await;
+    reaches_all(&cluster, &cluster_ip, &names(&pods)).await;
+    reaches_all(&cluster, &node_port, &names(&pods)).await;
     killed_process(&cluster, &pods[0]).await;
     let pods = ready_pods(&cluster, 3).await;
-    reaches_all(&cluster_ip, &names(&pods)).await;
+    reaches_all(&cluster, &cluster_ip, &names(&pods)).await;
     // Rolled out to a new version, nothing of the old one is left.
     let patch = json!({"spec": {"template": {"metadata": {"annotations": {"version": "2"}}}}});
     Api::<Deployment>::default_namespaced(cluster.client())
@@ -209,5 +218,5 @@ async fn dead_node(cluster: &Cluster, cluster_ip: &str) {
         }
     };
     let here = tokio::time::timeout(PATIENCE, moved).await.unwrap();
-    reaches_all(cluster_ip, &names(&here)).await;
+    reaches_all(cluster, cluster_ip, &names(&here)).await;
 }

@@ -73,10 +73,11 @@ impl Keys {
 
     pub(super) fn entry(&self, kv: pb::KeyValue) -> Option<crate::RemoteEntry> {
         let (table, key) = self.split(&kv.key)?;
+        // Bytes of their own: those of an answer are a part of it, all of which would stay with them.
         Some(crate::RemoteEntry {
             table,
-            key,
-            value: kv.value,
+            key: Bytes::copy_from_slice(&key),
+            value: Bytes::copy_from_slice(&kv.value),
             create: super::revision(kv.create_revision),
             modified: super::revision(kv.mod_revision),
             version: kv.version.cast_unsigned(),

@@ -65,8 +65,8 @@ impl Face {
         let _together = self.alone.read().await;
         let txn = Txn::new().op(Op::Put {
             table: self.table,
-            key: request.key,
-            value: request.value,
+            key: range::own(&request.key),
+            value: range::own(&request.value),
             lease: LeaseId::new(request.lease.cast_unsigned()),
             hint: None,
         });

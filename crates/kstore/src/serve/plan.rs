@@ -80,7 +80,7 @@ impl<'a> Plan<'a> {
     }
 
     fn put(&mut self, table: TableId, state: &Snapshot, put: &pb::PutRequest) -> Result<Step<'a>, Status> {
-        let (mut value, mut lease) = (put.value.clone(), LeaseId::new(put.lease.cast_unsigned()));
+        let (mut value, mut lease) = (range::own(&put.value), LeaseId::new(put.lease.cast_unsigned()));
         if put.ignore_value || put.ignore_lease {
             let current = state.get(table, &put.key).ok_or_else(faults::key_not_found)?;
             self.proof.push(Compare::modified_at(table, put.key.clone(), current.modified()));
@@ -91,7 +91,7 @@ impl<'a> Plan<'a> {
                 lease = current.lease();
             }
         }
-        self.ops.push(Op::Put { table, key: put.key.clone(), value, lease, hint: None });
+        self.ops.push(Op::Put { table, key: range::own(&put.key), value, lease, hint: None });
         Ok(Step::Put { op: self.ops.len() - 1, prev_kv: put.prev_kv })
     }
 

@@ -17,6 +17,11 @@ pub(super) fn range_of(key: &Bytes, end: &Bytes) -> Range {
     }
 }
 
+/// Bytes of their own: those of a request are a part of what its connection read, all of which would stay with them.
+pub(super) fn own(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
 pub(super) fn key_value(entry: &Entry) -> pb::KeyValue {
     pb::KeyValue {
         key: entry.key().clone(),
