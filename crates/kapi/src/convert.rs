@@ -7,7 +7,10 @@
 mod devices;
 mod scaler;
 
-use kcore::{Status, Stored};
+use kcore::{
+    Status, Stored,
+    selector::{FieldSelector, FieldTerm},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
     error::ApiResult,
     objects::Objects,
     registry::{Resource, ResourceDef, Version, selectable_value},
+    schema::{Catalog, Type},
 };
 
 /// The table that holds a resource's objects.
@@ -158,6 +162,12 @@ pub(crate) fn from_hub(resource: &Resource, object: &mut Value) {
     object["apiVersion"] = json!(resource.api_version());
 }
 
+/// The schema of the form that a resource's objects are checked in.
+pub(crate) fn hub_schema(catalog: &Catalog, def: &ResourceDef) -> Type {
+    let event = if is_new_event(def) { catalog.find("~core.v1.Event").map(Type::Named) } else { None };
+    event.unwrap_or_else(|| def.versions[0].schema.clone())
+}
+
 fn api_version(def: &ResourceDef, version: &str) -> String {
     if def.group.is_empty() { version.to_owned() } else { format!("{}/{version}", def.group) }
 }
@@ -182,6 +192,48 @@ fn rename<'a>(object: &mut Value, names: impl Iterator<Item = (&'a str, &'a str)
             map.insert(to.to_owned(), value);
         }
     }
+}
+
+/// The fields of an event that selectors may name in core/v1 and in events.k8s.io/v1, where they differ (upstream's
+/// `AddFieldLabelConversionsForEvent`).
+const EVENT_LABELS: [(&str, &str); 8] = [
+    ("involvedObject.apiVersion", "regarding.apiVersion"),
+    ("involvedObject.fieldPath", "regarding.fieldPath"),
+    ("involvedObject.kind", "regarding.kind"),
+    ("involvedObject.name", "regarding.name"),
+    ("involvedObject.namespace", "regarding.namespace"),
+    ("involvedObject.resourceVersion", "regarding.resourceVersion"),
+    ("involvedObject.uid", "regarding.uid"),
+    ("reportingComponent", "reportingController"),
+];
+
+/// Turns a selector in the names of the resource's version into one in those of the stored form.
+///
+/// # Errors
+/// With what the client is told when the resource has no such field.
+pub(crate) fn rename_selected(def: &ResourceDef, fields: &mut FieldSelector) -> Result<(), String> {
+    if !is_new_event(def) || fields.is_empty() {
+        return Ok(());
+    }
+    let mut text = String::new();
+    for FieldTerm { path, equal, value } in fields.terms() {
+        let path = match EVENT_LABELS.iter().find(|(_, new)| new == path) {
+            Some((core, _)) => core,
+            None if ["reason", "type", "metadata.name", "metadata.namespace"].contains(&&**path) => &**path,
+            None => return Err(format!("field label not supported: {path}")),
+        };
+        text.push_str(path);
+        text.push_str(if *equal { "=" } else { "!=" });
+        for c in value.chars() {
+            if matches!(c, '\\' | ',' | '=') {
+                text.push('\\');
+            }
+            text.push(c);
+        }
+        text.push(',');
+    }
+    *fields = FieldSelector::parse(&text).map_err(|error| error.to_string())?;
+    Ok(())
 }
 
 /// The value of a selectable field in a stored object.

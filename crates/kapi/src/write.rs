@@ -166,8 +166,8 @@ impl<'a> Call<'a> {
             def.strategy.default(object);
             return Ok(());
         }
-        let schema = &def.versions[0].schema;
-        check::check(self.objects.registry().catalog(), schema, object).map_err(|error| {
+        let catalog = self.objects.registry().catalog();
+        check::check(catalog, &convert::hub_schema(catalog, def), object).map_err(|error| {
             Status::bad_request(format!(
                 "{} in version {:?} cannot be handled as a {}: {error}",
                 def.kind,

@@ -10,6 +10,7 @@ mod kube_rs;
 mod kubectl;
 mod kubectl_groups;
 mod kubectl_streams;
+mod kubectl_tokens;
 mod leaks;
 mod mini_cluster;
 mod paused_time;

@@ -307,6 +307,7 @@ impl Request<'_> {
             options.fields = own.map_err(|error| Status::bad_request(error.to_string()))?;
         }
         let def = &resource.def;
+        convert::rename_selected(def, &mut options.fields).map_err(Status::bad_request)?;
         let unknown = options.fields.terms().iter().find(|term| !def.is_selectable(&term.path));
         if let Some(term) = unknown {
             let why = if def.selectable.is_empty() {

@@ -37,16 +37,63 @@ fn twice(duplicates: &[String]) -> Vec<String> {
     duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect()
 }
 
-/// What is told of fields that no operation of a JSON patch has, and of those that stand twice.
+/// What is told of an object: what has been found before, then its unknown fields.
+fn all_told(told: &[String], unknown: &[String]) -> Vec<String> {
+    told.iter().cloned().chain(unknown.iter().map(|path| format!("unknown field {path:?}"))).collect()
+}
+
+fn strict(texts: &[String]) -> String {
+    format!("strict decoding error: {}", texts.join(", "))
+}
+
+/// Shows a tree as Go's `%+v` does, which is how a strategic patch is quoted.
+struct GoValue<'a>(&'a Value);
+
+impl fmt::Display for GoValue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Trees come from the JSON reader, which bounds how deep they are.
+        match self.0 {
+            Value::Null => f.write_str("<nil>"),
+            Value::String(text) => f.write_str(text),
+            Value::Array(items) => {
+                f.write_str("[")?;
+                for (index, item) in items.iter().enumerate() {
+                    write!(f, "{}{}", if index == 0 { "" } else { " " }, GoValue(item))?;
+                }
+                f.write_str("]")
+            }
+            Value::Object(map) => {
+                let mut entries: Vec<_> = map.iter().collect();
+                entries.sort_by_key(|(key, _)| *key);
+                f.write_str("map[")?;
+                for (index, (key, value)) in entries.into_iter().enumerate() {
+                    write!(f, "{}{key}:{}", if index == 0 { "" } else { " " }, GoValue(value))?;
+                }
+                f.write_str("]")
+            }
+            Value::Bool(_) | Value::Number(_) => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// What is told of fields that no operation of a JSON patch has, and of those that stand twice, operation by operation.
 fn strange_operations(operations: &[Value], duplicates: &[String]) -> Vec<String> {
     const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
     let unknown = operations.iter().enumerate().flat_map(|(index, operation)| {
         let keys = operation.as_object().into_iter().flatten().map(|(key, _)| key.as_str());
         keys.filter(|key| !FIELDS.contains(key))
-            .map(move |key| format!("json patch unknown field \"[{index}].{key}\""))
+            .map(move |key| (index, format!("json patch unknown field \"[{index}].{key}\"")))
     });
-    let unknown = unknown.take(check::FIELD_ERRORS_MAX);
-    unknown.chain(duplicates.iter().map(|path| format!("json patch duplicate field {path:?}"))).collect()
+    let known_twice = duplicates.iter().filter_map(|path| {
+        let (index, field) = path.strip_prefix('[')?.split_once("].")?;
+        let index: usize = index.parse().ok()?;
+        // Upstream's decoder looks for what it has seen before only among the fields that it knows.
+        let name = field.split(['.', '[']).next().unwrap_or_default();
+        FIELDS.contains(&name).then(|| (index, format!("json patch duplicate field {path:?}")))
+    });
+    let mut told: Vec<(usize, String)> = unknown.take(check::FIELD_ERRORS_MAX).chain(known_twice).collect();
+    told.sort_by_key(|(index, _)| *index);
+    told.into_iter().map(|(_, text)| text).collect()
 }
 
 impl Request<'_> {
@@ -103,20 +150,54 @@ impl Request<'_> {
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
         let (version, kind) = (&resource.version().name, &resource.def.kind);
-        let fault = |why: &dyn fmt::Display| unfit(kind, version, why);
+        let unknown = self.drop_unknown(resource, object).map_err(|why| unfit(kind, version, &why))?;
+        Self::tell_fields(kind, version, &unknown, told, options, warnings)
+    }
+
+    /// Checks the types of an object in the version of the request; the paths of the unknown fields, which go.
+    fn drop_unknown(&self, resource: &Resource, object: &mut Value) -> Result<Vec<String>, String> {
         let catalog = self.server.objects.registry().catalog();
-        let unknown = match &resource.version().structure {
-            None => {
-                check::check(catalog, &resource.version().schema, object).map_err(|error| fault(&error))?
-            }
+        match &resource.version().structure {
+            None => check::check(catalog, &resource.version().schema, object).map_err(|why| why.to_string()),
             Some(structure) => {
                 let mut unknown = structure.schema.prune(object);
                 let coerced = structure.schema.coerce_metadata(catalog, object, false);
-                unknown.extend(coerced.map_err(|error| fault(&error))?);
-                unknown
+                unknown.extend(coerced.map_err(|why| why.to_string())?);
+                Ok(unknown)
+            }
+        }
+    }
+
+    /// The object with the patch applied, and what its sender is warned of (upstream's `jsonPatcher` and `smpPatcher`).
+    fn patched(
+        &self,
+        resource: &Resource,
+        (patch, told): (&Patch, &[String]),
+        current: &Value,
+        options: &WriteOptions,
+    ) -> ApiResult<(Value, Vec<String>)> {
+        let apply =
+            || patch.apply(self.server.objects.registry().catalog(), &resource.version().schema, current);
+        let refused = |why: &str| -> ApiError {
+            let shown = match patch {
+                Patch::Strategic(patch) => Ok(GoValue(patch).to_string()),
+                // The fields in question are gone by now.
+                Patch::Json(_) | Patch::Merge(_) => apply().map(|patched| patched.to_string()),
+            };
+            match shown {
+                Ok(shown) => invalid("", "", "", &[FieldError::invalid_text("patch", &shown, why)]),
+                Err(error) => error,
             }
         };
-        Self::tell_fields(kind, version, &unknown, told, options, warnings)
+        let mut patched = apply()?;
+        self.check_kind(&mut patched, &resource.api_version(), &resource.def.kind)?;
+        let unknown = self.drop_unknown(resource, &mut patched).map_err(|why| refused(&why))?;
+        let texts = all_told(told, &unknown);
+        match options.field_validation {
+            FieldValidation::Strict if !texts.is_empty() => Err(refused(&strict(&texts))),
+            FieldValidation::Warn => Ok((patched, texts)),
+            _ => Ok((patched, Vec::new())),
+        }
     }
 
     /// Tells of unknown fields, and of what has been found before, as the options say.
@@ -128,12 +209,9 @@ impl Request<'_> {
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
-        let texts = told.iter().cloned().chain(unknown.iter().map(|path| format!("unknown field {path:?}")));
-        let texts: Vec<String> = texts.collect();
+        let texts = all_told(told, unknown);
         match options.field_validation {
-            FieldValidation::Strict if !texts.is_empty() => {
-                Err(unfit(kind, version, &format_args!("strict decoding error: {}", texts.join(", "))))
-            }
+            FieldValidation::Strict if !texts.is_empty() => Err(unfit(kind, version, &strict(&texts))),
             FieldValidation::Warn => {
                 warnings.extend(texts);
                 Ok(())
@@ -346,11 +424,7 @@ impl Request<'_> {
             } else {
                 Cow::Owned(in_version(resource, old.clone()))
             };
-            let mut patched = patch.apply(catalog, &resource.version().schema, &current)?;
-            let (api_version, kind) = (resource.api_version(), &resource.def.kind);
-            self.check_kind(&mut patched, &api_version, kind)?;
-            let mut found = Vec::new();
-            self.check_fields(resource, &mut patched, &told, &options, &mut found)?;
+            let (mut patched, found) = self.patched(resource, (&patch, &told), &current, &options)?;
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
             convert::to_hub(resource, &mut patched);
             Ok(patched)

@@ -109,25 +109,27 @@ const RETURNS_DELETED: &[&str] = &[
     "volumeattributesclasses.storage.k8s.io",
 ];
 
+/// The fields of events that selectors may name.
+const EVENT_FIELDS: &[&str] = &[
+    "involvedObject.apiVersion",
+    "involvedObject.fieldPath",
+    "involvedObject.kind",
+    "involvedObject.name",
+    "involvedObject.namespace",
+    "involvedObject.resourceVersion",
+    "involvedObject.uid",
+    "reason",
+    "reportingComponent",
+    "source",
+    "type",
+];
+
 /// The fields that selectors may name, beside name and namespace; those with `*` are indexed.
 const SELECTABLE: &[(&str, &[&str])] = &[
     ("certificatesigningrequests.certificates.k8s.io", &["spec.signerName"]),
-    (
-        "events",
-        &[
-            "involvedObject.apiVersion",
-            "involvedObject.fieldPath",
-            "involvedObject.kind",
-            "involvedObject.name",
-            "involvedObject.namespace",
-            "involvedObject.resourceVersion",
-            "involvedObject.uid",
-            "reason",
-            "reportingComponent",
-            "source",
-            "type",
-        ],
-    ),
+    ("events", EVENT_FIELDS),
+    // In the names of the stored form, which selectors are turned into.
+    ("events.events.k8s.io", EVENT_FIELDS),
     ("jobs.batch", &["status.successful"]),
     ("namespaces", &["status.phase"]),
     ("nodes", &["spec.unschedulable"]),

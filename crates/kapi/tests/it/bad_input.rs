@@ -1,6 +1,14 @@
 //! What makes no sense is refused with the right `Status`, and nothing is written.
 
+use bytes::Bytes;
+use http_body_util::Full;
+use kapi::{
+    ApiServer,
+    authn::{MASTERS, UserInfo},
+};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use crate::harness::{get, json as send, send as raw, server};
 
@@ -130,18 +138,84 @@ async fn unknown_and_duplicate_fields_go_as_the_caller_says() {
     let (code, made) =
         raw(&server, "POST", &format!("{MAPS}?fieldValidation=Ignore"), "application/json", body).await;
     assert_eq!((code, &made["bar"], &made["data"]["x"]), (201, &Value::Null, &json!("2")));
-    // The words are those of upstream's `test/integration/apiserver/field_validation_test.go`.
-    let patch = r#"[{"op":"add","path":"/data/y","value":"1","foo":1},{"op":"add","path":"/bar","path":"/data/z","value":"1"}]"#;
-    let path = format!("{MAPS}/a?fieldValidation=Strict");
-    let (code, status) = raw(&server, "PATCH", &path, "application/json-patch+json", patch).await;
-    let expected = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: json patch unknown field \"[0].foo\", json patch duplicate field \"[1].path\"";
-    assert_eq!((code, status["message"].as_str()), (400, Some(expected)));
     let path = format!("{MAPS}/a?fieldValidation=Warn");
+    let patch = r#"[{"op":"add","path":"/data/y","value":"1","foo":1},{"op":"add","path":"/bar","path":"/data/z","value":"1"}]"#;
     let (code, patched) = raw(&server, "PATCH", &path, "application/json-patch+json", patch).await;
     assert_eq!((code, &patched["data"]), (200, &json!({"x": "2", "y": "1", "z": "1"})));
     let (code, status) =
         raw(&server, "POST", &format!("{MAPS}?fieldValidation=Maybe"), "application/json", body).await;
     assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")));
+}
+
+/// The words are those of upstream's `endpoints/handlers/patch.go` (`jsonPatcher`, `smpPatcher`) with what its strict decoder
+/// `sigs.k8s.io/json` says; `test/integration/apiserver/field_validation_test.go` expects the same.
+#[tokio::test]
+async fn strange_fields_of_patches_are_told_as_upstream_tells_them() {
+    const JSON: &str = "application/json-patch+json";
+    const MERGE: &str = "application/merge-patch+json";
+    const STRATEGIC: &str = "application/strategic-merge-patch+json";
+    let server = server().await;
+    let (code, _) = raw(&server, "POST", MAPS, "application/json", r#"{"metadata":{"name":"a"}}"#).await;
+    assert_eq!(code, 201);
+    for (kind, patch, told) in [
+        (
+            JSON,
+            r#"[{"op":"add","path":"/bar","path":"/data","value":{}},{"op":"add","path":"/data/y","value":"1","foo":1}]"#,
+            &[r#"json patch duplicate field "[0].path""#, r#"json patch unknown field "[1].foo""#][..],
+        ),
+        (
+            JSON,
+            r#"[{"op":"test","path":"/kind","value":"ConfigMap","Op":"","foo":1,"foo":2},{"op":"add","path":"/bar","value":{"a":1,"a":2}}]"#,
+            &[
+                r#"json patch unknown field "[0].Op""#,
+                r#"json patch unknown field "[0].foo""#,
+                r#"json patch duplicate field "[1].value.a""#,
+                r#"unknown field "bar""#,
+            ],
+        ),
+        (
+            MERGE,
+            r#"{"bar":1,"data":{"x":"1","x":"2"}}"#,
+            &[r#"duplicate field "data.x""#, r#"unknown field "bar""#],
+        ),
+        (
+            STRATEGIC,
+            r#"{"metadata":{"foo":[1,null]},"data":{"x":"1","x":"2"}}"#,
+            &[r#"duplicate field "data.x""#, r#"unknown field "metadata.foo""#],
+        ),
+    ] {
+        let path = format!("{MAPS}/a?fieldValidation=Strict");
+        let (code, status) = raw(&server, "PATCH", &path, kind, patch).await;
+        let message = status["message"].as_str().unwrap();
+        assert_eq!((code, status["reason"].as_str()), (422, Some("Invalid")), "{patch}: {status}");
+        assert!(message.starts_with(" \"\" is invalid: patch: Invalid value: \""), "{message}");
+        let expected = format!("\": strict decoding error: {}", told.join(", "));
+        assert!(message.ends_with(&expected), "{message}\nwanted {expected}");
+        if kind == STRATEGIC {
+            let quoted = r#": "map[data:map[x:2] metadata:map[foo:[1 <nil>]]]": "#;
+            assert!(message.contains(quoted), "{message}");
+        }
+        let path = format!("{MAPS}/a?fieldValidation=Warn&dryRun=All");
+        assert_eq!(warnings(&server, &path, kind, patch).await, told, "{patch}");
+    }
+    let wrong = r#"{"data":["x"]}"#;
+    let (code, status) = raw(&server, "PATCH", &format!("{MAPS}/a"), MERGE, wrong).await;
+    let message = status["message"].as_str().unwrap();
+    assert_eq!(code, 422, "{message}");
+    assert!(message.contains(": json: cannot unmarshal array into Go struct field "), "{message}");
+}
+
+/// What the sender of a patch is warned of.
+async fn warnings(server: &ApiServer, path: &str, kind: &str, patch: &str) -> Vec<String> {
+    let request = http::Request::builder().method("PATCH").uri(path).header("content-type", kind);
+    let request = request.body(Full::new(Bytes::from(patch.to_owned()))).unwrap();
+    let response = server.as_user(UserInfo::new("admin", [MASTERS])).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200, "{patch}");
+    let warned = response.headers().get_all("warning").iter().map(|value| value.to_str().unwrap());
+    // 299 - "the text", with its quotes escaped.
+    let text =
+        |line: &str| line.strip_prefix("299 - \"")?.strip_suffix('"').map(|text| text.replace("\\\"", "\""));
+    warned.map(|line| text(line).unwrap()).collect()
 }
 
 #[tokio::test]
@@ -171,7 +245,7 @@ async fn unknown_paths_selectors_and_patches() {
         ("application/json-patch+json", r#"[{"op":"test","path":"/data/k","value":"w"}]"#, 422, "Invalid"),
         ("application/json-patch+json", r#"[{"op":"remove","path":"/data/none"}]"#, 422, "Invalid"),
         ("application/json-patch+json", r#"{"op":"remove"}"#, 400, "BadRequest"),
-        ("application/merge-patch+json", r#"{"data":[]}"#, 400, "BadRequest"),
+        ("application/merge-patch+json", r#"{"data":[]}"#, 422, "Invalid"),
         ("application/merge-patch+json", r#""x""#, 400, "BadRequest"),
         ("application/merge-patch+json", r#"{"metadata":{"name":"b"}}"#, 400, "BadRequest"),
         ("application/merge-patch+json", r#"{"metadata":{"resourceVersion":"1"}}"#, 409, "Conflict"),
@@ -213,4 +287,68 @@ async fn reviews_are_checked_like_everything_else() {
     let good = json!({"spec": {"user": "jane", "resourceAttributes": {"verb": "get", "resource": "pods"}}});
     let (code, answer) = send(&server, "POST", path, &good).await;
     assert_eq!((code, &answer["kind"]), (201, &json!("SubjectAccessReview")), "{answer}");
+}
+
+/// Both APIs show the same events, each under its own names (upstream's `AddFieldLabelConversionsForEvent` of
+/// `pkg/apis/core/v1` and `pkg/apis/events/v1`).
+#[tokio::test]
+async fn events_are_selected_by_the_names_of_their_api() {
+    const CORE: &str = "/api/v1/namespaces/default/events";
+    const NEW: &str = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let server = server().await;
+    let core = json!({
+        "metadata": {"name": "core"}, "reason": "Pulled", "type": "Normal", "reportingComponent": "kubelet", "message": "m",
+        "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "a,b=c", "namespace": "default", "uid": "1", "fieldPath": "f", "resourceVersion": "7"},
+    });
+    let new = json!({
+        "metadata": {"name": "new"}, "reason": "Failed", "type": "Warning", "reportingController": "example.com/c", "note": "n",
+        "reportingInstance": "i", "action": "Act", "eventTime": "2026-01-09T23:00:00.000000Z",
+        "regarding": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web", "namespace": "default", "uid": "2", "resourceVersion": "8"},
+    });
+    for (path, event) in [(CORE, &core), (NEW, &new)] {
+        let (code, made) = send(&server, "POST", path, event).await;
+        assert_eq!(code, 201, "{made}");
+    }
+    // Nothing is lost on the way from one form to the other.
+    let (_, shown) = get(&server, &format!("{NEW}/new")).await;
+    for key in ["regarding", "reportingController", "note", "reason", "type", "action"] {
+        assert_eq!(shown[key], new[key], "{key}");
+    }
+    let escaped = r"a\,b\=c";
+    for (old_field, new_field, of_core, of_new) in [
+        ("involvedObject.apiVersion", "regarding.apiVersion", "v1", "apps/v1"),
+        ("involvedObject.fieldPath", "regarding.fieldPath", "f", ""),
+        ("involvedObject.kind", "regarding.kind", "Pod", "Deployment"),
+        ("involvedObject.name", "regarding.name", escaped, "web"),
+        ("involvedObject.resourceVersion", "regarding.resourceVersion", "7", "8"),
+        ("involvedObject.uid", "regarding.uid", "1", "2"),
+        ("reportingComponent", "reportingController", "kubelet", "example.com/c"),
+        ("reason", "reason", "Pulled", "Failed"),
+        ("type", "type", "Normal", "Warning"),
+        ("metadata.name", "metadata.name", "core", "new"),
+    ] {
+        for (path, field) in [(CORE, old_field), (NEW, new_field)] {
+            for (operator, value, found) in
+                [("=", of_core, "core"), ("=", of_new, "new"), ("!=", of_core, "new"), ("!=", of_new, "core")]
+            {
+                let selector = format!("{field}{operator}{value}");
+                let query = utf8_percent_encode(&selector, NON_ALPHANUMERIC);
+                let (_, list) = get(&server, &format!("{path}?fieldSelector={query}")).await;
+                let names: Vec<_> =
+                    list["items"].as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
+                assert_eq!(names, [found], "{path} {field}{operator}{value}");
+            }
+        }
+    }
+    for (path, field) in [
+        (NEW, "involvedObject.kind"),
+        (NEW, "reportingComponent"),
+        (NEW, "source"),
+        (CORE, "regarding.kind"),
+        (CORE, "reportingController"),
+    ] {
+        let (code, status) = get(&server, &format!("{path}?fieldSelector={field}%3Da")).await;
+        let why = format!("field label not supported: {field}");
+        assert_eq!((code, status["message"].as_str()), (400, Some(&*why)), "{path}");
+    }
 }
