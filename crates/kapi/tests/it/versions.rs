@@ -67,12 +67,14 @@ async fn fields_are_owned_across_versions() {
     // The same in the words of another version is no conflict, and both own it.
     let (code, both) = apply("v1", "fieldManager=new", template("v1", nested("c"), json!({"y": "1"}))).await;
     assert_eq!(code, 200, "{both}");
-    let owners: Vec<_> = both["metadata"]["managedFields"]
+    // They are ordered by the second in which they were written.
+    let mut owners: Vec<_> = both["metadata"]["managedFields"]
         .as_array()
         .unwrap()
         .iter()
         .map(|entry| (entry["manager"].as_str().unwrap(), entry["apiVersion"].as_str().unwrap()))
         .collect();
+    owners.sort_unstable();
     assert_eq!(owners, [("new", "resource.k8s.io/v1"), ("old", "resource.k8s.io/v1beta1")]);
     // What nobody applies any more goes, whichever version named it.
     let (_, less) = apply("v1beta1", "fieldManager=old", template("v1beta1", flat("c"), json!({}))).await;
