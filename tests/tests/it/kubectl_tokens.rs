@@ -2,6 +2,7 @@
 //! would let it be (KEP-1205, kubectl reference, `create token`).
 
 use jiff::{SignedDuration, Timestamp};
+use kcore::{Clock as _, SystemClock};
 use kplane::Cluster;
 use serde_json::{Value, json};
 
@@ -100,13 +101,13 @@ async fn plain(kubectl: &Kubectl, bearer: &Bearer<'_>) {
 }
 
 async fn for_a_time(kubectl: &Kubectl) {
-    let before = Timestamp::now();
+    let before = SystemClock.now();
     let answer = read(kubectl, "create token robot --duration=20m -o json").await;
     assert_eq!(answer["spec"]["expirationSeconds"], 1200);
     let ends: Timestamp = answer["status"]["expirationTimestamp"].as_str().unwrap().parse().unwrap();
     // Times on the wire have whole seconds.
     let start = ends - SignedDuration::from_secs(1200);
-    assert!(start > before - SignedDuration::from_secs(1) && start <= Timestamp::now(), "{answer}");
+    assert!(start > before - SignedDuration::from_secs(1) && start <= SystemClock.now(), "{answer}");
     let why = kubectl.fail("create token robot --duration=5m").await;
     assert!(why.contains("may not specify a duration less than 10 minutes"), "{why}");
 }
