@@ -9,10 +9,11 @@ use std::{
 };
 
 use kstore::{
-    CommitError, EtcdServer, EtcdStore, Event, MemoryStore, Op, Store, TableSpec, Txn, Watch, WatchError,
-    WatchRequest, testing,
+    CommitError, EtcdServer, EtcdStore, EtcdTls, Event, MemoryStore, Op, Store, TableSpec, Txn, Watch,
+    WatchError, WatchRequest, testing,
 };
 use tokio::net::TcpListener;
+use tokio_rustls::rustls;
 
 /// A face over a store in memory, for as long as the runtime lives.
 async fn serve(store: Arc<dyn Store>) -> SocketAddr {
@@ -200,4 +201,84 @@ async fn a_killed_member_loses_nothing() {
         }
         assert_eq!(seen, acknowledged);
     }
+}
+
+/// TLS with a certificate on both ends; who has none, or believes somebody else, is turned away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_spoken_with_certificates_on_both_ends() {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let identity = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+        (params.signed_by(&key, &issuer).unwrap(), key)
+    };
+    let (certificate, key) = identity();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(authority.der().clone()).unwrap();
+    let clients =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(clients.build().unwrap())
+        .with_single_cert(vec![certificate.der().clone()], key.serialize_der().try_into().unwrap())
+        .unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let server = EtcdServer::new(Arc::new(MemoryStore::new())).await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { server.serve_tls(listener, Arc::new(tls), std::future::pending()).await });
+
+    let (certificate, key) = identity();
+    let known = EtcdTls {
+        ca_pem: authority.pem(),
+        identity_pem: Some((certificate.pem(), key.serialize_pem())),
+        server_name: None,
+    };
+    let store = EtcdStore::builder([&endpoint]).tls(known.clone()).connect().await.unwrap();
+    let table = store.open_table(TableSpec::new("t")).unwrap();
+    store.commit(Txn::create(table, "a", "1")).await.unwrap();
+    let unknown = EtcdTls { identity_pem: None, ..known.clone() };
+    assert!(EtcdStore::builder([&endpoint]).tls(unknown).connect().await.is_err());
+    let elsewhere = EtcdTls { ca_pem: certificate.pem(), ..known };
+    assert!(EtcdStore::builder([&endpoint]).tls(elsewhere).connect().await.is_err());
+}
+
+/// A cluster that wants a name and a password: they are asked for once, and again when the token has run out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_is_given_where_one_is_wanted() {
+    let Some(etcd) = testing::RealEtcd::start(1) else { return };
+    let endpoint = etcd.endpoints().remove(0);
+    let program = std::env::var("KPLANE_ETCDCTL").unwrap_or_else(|_| "etcdctl".to_owned());
+    let etcdctl = |arguments: &[&str]| {
+        let run = std::process::Command::new(&program)
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", endpoint.trim_start_matches("http://")])
+            .args(arguments)
+            .output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    if std::process::Command::new(&program).arg("version").output().is_err() {
+        assert!(std::env::var_os("KPLANE_REQUIRE_ALL").is_none_or(|value| value != "1"), "etcdctl is needed");
+        println!("skipped: needs etcdctl");
+        return;
+    }
+    assert!(etcdctl(&["user", "add", "root:secret"]));
+    // Older programs make the role when authentication is turned on, newer ones want it before.
+    etcdctl(&["role", "add", "root"]);
+    assert!(etcdctl(&["user", "grant-role", "root", "root"]));
+    assert!(etcdctl(&["auth", "enable"]));
+    let store = EtcdStore::builder([&endpoint]).user("root", "secret").connect().await.unwrap();
+    let table = store.open_table(TableSpec::new("t")).unwrap();
+    let created = store.commit(Txn::create(table, "a", "1")).await.unwrap();
+    // The token is void once users have changed.
+    assert!(etcdctl(&["--user", "root:secret", "user", "add", "other:secret"]));
+    store.commit(Txn::update(table, "a", created.revision, "2")).await.unwrap();
+    assert!(EtcdStore::builder([&endpoint]).user("root", "wrong").connect().await.is_err());
+    assert!(EtcdStore::builder([&endpoint]).connect().await.is_err());
 }
