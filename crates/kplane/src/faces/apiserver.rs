@@ -113,10 +113,26 @@ async fn etcd(flags: &Flags) -> Result<Option<Arc<dyn Store>>, FaceError> {
     if let Some(authority) = flags.get("etcd-cafile") {
         let identity = match (flags.get("etcd-certfile"), flags.get("etcd-keyfile")) {
             (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
-            _ => None,
+            (None, None) => None,
+            (found, _) => {
+                let flag = if found.is_some() { "etcd-keyfile" } else { "etcd-certfile" };
+                return Err(FaceError::Flag {
+                    flag,
+                    value: String::new(),
+                    wanted: "there beside the other of the pair",
+                });
+            }
         };
         builder =
             builder.tls(EtcdTls { ca_pem: read(authority)?, identity_pem: identity, server_name: None });
+    }
+    let without = flags.get("etcd-cafile").is_none();
+    if without
+        && let Some(flag) =
+            ["etcd-certfile", "etcd-keyfile"].into_iter().find(|flag| flags.get(flag).is_some())
+    {
+        let value = flags.get(flag).unwrap_or_default().to_owned();
+        return Err(FaceError::Flag { flag, value, wanted: "of use without --etcd-cafile" });
     }
     let until = tokio::time::Instant::now() + ETCD_TIME_MAX;
     loop {

@@ -126,7 +126,10 @@ impl Channels {
             };
             if status.code() == Code::Unauthenticated && self.user.is_some() && !logged_in {
                 logged_in = true;
-                self.log_in(at).await?;
+                if let Err(status) = self.log_in(at).await {
+                    self.leave(at);
+                    last = status;
+                }
                 continue;
             }
             let elsewhere =

@@ -131,16 +131,12 @@ fn refused(status: Status, named: Option<LeaseId>) -> CommitError {
         Code::NotFound if says("lease not found") => {
             named.map_or(CommitError::UnknownOutcome, CommitError::UnknownLease)
         }
-        Code::ResourceExhausted if says("space exceeded") => {
-            CommitError::QuotaExceeded { bytes: 0, bytes_max: 0 }
-        }
-        Code::InvalidArgument if says("request is too large") => {
-            CommitError::TooLarge { what: "a request to etcd", size: 0, max: 0 }
-        }
-        Code::InvalidArgument if says("too many operations") => {
-            CommitError::TooLarge { what: "the number of operations for etcd", size: 0, max: 0 }
-        }
-        Code::InvalidArgument | Code::PermissionDenied | Code::Unauthenticated | Code::FailedPrecondition => {
+        // It was not done; etcd's words say which of its limits it would have passed.
+        Code::ResourceExhausted
+        | Code::InvalidArgument
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::FailedPrecondition => {
             StoreError::Backend(std::sync::Arc::new(EtcdError::Refused(status))).into()
         }
         // Sent, and not answered, or answered by one who doesn't know.

@@ -47,12 +47,18 @@ pub(super) async fn follow<R: Remote>(shared: Weak<Shared<R>>) {
             }
         };
         let Some(now) = shared.upgrade() else { return };
-        if let Err(RemoteError::Compacted) = followed
+        if let Err(RemoteError::Compacted) = &followed
             && now.load_again().await.is_ok()
         {
             continue;
         }
         drop(now);
+        if let Err(error) = followed {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "the database is not followed; it is tried again"
+            );
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY_MAX);
     }

@@ -20,6 +20,9 @@ use super::{EtcdServer, grpc, http1};
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How often in a row a connection may fail to be accepted before the listener counts as broken, and the pause in between.
+const ACCEPT_FAILURES_MAX: u32 = 600;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How many connections are served at once.
 pub(super) const CONNECTIONS_MAX: usize = 65_536;
 /// How many calls one connection may have running; watches are calls that go on.
@@ -71,16 +74,25 @@ impl EtcdServer {
     ) -> Result<(), ServeError> {
         let mut connections = JoinSet::new();
         let mut end = std::pin::pin!(end);
+        let mut failures = 0;
         loop {
             let (stream, _) = tokio::select! {
                 () = &mut end => break,
                 accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                     Ok(accepted) => accepted,
                     Err(error) if passing(&error) => continue,
+                    // Too many open files, as a rule, until a connection ends.
+                    Err(error) if failures < ACCEPT_FAILURES_MAX => {
+                        tracing::warn!(%error, "a connection can't be accepted");
+                        failures += 1;
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    }
                     Err(error) => return Err(error.into()),
                 },
                 Some(_) = connections.join_next() => continue,
             };
+            failures = 0;
             // Answers are small and waited for.
             let _ = stream.set_nodelay(true);
             let (server, tls) = (self.clone(), tls.clone());
