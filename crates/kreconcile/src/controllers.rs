@@ -20,11 +20,14 @@ mod garbage_collector;
 mod job;
 mod namespace;
 mod node_lifecycle;
+mod percent;
 mod pod_gc;
 mod pod_state;
 mod pod_writes;
 mod replica_set;
+mod revisions;
 mod service_account;
+mod stateful_set;
 mod taint_eviction;
 
 pub use deployment::deployment;
@@ -45,6 +48,7 @@ pub use node_lifecycle::{
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
+pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
 
 /// Gives the client of the controller with this name.
@@ -162,6 +166,7 @@ impl Context {
 /// | `root-ca-certificate-publisher-controller` | [`root_ca`], if [`Settings::root_ca`] is set |
 /// | `deployment-controller` | [`deployment`] |
 /// | `replicaset-controller` | [`replica_set`] |
+/// | `statefulset-controller` | [`stateful_set`] |
 /// | `job-controller` | [`job`] |
 /// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
 /// | `endpointslice-controller` | [`endpoint_slice`] |
@@ -197,6 +202,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     }
     all.push(Arc::new(deployment(context)));
     all.push(Arc::new(replica_set(context)));
+    all.push(Arc::new(stateful_set(context)));
     all.push(Arc::new(job(context)));
     all.push(Arc::new(ttl_after_finished(context)));
     all.push(Arc::new(endpoint_slice(context)));

@@ -4,10 +4,12 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
+    apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet},
     batch::v1::Job,
     coordination::v1::Lease,
-    core::v1::{ConfigMap, Endpoints, Event, Namespace, Node, Pod, Service, ServiceAccount},
+    core::v1::{
+        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+    },
     discovery::v1::EndpointSlice,
 };
 use kcore::TokioClock;
@@ -34,6 +36,9 @@ fn start() -> (Arc<FakeApi>, Running) {
         ResourceType::of::<Event>(),
         ResourceType::of::<Deployment>(),
         ResourceType::of::<ReplicaSet>(),
+        ResourceType::of::<StatefulSet>(),
+        ResourceType::of::<ControllerRevision>(),
+        ResourceType::of::<PersistentVolumeClaim>(),
         ResourceType::of::<Job>(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
@@ -342,5 +347,85 @@ async fn many_pods_are_made_once_each_and_with_few_other_writes() {
     assert_eq!(api.count("pods"), 2000, "a cache that is behind makes no second pod");
     let writes = api.writes.load(Ordering::Relaxed);
     assert!(writes < 2200, "{writes} writes for 2000 pods");
+    running.stop().await;
+}
+
+fn stateful_set(replicas: u32) -> Value {
+    json!({
+        "metadata": {"name": "db", "namespace": "shop", "generation": 1},
+        "spec": {
+            "replicas": replicas,
+            "serviceName": "db",
+            "revisionHistoryLimit": 1,
+            "selector": {"matchLabels": {"app": "web"}},
+            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 0}},
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Delete"},
+            "template": template(),
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {"accessModes": ["ReadWriteOnce"]}}],
+        },
+    })
+}
+
+fn names(api: &FakeApi, plural: &str) -> Vec<String> {
+    let name = |object: &Value| object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    api.list(plural).iter().map(name).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stateful_set_comes_up_rolls_over_scales_and_keeps_its_claims() {
+    let (api, running) = start();
+    api.add("statefulsets", stateful_set(3));
+    let status = |api: &FakeApi, field: &str| {
+        api.get("statefulsets", "shop", "db").map(|set| set["status"][field].clone()).unwrap_or_default()
+    };
+    until(&api, "three pods", |api| status(api, "availableReplicas") == 3).await;
+    at_rest(&api).await;
+    assert_eq!(names(&api, "pods"), ["db-0", "db-1", "db-2"]);
+    assert_eq!(names(&api, "persistentvolumeclaims"), ["data-db-0", "data-db-1", "data-db-2"]);
+    let first = api.get("pods", "shop", "db-1").unwrap();
+    let revision = status(&api, "currentRevision");
+    assert_eq!(
+        first["metadata"]["labels"],
+        json!({"app": "web", "apps.kubernetes.io/pod-index": "1",
+        "controller-revision-hash": revision, "statefulset.kubernetes.io/pod-name": "db-1"})
+    );
+    assert_eq!((&first["spec"]["hostname"], &first["spec"]["subdomain"]), (&json!("db-1"), &json!("db")));
+    assert_eq!(first["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"], "data-db-1");
+    assert_eq!(first["metadata"]["ownerReferences"][0]["kind"], "StatefulSet");
+
+    for image in ["v2", "v3", "v4"] {
+        api.edit("statefulsets", "shop", "db", |set| {
+            set["spec"]["template"]["spec"]["containers"][0]["image"] = image.into();
+            set["metadata"]["generation"] = (set["metadata"]["generation"].as_u64().unwrap() + 1).into();
+        });
+        until(&api, image, |api| {
+            let all = api.list("pods");
+            all.len() == 3
+                && all.iter().all(|pod| pod["spec"]["containers"][0]["image"] == image)
+                && status(api, "currentRevision") == status(api, "updateRevision")
+                && status(api, "availableReplicas") == 3
+        })
+        .await;
+    }
+    at_rest(&api).await;
+    assert_ne!(status(&api, "currentRevision"), revision);
+    assert_eq!(api.count("controllerrevisions"), 2, "the newest, and one to go back to");
+
+    api.edit("statefulsets", "shop", "db", |set| set["spec"]["replicas"] = 1.into());
+    until(&api, "one pod with its claim", |api| {
+        status(api, "replicas") == 1 && api.count("persistentvolumeclaims") == 1
+    })
+    .await;
+    at_rest(&api).await;
+    assert_eq!(names(&api, "pods"), ["db-0"]);
+
+    api.edit("pods", "shop", "db-0", |pod| {
+        pod["metadata"]["labels"].as_object_mut().unwrap().remove("statefulset.kubernetes.io/pod-name");
+    });
+    until(&api, "the pod's name is its label again", |api| {
+        api.get("pods", "shop", "db-0")
+            .is_some_and(|pod| pod["metadata"]["labels"]["statefulset.kubernetes.io/pod-name"] == "db-0")
+    })
+    .await;
     running.stop().await;
 }

@@ -3,16 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::{
-        apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetStatus},
-        core::v1::PodTemplateSpec,
-    },
-    apimachinery::pkg::util::intstr::IntOrString,
+use k8s_openapi::api::{
+    apps::v1::{Deployment, DeploymentStatus, ReplicaSet, ReplicaSetStatus},
+    core::v1::PodTemplateSpec,
 };
 
 use super::{annotations, status};
-use crate::controllers::replica_set::to_i32;
+use crate::controllers::{percent::scaled, replica_set::to_i32, revisions::safe_encode};
 
 /// The label that tells the pods of one template from those of another.
 pub(super) const HASH_LABEL: &str = "pod-template-hash";
@@ -87,24 +84,6 @@ fn is_rolling(deployment: &Deployment) -> bool {
     strategy.unwrap_or("RollingUpdate") == "RollingUpdate"
 }
 
-fn scaled(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
-    match value {
-        None => 0,
-        Some(IntOrString::Int(number)) => *number,
-        Some(IntOrString::String(text)) => {
-            let percent =
-                text.strip_suffix('%').and_then(|text| text.parse::<i64>().ok()).unwrap_or_default();
-            let product = percent.saturating_mul(i64::from(of));
-            let whole = if round_up {
-                product.div_euclid(100) + i64::from(product.rem_euclid(100) > 0)
-            } else {
-                product / 100
-            };
-            i32::try_from(whole).unwrap_or(i32::MAX)
-        }
-    }
-}
-
 /// `maxSurge` and `maxUnavailable` as numbers of pods. They are not both zero, for then nothing could move.
 pub(super) fn fenceposts(deployment: &Deployment) -> (i32, i32) {
     if !is_rolling(deployment) {
@@ -133,14 +112,13 @@ pub(super) fn same_template(one: &PodTemplateSpec, two: &PodTemplateSpec) -> boo
 /// The hash of a template that becomes part of a set's name. The digest is FNV-1a as upstream's; what it is taken over is
 /// the template's JSON.
 pub(super) fn template_hash(template: &PodTemplateSpec, collisions: Option<i32>) -> String {
-    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     let json = serde_json::to_vec(template).unwrap_or_default();
     let salt = collisions.map(|count| [count.to_le_bytes(), [0; 4]].concat()).unwrap_or_default();
     let hash = json
         .iter()
         .chain(&salt)
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    hash.to_string().bytes().map(|digit| char::from(ALPHABET[usize::from(digit) % ALPHABET.len()])).collect()
+    safe_encode(hash)
 }
 
 /// The name of the set for a template.
