@@ -13,6 +13,7 @@ use crate::{events::EventRecorder, informer::Informers, manager::Runnable, reque
 
 mod backends;
 mod claim;
+mod daemon_set;
 mod deployment;
 mod endpoint_slice;
 mod endpoints;
@@ -30,6 +31,7 @@ mod service_account;
 mod stateful_set;
 mod taint_eviction;
 
+pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
 pub use endpoints::{ADDRESSES_MAX, endpoints};
@@ -167,6 +169,7 @@ impl Context {
 /// | `deployment-controller` | [`deployment`] |
 /// | `replicaset-controller` | [`replica_set`] |
 /// | `statefulset-controller` | [`stateful_set`] |
+/// | `daemonset-controller` | [`daemon_set`] |
 /// | `job-controller` | [`job`] |
 /// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
 /// | `endpointslice-controller` | [`endpoint_slice`] |
@@ -203,6 +206,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(deployment(context)));
     all.push(Arc::new(replica_set(context)));
     all.push(Arc::new(stateful_set(context)));
+    all.push(Arc::new(daemon_set(context)));
     all.push(Arc::new(job(context)));
     all.push(Arc::new(ttl_after_finished(context)));
     all.push(Arc::new(endpoint_slice(context)));

@@ -46,6 +46,7 @@ pub mod informer;
 mod key;
 pub mod leader;
 pub mod manager;
+pub mod node_selector;
 pub mod queue;
 pub mod reconciler;
 pub mod reflector;

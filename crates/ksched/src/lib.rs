@@ -40,7 +40,7 @@
 //! );
 //! ```
 
-pub mod affinity;
+pub use kreconcile::node_selector as affinity;
 pub mod build;
 pub mod cycle;
 pub mod decision;

@@ -22,8 +22,8 @@ use crate::{
 const COLLISIONS_MAX: i32 = 100;
 /// The longest prefix of a revision's name, so that the hash has room.
 const NAME_PREFIX_BYTES_MAX: usize = 223;
-/// The label that holds the hash of a revision's contents.
-const HASH_LABEL: &str = "controller.kubernetes.io/hash";
+/// The label that holds the hash of a revision's contents, as StatefulSets have it.
+pub(crate) const HASH_LABEL: &str = "controller.kubernetes.io/hash";
 const REVISIONS_BY_OWNER: &str = "revisions-by-owner";
 
 /// Digits as letters that make no words (apimachinery's `rand.SafeEncodeString`).
@@ -51,6 +51,8 @@ fn revision_name(owner: &str, hash: &str) -> String {
 pub(crate) struct Draft<'a> {
     /// A strategic merge patch that brings the state back.
     pub(crate) data: Value,
+    /// The label that the hash of the data goes under.
+    pub(crate) hash_label: &'static str,
     pub(crate) labels: &'a BTreeMap<String, String>,
     pub(crate) annotations: &'a BTreeMap<String, String>,
 }
@@ -180,7 +182,7 @@ impl Revisions {
             let hash = revision_hash(&draft.data, *collisions);
             let name = revision_name(&header.name, &hash);
             let mut labels = json!(draft.labels);
-            labels[HASH_LABEL] = Value::from(hash);
+            labels[draft.hash_label] = Value::from(hash);
             let body = json!({
                 "apiVersion": self.resource.api_version(),
                 "kind": self.resource.kind,
@@ -209,16 +211,13 @@ impl Revisions {
         Err(ReconcileError::other(format!("every name for a revision of {} is taken", header.name)))
     }
 
-    /// Deletes the oldest revisions that nothing uses until `limit` of them are left.
-    pub(crate) async fn truncate(
+    /// Deletes the first `count` of these revisions.
+    pub(crate) async fn delete_oldest(
         &self,
-        known: &[Arc<ControllerRevision>],
-        limit: i32,
-        in_use: impl Fn(&str) -> bool,
+        sorted: &[&Arc<ControllerRevision>],
+        count: usize,
     ) -> Result<(), kube::Error> {
-        let Ok(limit) = usize::try_from(limit) else { return Ok(()) };
-        let idle: Vec<_> = known.iter().filter(|revision| !in_use(name(revision))).collect();
-        for revision in idle.iter().take(idle.len().saturating_sub(limit)) {
+        for revision in sorted.iter().take(count) {
             let how = DeleteHow { uid: revision.metadata.uid.clone(), ..DeleteHow::default() };
             match self.requests.delete(&self.path(revision), &how).await {
                 Err(error) if !request::is_not_found(&error) => return Err(error),

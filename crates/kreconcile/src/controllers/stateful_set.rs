@@ -168,8 +168,10 @@ impl Reconciler for StatefulSets {
                 || name == revisions::name(&history.latest)
                 || pods.iter().any(|pod| decide::revision(pod) == name)
         };
-        let limit = set.spec.revision_history_limit.unwrap_or(10);
-        shared.revisions.truncate(&history.known, limit, used).await?;
+        let idle: Vec<_> = history.known.iter().filter(|known| !used(revisions::name(known))).collect();
+        if let Ok(limit) = usize::try_from(set.spec.revision_history_limit.unwrap_or(10)) {
+            shared.revisions.delete_oldest(&idle, idle.len().saturating_sub(limit)).await?;
+        }
         result?;
         let min_ready = set.spec.min_ready_seconds.unwrap_or_default();
         let waits = pods.iter().filter_map(|pod| pod_state::available_in(pod, min_ready, now));
@@ -193,6 +195,7 @@ impl Shared {
         let template = set.spec.template.metadata.as_ref();
         let draft = Draft {
             data: Draft::template(&stored.value()?["spec"]["template"]),
+            hash_label: revisions::HASH_LABEL,
             labels: template.and_then(|metadata| metadata.labels.as_ref()).unwrap_or(&none),
             annotations: set.metadata.annotations.as_ref().unwrap_or(&none),
         };

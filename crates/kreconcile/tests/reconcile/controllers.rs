@@ -4,7 +4,7 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    apps::v1::{ControllerRevision, Deployment, ReplicaSet, StatefulSet},
+    apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::Job,
     coordination::v1::Lease,
     core::v1::{
@@ -37,6 +37,7 @@ fn start() -> (Arc<FakeApi>, Running) {
         ResourceType::of::<Deployment>(),
         ResourceType::of::<ReplicaSet>(),
         ResourceType::of::<StatefulSet>(),
+        ResourceType::of::<DaemonSet>(),
         ResourceType::of::<ControllerRevision>(),
         ResourceType::of::<PersistentVolumeClaim>(),
         ResourceType::of::<Job>(),
@@ -427,5 +428,88 @@ async fn a_stateful_set_comes_up_rolls_over_scales_and_keeps_its_claims() {
             .is_some_and(|pod| pod["metadata"]["labels"]["statefulset.kubernetes.io/pod-name"] == "db-0")
     })
     .await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_daemon_set_follows_the_nodes_and_rolls_over() {
+    let (api, running) = start();
+    let add_node = |name: &str, pool: &str| {
+        api.add(
+            "nodes",
+            json!({"metadata": {"name": name, "labels": {"pool": pool}}, "spec": {},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]}}),
+        );
+    };
+    let mut spec = json!({"selector": {"matchLabels": {"app": "web"}}, "template": template(),
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1, "maxSurge": 0}}});
+    spec["template"]["spec"]["nodeSelector"] = json!({"pool": "blue"});
+    api.add(
+        "daemonsets",
+        json!({"metadata": {"name": "agent", "namespace": "shop", "generation": 1}, "spec": spec}),
+    );
+    add_node("n1", "blue");
+    add_node("n2", "blue");
+    add_node("n3", "green");
+    let status = |api: &FakeApi, field: &str| {
+        api.get("daemonsets", "shop", "agent").map(|set| set["status"][field].clone()).unwrap_or_default()
+    };
+    // The scheduler's part: a pod goes to the node that its affinity names.
+    let bind = |api: &FakeApi| {
+        for pod in api.list("pods") {
+            if pod["spec"]["nodeName"].is_null() {
+                let terms = &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+                    ["nodeSelectorTerms"];
+                let node = terms[0]["matchFields"][0]["values"][0].clone();
+                let name = pod["metadata"]["name"].as_str().unwrap();
+                api.edit("pods", "shop", name, |pod| pod["spec"]["nodeName"] = node);
+            }
+        }
+    };
+    until(&api, "two daemons", |api| {
+        bind(api);
+        status(api, "numberAvailable") == 2
+    })
+    .await;
+    let nodes = |api: &FakeApi| {
+        let mut nodes: Vec<_> = api.list("pods").iter().map(|pod| pod["spec"]["nodeName"].clone()).collect();
+        nodes.sort_by_key(ToString::to_string);
+        nodes
+    };
+    assert_eq!(nodes(&api), ["n1", "n2"]);
+    api.edit("nodes", "", "n3", |node| node["metadata"]["labels"]["pool"] = "blue".into());
+    until(&api, "a third daemon", |api| {
+        bind(api);
+        status(api, "numberAvailable") == 3
+    })
+    .await;
+    api.edit("daemonsets", "shop", "agent", |set| {
+        set["spec"]["template"]["spec"]["containers"][0]["image"] = "v2".into();
+        set["metadata"]["generation"] = 2.into();
+    });
+    until(&api, "the new image everywhere", |api| {
+        bind(api);
+        let all = api.list("pods");
+        assert!(all.iter().filter(|pod| pod["metadata"]["deletionTimestamp"].is_null()).count() >= 2);
+        all.iter().all(|pod| pod["spec"]["containers"][0]["image"] == "v2")
+            && status(api, "updatedNumberScheduled") == 3
+            && status(api, "numberAvailable") == 3
+    })
+    .await;
+    let first = api.list("pods")[0]["metadata"]["name"].as_str().unwrap().to_owned();
+    api.edit("pods", "shop", &first, |pod| pod["status"] = json!({"phase": "Failed"}));
+    until(&api, "the failed one is replaced", |api| {
+        bind(api);
+        api.get("pods", "shop", &first).is_none() && nodes(api) == ["n1", "n2", "n3"]
+    })
+    .await;
+    api.edit("nodes", "", "n2", |node| {
+        node["spec"]["taints"] = json!([{"key": "mine", "effect": "NoExecute"}])
+    });
+    until(&api, "two daemons are left", |api| {
+        api.count("pods") == 2 && status(api, "desiredNumberScheduled") == 2
+    })
+    .await;
+    assert_eq!(nodes(&api), ["n1", "n3"]);
     running.stop().await;
 }
