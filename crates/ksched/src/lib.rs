@@ -60,7 +60,7 @@ pub mod waiting;
 
 pub use cycle::decide;
 pub use decision::{Decision, Diagnosis, NodeVerdict, Score};
-pub use event::{ClusterEvent, Hint};
+pub use event::{ClusterEvent, Hint, ObjectEvent};
 pub use node::NodeInfo;
 pub use plugin::{Rejection, Verdict};
 pub use pod::PodInfo;
@@ -68,5 +68,8 @@ pub use profile::{BuildError, Profile, ProfileBuilder};
 pub use queue::{QueuedPod, SchedulingQueue};
 pub use resources::Resources;
 pub use scheduler::{Scheduler, SchedulerBuilder};
-pub use snapshot::{NodeIndex, NodeView, Snapshot};
+pub use snapshot::{
+    NodeIndex, NodeView, Snapshot,
+    catalog::{Catalog, Interest},
+};
 pub use waiting::WaitingPods;

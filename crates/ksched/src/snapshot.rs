@@ -1,5 +1,6 @@
 //! The state of the cluster that decisions are made on.
 
+pub mod catalog;
 pub mod columns;
 
 use std::{collections::HashMap, fmt, sync::Arc};
@@ -9,7 +10,7 @@ use ahash::RandomState;
 use crate::{
     node::NodeInfo,
     pod::{HostPort, PodInfo},
-    snapshot::columns::Columns,
+    snapshot::{catalog::Catalog, columns::Columns},
 };
 
 type Map<K, V> = HashMap<K, V, RandomState>;
@@ -47,6 +48,7 @@ pub struct Snapshot {
     waiting: Arc<Map<Arc<str>, Vec<Arc<PodInfo>>>>,
     /// How many nodes have an image.
     images: Arc<Map<Arc<str>, i64>>,
+    catalog: Catalog,
 }
 
 #[derive(Clone)]
@@ -94,6 +96,17 @@ impl Snapshot {
     #[must_use]
     pub fn columns(&self) -> &Columns {
         &self.columns
+    }
+
+    /// The objects of other kinds.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The objects of other kinds, to be changed.
+    pub fn catalog_mut(&mut self) -> &mut Catalog {
+        &mut self.catalog
     }
 
     /// The node's index.

@@ -127,7 +127,7 @@ impl Api {
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let path: Vec<&str> = parts.uri.path().trim_start_matches("/api/v1/").split('/').collect();
         match (parts.method, &path[..]) {
-            (Method::GET, [plural]) => self.watch(plural),
+            (Method::GET, [plural] | ["", "apis", _, _, plural]) => self.watch(plural),
             (Method::POST, ["namespaces", _, "pods", name, "binding"]) => {
                 if self.failing_bindings.load(Ordering::Relaxed) > 0 {
                     self.failing_bindings.fetch_sub(1, Ordering::Relaxed);
