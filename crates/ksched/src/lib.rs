@@ -49,11 +49,13 @@ pub mod node;
 pub mod plugin;
 pub mod plugins;
 pub mod pod;
+pub mod pod_affinity;
 pub mod profile;
 pub mod queue;
 pub mod resources;
 pub mod scheduler;
 pub mod snapshot;
+pub mod spread;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod waiting;

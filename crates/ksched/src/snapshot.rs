@@ -49,6 +49,8 @@ pub struct Snapshot {
     /// How many nodes have an image.
     images: Arc<Map<Arc<str>, i64>>,
     catalog: Catalog,
+    /// The placed pods that say something about other pods, by uid.
+    with_affinity: Arc<Map<Arc<str>, Arc<PodInfo>>>,
 }
 
 #[derive(Clone)]
@@ -157,6 +159,14 @@ impl Snapshot {
         self.pods.get(uid).map(|placed| &placed.pod)
     }
 
+    /// The pods that say something about other pods, with their nodes; in no particular order.
+    pub fn pods_with_affinity(&self) -> impl Iterator<Item = (&Arc<PodInfo>, NodeView<'_>)> {
+        self.with_affinity.values().filter_map(|pod| {
+            let index = self.find(&self.pods.get(&pod.uid)?.node)?;
+            Some((pod, self.node(index)))
+        })
+    }
+
     /// Adds a node, or puts it in the place of the one with the same name; its pods stay.
     pub fn set_node(&mut self, node: impl Into<Arc<NodeInfo>>) {
         let node: Arc<NodeInfo> = node.into();
@@ -230,6 +240,9 @@ impl Snapshot {
                 name
             }
         };
+        if !pod.pod_affinity.is_empty() {
+            Arc::make_mut(&mut self.with_affinity).insert(Arc::clone(&pod.uid), Arc::clone(pod));
+        }
         let placed = Placed { node: name, pod: Arc::clone(pod) };
         Arc::make_mut(&mut self.pods).insert(Arc::clone(&pod.uid), placed);
     }
@@ -239,7 +252,10 @@ impl Snapshot {
         if !self.pods.contains_key(uid) {
             return false;
         }
-        let Some(Placed { node, .. }) = Arc::make_mut(&mut self.pods).remove(uid) else { return false };
+        let Some(Placed { node, pod }) = Arc::make_mut(&mut self.pods).remove(uid) else { return false };
+        if !pod.pod_affinity.is_empty() {
+            Arc::make_mut(&mut self.with_affinity).remove(uid);
+        }
         let Some(index) = self.find(&node) else {
             let waiting = Arc::make_mut(&mut self.waiting);
             if let Some(pods) = waiting.get_mut(&node) {
