@@ -304,3 +304,29 @@ async fn a_pod_waits_for_its_permission_and_gives_back_what_it_booked() {
     assert_eq!(pairs.booked.load(Ordering::Relaxed), 2);
     running.stop().await;
 }
+
+/// Nodes are equal but for their names; only one is beside the pod that the other wants to be near, and that is found only
+/// by the labels of its namespace.
+#[tokio::test(start_paused = true)]
+async fn a_plugin_finds_the_kinds_that_it_asks_for() {
+    let api = Api::new();
+    for name in ["a", "b", "c", "d"] {
+        api.add_node(node(name).label("host", name));
+    }
+    let namespace = json!({"metadata": {"name": "default", "labels": {"team": "shop"}}});
+    api.put("namespaces", namespace);
+    api.add_pod(pod("db").on("c").edit(|pod| {
+        pod.metadata.labels = Some(BTreeMap::from([("app".to_owned(), "db".to_owned())]));
+    }));
+    let running = api.start();
+    let affinity = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "host",
+        "labelSelector": {"matchLabels": {"app": "db"}},
+        "namespaceSelector": {"matchLabels": {"team": "shop"}},
+    }]}});
+    api.add_pod(pod("web").edit(|pod| {
+        pod.spec.get_or_insert_default().affinity = serde_json::from_value(affinity).unwrap();
+    }));
+    api.until_on("web", "c").await;
+    running.stop().await;
+}
