@@ -1,6 +1,10 @@
 //! What happens in the cluster, as far as it can help a pod that waits.
 
-use std::sync::Arc;
+use std::{
+    any::{Any, TypeId},
+    fmt,
+    sync::Arc,
+};
 
 use crate::{node::NodeInfo, pod::PodInfo};
 
@@ -17,6 +21,8 @@ pub enum ClusterEvent {
         /// How it is.
         new: Arc<NodeInfo>,
     },
+    /// A node left.
+    NodeRemoved(Arc<NodeInfo>),
     /// A pod came onto a node.
     PodAssigned(Arc<PodInfo>),
     /// A pod on a node changed.
@@ -35,8 +41,55 @@ pub enum ClusterEvent {
         /// How it is.
         new: Arc<PodInfo>,
     },
+    /// An object of another kind, in which a plug-in has said its
+    /// [interest](crate::plugin::QueueingHint::interests), came, changed or went.
+    Object(ObjectEvent),
     /// Something else, of which a plug-in wants to know; the name says what.
     Other(Arc<str>),
+}
+
+/// What happened to an object of a kind besides pods and nodes.
+#[derive(Clone)]
+pub struct ObjectEvent {
+    kind: TypeId,
+    old: Option<Arc<dyn Any + Send + Sync>>,
+    new: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for ObjectEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let action = match (&self.old, &self.new) {
+            (None, _) => "added",
+            (Some(_), Some(_)) => "updated",
+            (Some(_), None) => "removed",
+        };
+        f.debug_struct("ObjectEvent").field("action", &action).finish_non_exhaustive()
+    }
+}
+
+impl ObjectEvent {
+    /// `old` is how it was, `new` how it is; without one of them the object came or went.
+    #[must_use]
+    pub fn new<K: Send + Sync + 'static>(old: Option<Arc<K>>, new: Option<Arc<K>>) -> Self {
+        Self { kind: TypeId::of::<K>(), old: old.map(|old| old as Arc<_>), new: new.map(|new| new as Arc<_>) }
+    }
+
+    /// How it was and how it is, when the event is about this kind.
+    ///
+    /// ```
+    /// use k8s_openapi::api::core::v1::{Namespace, Service};
+    /// use ksched::event::ObjectEvent;
+    /// let event = ObjectEvent::new(None, Some(std::sync::Arc::new(Namespace::default())));
+    /// assert!(matches!(event.of::<Namespace>(), Some((None, Some(_)))));
+    /// assert!(event.of::<Service>().is_none());
+    /// ```
+    #[must_use]
+    pub fn of<K: Send + Sync + 'static>(&self) -> Option<(Option<&K>, Option<&K>)> {
+        (self.kind == TypeId::of::<K>()).then(|| {
+            let old = self.old.as_deref().and_then(|side| side.downcast_ref());
+            (old, self.new.as_deref().and_then(|side| side.downcast_ref()))
+        })
+    }
 }
 
 /// Whether an event may help a pod.

@@ -49,18 +49,20 @@ pub mod node;
 pub mod plugin;
 pub mod plugins;
 pub mod pod;
+pub mod pod_affinity;
 pub mod profile;
 pub mod queue;
 pub mod resources;
 pub mod scheduler;
 pub mod snapshot;
+pub mod spread;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod waiting;
 
 pub use cycle::decide;
 pub use decision::{Decision, Diagnosis, NodeVerdict, Score};
-pub use event::{ClusterEvent, Hint};
+pub use event::{ClusterEvent, Hint, ObjectEvent};
 pub use node::NodeInfo;
 pub use plugin::{Rejection, Verdict};
 pub use pod::PodInfo;
@@ -68,5 +70,8 @@ pub use profile::{BuildError, Profile, ProfileBuilder};
 pub use queue::{QueuedPod, SchedulingQueue};
 pub use resources::Resources;
 pub use scheduler::{Scheduler, SchedulerBuilder};
-pub use snapshot::{NodeIndex, NodeView, Snapshot};
+pub use snapshot::{
+    NodeIndex, NodeView, Snapshot,
+    catalog::{Catalog, Interest},
+};
 pub use waiting::WaitingPods;

@@ -36,7 +36,7 @@ use crate::{
     event::{ClusterEvent, Hint},
     pod::PodInfo,
     queue::QueuedPod,
-    snapshot::{NodeIndex, NodeView, Snapshot},
+    snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
     waiting::WaitingPods,
 };
 
@@ -209,11 +209,12 @@ impl fmt::Debug for Binding<'_> {
     }
 }
 
-/// Notes that plug-ins keep for the time of one decision, one per type.
-#[derive(Default)]
+/// Notes that plug-ins keep for the time of one decision, one per type. A clone shares the notes until one is
+/// [edited](Self::edit), so that preemption can try each node with notes of its own.
+#[derive(Clone, Default)]
 pub struct CycleState {
     /// Few, so they are searched one by one.
-    notes: SmallVec<[(TypeId, Box<dyn Any + Send + Sync>); 4]>,
+    notes: SmallVec<[(TypeId, Arc<dyn Any + Send + Sync>); 4]>,
 }
 
 impl fmt::Debug for CycleState {
@@ -225,7 +226,7 @@ impl fmt::Debug for CycleState {
 impl CycleState {
     /// Keeps a note in the place of the one of the same type.
     pub fn put<T: Send + Sync + 'static>(&mut self, note: T) {
-        let (key, note) = (TypeId::of::<T>(), Box::new(note));
+        let (key, note) = (TypeId::of::<T>(), Arc::new(note));
         match self.notes.iter_mut().find(|(known, _)| *known == key) {
             Some(entry) => entry.1 = note,
             None => self.notes.push((key, note)),
@@ -237,6 +238,16 @@ impl CycleState {
     pub fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
         let note = self.notes.iter().find(|(known, _)| *known == TypeId::of::<T>());
         note.and_then(|(_, note)| note.downcast_ref())
+    }
+
+    /// The note of a type, to be changed; copied first when a clone shares it.
+    pub fn edit<T: Clone + Send + Sync + 'static>(&mut self) -> Option<&mut T> {
+        let (_, note) = self.notes.iter_mut().find(|(known, _)| *known == TypeId::of::<T>())?;
+        if Arc::get_mut(note).is_none() {
+            let copy = note.downcast_ref::<T>()?.clone();
+            *note = Arc::new(copy);
+        }
+        Arc::get_mut(note)?.downcast_mut()
     }
 }
 
@@ -266,6 +277,13 @@ pub trait PreFilter: Send + Sync + 'static {
 
     /// Asked first in each decision.
     fn pre_filter(&self, cycle: &mut CycleState, pod: &PodInfo, snapshot: &Snapshot) -> PreFilterVerdict;
+
+    /// Brings the notes up to date as if `added` were on the node too. Asked during preemption and for nominated pods,
+    /// only after `pre_filter` passed; by default there is nothing to bring up to date.
+    fn add_pod(&self, _cycle: &mut CycleState, _pod: &PodInfo, _added: &PodInfo, _node: NodeView<'_>) {}
+
+    /// The opposite of [`add_pod`](Self::add_pod).
+    fn remove_pod(&self, _cycle: &mut CycleState, _pod: &PodInfo, _removed: &PodInfo, _node: NodeView<'_>) {}
 }
 
 /// Says whether a pod can run on a node.
@@ -458,6 +476,12 @@ pub trait QueueingHint: Send + Sync + 'static {
 
     /// Asked for each event and each pod that the plug-in rejected; must be cheap.
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint;
+
+    /// The kinds, besides pods and nodes, that the plug-in finds in [`Snapshot::catalog`] and of which it wants events.
+    /// The scheduler watches the kinds that the plug-ins of its profiles ask for, and no others; asked once, at start.
+    fn interests(&self) -> Vec<Interest> {
+        Vec::new()
+    }
 }
 
 const _: Option<&dyn QueueSort> = None;
@@ -512,5 +536,16 @@ mod tests {
             (cycle.get::<u8>(), cycle.get::<&str>(), cycle.get::<i8>()),
             (Some(&2), Some(&"text"), None)
         );
+    }
+
+    #[test]
+    fn a_note_is_copied_before_it_is_edited() {
+        let mut cycle = CycleState::default();
+        cycle.put(vec![1]);
+        let mut copy = cycle.clone();
+        copy.edit::<Vec<i32>>().unwrap().push(2);
+        assert_eq!(cycle.get::<Vec<i32>>(), Some(&vec![1]));
+        assert_eq!(copy.get::<Vec<i32>>(), Some(&vec![1, 2]));
+        assert!(copy.edit::<u8>().is_none());
     }
 }

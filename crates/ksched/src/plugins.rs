@@ -5,11 +5,13 @@ mod default_binder;
 mod default_preemption;
 mod dynamic_resources;
 mod image_locality;
+mod inter_pod_affinity;
 mod node_affinity;
 mod node_name;
 mod node_ports;
 mod node_resources_fit;
 mod node_unschedulable;
+mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
 mod taint_toleration;
@@ -21,11 +23,13 @@ pub use default_binder::DefaultBinder;
 pub use default_preemption::DefaultPreemption;
 pub use dynamic_resources::DynamicResources;
 pub use image_locality::ImageLocality;
+pub use inter_pod_affinity::InterPodAffinity;
 pub use node_affinity::NodeAffinity;
 pub use node_name::NodeName;
 pub use node_ports::NodePorts;
 pub use node_resources_fit::{NodeResourcesFit, ScoringStrategy};
 pub use node_unschedulable::NodeUnschedulable;
+pub use pod_topology_spread::PodTopologySpread;
 pub use priority_sort::PrioritySort;
 pub use scheduling_gates::SchedulingGates;
 pub use taint_toleration::TaintToleration;
@@ -36,11 +40,15 @@ use crate::profile::ProfileBuilder;
 pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
     let fit = Arc::new(NodeResourcesFit::default());
     let balanced = Arc::new(BalancedAllocation::default());
+    let spread = Arc::new(PodTopologySpread::default());
+    let between_pods = Arc::new(InterPodAffinity::default());
     builder
         .pre_enqueue(Arc::new(SchedulingGates))
         .hint(Arc::new(SchedulingGates))
         .pre_filter(Arc::new(NodeAffinity))
         .pre_filter(Arc::new(NodePorts))
+        .pre_filter(Arc::clone(&spread) as Arc<_>)
+        .pre_filter(Arc::clone(&between_pods) as Arc<_>)
         .pre_filter(Arc::new(DynamicResources))
         .filter(Arc::new(NodeUnschedulable))
         .filter(Arc::new(NodeName))
@@ -48,19 +56,27 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::new(NodeAffinity))
         .filter(Arc::new(NodePorts))
         .filter(Arc::clone(&fit) as Arc<_>)
+        .filter(Arc::clone(&spread) as Arc<_>)
+        .filter(Arc::clone(&between_pods) as Arc<_>)
         .hint(Arc::new(NodeUnschedulable))
         .hint(Arc::new(NodeName))
         .hint(Arc::new(TaintToleration))
         .hint(Arc::new(NodeAffinity))
         .hint(Arc::new(NodePorts))
         .hint(Arc::clone(&fit) as Arc<_>)
+        .hint(Arc::clone(&spread) as Arc<_>)
+        .hint(Arc::clone(&between_pods) as Arc<_>)
         .post_filter(Arc::new(DynamicResources))
         .post_filter(Arc::new(DefaultPreemption))
         .pre_score(Arc::new(NodeAffinity))
+        .pre_score(Arc::clone(&spread) as Arc<_>)
+        .pre_score(Arc::clone(&between_pods) as Arc<_>)
         .pre_score(Arc::clone(&balanced) as Arc<_>)
         .score(Arc::new(TaintToleration), 3)
         .score(Arc::new(NodeAffinity), 2)
         .score(fit, 1)
+        .score(spread, 2)
+        .score(between_pods, 2)
         .score(balanced, 1)
         .score(Arc::new(ImageLocality), 1)
 }
@@ -78,11 +94,15 @@ mod tests {
         check_filter(Arc::new(NodeAffinity));
         check_filter(Arc::new(NodePorts));
         check_filter(Arc::new(NodeResourcesFit::default()));
+        check_filter(Arc::new(PodTopologySpread::default()));
+        check_filter(Arc::new(InterPodAffinity::default()));
     }
 
     #[test]
     fn the_scores_keep_to_the_contract() {
         check_score(Arc::new(TaintToleration));
+        check_score(Arc::new(PodTopologySpread::default()));
+        check_score(Arc::new(InterPodAffinity::default()));
         check_score(Arc::new(NodeAffinity));
         check_score(Arc::new(NodeResourcesFit::default()));
         check_score(Arc::new(NodeResourcesFit::new(

@@ -8,7 +8,9 @@ use smallvec::SmallVec;
 
 use crate::{
     affinity::{self, RequiredAffinity, Term},
+    pod_affinity::PodAffinity,
     resources::{self, DEFAULT_MEMORY_BYTES, DEFAULT_MILLI_CPU, Resources},
+    spread::SpreadConstraint,
 };
 
 /// The scheduler that a pod without `spec.schedulerName` is for.
@@ -76,6 +78,10 @@ pub struct PodInfo {
     pub required_affinity: Option<RequiredAffinity>,
     /// What it would like of its node's labels, with weights.
     pub preferred_affinity: Vec<(i64, Term)>,
+    /// What it says about other pods.
+    pub pod_affinity: Arc<PodAffinity>,
+    /// How it wants to be spread.
+    pub spread: Vec<SpreadConstraint>,
     /// The images of containers, init containers and image volumes, with their tags.
     pub images: SmallVec<[Arc<str>; 2]>,
     /// The number of its containers and init containers.
@@ -116,8 +122,12 @@ impl PodInfo {
         let for_scores = resources::pod_requests(&object, &defaults);
         let phase = status.and_then(|status| status.phase.as_deref());
         let meta = &object.metadata;
+        let namespace = text(&meta.namespace);
+        let labels: Labels = meta.labels.iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         Self {
-            namespace: text(&meta.namespace),
+            pod_affinity: Arc::new(PodAffinity::read(&object, &namespace)),
+            spread: SpreadConstraint::of(&object, &labels),
+            namespace,
             name: text(&meta.name),
             uid: text(&meta.uid),
             scheduler_name: set(&spec.scheduler_name).unwrap_or_else(|| DEFAULT_SCHEDULER_NAME.into()),
@@ -137,7 +147,7 @@ impl PodInfo {
             resizing: is_resizing(&object, &requests),
             terminal: matches!(phase, Some("Succeeded" | "Failed")),
             deleting: meta.deletion_timestamp.is_some(),
-            labels: meta.labels.iter().flatten().map(|(k, v)| (k.as_str(), v.as_str())).collect(),
+            labels,
             condition: condition(&object),
             generation: meta.generation.unwrap_or_default(),
             object: Arc::clone(&object),

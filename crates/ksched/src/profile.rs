@@ -38,6 +38,8 @@ type Entries<P> = Vec<Entry<P>>;
 /// | `TaintToleration` | 3 |
 /// | `NodeAffinity` | 2 |
 /// | `NodeResourcesFit` | 1 |
+/// | `PodTopologySpread` | 2 |
+/// | `InterPodAffinity` | 2 |
 /// | `NodeResourcesBalancedAllocation` | 1 |
 /// | `ImageLocality` | 1 |
 #[derive(Clone)]
@@ -312,7 +314,9 @@ mod tests {
                 "TaintToleration",
                 "NodeAffinity",
                 "NodePorts",
-                "NodeResourcesFit"
+                "NodeResourcesFit",
+                "PodTopologySpread",
+                "InterPodAffinity"
             ]
         );
         let scores: Vec<_> = profile.scores().collect();
@@ -320,6 +324,8 @@ mod tests {
             ("TaintToleration", 3),
             ("NodeAffinity", 2),
             ("NodeResourcesFit", 1),
+            ("PodTopologySpread", 2),
+            ("InterPodAffinity", 2),
             ("NodeResourcesBalancedAllocation", 1),
             ("ImageLocality", 1),
         ];

@@ -7,9 +7,10 @@ mod report;
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
+use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kcore::{Clock, SystemClock};
-use kreconcile::{EventRecorder, Informers, RunError, Runnable, Selection};
+use kreconcile::{EventRecorder, Informer, Informers, RunError, Runnable, Selection, Subscription};
 use kube::Client;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     profile::{BuildError, Profile},
     scheduler::core::Core,
+    snapshot::catalog::Interest,
     waiting::WaitingPods,
 };
 
@@ -128,6 +130,19 @@ impl SchedulerBuilder {
     }
 }
 
+/// What the plug-ins of all profiles ask for, each kind once.
+fn interests(profiles: &[Profile]) -> Vec<Interest> {
+    let mut interests = Vec::new();
+    for entry in profiles.iter().flat_map(|profile| &profile.points.hints) {
+        for interest in entry.plugin.interests() {
+            if !interests.contains(&interest) {
+                interests.push(interest);
+            }
+        }
+    }
+    interests
+}
+
 #[async_trait]
 impl Runnable for Scheduler {
     fn name(&self) -> &str {
@@ -138,7 +153,14 @@ impl Runnable for Scheduler {
         let informers = self.informers.clone().unwrap_or_else(|| Informers::new(self.client.clone()));
         let nodes = informers.of::<Node>(Selection::all());
         let pods = informers.of::<Pod>(Selection::all());
-        let synced = async { nodes.synced().await && pods.synced().await };
+        let interests = interests(&self.profiles);
+        let others = interests.iter();
+        let others: Vec<Informer<()>> =
+            others.map(|interest| informers.dynamic(interest.resource().clone(), Selection::all())).collect();
+        let synced = async {
+            let all = futures::future::join_all(others.iter().map(Informer::synced)).await;
+            nodes.synced().await && pods.synced().await && all.into_iter().all(|synced| synced)
+        };
         if stop.run_until_cancelled(synced).await != Some(true) {
             return Ok(());
         }
@@ -151,7 +173,19 @@ impl Runnable for Scheduler {
             recorder,
             self.waiting.clone(),
         );
+        let mut object_changes =
+            stream::select_all(others.iter().zip(&interests).map(|(informer, interest)| {
+                let start = (informer.subscribe(), interest);
+                let next = |(mut changes, interest): (Subscription, _)| async move {
+                    let next = changes.next().await?;
+                    Some(((interest, next), (changes, interest)))
+                };
+                Box::pin(stream::unfold(start, next))
+            }));
         while !stop.is_cancelled() {
+            while let Some(Some((interest, changes))) = object_changes.next().now_or_never() {
+                changes.iter().for_each(|change| core.object_changed(interest, change));
+            }
             for change in node_changes.try_next() {
                 core.node_changed(&change);
             }
@@ -175,6 +209,9 @@ impl Runnable for Scheduler {
                     Some(changes) => changes.iter().for_each(|change| core.pod_changed(change)),
                     None => break,
                 },
+                Some((interest, changes)) = object_changes.next(), if !interests.is_empty() => {
+                    changes.iter().for_each(|change| core.object_changed(interest, change));
+                }
                 () = core.finished() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {}
             }

@@ -1,5 +1,6 @@
 //! The state of the cluster that decisions are made on.
 
+pub mod catalog;
 pub mod columns;
 
 use std::{collections::HashMap, fmt, sync::Arc};
@@ -9,7 +10,7 @@ use ahash::RandomState;
 use crate::{
     node::NodeInfo,
     pod::{HostPort, PodInfo},
-    snapshot::columns::Columns,
+    snapshot::{catalog::Catalog, columns::Columns},
 };
 
 type Map<K, V> = HashMap<K, V, RandomState>;
@@ -47,6 +48,9 @@ pub struct Snapshot {
     waiting: Arc<Map<Arc<str>, Vec<Arc<PodInfo>>>>,
     /// How many nodes have an image.
     images: Arc<Map<Arc<str>, i64>>,
+    catalog: Catalog,
+    /// The placed pods that say something about other pods, by uid.
+    with_affinity: Arc<Map<Arc<str>, Arc<PodInfo>>>,
 }
 
 #[derive(Clone)]
@@ -96,6 +100,17 @@ impl Snapshot {
         &self.columns
     }
 
+    /// The objects of other kinds.
+    #[must_use]
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The objects of other kinds, to be changed.
+    pub fn catalog_mut(&mut self) -> &mut Catalog {
+        &mut self.catalog
+    }
+
     /// The node's index.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<NodeIndex> {
@@ -142,6 +157,14 @@ impl Snapshot {
     #[must_use]
     pub fn pod(&self, uid: &str) -> Option<&Arc<PodInfo>> {
         self.pods.get(uid).map(|placed| &placed.pod)
+    }
+
+    /// The pods that say something about other pods, with their nodes; in no particular order.
+    pub fn pods_with_affinity(&self) -> impl Iterator<Item = (&Arc<PodInfo>, NodeView<'_>)> {
+        self.with_affinity.values().filter_map(|pod| {
+            let index = self.find(&self.pods.get(&pod.uid)?.node)?;
+            Some((pod, self.node(index)))
+        })
     }
 
     /// Adds a node, or puts it in the place of the one with the same name; its pods stay.
@@ -217,6 +240,9 @@ impl Snapshot {
                 name
             }
         };
+        if !pod.pod_affinity.is_empty() {
+            Arc::make_mut(&mut self.with_affinity).insert(Arc::clone(&pod.uid), Arc::clone(pod));
+        }
         let placed = Placed { node: name, pod: Arc::clone(pod) };
         Arc::make_mut(&mut self.pods).insert(Arc::clone(&pod.uid), placed);
     }
@@ -226,7 +252,10 @@ impl Snapshot {
         if !self.pods.contains_key(uid) {
             return false;
         }
-        let Some(Placed { node, .. }) = Arc::make_mut(&mut self.pods).remove(uid) else { return false };
+        let Some(Placed { node, pod }) = Arc::make_mut(&mut self.pods).remove(uid) else { return false };
+        if !pod.pod_affinity.is_empty() {
+            Arc::make_mut(&mut self.with_affinity).remove(uid);
+        }
         let Some(index) = self.find(&node) else {
             let waiting = Arc::make_mut(&mut self.waiting);
             if let Some(pods) = waiting.get_mut(&node) {

@@ -127,7 +127,7 @@ impl Api {
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let path: Vec<&str> = parts.uri.path().trim_start_matches("/api/v1/").split('/').collect();
         match (parts.method, &path[..]) {
-            (Method::GET, [plural]) => self.watch(plural),
+            (Method::GET, [plural] | ["", "apis", _, _, plural]) => self.watch(plural),
             (Method::POST, ["namespaces", _, "pods", name, "binding"]) => {
                 if self.failing_bindings.load(Ordering::Relaxed) > 0 {
                     self.failing_bindings.fetch_sub(1, Ordering::Relaxed);
@@ -302,5 +302,31 @@ async fn a_pod_waits_for_its_permission_and_gives_back_what_it_booked() {
     api.until_on("first", "a").await;
     api.until_on("second", "a").await;
     assert_eq!(pairs.booked.load(Ordering::Relaxed), 2);
+    running.stop().await;
+}
+
+/// Nodes are equal but for their names; only one is beside the pod that the other wants to be near, and that is found only
+/// by the labels of its namespace.
+#[tokio::test(start_paused = true)]
+async fn a_plugin_finds_the_kinds_that_it_asks_for() {
+    let api = Api::new();
+    for name in ["a", "b", "c", "d"] {
+        api.add_node(node(name).label("host", name));
+    }
+    let namespace = json!({"metadata": {"name": "default", "labels": {"team": "shop"}}});
+    api.put("namespaces", namespace);
+    api.add_pod(pod("db").on("c").edit(|pod| {
+        pod.metadata.labels = Some(BTreeMap::from([("app".to_owned(), "db".to_owned())]));
+    }));
+    let running = api.start();
+    let affinity = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "host",
+        "labelSelector": {"matchLabels": {"app": "db"}},
+        "namespaceSelector": {"matchLabels": {"team": "shop"}},
+    }]}});
+    api.add_pod(pod("web").edit(|pod| {
+        pod.spec.get_or_insert_default().affinity = serde_json::from_value(affinity).unwrap();
+    }));
+    api.until_on("web", "c").await;
     running.stop().await;
 }

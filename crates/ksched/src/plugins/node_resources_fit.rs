@@ -21,12 +21,34 @@ use crate::{
 const NAME: &str = "NodeResourcesFit";
 
 /// Which nodes are better among those with room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScoringStrategy {
     /// Those with the most room: spreads pods. The default.
     LeastAllocated,
     /// Those with the least room: packs pods.
     MostAllocated,
+    /// As a function of how full they would be says: points of utilization (0 to 100, ascending) and score (0 to 10), with
+    /// straight lines between them and level before the first and after the last. Resources that score 0 don't count.
+    RequestedToCapacityRatio(Arc<[(i64, i64)]>),
+}
+
+/// What scores of shapes are multiplied with to be within 0 and [`MAX_NODE_SCORE`] (upstream's
+/// `MaxNodeScore / MaxCustomPriorityScore`).
+const SHAPE_SCALE: i64 = MAX_NODE_SCORE / 10;
+
+/// The value at a point of a line through the points of a shape.
+fn on_shape(shape: &[(i64, i64)], utilization: i64) -> i64 {
+    let Some(after) = shape.iter().position(|(at, _)| utilization <= *at) else {
+        return shape.last().map_or(0, |(_, score)| score * SHAPE_SCALE);
+    };
+    let (end, high) = (shape[after].0, shape[after].1 * SHAPE_SCALE);
+    match after.checked_sub(1).map(|before| shape[before]) {
+        Some((begin, low)) if begin < end => {
+            let low = low * SHAPE_SCALE;
+            low + (high - low) * (utilization - begin) / (end - begin)
+        }
+        _ => high,
+    }
 }
 
 /// Rejects nodes without room, and scores by how full they are.
@@ -78,24 +100,39 @@ impl NodeResourcesFit {
     }
 
     fn score_row(&self, wanted: &[Wanted<'_>], row: NodeIndex) -> i64 {
+        let by_shape = matches!(self.strategy, ScoringStrategy::RequestedToCapacityRatio(_));
         let (mut sum, mut weights) = (0, 0);
         for Wanted { allocatable, requested, amount, weight } in wanted {
             if allocatable[row] != 0 {
-                sum += self.score_of(requested[row] + amount, allocatable[row]) * weight;
-                weights += weight;
+                let score = self.score_of(requested[row] + amount, allocatable[row]);
+                if score > 0 || !by_shape {
+                    sum += score * weight;
+                    weights += weight;
+                }
             }
         }
-        if weights == 0 { 0 } else { sum / weights }
+        match weights {
+            0 => 0,
+            // Upstream rounds here and cuts off elsewhere. Sums are not negative.
+            _ if by_shape => (2 * sum + weights) / (2 * weights),
+            _ => sum / weights,
+        }
     }
 
     fn score_of(&self, requested: i64, allocatable: i64) -> i64 {
-        match self.strategy {
+        match &self.strategy {
             ScoringStrategy::LeastAllocated if requested > allocatable => 0,
             ScoringStrategy::LeastAllocated => {
                 (allocatable - requested).saturating_mul(MAX_NODE_SCORE) / allocatable
             }
             ScoringStrategy::MostAllocated => {
                 requested.min(allocatable).saturating_mul(MAX_NODE_SCORE) / allocatable
+            }
+            ScoringStrategy::RequestedToCapacityRatio(shape) if requested > allocatable => {
+                on_shape(shape, 100)
+            }
+            ScoringStrategy::RequestedToCapacityRatio(shape) => {
+                on_shape(shape, requested.saturating_mul(100) / allocatable)
             }
         }
     }
@@ -279,5 +316,45 @@ mod tests {
             let score = fit.score(&CycleState::default(), &pod, snapshot().node(0));
             assert_eq!(score, expected, "{fit:?} {cpu} {memory}");
         }
+    }
+
+    /// The shape of upstream's page "Resource Bin Packing" and its reverse, and a shape's level ends.
+    #[test]
+    fn shapes() {
+        let check = |shape: &[(i64, i64)], utilization: i64, expected: i64| {
+            assert_eq!(on_shape(shape, utilization), expected, "{shape:?} at {utilization}");
+        };
+        for (utilization, expected) in [(0, 0), (1, 1), (50, 50), (100, 100)] {
+            check(&[(0, 0), (100, 10)], utilization, expected);
+            check(&[(0, 10), (100, 0)], utilization, 100 - expected);
+        }
+        for (utilization, expected) in [(10, 20), (20, 20), (30, 60), (40, 100), (70, 100)] {
+            check(&[(20, 2), (40, 10)], utilization, expected);
+        }
+        check(&[], 50, 0);
+    }
+
+    #[test]
+    fn a_resource_that_scores_nothing_does_not_count() {
+        let shape = ScoringStrategy::RequestedToCapacityRatio([(0, 0), (100, 10)].into());
+        // CPU is 3500 of 4000: 87. Memory is 6001 of 10000: 60. The device is 1 of 2: 50.
+        let all = [("cpu", 1), ("memory", 1), ("example.com/gpu", 3)];
+        for (gpu, expected) in [(None, 74), (Some("1"), (87 + 60 + 3 * 100 + 2) / 5)] {
+            let mut pod = pod("p").request("cpu", "500m").request("memory", "1001");
+            if let Some(amount) = gpu {
+                pod = pod.request("example.com/gpu", amount);
+            }
+            let fit = NodeResourcesFit::new(shape.clone(), all);
+            assert_eq!(
+                fit.score(&CycleState::default(), &pod.info(), snapshot().node(0)),
+                expected,
+                "{gpu:?}"
+            );
+        }
+        let falling = ScoringStrategy::RequestedToCapacityRatio([(0, 10), (87, 0)].into());
+        let fit = NodeResourcesFit::new(falling, [("cpu", 1), ("memory", 1)]);
+        let pod = pod("p").request("cpu", "500m").request("memory", "1001").info();
+        // At 60 of 87 a line from 100 to 0 is at 100 - 68; CPU scores 0 and is left out.
+        assert_eq!(fit.score(&CycleState::default(), &pod, snapshot().node(0)), 32);
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         binding::{self, Done, Job, Outcome, Wait},
         report::Reporter,
     },
-    snapshot::Snapshot,
+    snapshot::{Snapshot, catalog::Interest},
     waiting::WaitingPods,
 };
 
@@ -63,7 +63,12 @@ impl Core {
     pub(super) fn node_changed(&mut self, change: &Change) {
         let now = Instant::now();
         if change.new.is_none() {
-            self.snapshot.remove_node(&change.header().name);
+            let name = &change.header().name;
+            let known = self.snapshot.find(name).map(|index| Arc::clone(self.snapshot.node(index).info()));
+            self.snapshot.remove_node(name);
+            if let Some(node) = known {
+                self.queue.happened(&ClusterEvent::NodeRemoved(node), now);
+            }
             return;
         }
         let Some(node) = change.new_as::<Node>() else { return };
@@ -76,6 +81,14 @@ impl Core {
                 self.queue.happened(&ClusterEvent::NodeUpdated { old, new }, now);
             }
             Some(_) => {}
+        }
+    }
+
+    /// Takes over what happened to objects of other kinds.
+    pub(super) fn object_changed(&mut self, interest: &Interest, change: &Change) {
+        match interest.apply(self.snapshot.catalog_mut(), change) {
+            Some(event) => self.queue.happened(&event, Instant::now()),
+            None => tracing::warn!(object = %change.key(), "an object can't be read and is left out"),
         }
     }
 
