@@ -148,6 +148,13 @@ async fn bound_to_a_pod(kubectl: &Kubectl, bearer: &Bearer<'_>) {
     let pod = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"owner"},
         "spec":{"serviceAccountName":"robot","containers":[{"name":"c","image":"example/c:1"}]}}"#;
     kubectl.run(&format!("create -f {}", kubectl.file("pod", pod))).await;
+    // The account's token is in the pod without being asked for (upstream's ServiceAccount admission).
+    let made = read(kubectl, "get pod owner -o json").await;
+    let mount = &made["spec"]["containers"][0]["volumeMounts"][0];
+    assert_eq!(mount["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount", "{made}");
+    assert_eq!((&mount["name"], &mount["readOnly"]), (&made["spec"]["volumes"][0]["name"], &json!(true)));
+    let sources = &made["spec"]["volumes"][0]["projected"]["sources"];
+    assert_eq!(sources[0]["serviceAccountToken"], json!({"expirationSeconds": 3607, "path": "token"}));
     let bound = token(kubectl, "--bound-object-kind=Pod --bound-object-name=owner").await;
     assert_eq!(bearer.who(&bound).await["extra"][POD], json!(["owner"]));
     let free = token(kubectl, "").await;
