@@ -70,7 +70,8 @@ pub(crate) fn prepare_create(def: &ResourceDef, object: &mut Value, clock: &dyn 
     meta["creationTimestamp"] = json!(format_time(clock.now()));
 }
 
-fn suffix() -> String {
+/// The random end of a generated name.
+pub(crate) fn suffix() -> String {
     let mut random = rand::rng();
     (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
 }

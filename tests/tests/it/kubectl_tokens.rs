@@ -56,9 +56,9 @@ async fn review(kubectl: &Kubectl, token: &str, audience: &str) -> Value {
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
         "spec": {"token": token, "audiences": [audience]},
     });
-    // Without PATCH there is no telling from OpenAPI v3 whether the server checks fields, and kubectl would do it by v2.
+    // Without PATCH there is no telling from OpenAPI v3 whether the server checks fields, so kubectl does it by v2 in protobuf.
     let path = kubectl.file("review", &review.to_string());
-    read(kubectl, &format!("create --validate=false -o json -f {path}")).await["status"].clone()
+    read(kubectl, &format!("create -o json -f {path}")).await["status"].clone()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,6 +70,7 @@ async fn tokens_stand_for_the_account() {
         let bearer = Bearer::new(kubectl).await;
         plain(kubectl, &bearer).await;
         for_a_time(kubectl).await;
+        checked_by_the_document(kubectl).await;
         for_an_audience(kubectl, &bearer).await;
         bound_to_a_pod(kubectl, &bearer).await;
         let last = token(kubectl, "").await;
@@ -123,10 +124,37 @@ async fn for_an_audience(kubectl: &Kubectl, bearer: &Bearer<'_>) {
     assert_ne!(other["authenticated"], json!(true), "{other}");
 }
 
+/// What kubectl checks by the document itself: fields that are not there and that have the wrong type (kubectl reference,
+/// `create --validate`; k8s.io/kubectl `pkg/validation`).
+async fn checked_by_the_document(kubectl: &Kubectl) {
+    let kind = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview"});
+    for (spec, why) in [
+        (json!({"user": "a", "colour": 1}), "unknown field \"colour\""),
+        (json!({"user": "a", "groups": "b"}), "invalid type for"),
+    ] {
+        let mut review = kind.clone();
+        review["spec"] = spec;
+        let said = kubectl.fail(&format!("create -f {}", kubectl.file("bad", &review.to_string()))).await;
+        assert!(said.contains(why), "{review}: {said}");
+    }
+    let mut review = kind;
+    review["spec"] = json!({"user": "a", "resourceAttributes": {"verb": "get", "resource": "pods"}});
+    let made =
+        read(kubectl, &format!("create -o json -f {}", kubectl.file("good", &review.to_string()))).await;
+    assert!(made["status"]["allowed"].is_boolean(), "{made}");
+}
+
 async fn bound_to_a_pod(kubectl: &Kubectl, bearer: &Bearer<'_>) {
     let pod = r#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"owner"},
         "spec":{"serviceAccountName":"robot","containers":[{"name":"c","image":"example/c:1"}]}}"#;
     kubectl.run(&format!("create -f {}", kubectl.file("pod", pod))).await;
+    // The account's token is in the pod without being asked for (upstream's ServiceAccount admission).
+    let made = read(kubectl, "get pod owner -o json").await;
+    let mount = &made["spec"]["containers"][0]["volumeMounts"][0];
+    assert_eq!(mount["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount", "{made}");
+    assert_eq!((&mount["name"], &mount["readOnly"]), (&made["spec"]["volumes"][0]["name"], &json!(true)));
+    let sources = &made["spec"]["volumes"][0]["projected"]["sources"];
+    assert_eq!(sources[0]["serviceAccountToken"], json!({"expirationSeconds": 3607, "path": "token"}));
     let bound = token(kubectl, "--bound-object-kind=Pod --bound-object-name=owner").await;
     assert_eq!(bearer.who(&bound).await["extra"][POD], json!(["owner"]));
     let free = token(kubectl, "").await;

@@ -3,6 +3,7 @@
 //! A document is made when it is first asked for and kept as bytes until the registry changes. Its hash, by which clients keep
 //! their copies, is made of what the document is made of, so the index needs no document.
 
+mod binary;
 #[cfg(feature = "openapi-docs")]
 mod docs;
 mod merge;
@@ -39,19 +40,20 @@ enum Spec {
     V3,
 }
 
-/// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. Documents are JSON; a caller that takes only their protobuf
-/// form is refused with 406, as clients expect of servers that don't have it.
+/// The protobuf form of the v2 document, under its old name and the one that answers carry (kube-openapi `pkg/handler`).
+const PROTOBUF: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+];
+
+/// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. The v2 document is JSON or protobuf, the others are JSON; a
+/// caller that takes only their protobuf form is refused with 406, as clients expect of servers that don't have it.
 pub(super) async fn serve(
     server: &Arc<Inner>,
     rest: &[&str],
     headers: &HeaderMap,
 ) -> ApiResult<Response<Body>> {
-    let ranges = negotiate::ranges(headers);
-    let takes_json = |essence: &str| matches!(essence, "application/json" | "application/*" | "*/*");
-    if !ranges.is_empty() && !ranges.iter().any(|range| takes_json(range.essence)) {
-        let message = "only the following media types are accepted: application/json";
-        return Err(Status::failure(406, "NotAcceptable", message).into());
-    }
+    let protobuf = takes_protobuf(headers, rest == ["v2"])?;
     let registry = server.objects.registry();
     // Read first: what is made from a registry that changes meanwhile is then kept under the older revision, and dropped.
     let revision = registry.revision();
@@ -67,8 +69,16 @@ pub(super) async fn serve(
     };
     let (bytes, hash) = match rest {
         ["v2"] => {
-            let (own, hash) = document("openapi/v2", &all().collect::<Vec<_>>(), Spec::V2);
-            merge::documents(server, own, hash).await
+            let (own, own_hash) = document("openapi/v2", &all().collect::<Vec<_>>(), Spec::V2);
+            let (bytes, hash) = merge::documents(server, own, own_hash.clone()).await;
+            if !protobuf {
+                (bytes, hash)
+            } else if hash == own_hash {
+                let make = || binary::document(&bytes);
+                (server.documents.bytes("openapi/v2.protobuf", revision, make), hash)
+            } else {
+                (Bytes::from(binary::document(&bytes)), hash)
+            }
         }
         ["v3"] => {
             let everything: Vec<_> = all().collect();
@@ -87,7 +97,37 @@ pub(super) async fn serve(
         }
         _ => return Err(Status::no_such_path().into()),
     };
-    Ok(tagged(headers, bytes, &hash))
+    let mut response = tagged(headers, bytes, &hash);
+    if protobuf && response.headers().contains_key(header::CONTENT_TYPE) {
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROTOBUF[1]));
+    }
+    Ok(response)
+}
+
+/// Whether the answer is protobuf: the form that the caller likes best of those that there are, the first of equals.
+///
+/// # Errors
+/// 406 when the caller takes none of them.
+fn takes_protobuf(headers: &HeaderMap, has_protobuf: bool) -> ApiResult<bool> {
+    let mut ranges = negotiate::ranges(headers);
+    if ranges.is_empty() {
+        return Ok(false);
+    }
+    let weight = |range: &negotiate::MediaRange<'_>| range.parameter("q").parse::<f32>().unwrap_or(1.0);
+    ranges.retain(|range| weight(range) > 0.0);
+    // The sort keeps the order of equals.
+    ranges.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
+    let form = ranges.iter().find_map(|range| match range.essence {
+        "application/json" | "application/*" | "*/*" => Some(false),
+        name if has_protobuf && PROTOBUF.contains(&name) => Some(true),
+        _ => None,
+    });
+    let message = if has_protobuf {
+        format!("only the following media types are accepted: application/json, {}", PROTOBUF[1])
+    } else {
+        "only the following media types are accepted: application/json".to_owned()
+    };
+    form.ok_or_else(|| Status::failure(406, "NotAcceptable", message).into())
 }
 
 /// The answer, or "not modified" if the caller has it already.

@@ -149,17 +149,51 @@ async fn definitions_and_fields_have_words() {
 }
 
 #[tokio::test]
-async fn a_copy_that_is_current_is_not_sent_again_and_protobuf_is_refused() {
+async fn a_copy_that_is_current_is_not_sent_again() {
     let server = server().await;
     for path in ["/openapi/v2", "/openapi/v3", "/openapi/v3/apis/batch/v1"] {
         let tag = ask(&server, path, &[]).await.headers()["etag"].to_str().unwrap().to_owned();
         assert_eq!(ask(&server, path, &[("if-none-match", &tag)]).await.status(), 304, "{path}");
         assert_eq!(ask(&server, path, &[("if-none-match", "\"old\"")]).await.status(), 200, "{path}");
     }
-    let protobuf = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
-    assert_eq!(ask(&server, "/openapi/v2", &[("accept", protobuf)]).await.status(), 406);
+    let protobuf = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
+    assert_eq!(ask(&server, "/openapi/v3", &[("accept", protobuf)]).await.status(), 406);
     let either = format!("{protobuf},application/json");
-    assert_eq!(ask(&server, "/openapi/v2", &[("accept", &either)]).await.status(), 200);
+    assert_eq!(ask(&server, "/openapi/v3", &[("accept", &either)]).await.status(), 200);
+}
+
+/// Which form each caller gets (kube-openapi `pkg/handler/handler.go`, `RegisterOpenAPIVersionedService`).
+#[tokio::test]
+async fn the_second_form_is_given_as_protobuf() {
+    const OLD: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    const NEW: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    const JSON: &str = "application/json";
+    let server = server().await;
+    for (accept, expected) in [
+        (OLD.to_owned(), NEW),
+        (NEW.to_owned(), NEW),
+        (format!("{JSON}, {OLD}"), JSON),
+        (format!("{OLD}, {JSON}"), NEW),
+        (format!("{OLD};q=0.5, {JSON}"), JSON),
+        (format!("{JSON};q=0.5, {OLD};q=0.9"), NEW),
+        (format!("{OLD};q=0, {JSON};q=0.1"), JSON),
+        ("*/*".to_owned(), JSON),
+    ] {
+        let response = ask(&server, "/openapi/v2", &[("accept", &accept)]).await;
+        assert_eq!(
+            (response.status().as_u16(), response.headers()["content-type"].to_str().unwrap()),
+            (200, expected),
+            "{accept}"
+        );
+        let tag = response.headers()["etag"].to_str().unwrap().to_owned();
+        let again = ask(&server, "/openapi/v2", &[("accept", &accept), ("if-none-match", &tag)]).await;
+        assert_eq!(again.status(), 304, "{accept}");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let start: &[u8] = if expected == NEW { b"\x0a\x032.0\x12" } else { b"{" };
+        assert!(body.starts_with(start), "{accept}");
+        assert!(body.len() > 1_000_000, "{accept}");
+    }
+    assert_eq!(ask(&server, "/openapi/v2", &[("accept", "application/cbor")]).await.status(), 406);
 }
 
 /// Documents are kept under the registry's revision; a kind that is added later must be seen.
