@@ -9,6 +9,7 @@ mod helm;
 mod kube_rs;
 mod kubectl;
 mod kubectl_groups;
+mod kubectl_sets;
 mod kubectl_streams;
 mod kubectl_tokens;
 mod leaks;
