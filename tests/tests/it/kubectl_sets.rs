@@ -54,7 +54,8 @@ async fn scenario(kubectl: &Kubectl) {
     kubectl.run(&format!("apply -f {sets}")).await;
     rolled_out(kubectl).await;
     let table = kubectl.run("get statefulsets,daemonsets").await;
-    let row = |name: &str| words(table.lines().find(|line| line.contains(name)).unwrap_or_default()).join(" ");
+    let row =
+        |name: &str| words(table.lines().find(|line| line.contains(name)).unwrap_or_default()).join(" ");
     assert!(row("statefulset.apps/db").starts_with("statefulset.apps/db 3/3 "), "{table}");
     assert!(row("daemonset.apps/agent").starts_with("daemonset.apps/agent 2 2 2 2 2 <none> "), "{table}");
     has(kubectl, "get pods -l app=db -o name", "pod/db-0\npod/db-1\npod/db-2\n").await;
