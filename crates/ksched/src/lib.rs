@@ -58,6 +58,7 @@ pub mod snapshot;
 pub mod spread;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod volumes;
 pub mod waiting;
 
 pub use cycle::decide;
