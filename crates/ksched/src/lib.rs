@@ -41,6 +41,7 @@
 //! ```
 
 pub use kreconcile::node_selector as affinity;
+mod attachable;
 pub mod build;
 pub mod cycle;
 pub mod decision;

@@ -11,6 +11,7 @@ mod node_name;
 mod node_ports;
 mod node_resources_fit;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
@@ -32,6 +33,7 @@ pub use node_name::NodeName;
 pub use node_ports::NodePorts;
 pub use node_resources_fit::{NodeResourcesFit, ScoringStrategy};
 pub use node_unschedulable::NodeUnschedulable;
+pub use node_volume_limits::NodeVolumeLimits;
 pub use pod_topology_spread::PodTopologySpread;
 pub use priority_sort::PrioritySort;
 pub use scheduling_gates::SchedulingGates;
@@ -54,6 +56,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .pre_filter(Arc::new(NodeAffinity))
         .pre_filter(Arc::new(NodePorts))
         .pre_filter(Arc::new(VolumeRestrictions))
+        .pre_filter(Arc::new(NodeVolumeLimits))
         .pre_filter(Arc::new(VolumeBinding))
         .pre_filter(Arc::new(VolumeZone))
         .pre_filter(Arc::clone(&spread) as Arc<_>)
@@ -66,6 +69,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::new(NodePorts))
         .filter(Arc::clone(&fit) as Arc<_>)
         .filter(Arc::new(VolumeRestrictions))
+        .filter(Arc::new(NodeVolumeLimits))
         .filter(Arc::new(VolumeBinding))
         .filter(Arc::new(VolumeZone))
         .filter(Arc::clone(&spread) as Arc<_>)
@@ -77,6 +81,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::new(NodePorts))
         .hint(Arc::clone(&fit) as Arc<_>)
         .hint(Arc::new(VolumeRestrictions))
+        .hint(Arc::new(NodeVolumeLimits))
         .hint(Arc::new(VolumeBinding))
         .hint(Arc::new(VolumeZone))
         .hint(Arc::clone(&spread) as Arc<_>)
@@ -110,6 +115,7 @@ mod tests {
         check_filter(Arc::new(NodePorts));
         check_filter(Arc::new(NodeResourcesFit::default()));
         check_filter(Arc::new(VolumeRestrictions));
+        check_filter(Arc::new(NodeVolumeLimits));
         check_filter(Arc::new(VolumeBinding));
         check_filter(Arc::new(VolumeZone));
         check_filter(Arc::new(PodTopologySpread::default()));

@@ -316,6 +316,7 @@ mod tests {
                 "NodePorts",
                 "NodeResourcesFit",
                 "VolumeRestrictions",
+                "NodeVolumeLimits",
                 "VolumeBinding",
                 "VolumeZone",
                 "PodTopologySpread",

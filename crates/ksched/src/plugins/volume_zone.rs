@@ -181,7 +181,7 @@ mod tests {
         Arc::new(serde_json::from_value(claim).unwrap())
     }
 
-    /// Upstream's `TestSingleZone`, `TestMultiZone` and `TestPreferGALabels` (`volume_zone_test.go`).
+    /// Upstream's `TestSingleZone`, `TestMultiZone` (`volume_zone_test.go`), and the labels' replacements in `volume_zone.go`.
     #[test]
     fn volume_and_node_are_in_one_place() {
         type Labels = &'static [(&'static str, &'static str)];
