@@ -41,6 +41,7 @@
 //! ```
 
 pub use kreconcile::node_selector as affinity;
+mod attachable;
 pub mod build;
 pub mod cycle;
 pub mod decision;
@@ -58,6 +59,7 @@ pub mod snapshot;
 pub mod spread;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod volumes;
 pub mod waiting;
 
 pub use cycle::decide;

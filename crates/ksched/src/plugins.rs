@@ -11,10 +11,14 @@ mod node_name;
 mod node_ports;
 mod node_resources_fit;
 mod node_unschedulable;
+mod node_volume_limits;
 mod pod_topology_spread;
 mod priority_sort;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 use std::sync::Arc;
 
@@ -29,10 +33,14 @@ pub use node_name::NodeName;
 pub use node_ports::NodePorts;
 pub use node_resources_fit::{NodeResourcesFit, ScoringStrategy};
 pub use node_unschedulable::NodeUnschedulable;
+pub use node_volume_limits::NodeVolumeLimits;
 pub use pod_topology_spread::PodTopologySpread;
 pub use priority_sort::PrioritySort;
 pub use scheduling_gates::SchedulingGates;
 pub use taint_toleration::TaintToleration;
+pub use volume_binding::VolumeBinding;
+pub use volume_restrictions::VolumeRestrictions;
+pub use volume_zone::VolumeZone;
 
 use crate::profile::ProfileBuilder;
 
@@ -47,6 +55,10 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::new(SchedulingGates))
         .pre_filter(Arc::new(NodeAffinity))
         .pre_filter(Arc::new(NodePorts))
+        .pre_filter(Arc::new(VolumeRestrictions))
+        .pre_filter(Arc::new(NodeVolumeLimits))
+        .pre_filter(Arc::new(VolumeBinding))
+        .pre_filter(Arc::new(VolumeZone))
         .pre_filter(Arc::clone(&spread) as Arc<_>)
         .pre_filter(Arc::clone(&between_pods) as Arc<_>)
         .pre_filter(Arc::new(DynamicResources))
@@ -56,6 +68,10 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::new(NodeAffinity))
         .filter(Arc::new(NodePorts))
         .filter(Arc::clone(&fit) as Arc<_>)
+        .filter(Arc::new(VolumeRestrictions))
+        .filter(Arc::new(NodeVolumeLimits))
+        .filter(Arc::new(VolumeBinding))
+        .filter(Arc::new(VolumeZone))
         .filter(Arc::clone(&spread) as Arc<_>)
         .filter(Arc::clone(&between_pods) as Arc<_>)
         .hint(Arc::new(NodeUnschedulable))
@@ -64,6 +80,10 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::new(NodeAffinity))
         .hint(Arc::new(NodePorts))
         .hint(Arc::clone(&fit) as Arc<_>)
+        .hint(Arc::new(VolumeRestrictions))
+        .hint(Arc::new(NodeVolumeLimits))
+        .hint(Arc::new(VolumeBinding))
+        .hint(Arc::new(VolumeZone))
         .hint(Arc::clone(&spread) as Arc<_>)
         .hint(Arc::clone(&between_pods) as Arc<_>)
         .post_filter(Arc::new(DynamicResources))
@@ -94,6 +114,10 @@ mod tests {
         check_filter(Arc::new(NodeAffinity));
         check_filter(Arc::new(NodePorts));
         check_filter(Arc::new(NodeResourcesFit::default()));
+        check_filter(Arc::new(VolumeRestrictions));
+        check_filter(Arc::new(NodeVolumeLimits));
+        check_filter(Arc::new(VolumeBinding));
+        check_filter(Arc::new(VolumeZone));
         check_filter(Arc::new(PodTopologySpread::default()));
         check_filter(Arc::new(InterPodAffinity::default()));
     }

@@ -4,14 +4,14 @@ mod binding;
 mod core;
 mod report;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kcore::{Clock, SystemClock};
 use kreconcile::{EventRecorder, Informer, Informers, RunError, Runnable, Selection, Subscription};
-use kube::Client;
+use kube::{Client, api::ListParams};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,8 @@ use crate::{
 pub const BATCH_PODS_MAX: usize = 32;
 /// How many bindings and status writes are under way at once; while there are so many, no pod is taken from the queue.
 pub const REQUESTS_MAX: usize = 256;
+/// How often it is asked, while a kind's first list has not come, whether the server has the kind.
+pub const SERVED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A scheduler for the pods of one or more profiles.
 ///
@@ -143,6 +145,32 @@ fn interests(profiles: &[Profile]) -> Vec<Interest> {
     interests
 }
 
+/// Waits for the first list of a kind, but not when the server says that it has no such kind: then there are no such
+/// objects, and should the kind come later, the informer shows them.
+async fn synced_or_not_served(client: &Client, informer: &Informer<()>) -> bool {
+    let path = informer.resource().path("", "");
+    let not_served = async {
+        loop {
+            // Most servers have listed by then, and are not asked.
+            tokio::time::sleep(SERVED_CHECK_INTERVAL).await;
+            let list = kube::core::Request::new(&*path).list(&ListParams::default().limit(1));
+            let Ok(list) = list else { continue };
+            match client.request_text(list).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => break,
+                _ => {}
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        synced = informer.synced() => synced,
+        () = not_served => {
+            tracing::info!(path, "the server does not serve this kind: going on without it");
+            true
+        }
+    }
+}
+
 #[async_trait]
 impl Runnable for Scheduler {
     fn name(&self) -> &str {
@@ -158,7 +186,8 @@ impl Runnable for Scheduler {
         let others: Vec<Informer<()>> =
             others.map(|interest| informers.dynamic(interest.resource().clone(), Selection::all())).collect();
         let synced = async {
-            let all = futures::future::join_all(others.iter().map(Informer::synced)).await;
+            let all = others.iter().map(|informer| synced_or_not_served(&self.client, informer));
+            let all = futures::future::join_all(all).await;
             nodes.synced().await && pods.synced().await && all.into_iter().all(|synced| synced)
         };
         if stop.run_until_cancelled(synced).await != Some(true) {

@@ -40,11 +40,18 @@ struct Api {
     changed: watch::Sender<u64>,
     failing_bindings: AtomicUsize,
     patches: AtomicUsize,
+    /// Plurals of kinds that there are not.
+    not_served: &'static [&'static str],
 }
 
 impl Api {
     fn new() -> Arc<Self> {
+        Self::without(&[])
+    }
+
+    fn without(not_served: &'static [&'static str]) -> Arc<Self> {
         Arc::new(Self {
+            not_served,
             state: Mutex::default(),
             changed: watch::Sender::new(0),
             failing_bindings: AtomicUsize::new(0),
@@ -127,6 +134,13 @@ impl Api {
         let body: Value = serde_json::from_slice(&body).unwrap_or_default();
         let path: Vec<&str> = parts.uri.path().trim_start_matches("/api/v1/").split('/').collect();
         match (parts.method, &path[..]) {
+            (Method::GET, [plural] | ["", "apis", _, _, plural]) if self.not_served.contains(plural) => {
+                let status = json!({
+                    "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404, "reason": "NotFound",
+                    "message": "the server could not find the requested resource", "metadata": {},
+                });
+                answer(StatusCode::NOT_FOUND, &status)
+            }
             (Method::GET, [plural] | ["", "apis", _, _, plural]) => self.watch(plural),
             (Method::POST, ["namespaces", _, "pods", name, "binding"]) => {
                 if self.failing_bindings.load(Ordering::Relaxed) > 0 {
@@ -328,5 +342,43 @@ async fn a_plugin_finds_the_kinds_that_it_asks_for() {
         pod.spec.get_or_insert_default().affinity = serde_json::from_value(affinity).unwrap();
     }));
     api.until_on("web", "c").await;
+    running.stop().await;
+}
+
+/// A server that leaves out kinds that plug-ins would look at is a server all the same.
+#[tokio::test(start_paused = true)]
+async fn kinds_that_are_not_served_do_not_keep_the_scheduler_from_starting() {
+    let api = Api::without(&["persistentvolumes", "storageclasses", "csinodes", "volumeattachments"]);
+    api.add_node(node("a"));
+    let running = api.start();
+    api.add_pod(pod("p"));
+    api.until_on("p", "a").await;
+    running.stop().await;
+}
+
+/// A pod waits for its claim, and is woken when the claim is bound.
+#[tokio::test(start_paused = true)]
+async fn a_pod_waits_until_its_claim_is_bound() {
+    let api = Api::new();
+    api.add_node(node("a").label("disk", "hdd"));
+    api.add_node(node("b").label("disk", "ssd"));
+    let running = api.start();
+    api.add_pod(pod("db").edit(|pod| {
+        let volume = json!({"name": "data", "persistentVolumeClaim": {"claimName": "data"}});
+        pod.spec.get_or_insert_default().volumes = Some(vec![serde_json::from_value(volume).unwrap()]);
+    }));
+    let said =
+        |api: &Api, text: &str| api.events("FailedScheduling").iter().any(|event| event.contains(text));
+    api.until(|api| said(api, "persistentvolumeclaim \"data\" not found")).await;
+    let mut claim = json!({"metadata": {"namespace": "default", "name": "data"}, "spec": {}});
+    api.put("persistentvolumeclaims", claim.clone());
+    api.until(|api| said(api, "pod has unbound immediate PersistentVolumeClaims")).await;
+    let terms = json!([{"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]}]);
+    let affinity = json!({"required": {"nodeSelectorTerms": terms}});
+    api.put("persistentvolumes", json!({"metadata": {"name": "pv"}, "spec": {"nodeAffinity": affinity}}));
+    claim["metadata"]["annotations"] = json!({"pv.kubernetes.io/bind-completed": "yes"});
+    claim["spec"]["volumeName"] = json!("pv");
+    api.put("persistentvolumeclaims", claim);
+    api.until_on("db", "b").await;
     running.stop().await;
 }
