@@ -9,6 +9,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
+    certificate_content::{bundle_faults, chain_fault, request_fault},
     certificate_names::{trust_bundle_faults, validate_signer},
     check::{Look, Path, Report, condition, same_at, texts},
 };
@@ -56,16 +57,6 @@ const USAGES: [&str; 23] = [
     "timestamping",
 ];
 
-/// The type of the next PEM block, whether it has headers, and what follows it.
-fn next_block(text: &str) -> Option<(&str, bool, &str)> {
-    let from = text.find("-----BEGIN ")?;
-    let rest = &text[from + "-----BEGIN ".len()..];
-    let (kind, rest) = rest.split_once("-----")?;
-    let end = format!("-----END {kind}-----");
-    let (body, rest) = rest.split_once(&end)?;
-    Some((kind, body.contains(':'), rest))
-}
-
 fn has_duplicates(found: &[Value]) -> bool {
     found.iter().enumerate().any(|(index, one)| found[..index].contains(one))
 }
@@ -86,8 +77,7 @@ fn validate_request(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let (spec, path) = (&object["spec"], Path::root("spec"));
     let request = STANDARD.decode(spec.text("request")).unwrap_or_default();
     let request = String::from_utf8_lossy(&request);
-    if next_block(&request).is_none_or(|(kind, ..)| kind != "CERTIFICATE REQUEST") {
-        let why = "PEM block type must be CERTIFICATE REQUEST";
+    if let Some(why) = request_fault(&request) {
         errors.invalid(&path.field("request"), spec.text("request"), why);
     }
     let (list, usages) = (path.field("usages"), spec.list("usages"));
@@ -153,22 +143,7 @@ fn conditions(object: &Value, old: Option<&Value>, errors: &mut Errors) {
 /// Why a chain of certificates is none.
 fn certificate_fault(encoded: &str) -> Option<String> {
     let bytes = STANDARD.decode(encoded).unwrap_or_default();
-    if bytes.is_empty() {
-        return None;
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    let (mut rest, mut blocks) = (&*text, 0);
-    while let Some((kind, headers, after)) = next_block(rest) {
-        if kind != "CERTIFICATE" {
-            return Some(format!("only CERTIFICATE PEM blocks are allowed, found {kind:?}"));
-        }
-        if headers {
-            return Some("no PEM block headers are permitted".to_owned());
-        }
-        blocks += 1;
-        rest = after;
-    }
-    (blocks == 0).then(|| "must contain at least one CERTIFICATE PEM block".to_owned())
+    chain_fault(&String::from_utf8_lossy(&bytes))
 }
 
 fn change(object: &Value, old: &Value, scope: Scope, errors: &mut Errors) {
@@ -318,20 +293,8 @@ fn bundle(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         errors.too_long(path, BUNDLE_BYTES_MAX);
         return;
     }
-    let (mut rest, mut index, mut good) = (text, 0, 0);
-    let before = errors.len();
-    while let Some((kind, headers, after)) = next_block(rest) {
-        if kind != "CERTIFICATE" {
-            errors.invalid(path, "<value omitted>", format_args!("entry {index} has bad block type: {kind}"));
-        } else if headers {
-            errors.invalid(path, "<value omitted>", format_args!("entry {index} has PEM block headers"));
-        } else {
-            good += 1;
-        }
-        (rest, index) = (after, index + 1);
-    }
-    if good == 0 && errors.len() == before {
-        errors.invalid(path, "<value omitted>", "at least one trust anchor must be provided");
+    for why in bundle_faults(text) {
+        errors.invalid(path, "<value omitted>", why);
     }
 }
 

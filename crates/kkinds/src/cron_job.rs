@@ -1,6 +1,8 @@
 //! Cron jobs (KEP-19, KEP-3140).
 
+mod duration;
 mod schedule;
+mod zone;
 
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::{Value, json};
@@ -40,11 +42,11 @@ fn validate_schedule(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors:
     }
 }
 
-/// Checks the form of a time zone's name. (Which zones there are is not known here.)
-fn validate_zone(zone: &str, path: &Path<'_>, errors: &mut Errors) {
+/// Checks a time zone: the form of its name, and that it is known.
+fn validate_zone(name: &str, path: &Path<'_>, errors: &mut Errors) {
     const PART_BYTES_MAX: usize = 14;
-    if zone.is_empty() {
-        errors.invalid(path, zone, "timeZone must be nil or non-empty string");
+    if name.is_empty() {
+        errors.invalid(path, name, "timeZone must be nil or non-empty string");
         return;
     }
     let fits = |part: &str| {
@@ -53,14 +55,16 @@ fn validate_zone(zone: &str, path: &Path<'_>, errors: &mut Errors) {
             && !part.starts_with('-')
             && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_+".contains(&byte))
     };
-    if !zone.split('/').all(fits) {
-        errors.invalid(path, zone, format_args!("unknown time zone {zone}"));
-    } else if zone.eq_ignore_ascii_case("Local") {
+    if !name.split('/').all(fits) {
+        errors.invalid(path, name, format_args!("unknown time zone {name}"));
+        return;
+    }
+    if name.eq_ignore_ascii_case("Local") {
         let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
-        errors.invalid(path, zone, why);
-        if zone != "Local" {
-            errors.invalid(path, zone, format_args!("unknown time zone {zone}"));
-        }
+        errors.invalid(path, name, why);
+    }
+    if let Err(why) = zone::load(name) {
+        errors.invalid(path, name, why);
     }
 }
 

@@ -8,6 +8,7 @@ mod check;
 
 // Parts that several kinds share.
 mod admission_rules;
+mod certificate_content;
 mod certificate_names;
 mod claim_spec;
 mod node_labels;
@@ -21,6 +22,7 @@ mod event;
 mod limit_range;
 mod namespace;
 mod node;
+mod pem;
 mod persistent_volume;
 mod persistent_volume_claim;
 mod pod;

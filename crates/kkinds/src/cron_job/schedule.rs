@@ -1,4 +1,6 @@
-//! The form of schedules, with the words of `robfig/cron`.
+//! The form of schedules, with the words of `robfig/cron` (`ParseStandard` of its version 3).
+
+use super::{duration, zone};
 
 /// The values that one field may have.
 struct Bounds {
@@ -23,12 +25,12 @@ const BOUNDS: [Bounds; 5] = [
 pub(super) fn check(schedule: &str) -> Result<(), String> {
     let mut rest = schedule;
     if schedule.starts_with("TZ=") || schedule.starts_with("CRON_TZ=") {
+        // The parser takes it for granted that a space follows, and its panic is what clients are told.
         let Some(at) = schedule.find(' ') else {
-            let from = schedule.find('=').unwrap_or_default() + 1;
-            return Err(format!(
-                "invalid schedule format: runtime error: slice bounds out of range [{from}:-1]"
-            ));
+            return Err("invalid schedule format: runtime error: slice bounds out of range [:-1]".to_owned());
         };
+        let zone = &schedule[schedule.find('=').unwrap_or_default() + 1..at];
+        zone::load(zone).map_err(|why| format!("provided bad location {zone}: {why}"))?;
         rest = schedule[at..].trim();
     }
     if rest.starts_with('@') {
@@ -54,35 +56,7 @@ fn word(word: &str) -> Result<(), String> {
     let Some(duration) = word.strip_prefix("@every ") else {
         return Err(format!("unrecognized descriptor: {word}"));
     };
-    go_duration(duration).map_err(|why| format!("failed to parse duration {word}: {why}"))
-}
-
-/// Checks a duration as Go writes it.
-fn go_duration(text: &str) -> Result<(), String> {
-    let invalid = || format!("time: invalid duration {text:?}");
-    let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
-    if rest == "0" {
-        return Ok(());
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number = &rest[..digits];
-        if !number.bytes().any(|byte| byte.is_ascii_digit()) || number.matches('.').count() > 1 {
-            return Err(invalid());
-        }
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let (unit, after) = rest.split_at(unit);
-        match unit {
-            "" => return Err(format!("time: missing unit in duration {text:?}")),
-            "ns" | "us" | "µs" | "μs" | "ms" | "s" | "m" | "h" => rest = after,
-            _ => return Err(format!("time: unknown unit {unit:?} in duration {text:?}")),
-        }
-    }
-    Ok(())
+    duration::check(duration).map_err(|why| format!("failed to parse duration {word}: {why}"))
 }
 
 fn range(entry: &str, bounds: &Bounds) -> Result<(), String> {
@@ -155,6 +129,9 @@ mod tests {
             "@hourly",
             "@every 1h30m",
             "TZ=UTC 0 * * * *",
+            "CRON_TZ=Europe/Berlin @daily",
+            "TZ= @daily",
+            "*-x * * * mon-FRI/2",
             "5/15 * * * *",
             ", * * * *",
         ] {
@@ -171,7 +148,17 @@ mod tests {
             ("1/2/3 * * * *", "too many slashes: 1/2/3"),
             ("@never", "unrecognized descriptor: @never"),
             ("@every x", "failed to parse duration @every x: time: invalid duration \"x\""),
-            ("TZ=UTC", "invalid schedule format: runtime error: slice bounds out of range [3:-1]"),
+            ("TZ=UTC", "invalid schedule format: runtime error: slice bounds out of range [:-1]"),
+            ("CRON_TZ=UTC", "invalid schedule format: runtime error: slice bounds out of range [:-1]"),
+            ("TZ=Mars/Base * * * * *", "provided bad location Mars/Base: unknown time zone Mars/Base"),
+            ("TZ=../UTC * * * * *", "provided bad location ../UTC: time: invalid location name"),
+            ("TZ= ", "expected exactly 5 fields, found 0: []"),
+            ("*/-1 * * * *", "negative number (-1) not allowed: -1"),
+            ("* * * * 7", "end of range (7) above maximum (6): 7"),
+            (
+                "@every 9223372036854775808h",
+                "failed to parse duration @every 9223372036854775808h: time: invalid duration \"9223372036854775808h\"",
+            ),
         ] {
             assert_eq!(check(bad), Err(why.to_owned()), "{bad}");
         }
