@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body_util::{BodyExt, Limited};
 use kube::{Client, client::Body, core::Status};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 /// The largest answer that is read, but for watches: a page of 500 objects of the largest size that is usual.
@@ -135,6 +135,28 @@ impl Requests {
             PatchKind::Merge => "application/merge-patch+json",
         };
         self.send(Method::PATCH, path, media_type, encode(body)?).await
+    }
+
+    /// Writes the status of exactly this revision of the object at `path`, if it has changed. Gives the new revision; 0 when
+    /// nothing was written, also because the object has gone.
+    pub(crate) async fn write_status<S: PartialEq + Serialize>(
+        &self,
+        path: &str,
+        revision: u64,
+        old: Option<&S>,
+        new: &S,
+    ) -> Result<u64, kube::Error> {
+        if old == Some(new) {
+            return Ok(0);
+        }
+        let value = |status| serde_json::to_value(status).map_err(kube::Error::SerdeError);
+        let old = old.map_or(Ok(Value::Null), value)?;
+        let patch = status_patch(revision, &old, &value(new)?);
+        match self.patch::<Written>(&format!("{path}/status"), PatchKind::Merge, &patch).await {
+            Ok(written) => Ok(written.revision()),
+            Err(error) if is_not_found(&error) => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     pub(crate) async fn delete(&self, path: &str, how: &DeleteHow) -> Result<Written, kube::Error> {

@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use kcore::{Header, Stored, selector::LabelSelector};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
+    controllers::pod_state,
+    informer::Informer,
+    key::ObjectKey,
     reconciler::ReconcileError,
     request::{self, PatchKind, Requests, Written},
     resource::ResourceType,
+    trigger::MapTo,
 };
 
 /// The controlling object, as far as claiming goes.
@@ -44,6 +50,31 @@ pub(crate) fn claim(owner: &Owner<'_>, object: &Header) -> Claim {
         None if owner.header.namespace != object.namespace => Claim::Ignore,
         None => Claim::Adopt,
     }
+}
+
+/// Names the controller of an object that has changed; of one that has none and is new, or new to having none, or has new
+/// labels, those that want it by their selector.
+pub(crate) fn owners<K>(informer: &Informer<K>, selector: fn(&K) -> &meta::LabelSelector) -> MapTo
+where
+    K: kube::Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
+    K::Scope: 'static,
+{
+    let (informer, resource) = (informer.clone(), ResourceType::of::<K>());
+    MapTo::Keys(Arc::new(move |change, keys| {
+        MapTo::Controller(resource.clone()).keys(change, keys);
+        let Some(object) = change.new.as_deref().map(Stored::header) else { return };
+        let known = change.old.as_deref().map(Stored::header);
+        let same = known.is_some_and(|old| old.controller().is_none() && old.labels == object.labels);
+        if object.controller().is_some() || object.deletion.is_some() || same {
+            return;
+        }
+        for owner in informer.lister().in_namespace(&object.namespace) {
+            let wants = owner.typed::<K>().ok().and_then(|typed| pod_state::label_selector(selector(&typed)));
+            if wants.is_some_and(|selector| !selector.is_empty() && selector.matches(&object.labels)) {
+                keys.push(ObjectKey::of(owner.header()));
+            }
+        }
+    }))
 }
 
 /// The entry of `ownerReferences` that makes `owner` the managing controller.

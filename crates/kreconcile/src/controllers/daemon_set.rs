@@ -10,14 +10,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{DaemonSet, DaemonSetStatus},
+    apps::v1::DaemonSet,
     core::v1::{Node, Pod, PodSpec, Taint, Toleration},
 };
 use kcore::{Clock, Stored};
 use serde_json::{Value, json};
 
 use crate::{
-    change::Change,
     controller::Controller,
     controllers::{
         Context,
@@ -34,7 +33,7 @@ use crate::{
     key::ObjectKey,
     node_selector::RequiredAffinity,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, PatchKind, Requests, Written},
+    request::Requests,
     resource::{ResourceType, Selection},
     trigger::{MapTo, Predicate, Trigger},
 };
@@ -90,13 +89,6 @@ pub fn daemon_set(context: &Context) -> Controller {
         revisions,
         failures: Mutex::default(),
     };
-    let for_pods = {
-        let sets = sets.clone();
-        MapTo::Keys(Arc::new(move |change, keys| {
-            MapTo::Controller(ResourceType::of::<DaemonSet>()).keys(change, keys);
-            sets_that_want(&sets, change, keys);
-        }))
-    };
     let for_nodes = {
         let sets = sets.clone();
         MapTo::Keys(Arc::new(move |_, keys| {
@@ -109,29 +101,13 @@ pub fn daemon_set(context: &Context) -> Controller {
     });
     Controller::new(NAME, reconciler)
         .on(Trigger::new(&sets, MapTo::Itself))
-        .on(Trigger::new(&pods, for_pods))
+        .on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
         .on(Trigger::new(&nodes, for_nodes).when(places_change))
 }
 
 fn taints(node: &Stored) -> Vec<Taint> {
     let node = node.typed::<Node>().ok();
     node.and_then(|node| node.spec.as_ref()?.taints.clone()).unwrap_or_default()
-}
-
-/// The sets whose selector matches a pod that has no controller and is new, or new to having none, or has new labels.
-fn sets_that_want(sets: &Informer<DaemonSet>, change: &Change, keys: &mut Vec<ObjectKey>) {
-    let Some(pod) = change.new.as_deref().map(Stored::header) else { return };
-    let known = change.old.as_deref().map(Stored::header);
-    let same = known.is_some_and(|old| old.controller().is_none() && old.labels == pod.labels);
-    if pod.controller().is_some() || pod.deletion.is_some() || same {
-        return;
-    }
-    for set in sets.in_namespace(&pod.namespace) {
-        let selector = pod_state::label_selector(&set.spec.selector);
-        if selector.is_some_and(|selector| !selector.is_empty() && selector.matches(&pod.labels)) {
-            keys.push(ObjectKey::new(&*pod.namespace, set.metadata.name.clone().unwrap_or_default()));
-        }
-    }
 }
 
 /// Set, observed generation and node.
@@ -192,7 +168,10 @@ impl Reconciler for DaemonSets {
             (Action::After(EXPECTATION_RECHECK), Ok(()))
         };
         let status = decide::status(&view, history.collisions, may_act);
-        self.write_status(key, &stored, &set, &status).await?;
+        let path = self.resource.path(&key.namespace, &key.name);
+        let written =
+            self.requests.write_status(&path, stored.revision(), set.status.as_ref(), &status).await?;
+        self.sets_written.wrote(key, written);
         result?;
         if may_act {
             self.clean_up(&set, &history, &pods, &hash).await?;
@@ -360,27 +339,6 @@ impl DaemonSets {
             serde_json::to_vec(&pod).map(Bytes::from)
         };
         nodes.iter().map(&mut body).collect()
-    }
-
-    async fn write_status(
-        &self,
-        key: &ObjectKey,
-        stored: &Stored,
-        set: &DaemonSet,
-        status: &DaemonSetStatus,
-    ) -> Result<(), ReconcileError> {
-        if set.status.as_ref() == Some(status) {
-            return Ok(());
-        }
-        let old = serde_json::to_value(&set.status)?;
-        let patch = request::status_patch(stored.revision(), &old, &serde_json::to_value(status)?);
-        let path = self.resource.path(&key.namespace, &key.name) + "/status";
-        match self.requests.patch::<Written>(&path, PatchKind::Merge, &patch).await {
-            Ok(written) => self.sets_written.wrote(key, written.revision()),
-            Err(error) if request::is_not_found(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 
     /// Deletes the oldest revisions beyond the limit that no pod is of.

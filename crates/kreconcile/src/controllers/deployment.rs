@@ -65,20 +65,13 @@ pub fn deployment(context: &Context) -> Controller {
         sets: sets.clone(),
         pods: pods.clone(),
     };
-    let for_sets = {
-        let deployments = deployments.clone();
-        MapTo::Keys(Arc::new(move |change, keys| {
-            MapTo::Controller(ResourceType::of::<Deployment>()).keys(change, keys);
-            deployments_that_want(&deployments, change, keys);
-        }))
-    };
     let for_pods = {
         let (deployments, sets) = (deployments.clone(), sets.clone());
         MapTo::Keys(Arc::new(move |change, keys| recreated_by(&deployments, &sets, change, keys)))
     };
     Controller::new(NAME, reconciler)
         .on(Trigger::new(&deployments, MapTo::Itself))
-        .on(Trigger::new(&sets, for_sets))
+        .on(Trigger::new(&sets, claim::owners(&deployments, |deployment| &deployment.spec.selector)))
         .on(Trigger::new(&pods, for_pods))
 }
 
@@ -91,21 +84,6 @@ fn orphans() -> Index {
             emit(&object.header().namespace);
         }
     })
-}
-
-fn deployments_that_want(deployments: &Informer<Deployment>, change: &Change, keys: &mut Vec<ObjectKey>) {
-    let Some(set) = change.new.as_deref().map(Stored::header) else { return };
-    let known = change.old.as_deref().map(Stored::header);
-    let same = known.is_some_and(|old| old.controller().is_none() && old.labels == set.labels);
-    if set.controller().is_some() || set.deletion.is_some() || same {
-        return;
-    }
-    for deployment in deployments.in_namespace(&set.namespace) {
-        let selector = pod_state::label_selector(&deployment.spec.selector);
-        if selector.is_some_and(|selector| !selector.is_empty() && selector.matches(&set.labels)) {
-            keys.push(ObjectKey::new(&*set.namespace, deployment.metadata.name.clone().unwrap_or_default()));
-        }
-    }
 }
 
 /// A Deployment that waits for its old pods to go is told when one has.

@@ -13,7 +13,6 @@ use kcore::{Clock, Stored, selector::LabelSelector};
 
 use crate::{
     cache::Index,
-    change::Change,
     controller::Controller,
     controllers::{
         Context,
@@ -26,7 +25,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, PatchKind, Requests, Written},
+    request::Requests,
     resource::{ResourceType, Selection},
     trigger::{MapTo, Trigger},
 };
@@ -71,31 +70,9 @@ pub fn replica_set(context: &Context) -> Controller {
         sets: sets.clone(),
         pods: pods.clone(),
     };
-    let for_pods = {
-        let sets = sets.clone();
-        let resource = ResourceType::of::<ReplicaSet>();
-        MapTo::Keys(Arc::new(move |change, keys| {
-            MapTo::Controller(resource.clone()).keys(change, keys);
-            sets_that_want(&sets, change, keys);
-        }))
-    };
-    Controller::new(NAME, reconciler).on(Trigger::new(&sets, MapTo::Itself)).on(Trigger::new(&pods, for_pods))
-}
-
-/// The sets whose selector matches a pod that has no controller and is new, or new to having none, or has new labels.
-fn sets_that_want(sets: &Informer<ReplicaSet>, change: &Change, keys: &mut Vec<ObjectKey>) {
-    let Some(pod) = change.new.as_deref().map(Stored::header) else { return };
-    let is_orphan = pod.controller().is_none() && pod.deletion.is_none();
-    let known = change.old.as_deref().map(Stored::header);
-    if !is_orphan || known.is_some_and(|old| old.controller().is_none() && old.labels == pod.labels) {
-        return;
-    }
-    for set in sets.in_namespace(&pod.namespace) {
-        let selector = pod_state::label_selector(&set.spec.selector);
-        if selector.is_some_and(|selector| !selector.is_empty() && selector.matches(&pod.labels)) {
-            keys.push(ObjectKey::new(&*pod.namespace, set.metadata.name.clone().unwrap_or_default()));
-        }
-    }
+    Controller::new(NAME, reconciler)
+        .on(Trigger::new(&sets, MapTo::Itself))
+        .on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
 }
 
 struct ReplicaSets {
@@ -135,7 +112,10 @@ impl Reconciler for ReplicaSets {
         let failure = if may_act && alive { self.act(key, &stored, &step).await.err() } else { None };
         let min_ready = spec.min_ready_seconds.unwrap_or_default();
         let status = status_of(&set, &active, terminating, failure.as_ref(), now);
-        self.write_status(key, &stored, &set, &status).await?;
+        let path = self.resource.path(&key.namespace, &key.name);
+        let written =
+            self.requests.write_status(&path, stored.revision(), set.status.as_ref(), &status).await?;
+        self.written.wrote(key, written);
         if let Some(error) = failure {
             return Err(error.into());
         }
@@ -206,27 +186,6 @@ impl ReplicaSets {
                 result
             }
         }
-    }
-
-    async fn write_status(
-        &self,
-        key: &ObjectKey,
-        stored: &Stored,
-        set: &ReplicaSet,
-        status: &ReplicaSetStatus,
-    ) -> Result<(), ReconcileError> {
-        if set.status.as_ref() == Some(status) {
-            return Ok(());
-        }
-        let old = serde_json::to_value(&set.status)?;
-        let patch = request::status_patch(stored.revision(), &old, &serde_json::to_value(status)?);
-        let path = self.resource.path(&key.namespace, &key.name) + "/status";
-        match self.requests.patch::<Written>(&path, PatchKind::Merge, &patch).await {
-            Ok(written) => self.written.wrote(key, written.revision()),
-            Err(error) if request::is_not_found(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 }
 

@@ -15,7 +15,6 @@ use kcore::{
 use serde_json::{Value, json};
 
 use crate::{
-    change::Change,
     controller::Controller,
     controllers::{
         Context,
@@ -71,32 +70,9 @@ pub fn stateful_set(context: &Context) -> Controller {
         claims: claims.clone(),
         revisions,
     };
-    let for_pods = {
-        let sets = sets.clone();
-        MapTo::Keys(Arc::new(move |change, keys| {
-            MapTo::Controller(ResourceType::of::<StatefulSet>()).keys(change, keys);
-            sets_that_want(&sets, change, keys);
-        }))
-    };
     let controller = Controller::new(NAME, StatefulSets(Arc::new(shared)));
     let controller = controller.reads(&claims).on(Trigger::new(&sets, MapTo::Itself));
-    controller.on(Trigger::new(&pods, for_pods))
-}
-
-/// The sets whose selector matches a pod that has no controller and is new, or new to having none, or has new labels.
-fn sets_that_want(sets: &Informer<StatefulSet>, change: &Change, keys: &mut Vec<ObjectKey>) {
-    let Some(pod) = change.new.as_deref().map(Stored::header) else { return };
-    let known = change.old.as_deref().map(Stored::header);
-    let same = known.is_some_and(|old| old.controller().is_none() && old.labels == pod.labels);
-    if pod.controller().is_some() || pod.deletion.is_some() || same {
-        return;
-    }
-    let Some((parent, _)) = decide::parent_and_ordinal(&pod.name) else { return };
-    let Some(set) = sets.get(&pod.namespace, parent) else { return };
-    let selector = pod_state::label_selector(&set.spec.selector);
-    if selector.is_some_and(|selector| !selector.is_empty() && selector.matches(&pod.labels)) {
-        keys.push(ObjectKey::new(&*pod.namespace, parent));
-    }
+    controller.on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
 }
 
 struct Shared {
@@ -161,8 +137,12 @@ impl Reconciler for StatefulSets {
             current: Arc::clone(&current),
             update: Arc::clone(&history.latest),
         });
-        let (status, result) = work.carry_out(plan).await;
-        shared.write_status(key, &stored, &set, status).await?;
+        let (mut status, result) = work.carry_out(plan).await;
+        decide::complete(&set, &mut status);
+        let path = shared.resource.path(&key.namespace, &key.name);
+        let old = set.status.as_ref();
+        let written = shared.requests.write_status(&path, stored.revision(), old, &status).await?;
+        shared.sets_written.wrote(key, written);
         let used = |name: &str| {
             name == revisions::name(&current)
                 || name == revisions::name(&history.latest)
@@ -245,28 +225,6 @@ impl Shared {
         claim::claim_all(&self.requests, &none, &self.pod_resource, strangers).await?;
         let owned = claim::claim_all(&self.requests, owner, &self.pod_resource, members).await?;
         Ok(owned.iter().map(|pod| pod.typed::<Pod>()).collect::<Result<_, _>>()?)
-    }
-
-    async fn write_status(
-        &self,
-        key: &ObjectKey,
-        stored: &Stored,
-        set: &StatefulSet,
-        mut status: StatefulSetStatus,
-    ) -> Result<(), ReconcileError> {
-        decide::complete(set, &mut status);
-        if set.status.as_ref() == Some(&status) {
-            return Ok(());
-        }
-        let old = serde_json::to_value(&set.status)?;
-        let patch = request::status_patch(stored.revision(), &old, &serde_json::to_value(&status)?);
-        let path = self.resource.path(&key.namespace, &key.name) + "/status";
-        match self.requests.patch::<Written>(&path, PatchKind::Merge, &patch).await {
-            Ok(written) => self.sets_written.wrote(key, written.revision()),
-            Err(error) if request::is_not_found(&error) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
     }
 }
 
