@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
-    controllers::pod_state,
-    informer::Informer,
+    controllers::{pod_state, replica_set::orphans_of},
+    informer::{Informer, Lister},
     key::ObjectKey,
     reconciler::ReconcileError,
     request::{self, PatchKind, Requests, Written},
@@ -87,6 +87,15 @@ pub(crate) fn controller_reference(resource: &ResourceType, owner: &Header) -> V
         "controller": true,
         "blockOwnerDeletion": true,
     })
+}
+
+/// What an owner may claim, by an index over the controllers' uids that has objects without one under [`orphans_of`]: what
+/// is its own, and what matches and is nobody's.
+pub(crate) fn candidates(lister: &Lister, index: &str, owner: &Owner<'_>) -> Vec<Arc<Stored>> {
+    let mut candidates = lister.by_index(index, &owner.header.uid);
+    let orphans = lister.by_index(index, &orphans_of(&owner.header.namespace));
+    candidates.extend(orphans.into_iter().filter(|object| owner.selector.matches(&object.header().labels)));
+    candidates
 }
 
 /// Claims the objects and gives those that belong to the owner. What is adopted counts; its stale state is given.

@@ -23,7 +23,7 @@ use crate::{
         claim::{self, Owner},
         pod_state,
         pod_writes::{PodWriter, pod_from_template},
-        replica_set::{BURST_REPLICAS_MAX, PODS_BY_OWNER, orphans_of, pods_by_owner},
+        replica_set::{BURST_REPLICAS_MAX, PODS_BY_OWNER, pods_by_owner},
         revisions::{Draft, History, Revisions},
         taint_eviction::tolerates,
     },
@@ -208,10 +208,7 @@ impl DaemonSets {
     }
 
     async fn owned_pods(&self, owner: &Owner<'_>) -> Result<Vec<Arc<Pod>>, ReconcileError> {
-        let (header, lister) = (owner.header, self.pods.lister());
-        let mut candidates = lister.by_index(PODS_BY_OWNER, &header.uid);
-        let orphans = lister.by_index(PODS_BY_OWNER, &orphans_of(&header.namespace));
-        candidates.extend(orphans.into_iter().filter(|pod| owner.selector.matches(&pod.header().labels)));
+        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, owner);
         let owned = claim::claim_all(&self.requests, owner, &self.pod_resource, candidates).await?;
         Ok(owned.iter().map(|pod| pod.typed::<Pod>()).collect::<Result<_, _>>()?)
     }

@@ -21,7 +21,7 @@ use crate::{
         claim::{self, Owner},
         pod_state,
         pod_writes::{PodWriter, in_parallel, pod_from_template},
-        replica_set::{PODS_BY_OWNER, orphans_of, pods_by_owner},
+        replica_set::{PODS_BY_OWNER, pods_by_owner},
     },
     events::{EventRecorder, Regarding},
     expectations::{EXPECTATION_RECHECK, Expectations},
@@ -143,11 +143,8 @@ impl Jobs {
         selector: &LabelSelector,
     ) -> Result<Vec<Arc<Stored>>, ReconcileError> {
         let header = stored.header();
-        let lister = self.pods.lister();
-        let mut candidates = lister.by_index(PODS_BY_OWNER, &header.uid);
-        let orphans = lister.by_index(PODS_BY_OWNER, &orphans_of(&header.namespace));
-        candidates.extend(orphans.into_iter().filter(|pod| selector.matches(&pod.header().labels)));
         let owner = Owner { resource: &self.resource, header, selector };
+        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, &owner);
         claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
     }
 

@@ -132,11 +132,8 @@ impl ReplicaSets {
         selector: &LabelSelector,
     ) -> Result<Vec<Arc<Stored>>, ReconcileError> {
         let header = set.header();
-        let lister = self.pods.lister();
-        let mut candidates = lister.by_index(PODS_BY_OWNER, &header.uid);
-        let orphans = lister.by_index(PODS_BY_OWNER, &orphans_of(&header.namespace));
-        candidates.extend(orphans.into_iter().filter(|pod| selector.matches(&pod.header().labels)));
         let owner = Owner { resource: &self.resource, header, selector };
+        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, &owner);
         claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
     }
 

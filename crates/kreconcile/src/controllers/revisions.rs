@@ -112,10 +112,7 @@ impl Revisions {
 
     /// Those of one owner, the oldest first. Those that match and have no owner are adopted.
     async fn list(&self, owner: &Owner<'_>) -> Result<Vec<Arc<ControllerRevision>>, ReconcileError> {
-        let (header, lister) = (owner.header, self.informer.lister());
-        let mut candidates = lister.by_index(REVISIONS_BY_OWNER, &header.uid);
-        let orphans = lister.by_index(REVISIONS_BY_OWNER, &orphans_of(&header.namespace));
-        candidates.extend(orphans.into_iter().filter(|known| owner.selector.matches(&known.header().labels)));
+        let candidates = claim::candidates(self.informer.lister(), REVISIONS_BY_OWNER, owner);
         let owned = claim::claim_all(&self.requests, owner, &self.resource, candidates).await?;
         let mut revisions =
             owned.iter().map(|stored| stored.typed::<ControllerRevision>()).collect::<Result<Vec<_>, _>>()?;

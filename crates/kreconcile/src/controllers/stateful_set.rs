@@ -21,7 +21,7 @@ use crate::{
         claim::{self, Owner},
         pod_state,
         pod_writes::{SLOW_START_INITIAL, error_message, in_parallel, pod_from_template},
-        replica_set::{BURST_REPLICAS_MAX, PODS_BY_OWNER, orphans_of, pods_by_owner},
+        replica_set::{BURST_REPLICAS_MAX, PODS_BY_OWNER, pods_by_owner},
         revisions::{self, Draft, History, Revisions},
     },
     events::{EventRecorder, EventType, Regarding},
@@ -209,10 +209,8 @@ impl Shared {
 
     /// The pods of a set. One whose name is not the set's is let go, whatever its labels.
     async fn owned_pods(&self, owner: &Owner<'_>) -> Result<Vec<Arc<Pod>>, ReconcileError> {
-        let (header, lister) = (owner.header, self.pods.lister());
-        let mut candidates = lister.by_index(PODS_BY_OWNER, &header.uid);
-        let orphans = lister.by_index(PODS_BY_OWNER, &orphans_of(&header.namespace));
-        candidates.extend(orphans.into_iter().filter(|pod| owner.selector.matches(&pod.header().labels)));
+        let header = owner.header;
+        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, owner);
         let is_member = |pod: &Arc<Stored>| {
             decide::parent_and_ordinal(&pod.header().name).is_some_and(|(parent, _)| parent == &*header.name)
         };
