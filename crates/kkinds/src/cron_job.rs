@@ -1,9 +1,6 @@
 //! Cron jobs (KEP-19, KEP-3140).
 
-mod duration;
-mod schedule;
-mod zone;
-
+use kcore::cron::{self, Schedule};
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::{Value, json};
 
@@ -28,7 +25,7 @@ fn validate_schedule(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors:
         errors.required(path, "");
         return;
     }
-    if let Err(why) = schedule::check(schedule) {
+    if let Err(why) = schedule.parse::<Schedule>() {
         errors.invalid(path, schedule, why);
     }
     if !schedule.contains("TZ") {
@@ -63,7 +60,7 @@ fn validate_zone(name: &str, path: &Path<'_>, errors: &mut Errors) {
         let why = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
         errors.invalid(path, name, why);
     }
-    if let Err(why) = zone::load(name) {
+    if let Err(why) = cron::zone(name) {
         errors.invalid(path, name, why);
     }
 }

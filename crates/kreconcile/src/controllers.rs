@@ -13,6 +13,7 @@ use crate::{events::EventRecorder, informer::Informers, manager::Runnable, reque
 
 mod backends;
 mod claim;
+mod cron_job;
 mod daemon_set;
 mod deployment;
 mod endpoint_slice;
@@ -31,6 +32,7 @@ mod service_account;
 mod stateful_set;
 mod taint_eviction;
 
+pub use cron_job::cron_job;
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
@@ -171,6 +173,7 @@ impl Context {
 /// | `statefulset-controller` | [`stateful_set`] |
 /// | `daemonset-controller` | [`daemon_set`] |
 /// | `job-controller` | [`job`] |
+/// | `cronjob-controller` | [`cron_job`] |
 /// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
 /// | `endpointslice-controller` | [`endpoint_slice`] |
 /// | `endpoints-controller` | [`endpoints`] |
@@ -208,6 +211,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(stateful_set(context)));
     all.push(Arc::new(daemon_set(context)));
     all.push(Arc::new(job(context)));
+    all.push(Arc::new(cron_job(context)));
     all.push(Arc::new(ttl_after_finished(context)));
     all.push(Arc::new(endpoint_slice(context)));
     all.push(Arc::new(endpoints(context)));

@@ -5,7 +5,7 @@ use std::{
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
-    batch::v1::Job,
+    batch::v1::{CronJob, Job},
     coordination::v1::Lease,
     core::v1::{
         ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
@@ -22,7 +22,12 @@ use serde_json::{Value, json};
 use crate::fake::FakeApi;
 
 fn start() -> (Arc<FakeApi>, Running) {
-    let clock = Arc::new(TokioClock::new());
+    start_some(TokioClock::new(), |_| true)
+}
+
+/// Starts the controllers with these names.
+fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>, Running) {
+    let clock = Arc::new(clock);
     let kinds = vec![
         ResourceType::of::<Namespace>(),
         ResourceType::of::<ServiceAccount>(),
@@ -41,12 +46,13 @@ fn start() -> (Arc<FakeApi>, Running) {
         ResourceType::of::<ControllerRevision>(),
         ResourceType::of::<PersistentVolumeClaim>(),
         ResourceType::of::<Job>(),
+        ResourceType::of::<CronJob>(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
     let context =
         Context::new(api.client(), clock).settings(|settings| settings.root_ca = Some("PEM".into()));
     let mut manager = Manager::new().informers(context.informers());
-    for controller in controllers::defaults(&context) {
+    for controller in controllers::defaults(&context).into_iter().filter(|known| wanted(known.name())) {
         manager = manager.add(Start::Always, controller);
     }
     let running = manager.start();
@@ -512,4 +518,95 @@ async fn a_daemon_set_follows_the_nodes_and_rolls_over() {
     .await;
     assert_eq!(nodes(&api), ["n1", "n3"]);
     running.stop().await;
+}
+
+/// Ends every Job that runs.
+fn end_jobs(api: &FakeApi) {
+    for job in api.list("jobs") {
+        if job["status"]["conditions"].is_null() {
+            api.edit("jobs", "shop", job["metadata"]["name"].as_str().unwrap(), |job| {
+                job["status"] = json!({"startTime": job["metadata"]["creationTimestamp"],
+                    "completionTime": job["metadata"]["creationTimestamp"],
+                    "conditions": [{"type": "Complete", "status": "True"}]});
+            });
+        }
+    }
+}
+
+fn cron_job(spec: &Value) -> Value {
+    let template = json!({"metadata": {"labels": {"made-by": "cron"}},
+        "spec": {"managedBy": "example.com/nobody", "template": template()}});
+    let mut cron = json!({
+        "metadata": {"name": "tick", "namespace": "shop"},
+        "spec": {"jobTemplate": template, "concurrencyPolicy": "Allow", "successfulJobsHistoryLimit": 3,
+            "failedJobsHistoryLimit": 1},
+    });
+    for (key, value) in spec.as_object().unwrap() {
+        cron["spec"][key] = value.clone();
+    }
+    cron
+}
+
+fn ticks(api: &FakeApi) -> Vec<String> {
+    let jobs = api.list("jobs");
+    jobs.iter()
+        .map(|job| {
+            let annotations = &job["metadata"]["annotations"];
+            annotations["batch.kubernetes.io/cronjob-scheduled-timestamp"].as_str().unwrap().to_owned()
+        })
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cron_job_runs_for_thirty_days_in_its_time_zone() {
+    let noon = TokioClock::starting_at("2030-03-15T12:00:00Z".parse().unwrap());
+    let (api, running) = start_some(noon, |name| name == "cronjob-controller");
+    let spec = json!({"schedule": "30 2 * * *", "timeZone": "Europe/Berlin"});
+    api.add("cronjobs", cron_job(&spec));
+    let march = (16..=30).map(|day| format!("2030-03-{day}T02:30:00+01:00"));
+    // On the 31st of March there is no half past two.
+    let april = (1..=14).map(|day| format!("2030-04-{day:02}T02:30:00+02:00"));
+    for expected in march.chain(april) {
+        api.until("a run a day", |api| {
+            end_jobs(api);
+            ticks(api).contains(&expected)
+        })
+        .await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(api.list("jobs").len(), 3, "three that have ended are kept");
+    let tick = api.get("cronjobs", "shop", "tick").unwrap();
+    assert!(tick["status"]["active"].is_null() && tick["status"]["lastSuccessfulTime"].is_string(), "{tick}");
+    assert_eq!(api.list("jobs")[0]["metadata"]["ownerReferences"][0]["kind"], "CronJob");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn runs_that_overlap_follow_the_policy() {
+    for (policy, expected, reason) in [
+        ("Allow", 3, "SuccessfulCreate"),
+        ("Forbid", 1, "JobAlreadyActive"),
+        ("Replace", 1, "SuccessfulDelete"),
+    ] {
+        let noon = TokioClock::starting_at("2030-03-15T12:00:30Z".parse().unwrap());
+        let (api, running) = start_some(noon, |name| name == "cronjob-controller");
+        api.add("cronjobs", cron_job(&json!({"schedule": "* * * * *", "concurrencyPolicy": policy})));
+        tokio::time::sleep(Duration::from_secs(180)).await;
+        let active = api.get("cronjobs", "shop", "tick").unwrap()["status"]["active"].clone();
+        assert_eq!(active.as_array().map(Vec::len), Some(expected), "{policy}: {active}");
+        assert_eq!(api.list("jobs").len(), expected, "{policy}");
+        let about: Vec<Value> = api.list("events").iter().map(|event| event["reason"].clone()).collect();
+        assert!(about.iter().any(|known| known == reason), "{policy}: {about:?}");
+        // What is suspended starts nothing; what is gone is missed.
+        api.edit("cronjobs", "shop", "tick", |tick| tick["spec"]["suspend"] = true.into());
+        for job in api.list("jobs") {
+            api.remove("jobs", "shop", job["metadata"]["name"].as_str().unwrap());
+        }
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert!(api.list("jobs").is_empty(), "{policy}");
+        let tick = api.get("cronjobs", "shop", "tick").unwrap();
+        assert!(tick["status"]["active"].is_null(), "{policy}: {tick}");
+        at_rest(&api).await;
+        running.stop().await;
+    }
 }

@@ -135,8 +135,8 @@ impl FakeApi {
         self.cut.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Waits until `holds` does.
-    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+    /// Waits until `holds` does, for two days at most.
+    pub(crate) async fn until(&self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let mut changed = self.changed.subscribe();
         let wait = async {
             loop {
@@ -147,7 +147,7 @@ impl FakeApi {
                 changed.changed().await.unwrap();
             }
         };
-        let waited = tokio::time::timeout(std::time::Duration::from_secs(3600), wait).await;
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(2 * 86_400), wait).await;
         assert!(waited.is_ok(), "{what} never came to be");
     }
 

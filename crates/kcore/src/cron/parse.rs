@@ -1,11 +1,15 @@
-//! The form of schedules, with the words of `robfig/cron` (`ParseStandard` of its version 3).
+//! Reading schedules, with the words of `robfig/cron` (`ParseStandard` of its version 3).
 
-use super::{duration, zone};
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use super::{STAR, Schedule, Times, duration, zone};
 
 /// The values that one field may have.
 struct Bounds {
-    low: i64,
-    high: i64,
+    low: u64,
+    high: u64,
     names: &'static [&'static str],
 }
 
@@ -21,54 +25,71 @@ const BOUNDS: [Bounds; 5] = [
     Bounds { low: 0, high: 6, names: &["sun", "mon", "tue", "wed", "thu", "fri", "sat"] },
 ];
 
-/// Checks a schedule: five fields, or a word for one.
-pub(super) fn check(schedule: &str) -> Result<(), String> {
-    let mut rest = schedule;
-    if schedule.starts_with("TZ=") || schedule.starts_with("CRON_TZ=") {
+/// The shortest period of `@every`; a shorter one counts as this.
+const PERIOD_MIN: Duration = Duration::from_secs(1);
+
+/// Reads a schedule: five fields, or a word for one.
+pub(super) fn schedule(text: &str) -> Result<Schedule, String> {
+    let (mut zone, mut rest) = (TimeZone::UTC, text);
+    if text.starts_with("TZ=") || text.starts_with("CRON_TZ=") {
         // The parser takes it for granted that a space follows, and its panic is what clients are told.
-        let Some(at) = schedule.find(' ') else {
+        let Some(at) = text.find(' ') else {
             return Err("invalid schedule format: runtime error: slice bounds out of range [:-1]".to_owned());
         };
-        let zone = &schedule[schedule.find('=').unwrap_or_default() + 1..at];
-        zone::load(zone).map_err(|why| format!("provided bad location {zone}: {why}"))?;
-        rest = schedule[at..].trim();
+        let name = &text[text.find('=').unwrap_or_default() + 1..at];
+        zone = zone::load(name).map_err(|why| format!("provided bad location {name}: {why}"))?;
+        rest = text[at..].trim();
     }
-    if rest.starts_with('@') {
-        return word(rest);
-    }
-    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let times = if rest.starts_with('@') { word(rest)? } else { Times::Fields(fields(rest)?) };
+    Ok(Schedule { zone, times })
+}
+
+fn fields(text: &str) -> Result<[u64; 5], String> {
+    let fields: Vec<&str> = text.split_whitespace().collect();
     if fields.len() != BOUNDS.len() {
         let (count, all) = (fields.len(), fields.join(" "));
         return Err(format!("expected exactly {} fields, found {count}: [{all}]", BOUNDS.len()));
     }
-    for (field, bounds) in fields.iter().zip(&BOUNDS) {
-        field.split(',').filter(|entry| !entry.is_empty()).try_for_each(|entry| range(entry, bounds))?;
+    let mut sets = [0; 5];
+    for ((field, bounds), set) in fields.iter().zip(&BOUNDS).zip(&mut sets) {
+        // Empty entries between commas don't count.
+        for entry in field.split(',').filter(|entry| !entry.is_empty()) {
+            *set |= range(entry, bounds)?;
+        }
     }
-    Ok(())
+    Ok(sets)
 }
 
-fn word(word: &str) -> Result<(), String> {
-    const WORDS: [&str; 7] =
-        ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
-    if WORDS.contains(&word) {
-        return Ok(());
-    }
-    let Some(duration) = word.strip_prefix("@every ") else {
-        return Err(format!("unrecognized descriptor: {word}"));
+fn word(word: &str) -> Result<Times, String> {
+    let in_full = match word {
+        "@yearly" | "@annually" => "0 0 1 1 *",
+        "@monthly" => "0 0 1 * *",
+        "@weekly" => "0 0 * * 0",
+        "@daily" | "@midnight" => "0 0 * * *",
+        "@hourly" => "0 * * * *",
+        word => {
+            let Some(period) = word.strip_prefix("@every ") else {
+                return Err(format!("unrecognized descriptor: {word}"));
+            };
+            let period =
+                duration::parse(period).map_err(|why| format!("failed to parse duration {word}: {why}"))?;
+            return Ok(Times::Every(Duration::from_secs(period.max(PERIOD_MIN).as_secs())));
+        }
     };
-    duration::check(duration).map_err(|why| format!("failed to parse duration {word}: {why}"))
+    fields(in_full).map(Times::Fields)
 }
 
-fn range(entry: &str, bounds: &Bounds) -> Result<(), String> {
+/// The set of what `number`, `number-number` or `*`, each with `/step` or without, stands for.
+fn range(entry: &str, bounds: &Bounds) -> Result<u64, String> {
     let steps: Vec<&str> = entry.split('/').collect();
     let ends: Vec<&str> = steps[0].split('-').collect();
-    let (start, mut end) = match ends.as_slice() {
-        ["*" | "?", ..] => (bounds.low, bounds.high),
+    let (start, mut end, mut star) = match ends.as_slice() {
+        ["*" | "?", ..] => (bounds.low, bounds.high, STAR),
         [one] => {
             let one = number_or_name(one, bounds)?;
-            (one, one)
+            (one, one, 0)
         }
-        [low, high] => (number_or_name(low, bounds)?, number_or_name(high, bounds)?),
+        [low, high] => (number_or_name(low, bounds)?, number_or_name(high, bounds)?, 0),
         _ => return Err(format!("too many hyphens: {entry}")),
     };
     let step = match steps.as_slice() {
@@ -77,7 +98,11 @@ fn range(entry: &str, bounds: &Bounds) -> Result<(), String> {
             if ends.len() == 1 {
                 end = bounds.high;
             }
-            number(step)?
+            let step = number(step)?;
+            if step > 1 {
+                star = 0;
+            }
+            step
         }
         _ => return Err(format!("too many slashes: {entry}")),
     };
@@ -94,27 +119,25 @@ fn range(entry: &str, bounds: &Bounds) -> Result<(), String> {
     if step == 0 {
         return Err(format!("step of range should be a positive number: {entry}"));
     }
-    Ok(())
+    let step = usize::try_from(step).unwrap_or(usize::MAX);
+    Ok((start..=end).step_by(step).fold(star, |set, number| set | 1 << number))
 }
 
-fn number_or_name(text: &str, bounds: &Bounds) -> Result<i64, String> {
+fn number_or_name(text: &str, bounds: &Bounds) -> Result<u64, String> {
     match bounds.names.iter().position(|name| name.eq_ignore_ascii_case(text)) {
-        Some(at) => Ok(bounds.low + i64::try_from(at).unwrap_or_default()),
+        Some(at) => Ok(bounds.low + u64::try_from(at).unwrap_or_default()),
         None => number(text),
     }
 }
 
-fn number(text: &str) -> Result<i64, String> {
+fn number(text: &str) -> Result<u64, String> {
     let number: i64 = text.parse().map_err(|_| {
         let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
         let large = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         let why = if large { "value out of range" } else { "invalid syntax" };
         format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: {why}")
     })?;
-    if number < 0 {
-        return Err(format!("negative number ({number}) not allowed: {text}"));
-    }
-    Ok(number)
+    u64::try_from(number).map_err(|_| format!("negative number ({number}) not allowed: {text}"))
 }
 
 #[cfg(test)]
@@ -135,7 +158,7 @@ mod tests {
             "5/15 * * * *",
             ", * * * *",
         ] {
-            assert_eq!(check(good), Ok(()), "{good}");
+            assert_eq!(schedule(good).map(drop), Ok(()), "{good}");
         }
         for (bad, why) in [
             ("error", "expected exactly 5 fields, found 1: [error]"),
@@ -160,7 +183,7 @@ mod tests {
                 "failed to parse duration @every 9223372036854775808h: time: invalid duration \"9223372036854775808h\"",
             ),
         ] {
-            assert_eq!(check(bad), Err(why.to_owned()), "{bad}");
+            assert_eq!(schedule(bad), Err(why.to_owned()), "{bad}");
         }
     }
 }

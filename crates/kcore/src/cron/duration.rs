@@ -1,6 +1,6 @@
 //! Durations as Go writes them (`time.ParseDuration`).
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 /// The first amount of nanoseconds that is too large; negative durations may have this many.
 const LIMIT: u64 = 1 << 63;
@@ -49,12 +49,12 @@ fn fraction(digits: &str, unit: u64) -> u64 {
     (part * unit as f64) as u64
 }
 
-/// Checks a duration; the error has Go's words.
-pub(super) fn check(text: &str) -> Result<(), String> {
+/// Reads a duration; what is below zero gives zero. The error has Go's words.
+pub(super) fn parse(text: &str) -> Result<Duration, String> {
     let invalid = || format!("time: invalid duration {}", quoted(text));
     let mut rest = text.strip_prefix(['-', '+']).unwrap_or(text);
     if rest == "0" {
-        return Ok(());
+        return Ok(Duration::ZERO);
     }
     if rest.is_empty() {
         return Err(invalid());
@@ -83,31 +83,35 @@ pub(super) fn check(text: &str) -> Result<(), String> {
             .ok_or_else(invalid)?;
         rest = after;
     }
-    if sum == LIMIT && !text.starts_with('-') { Err(invalid()) } else { Ok(()) }
+    match text.starts_with('-') {
+        true => Ok(Duration::ZERO),
+        false if sum == LIMIT => Err(invalid()),
+        false => Ok(Duration::from_nanos(sum)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::check;
+    use super::*;
 
     /// <https://pkg.go.dev/time#ParseDuration>, with the cases of Go's `time_test.go`.
     #[test]
     fn durations_are_read_as_go_reads_them() {
-        for good in [
-            "0",
-            "+0",
-            "5s",
-            "-.5s",
-            "5.s",
-            "1h30m",
-            "3h30m20.5s",
-            "10µs",
-            "1ns1us1ms",
-            "9223372036854775807ns",
-            "-9223372036854775808ns",
-            "2562047h47m16.854775807s",
+        for (good, nanoseconds) in [
+            ("0", 0),
+            ("+0", 0),
+            ("5s", 5_000_000_000),
+            ("-.5s", 0),
+            ("5.s", 5_000_000_000),
+            ("1h30m", 5_400_000_000_000),
+            ("3h30m20.5s", 12_620_500_000_000),
+            ("10µs", 10_000),
+            ("1ns1us1ms", 1_001_001),
+            ("9223372036854775807ns", 9_223_372_036_854_775_807),
+            ("-9223372036854775808ns", 0),
+            ("2562047h47m16.854775807s", 9_223_372_036_854_775_807),
         ] {
-            assert_eq!(check(good), Ok(()), "{good}");
+            assert_eq!(parse(good), Ok(Duration::from_nanos(nanoseconds)), "{good}");
         }
         for (bad, why) in [
             ("", r#"time: invalid duration """#),
@@ -121,7 +125,7 @@ mod tests {
             ("9223372036854775808ns", r#"time: invalid duration "9223372036854775808ns""#),
             ("3000000h", r#"time: invalid duration "3000000h""#),
         ] {
-            assert_eq!(check(bad), Err(why.to_owned()), "{bad}");
+            assert_eq!(parse(bad), Err(why.to_owned()), "{bad}");
         }
     }
 }
