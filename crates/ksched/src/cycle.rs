@@ -3,11 +3,14 @@
 use std::{borrow::Cow, sync::Arc};
 
 use crate::{
-    decision::{Decision, Diagnosis, ScoreColumn},
-    plugin::{CycleState, Finality, PostFilterVerdict, PreFilterVerdict, PreScoreVerdict, Rejection},
+    decision::{Decision, Diagnosis, Nomination, ScoreColumn},
+    plugin::{
+        CycleState, Finality, PostFilterVerdict, PreFilterVerdict, PreScoreVerdict, Rejection, Verdict,
+    },
     pod::PodInfo,
     profile::Profile,
     snapshot::{self, NodeIndex, Snapshot},
+    trial::{Attempt, Nominated, Nominations},
 };
 
 /// Decides which node a pod should go to. Looks at all nodes, changes nothing, and gives the same answer to the same
@@ -31,10 +34,24 @@ use crate::{
 /// ```
 #[must_use]
 pub fn decide(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo) -> Decision {
+    decide_among(profile, snapshot, pod, &[])
+}
+
+/// As [`decide`], while room is being made for other pods: those whose priority is not lower than this one's count as if
+/// they were on the nodes that they are nominated for. A pod that is itself nominated for a node, here or in its status,
+/// is tried there first.
+#[must_use]
+pub fn decide_among(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominated: &[Nominated],
+) -> Decision {
     let mut decision = Decision {
         names: Arc::clone(snapshot.names()),
         chosen: None,
-        nominated: None,
+        nomination: Nomination::Keep,
+        victims: Vec::new(),
         diagnosis: Diagnosis { nodes: snapshot.len(), ..Diagnosis::default() },
         feasible: Vec::new(),
         scores: Vec::new(),
@@ -44,9 +61,21 @@ pub fn decide(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo) -> Decision
     if snapshot.is_empty() {
         return decision;
     }
-    filter(profile, snapshot, pod, &mut decision);
+    let nominations = Nominations::new(nominated, pod, snapshot);
+    let skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
     if decision.feasible.is_empty() {
-        post_filter(profile, snapshot, pod, &mut decision);
+        let Decision { cycle, diagnosis, .. } = &decision;
+        let attempt = Attempt {
+            profile,
+            cycle,
+            pod,
+            snapshot,
+            diagnosis,
+            nominations: &nominations,
+            skipped: &skipped,
+        };
+        let outcome = post_filter(&attempt);
+        (decision.diagnosis.post_filter, decision.nomination, decision.victims) = outcome;
         return decision;
     }
     score(profile, snapshot, pod, &mut decision);
@@ -54,16 +83,22 @@ pub fn decide(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo) -> Decision
     decision
 }
 
-/// Fills `feasible` and the diagnosis.
-fn filter(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut Decision) {
+/// Fills `feasible` and the diagnosis; gives the plug-ins that have nothing to say about the pod.
+fn filter(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominations: &Nominations,
+    decision: &mut Decision,
+) -> Vec<Arc<str>> {
     let Decision { diagnosis, cycle, .. } = decision;
-    let mut skipped: Vec<&str> = Vec::new();
+    let mut skipped: Vec<Arc<str>> = Vec::new();
     let mut only: Option<Vec<NodeIndex>> = None;
     let mut narrowed_by: Vec<&Arc<str>> = Vec::new();
     for entry in &profile.points.pre_filter {
         match entry.plugin.pre_filter(cycle, pod, snapshot) {
             PreFilterVerdict::Pass => {}
-            PreFilterVerdict::Skip => skipped.push(&entry.name),
+            PreFilterVerdict::Skip => skipped.push(Arc::clone(&entry.name)),
             PreFilterVerdict::Only(names) => {
                 let mut nodes: Vec<_> = names.iter().filter_map(|name| snapshot.find(name)).collect();
                 nodes.sort_unstable();
@@ -81,13 +116,13 @@ fn filter(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut 
                     let names = plugin_list(&narrowed_by);
                     let reason = format!("node(s) didn't satisfy plugin(s) {names} simultaneously");
                     diagnosis.pre_filter = Some(Rejection::unresolvable(reason));
-                    return;
+                    return skipped;
                 }
             }
             PreFilterVerdict::Reject(rejection) => {
                 diagnosis.plugins.push(Arc::clone(&entry.name));
                 diagnosis.pre_filter = Some(rejection);
-                return;
+                return skipped;
             }
         }
     }
@@ -100,11 +135,25 @@ fn filter(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut 
             nodes
         }
     };
+    if let Some(node) = nominations.own.as_ref().and_then(|node| snapshot.find(node))
+        && nodes.binary_search(&node).is_ok()
+    {
+        // Room was made for the pod there: no other node is looked at if it fits now (upstream's
+        // `evaluateNominatedNode`).
+        let unknown = Diagnosis::default();
+        let (diagnosis, skipped_here) = (&unknown, &skipped);
+        let attempt =
+            Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped: skipped_here };
+        if attempt.trial().verdict(node) == Verdict::Pass {
+            decision.feasible = vec![node];
+            return skipped;
+        }
+    }
     for entry in &profile.points.filter {
         if nodes.is_empty() {
             break;
         }
-        if skipped.contains(&&*entry.name) {
+        if skipped.contains(&entry.name) {
             continue;
         }
         let before = diagnosis.rejected.len();
@@ -116,7 +165,38 @@ fn filter(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut 
             diagnosis.plugins.push(Arc::clone(&entry.name));
         }
     }
+    if nominations.others.iter().any(|(node, _)| nodes.binary_search(node).is_ok()) {
+        leave_room(profile, snapshot, pod, nominations, &skipped, &mut nodes, decision);
+    }
     decision.feasible = nodes;
+    skipped
+}
+
+/// Rejects the nodes where the pod does not fit beside those for which room is being made.
+fn leave_room(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominations: &Nominations,
+    skipped: &[Arc<str>],
+    nodes: &mut Vec<NodeIndex>,
+    decision: &mut Decision,
+) {
+    let Decision { diagnosis, cycle, .. } = decision;
+    let unknown = Diagnosis::default();
+    let attempt = Attempt { profile, cycle, pod, snapshot, diagnosis: &unknown, nominations, skipped };
+    let mut trial = attempt.trial();
+    nodes.retain(|&node| {
+        if nominations.others.iter().all(|(taken, _)| *taken != node) {
+            return true;
+        }
+        let Some((plugin, rejection)) = trial.rejection(node) else { return true };
+        diagnosis.rejected.push((node, Arc::clone(&plugin), rejection));
+        if !diagnosis.plugins.contains(&plugin) {
+            diagnosis.plugins.push(plugin);
+        }
+        false
+    });
 }
 
 /// `[A B]`, sorted, as Go prints a list.
@@ -126,28 +206,31 @@ fn plugin_list(names: &[&Arc<str>]) -> String {
     format!("[{}]", names.join(" "))
 }
 
-fn post_filter(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut Decision) {
+/// What was said about helping the pod, and what is done.
+fn post_filter(attempt: &Attempt<'_>) -> (String, Nomination, Vec<Arc<PodInfo>>) {
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
-    for entry in &profile.points.post_filter {
-        match entry.plugin.post_filter(&decision.cycle, pod, snapshot, &decision.diagnosis) {
-            PostFilterVerdict::Nominate(node) => {
-                decision.nominated = Some(node);
-                reasons.clear();
-                break;
+    let mut nomination = Nomination::Keep;
+    for entry in &attempt.profile.points.post_filter {
+        let rejection = match entry.plugin.post_filter(attempt) {
+            PostFilterVerdict::Nominate { node, victims } => {
+                return (String::new(), Nomination::Node(node), victims);
             }
-            PostFilterVerdict::Reject(rejection) => {
-                let ends = rejection.finality == Finality::Unresolvable;
-                if ends {
-                    reasons.clear();
-                }
-                reasons.extend(rejection.reasons);
-                if ends {
-                    break;
-                }
+            PostFilterVerdict::Hopeless(rejection) => {
+                nomination = Nomination::Clear;
+                rejection
             }
+            PostFilterVerdict::Reject(rejection) => rejection,
+        };
+        let ends = rejection.finality == Finality::Unresolvable;
+        if ends {
+            reasons.clear();
+        }
+        reasons.extend(rejection.reasons);
+        if ends {
+            break;
         }
     }
-    decision.diagnosis.post_filter = reasons.join(", ");
+    (reasons.join(", "), nomination, Vec::new())
 }
 
 /// Fills the scores and totals.
@@ -178,14 +261,18 @@ fn score(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut D
 /// The best node; among equals the one whose hash together with the pod's comes first.
 fn select(seed: u64, snapshot: &Snapshot, pod: &PodInfo, decision: &Decision) -> Option<NodeIndex> {
     let best = decision.totals.iter().copied().max()?;
-    let pod_hash =
-        seed ^ snapshot::hash(pod.uid.as_bytes()) ^ snapshot::hash(pod.name.as_bytes()).rotate_left(17);
+    let pod_hash = pod_hash(seed, pod);
     let equals = decision.feasible.iter().zip(&decision.totals).filter(|(_, total)| **total == best);
     equals.map(|(index, _)| *index).min_by_key(|&index| mix(pod_hash ^ snapshot.name_hash(index)))
 }
 
+/// A seed and a pod in one number.
+pub(crate) fn pod_hash(seed: u64, pod: &PodInfo) -> u64 {
+    seed ^ snapshot::hash(pod.uid.as_bytes()) ^ snapshot::hash(pod.name.as_bytes()).rotate_left(17)
+}
+
 /// SplitMix64's finish: neighbouring inputs give unrelated outputs.
-fn mix(mut value: u64) -> u64 {
+pub(crate) fn mix(mut value: u64) -> u64 {
     value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     value ^ (value >> 31)

@@ -4,6 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, fmt::Write, sync::Arc};
 
 use crate::{
     plugin::{CycleState, Finality, Rejection},
+    pod::PodInfo,
     snapshot::NodeIndex,
 };
 
@@ -15,7 +16,8 @@ pub const NO_NODES: &str = "no nodes available to schedule pods";
 pub struct Decision {
     pub(crate) names: Arc<Vec<Arc<str>>>,
     pub(crate) chosen: Option<NodeIndex>,
-    pub(crate) nominated: Option<Arc<str>>,
+    pub(crate) nomination: Nomination,
+    pub(crate) victims: Vec<Arc<PodInfo>>,
     pub(crate) diagnosis: Diagnosis,
     /// The nodes that all filters let pass, ascending.
     pub(crate) feasible: Vec<NodeIndex>,
@@ -63,6 +65,18 @@ pub enum NodeVerdict<'a> {
     NotAsked,
 }
 
+/// What becomes of the node where room is being made for a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Nomination {
+    /// It stays as it is.
+    #[default]
+    Keep,
+    /// There is none any more.
+    Clear,
+    /// It is this one.
+    Node(Arc<str>),
+}
+
 /// Why nodes were rejected.
 #[derive(Clone, Debug, Default)]
 pub struct Diagnosis {
@@ -94,7 +108,13 @@ impl Decision {
     /// The node where room is being made for the pod.
     #[must_use]
     pub fn nominated(&self) -> Option<&str> {
-        self.nominated.as_deref()
+        if let Nomination::Node(node) = &self.nomination { Some(node) } else { None }
+    }
+
+    /// The pods that have to go to make room on the [nominated](Self::nominated) node, the most important first.
+    #[must_use]
+    pub fn victims(&self) -> &[Arc<PodInfo>] {
+        &self.victims
     }
 
     /// Why there is no node, in the words of kube-scheduler; `None` when there is one.

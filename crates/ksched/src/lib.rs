@@ -59,11 +59,12 @@ pub mod snapshot;
 pub mod spread;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod trial;
 mod volumes;
 pub mod waiting;
 
-pub use cycle::decide;
-pub use decision::{Decision, Diagnosis, NodeVerdict, Score};
+pub use cycle::{decide, decide_among};
+pub use decision::{Decision, Diagnosis, NodeVerdict, Nomination, Score};
 pub use event::{ClusterEvent, Hint, ObjectEvent};
 pub use node::NodeInfo;
 pub use plugin::{Rejection, Verdict};
@@ -76,4 +77,5 @@ pub use snapshot::{
     NodeIndex, NodeView, Snapshot,
     catalog::{Catalog, Interest},
 };
+pub use trial::{Attempt, Nominated, Trial};
 pub use waiting::WaitingPods;

@@ -32,11 +32,11 @@ use async_trait::async_trait;
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
-    decision::Diagnosis,
     event::{ClusterEvent, Hint},
     pod::PodInfo,
     queue::QueuedPod,
     snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
+    trial::Attempt,
     waiting::WaitingPods,
 };
 
@@ -136,13 +136,21 @@ pub enum PreScoreVerdict {
 }
 
 /// What a [`PostFilter`] could do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[must_use]
 pub enum PostFilterVerdict {
-    /// Room is being made: the pod gets this node's name as its nominated node, and is tried again.
-    Nominate(Arc<str>),
+    /// Room can be made: the pod gets this node's name as its nominated node, the scheduler deletes the victims, and the
+    /// pod is tried again when they are gone.
+    Nominate {
+        /// The node.
+        node: Arc<str>,
+        /// The pods that have to go.
+        victims: Vec<Arc<PodInfo>>,
+    },
     /// Nothing, and why.
     Reject(Rejection),
+    /// Nothing, and why; and nothing that is being done already helps, so that the pod loses its nominated node.
+    Hopeless(Rejection),
 }
 
 /// What a [`Permit`] says.
@@ -322,14 +330,8 @@ pub trait PostFilter: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
-    /// `diagnosis` says why each node was rejected.
-    fn post_filter(
-        &self,
-        cycle: &CycleState,
-        pod: &PodInfo,
-        snapshot: &Snapshot,
-        diagnosis: &Diagnosis,
-    ) -> PostFilterVerdict;
+    /// `attempt` says why each node was rejected, and has a copy of the cluster to try on what would help.
+    fn post_filter(&self, attempt: &Attempt<'_>) -> PostFilterVerdict;
 }
 
 /// Takes notes for the score, once per pod.

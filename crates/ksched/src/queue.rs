@@ -137,8 +137,30 @@ impl SchedulingQueue {
     }
 
     /// The pods for which room is being made, with their nodes.
-    pub fn nominated(&self) -> impl Iterator<Item = (&Arc<PodInfo>, &str)> {
-        self.nominated.values().map(|(pod, node)| (pod, &**node))
+    pub fn nominated(&self) -> impl Iterator<Item = (&Arc<PodInfo>, &Arc<str>)> {
+        self.nominated.values().map(|(pod, node)| (pod, node))
+    }
+
+    /// Notes where room is being made for a pod, or that none is, before the API server shows it.
+    pub fn nominate(&mut self, pod: &Arc<PodInfo>, node: Option<&Arc<str>>) {
+        match node {
+            Some(node) => {
+                self.nominated.insert(Arc::clone(&pod.uid), (Arc::clone(pod), Arc::clone(node)));
+            }
+            None => {
+                self.nominated.remove(&pod.uid);
+            }
+        }
+    }
+
+    /// Has another look at a pod that waits for an event, as if one had helped it.
+    pub fn wake(&mut self, uid: &str, now: Instant) {
+        let waits = |entry: &Entry| matches!(entry.place, Place::Unschedulable { .. });
+        if self.entries.get(uid).is_some_and(waits)
+            && let Some(queued) = self.take(uid)
+        {
+            self.retry(queued, now);
+        }
     }
 
     /// Puts a new pod into the queue, or takes over the changes of one that is there. Gives what holds it back if
@@ -148,6 +170,11 @@ impl SchedulingQueue {
             Some(node) => {
                 self.nominated.insert(Arc::clone(&pod.uid), (Arc::clone(&pod), Arc::clone(node)));
             }
+            // One that was noted and is not written yet stays.
+            None if self
+                .entries
+                .get(&pod.uid)
+                .is_some_and(|known| known.queued.pod.nominated_node.is_none()) => {}
             None => {
                 self.nominated.remove(&pod.uid);
             }

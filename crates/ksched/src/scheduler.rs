@@ -2,6 +2,7 @@
 
 mod binding;
 mod core;
+mod preemption;
 mod report;
 
 use std::{fmt, sync::Arc, time::Duration};

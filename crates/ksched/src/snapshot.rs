@@ -39,7 +39,8 @@ pub struct Snapshot {
     names: Arc<Vec<Arc<str>>>,
     /// Mixed hashes of the names, for choices that don't depend on the order of nodes.
     name_hashes: Arc<Vec<u64>>,
-    nodes: Arc<Vec<Slot>>,
+    /// Each shared by itself, so that a copy to try things on is cheap.
+    nodes: Arc<Vec<Arc<Slot>>>,
     index: Arc<Map<Arc<str>, NodeIndex>>,
     columns: Arc<Columns>,
     /// On which node each pod is, by uid.
@@ -179,7 +180,7 @@ impl Snapshot {
             if !known.same_for_scheduling(&node) {
                 Arc::make_mut(&mut self.columns).set_node(index, &node);
             }
-            Arc::make_mut(&mut self.nodes)[index].info = node;
+            self.slot_mut(index).info = node;
             return;
         }
         let index = self.len();
@@ -196,7 +197,7 @@ impl Snapshot {
             Vec::new()
         };
         let slot = Slot { info: node, pods: Vec::new(), ports: Vec::new() };
-        Arc::make_mut(&mut self.nodes).push(slot);
+        Arc::make_mut(&mut self.nodes).push(Arc::new(slot));
         for pod in pods {
             self.count_pod(index, &pod);
         }
@@ -216,6 +217,7 @@ impl Snapshot {
             indexes.insert(Arc::clone(&moved.info.name), index);
         }
         if !slot.pods.is_empty() {
+            let slot = Arc::unwrap_or_clone(slot);
             Arc::make_mut(&mut self.waiting).insert(Arc::clone(&slot.info.name), slot.pods);
         }
     }
@@ -266,21 +268,34 @@ impl Snapshot {
             }
             return true;
         };
-        let slot = &mut Arc::make_mut(&mut self.nodes)[index];
-        if let Some(at) = slot.pods.iter().position(|pod| *pod.uid == *uid) {
-            let pod = slot.pods.swap_remove(at);
-            for port in &pod.host_ports {
-                if let Some(at) = slot.ports.iter().position(|known| known == port) {
-                    slot.ports.swap_remove(at);
-                }
-            }
-            Arc::make_mut(&mut self.columns).count_pod(index, &pod, -1);
-        }
+        self.lift(index, &pod);
         true
     }
 
+    /// Takes a pod off its node only: for trials, which look at one node.
+    pub(crate) fn lift(&mut self, index: NodeIndex, pod: &PodInfo) {
+        let slot = self.slot_mut(index);
+        let Some(at) = slot.pods.iter().position(|known| known.uid == pod.uid) else { return };
+        let pod = slot.pods.swap_remove(at);
+        for port in &pod.host_ports {
+            if let Some(at) = slot.ports.iter().position(|known| known == port) {
+                slot.ports.swap_remove(at);
+            }
+        }
+        Arc::make_mut(&mut self.columns).count_pod(index, &pod, -1);
+    }
+
+    /// The opposite of [`lift`](Self::lift).
+    pub(crate) fn put_back(&mut self, index: NodeIndex, pod: &Arc<PodInfo>) {
+        self.count_pod(index, pod);
+    }
+
+    fn slot_mut(&mut self, index: NodeIndex) -> &mut Slot {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.nodes)[index])
+    }
+
     fn count_pod(&mut self, index: NodeIndex, pod: &Arc<PodInfo>) {
-        let slot = &mut Arc::make_mut(&mut self.nodes)[index];
+        let slot = self.slot_mut(index);
         slot.ports.extend_from_slice(&pod.host_ports);
         slot.pods.push(Arc::clone(pod));
         Arc::make_mut(&mut self.columns).count_pod(index, pod, 1);

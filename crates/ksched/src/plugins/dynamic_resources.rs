@@ -1,10 +1,10 @@
 //! Pods with resource claims (KEP-4381).
 
 use crate::{
-    decision::Diagnosis,
     plugin::{CycleState, PostFilter, PostFilterVerdict, PreFilter, PreFilterVerdict, Rejection},
     pod::PodInfo,
     snapshot::Snapshot,
+    trial::Attempt,
 };
 
 const NAME: &str = "DynamicResources";
@@ -35,13 +35,7 @@ impl PostFilter for DynamicResources {
         NAME
     }
 
-    fn post_filter(
-        &self,
-        _cycle: &CycleState,
-        _pod: &PodInfo,
-        _snapshot: &Snapshot,
-        _diagnosis: &Diagnosis,
-    ) -> PostFilterVerdict {
+    fn post_filter(&self, _attempt: &Attempt<'_>) -> PostFilterVerdict {
         PostFilterVerdict::Reject(Rejection::unschedulable("no new claims to deallocate"))
     }
 }

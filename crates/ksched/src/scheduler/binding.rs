@@ -35,6 +35,8 @@ pub(super) enum Done {
     Binding { queued: QueuedPod, node: Arc<str>, outcome: Outcome },
     /// A condition was written, or could not be.
     Report,
+    /// The victims of the pod with this uid are told to go, but for those where it failed.
+    Preemption { uid: Arc<str>, failed: bool },
 }
 
 pub(super) enum Outcome {

@@ -1,6 +1,9 @@
 //! What the scheduler's task does at each turn.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use ahash::RandomState;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -10,8 +13,8 @@ use kube::Client;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    cycle::decide,
-    decision::Decision,
+    cycle::decide_among,
+    decision::{Decision, Nomination},
     event::ClusterEvent,
     node::NodeInfo,
     plugin::{PermitVerdict, Rejection, Verdict},
@@ -21,6 +24,7 @@ use crate::{
     scheduler::{
         REQUESTS_MAX,
         binding::{self, Done, Job, Outcome, Wait},
+        preemption::{self, Preemption},
         report::Reporter,
     },
     snapshot::{Snapshot, catalog::Interest},
@@ -35,6 +39,8 @@ pub(super) struct Core {
     /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
     /// queue when its binding fails is not the scheduler's business any more.
     assumed: HashSet<Arc<str>, RandomState>,
+    /// The uids of pods whose victims are being removed, and whether the pod was to be tried meanwhile.
+    preempting: HashMap<Arc<str>, bool, RandomState>,
     tasks: JoinSet<Done>,
     reporter: Reporter,
     waiting: WaitingPods,
@@ -55,6 +61,7 @@ impl Core {
             profiles,
             snapshot: Snapshot::new(),
             assumed: HashSet::default(),
+            preempting: HashMap::default(),
             tasks: JoinSet::new(),
             waiting,
         }
@@ -182,7 +189,15 @@ impl Core {
         pods_max
     }
 
-    fn schedule_one(&mut self, queued: QueuedPod, now: Instant) {
+    fn schedule_one(&mut self, mut queued: QueuedPod, now: Instant) {
+        if let Some(tried) = self.preempting.get_mut(&queued.pod.uid) {
+            // A second try would find other victims while the first ones are not yet seen to go.
+            *tried = true;
+            queued.attempts -= 1;
+            let rejected_by = std::mem::take(&mut queued.rejected_by);
+            self.queue.failed(queued, rejected_by, now);
+            return;
+        }
         let Some(number) = self.profile_of(&queued.pod) else { return };
         let profiles = Arc::clone(&self.profiles);
         let profile = &profiles[number];
@@ -190,7 +205,11 @@ impl Core {
         let Some(node) = decision.node_name().cloned() else {
             let message = decision.diagnosis().message();
             let plugins = decision.diagnosis().plugins.clone();
-            self.reject(queued, plugins, &message, decision.nominated(), now);
+            let pod = Arc::clone(&queued.pod);
+            self.reject(queued, plugins, &message, &decision.nomination, now);
+            if let Nomination::Node(node) = decision.nomination {
+                self.preempt(pod, node, decision.victims, now);
+            }
             return;
         };
         let mut cycle = decision.cycle;
@@ -229,23 +248,32 @@ impl Core {
         self.tasks.spawn(binding::run(job, self.waiting.clone()));
     }
 
-    /// Decides with the pods in place for which room is being made, if they come before this one.
-    fn decide(&self, profile: &Profile, pod: &PodInfo) -> Decision {
-        let mut nominated = self
+    /// Has the victims removed, and takes the place away from pods of lower priority that were to get it.
+    fn preempt(&mut self, pod: Arc<PodInfo>, node: Arc<str>, victims: Vec<Arc<PodInfo>>, now: Instant) {
+        let displaced = self
             .queue
             .nominated()
-            .filter(|(other, _)| other.uid != pod.uid && other.priority >= pod.priority)
-            .peekable();
-        if nominated.peek().is_none() {
-            return decide(profile, &self.snapshot, pod);
+            .filter(|(other, on)| **on == node && other.uid != pod.uid && other.priority < pod.priority);
+        let displaced: Vec<_> = displaced.map(|(other, _)| Arc::clone(other)).collect();
+        for other in &displaced {
+            self.queue.nominate(other, None);
+            self.queue.wake(&other.uid, now);
         }
-        let mut with_nominated = self.snapshot.clone();
-        for (other, node) in nominated {
-            if with_nominated.pod(&other.uid).is_none() {
-                with_nominated.place(other, node);
-            }
+        if displaced.is_empty() && victims.iter().all(|victim| victim.deleting) {
+            return;
         }
-        decide(profile, &with_nominated, pod)
+        self.preempting.insert(Arc::clone(&pod.uid), false);
+        let (clock, recorder) = self.reporter.parts();
+        let (client, waiting) = (self.client.clone(), self.waiting.clone());
+        let job = Preemption { client, clock, recorder, waiting, pod, node, victims, displaced };
+        self.tasks.spawn(preemption::run(job));
+    }
+
+    /// Decides with the pods in place for which room is being made, if they come before this one.
+    fn decide(&self, profile: &Profile, pod: &PodInfo) -> Decision {
+        let nominated: Vec<_> =
+            self.queue.nominated().map(|(other, node)| (Arc::clone(other), Arc::clone(node))).collect();
+        decide_among(profile, &self.snapshot, pod, &nominated)
     }
 
     /// Gives the place back that was assumed; tells whether it still was.
@@ -264,7 +292,7 @@ impl Core {
         self.queue.happened(&ClusterEvent::PodGone(Arc::clone(&queued.pod)), now);
         // Upstream counts only the node that was chosen here.
         let message = format!("0/1 nodes are available: 1 {}.", rejection.message());
-        self.reject(queued, vec![Arc::clone(plugin)], &message, None, now);
+        self.reject(queued, vec![Arc::clone(plugin)], &message, &Nomination::Keep, now);
     }
 
     fn reject(
@@ -272,13 +300,18 @@ impl Core {
         mut queued: QueuedPod,
         plugins: Vec<Arc<str>>,
         message: &str,
-        nominated: Option<&str>,
+        nomination: &Nomination,
         now: Instant,
     ) {
         let written = queued.written.take();
         let pod = Arc::clone(&queued.pod);
-        queued.written = self.reporter.unschedulable(&pod, message, nominated, written, &mut self.tasks);
+        queued.written = self.reporter.unschedulable(&pod, message, nomination, written, &mut self.tasks);
         self.queue.failed(queued, plugins, now);
+        match nomination {
+            Nomination::Keep => {}
+            Nomination::Clear => self.queue.nominate(&pod, None),
+            Nomination::Node(node) => self.queue.nominate(&pod, Some(node)),
+        }
     }
 
     /// Waits until a request has ended, and does what follows; waits forever when there is none.
@@ -304,8 +337,18 @@ impl Core {
     }
 
     fn done(&mut self, done: Done) {
-        let Done::Binding { queued, node, outcome } = done else { return };
         let now = Instant::now();
+        let (queued, node, outcome) = match done {
+            Done::Report => return,
+            Done::Binding { queued, node, outcome } => (queued, node, outcome),
+            Done::Preemption { uid, failed } => {
+                let tried = self.preempting.remove(&uid).unwrap_or_default();
+                if tried || failed {
+                    self.queue.wake(&uid, now);
+                }
+                return;
+            }
+        };
         match outcome {
             Outcome::Bound => self.reporter.bound(&queued.pod, &node),
             Outcome::Refused(plugin, rejection) => self.refused(queued, &plugin, &rejection, now),

@@ -4,19 +4,15 @@ use std::sync::Arc;
 
 use kcore::{Clock, clock::format_time};
 use kreconcile::{EventRecorder, EventType, Regarding};
-use kube::{
-    Client,
-    api::{Patch, PatchParams},
-    core::Request,
-};
-use serde::de::IgnoredAny;
+use kube::Client;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
+    decision::Nomination,
     plugin::BindError,
     pod::{PodInfo, ScheduledCondition},
-    scheduler::binding::Done,
+    scheduler::{binding::Done, preemption::write_status},
 };
 
 const UNSCHEDULABLE: &str = "Unschedulable";
@@ -36,6 +32,11 @@ impl Reporter {
         Self { client, clock, recorder }
     }
 
+    /// The clock and the recorder, for what is told elsewhere.
+    pub(super) fn parts(&self) -> (Arc<dyn Clock>, EventRecorder) {
+        (Arc::clone(&self.clock), self.recorder.clone())
+    }
+
     pub(super) fn bound(&self, pod: &PodInfo, node: &str) {
         let message = format!("Successfully assigned {}/{} to {node}", pod.namespace, pod.name);
         self.recorder.record(&regarding(pod), EventType::Normal, "Scheduled", message);
@@ -44,50 +45,56 @@ impl Reporter {
     /// Each of these gives the condition that the pod has now, for the next comparison.
     pub(super) fn unschedulable(
         &self,
-        pod: &PodInfo,
+        pod: &Arc<PodInfo>,
         message: &str,
-        nominated: Option<&str>,
+        nomination: &Nomination,
         written: Option<ScheduledCondition>,
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
         self.recorder.record(&regarding(pod), EventType::Warning, "FailedScheduling", message);
-        self.set(pod, UNSCHEDULABLE, message, nominated, written.as_ref(), tasks).or(written)
+        self.set(pod, UNSCHEDULABLE, message, nomination, written.as_ref(), tasks).or(written)
     }
 
     pub(super) fn errored(
         &self,
-        pod: &PodInfo,
+        pod: &Arc<PodInfo>,
         error: &BindError,
         written: Option<ScheduledCondition>,
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
         let message = error.to_string();
         self.recorder.record(&regarding(pod), EventType::Warning, "FailedScheduling", message.as_str());
-        self.set(pod, ERROR, &message, None, written.as_ref(), tasks).or(written)
+        self.set(pod, ERROR, &message, &Nomination::Keep, written.as_ref(), tasks).or(written)
     }
 
     pub(super) fn gated(
         &self,
-        pod: &PodInfo,
+        pod: &Arc<PodInfo>,
         written: Option<&ScheduledCondition>,
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
-        self.set(pod, GATED, GATED_MESSAGE, None, written, tasks)
+        self.set(pod, GATED, GATED_MESSAGE, &Nomination::Keep, written, tasks)
     }
 
     /// Writes the condition unless it is there already; gives it when it was written.
     fn set(
         &self,
-        pod: &PodInfo,
+        pod: &Arc<PodInfo>,
         reason: &str,
         message: &str,
-        nominated: Option<&str>,
+        nomination: &Nomination,
         written: Option<&ScheduledCondition>,
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
         let known = written.or(pod.condition.as_ref());
         let is_same = known.is_some_and(|known| &*known.reason == reason && &*known.message == message);
-        if is_same && (nominated.is_none() || nominated == pod.nominated_node.as_deref()) {
+        let nominated = match nomination {
+            Nomination::Keep => None,
+            Nomination::Clear => pod.nominated_node.as_ref().map(|_| Value::Null),
+            Nomination::Node(node) if pod.nominated_node.as_ref() == Some(node) => None,
+            Nomination::Node(node) => Some(Value::from(&**node)),
+        };
+        if is_same && nominated.is_none() {
             return None;
         }
         let mut condition = json!({
@@ -105,34 +112,22 @@ impl Reporter {
         }
         let mut status = json!({"conditions": [condition]});
         if let Some(node) = nominated {
-            status["nominatedNodeName"] = json!(node);
+            status["nominatedNodeName"] = node;
         }
-        // The uid keeps the patch from hitting another pod of the same name.
-        let patch = json!({"metadata": {"uid": &*pod.uid}, "status": status});
-        tasks.spawn(write(self.client.clone(), Arc::clone(&pod.namespace), Arc::clone(&pod.name), patch));
+        tasks.spawn(write(self.client.clone(), pod.clone(), status));
         Some(ScheduledCondition { reason: reason.into(), message: message.into() })
     }
 }
 
-async fn write(client: Client, namespace: Arc<str>, name: Arc<str>, patch: Value) -> Done {
-    let request = Request::new(format!("/api/v1/namespaces/{namespace}/pods")).patch_subresource(
-        "status",
-        &name,
-        &PatchParams::default(),
-        &Patch::Strategic(patch),
-    );
-    let result = match request {
-        Ok(request) => client.request::<IgnoredAny>(request).await.map(|_| ()),
-        Err(error) => Err(kube::Error::BuildRequest(error)),
-    };
-    if let Err(error) = result {
+async fn write(client: Client, pod: Arc<PodInfo>, status: Value) -> Done {
+    if let Err(error) = write_status(&client, &pod, status).await {
         // The next try of the pod writes it again if the pod still is as it was.
-        tracing::debug!(%error, %namespace, %name, "the condition of a pod can't be written");
+        tracing::debug!(%error, namespace = %pod.namespace, name = %pod.name, "the condition of a pod can't be written");
     }
     Done::Report
 }
 
-fn regarding(pod: &PodInfo) -> Regarding {
+pub(super) fn regarding(pod: &PodInfo) -> Regarding {
     Regarding {
         api_version: "v1".to_owned(),
         kind: "Pod".to_owned(),
