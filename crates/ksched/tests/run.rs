@@ -103,6 +103,18 @@ impl Api {
         self.changed.send_replace(state.revision);
     }
 
+    fn remove(&self, plural: &str, name: &str) {
+        let mut state = self.state.lock().unwrap();
+        state.revision += 1;
+        let Some(mut object) = state.objects.remove(&(plural.to_owned(), name.to_owned())) else { return };
+        object["metadata"]["resourceVersion"] = json!(state.revision.to_string());
+        let event = LocalEvent::Deleted(Arc::new(Stored::from_value(object).unwrap()));
+        state
+            .watches
+            .retain(|(kind, sender)| kind != plural || sender.unbounded_send(vec![event.clone()]).is_ok());
+        self.changed.send_replace(state.revision);
+    }
+
     fn get(&self, plural: &str, name: &str) -> Value {
         let state = self.state.lock().unwrap();
         state.objects.get(&(plural.to_owned(), name.to_owned())).cloned().unwrap_or_default()
@@ -161,7 +173,15 @@ impl Api {
             (Method::PATCH, ["namespaces", _, "pods", name, "status"]) => {
                 self.patches.fetch_add(1, Ordering::Relaxed);
                 let mut pod = self.get("pods", name);
-                pod["status"] = body["status"].clone();
+                for (key, value) in body["status"].as_object().into_iter().flatten() {
+                    pod["status"][key] = value.clone();
+                }
+                self.put("pods", pod.clone());
+                answer(StatusCode::OK, &pod)
+            }
+            (Method::DELETE, ["namespaces", _, "pods", name]) => {
+                let mut pod = self.get("pods", name);
+                pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
                 self.put("pods", pod.clone());
                 answer(StatusCode::OK, &pod)
             }
@@ -380,5 +400,52 @@ async fn a_pod_waits_until_its_claim_is_bound() {
     claim["spec"]["volumeName"] = json!("pv");
     api.put("persistentvolumeclaims", claim);
     api.until_on("db", "b").await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_of_higher_priority_takes_the_place_of_others_once_they_are_gone() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "2"));
+    let running = api.start();
+    api.add_pod(pod("low").request("cpu", "1"));
+    api.add_pod(pod("middle").priority(5).request("cpu", "1"));
+    api.until_on("low", "a").await;
+    api.until_on("middle", "a").await;
+    api.add_pod(pod("high").priority(10).request("cpu", "1"));
+    let condition = |api: &Api| {
+        let conditions = api.get("pods", "low")["status"]["conditions"].clone();
+        conditions.as_array().into_iter().flatten().find(|known| known["type"] == "DisruptionTarget").cloned()
+    };
+    api.until(|api| {
+        !api.get("pods", "low")["metadata"]["deletionTimestamp"].is_null()
+            && api.get("pods", "high")["status"]["nominatedNodeName"] == "a"
+            && condition(api).is_some()
+    })
+    .await;
+    let condition = condition(&api).unwrap();
+    assert_eq!(
+        (&condition["reason"], &condition["message"]),
+        (
+            &json!("PreemptionByScheduler"),
+            &json!("default-scheduler: preempting to accommodate a higher priority pod")
+        )
+    );
+    let uid = api.get("pods", "high")["metadata"]["uid"].as_str().unwrap().to_owned();
+    api.until(|api| api.events("Preempted") == [format!("Preempted by pod {uid} on node a")]).await;
+    // The room is kept: neither does another pod get it, nor is anyone else removed for it.
+    api.add_pod(pod("other").priority(7).request("cpu", "1"));
+    tokio::time::sleep(std::time::Duration::from_secs(400)).await;
+    assert_eq!(api.get("pods", "high")["spec"]["nodeName"], Value::Null);
+    assert!(
+        api.get("pods", "middle")["metadata"]["deletionTimestamp"].is_string(),
+        "other is more important"
+    );
+    api.remove("pods", "low");
+    api.until_on("high", "a").await;
+    assert_eq!(api.get("pods", "other")["spec"]["nodeName"], Value::Null);
+    api.remove("pods", "middle");
+    api.until_on("other", "a").await;
+    assert_eq!(api.events("Preempted").len(), 2);
     running.stop().await;
 }
