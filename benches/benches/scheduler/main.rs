@@ -1,0 +1,82 @@
+//! The scheduler, under the loads of upstream's `scheduler_perf`: decisions alone, and the whole way from the queue to the
+//! binding through the API.
+//!
+//! `cargo bench -p kplane-benches --bench scheduler [-- NAME [NODES]]`
+
+mod whole;
+mod workloads;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kplane_benches::{cpu_time, figure, percentile, resident_bytes};
+use ksched::{PodInfo, Profile, Snapshot, decide_among};
+
+use crate::workloads::{WORKLOADS, Workload, node, pod};
+
+/// How many pods are measured at most, and for how long at most.
+const PODS_MAX: usize = 10_000;
+const TIME_MAX: Duration = Duration::from_secs(5);
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let sizes = match words.get(1).and_then(|word| word.parse().ok()) {
+        Some(size) => vec![size],
+        None => vec![500, 5_000, 50_000],
+    };
+    let wanted = |workload: &&Workload| words.first().is_none_or(|word| workload.name.contains(word.as_str()));
+    for workload in WORKLOADS.iter().filter(wanted) {
+        for &nodes in &sizes {
+            decisions(workload, nodes);
+            if nodes <= 5_000 {
+                whole::run(workload, nodes);
+            }
+        }
+    }
+}
+
+/// Decides on pod after pod, on one thread, and puts each where it was decided.
+fn decisions(workload: &Workload, nodes: usize) {
+    let before = resident_bytes();
+    let profile = Profile::default();
+    let mut snapshot = Snapshot::new();
+    for number in 0..nodes {
+        snapshot.set_node(ksched::NodeInfo::new(node(workload, number)));
+    }
+    for number in 0..nodes * workload.before_percent / 100 {
+        let info = named(workload.before, "sched-0", &format!("before-{number}"));
+        snapshot.place(&info, &snapshot.names()[number % nodes].clone());
+    }
+    let left = nodes - if workload.per_node_max == 1 { nodes * (workload.before_percent % 400) / 100 } else { 0 };
+    let pods: Vec<_> = (0..PODS_MAX.min(left * workload.per_node_max))
+        .map(|number| named(workload.measured, "sched-1", &format!("measured-{number}")))
+        .collect();
+    let (mut samples, begin, cpu) = (Vec::with_capacity(pods.len()), Instant::now(), cpu_time());
+    for pod in &pods {
+        let start = Instant::now();
+        let decision = decide_among(&profile, &snapshot, pod, &[]);
+        for victim in decision.victims() {
+            snapshot.remove_pod(&victim.uid);
+        }
+        let node = decision.node().or(decision.nominated());
+        snapshot.place(pod, node.unwrap_or_else(|| panic!("{}: {:?}", workload.name, decision.failure())));
+        samples.push(start.elapsed());
+        if begin.elapsed() > TIME_MAX {
+            break;
+        }
+    }
+    let cpu = (cpu_time() - cpu).as_secs_f64();
+    let name = |what: &str| format!("{}_{nodes}_{what}", workload.name);
+    figure(&name("decisions"), samples.len() as f64 / cpu, "pods/s of CPU");
+    figure(&name("p50"), percentile(&mut samples, 0.5).as_secs_f64() * 1e6, "us");
+    figure(&name("p99"), percentile(&mut samples, 0.99).as_secs_f64() * 1e6, "us");
+    figure(&name("memory"), resident_bytes().saturating_sub(before) as f64 / 1e6, "MB");
+}
+
+fn named(kind: fn() -> serde_json::Value, namespace: &str, name: &str) -> Arc<PodInfo> {
+    let mut pod = pod(kind, namespace, name);
+    pod.metadata.uid = Some(format!("uid-{name}"));
+    Arc::new(PodInfo::new(pod))
+}

@@ -1,0 +1,204 @@
+//! The loads of upstream's `scheduler_perf` (`test/integration/scheduler_perf`): the same nodes and pods.
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+
+/// A load: nodes, pods that are there, pods that are measured.
+pub struct Workload {
+    /// As upstream calls it.
+    pub name: &'static str,
+    /// The values of the nodes' zone label, in turn; none when empty.
+    pub zones: &'static [&'static str],
+    /// The pods that are there before, as a share of the nodes in percent.
+    pub before_percent: usize,
+    /// What they are like.
+    pub before: fn() -> Value,
+    /// What the measured ones are like.
+    pub measured: fn() -> Value,
+    /// How many of them each node takes at most, as with anti-affinity.
+    pub per_node_max: usize,
+    /// The pods a second that upstream's own runs of this load must reach with 5,000 nodes (`threshold`).
+    pub upstream: f64,
+}
+
+/// All loads.
+pub const WORKLOADS: [Workload; 9] = [
+    Workload {
+        name: "SchedulingBasic",
+        zones: &[],
+        before_percent: 20,
+        before: plain,
+        measured: plain,
+        per_node_max: 20,
+        upstream: 270.0,
+    },
+    Workload {
+        name: "SchedulingPodAntiAffinity",
+        zones: &[],
+        before_percent: 20,
+        before: anti_affinity,
+        measured: anti_affinity,
+        per_node_max: 1,
+        upstream: 60.0,
+    },
+    Workload {
+        name: "SchedulingPodAffinity",
+        zones: &["zone1"],
+        before_percent: 100,
+        before: affinity,
+        measured: affinity,
+        per_node_max: 20,
+        upstream: 35.0,
+    },
+    Workload {
+        name: "SchedulingPreferredPodAffinity",
+        zones: &[],
+        before_percent: 100,
+        before: preferred_affinity,
+        measured: preferred_affinity,
+        per_node_max: 20,
+        upstream: 90.0,
+    },
+    Workload {
+        name: "TopologySpreading",
+        zones: &["moon-1", "moon-2", "moon-3"],
+        before_percent: 100,
+        before: plain,
+        measured: spreading,
+        per_node_max: 20,
+        upstream: 85.0,
+    },
+    Workload {
+        name: "PreferredTopologySpreading",
+        zones: &["moon-1", "moon-2", "moon-3"],
+        before_percent: 100,
+        before: plain,
+        measured: preferred_spreading,
+        per_node_max: 20,
+        upstream: 125.0,
+    },
+    Workload {
+        name: "SchedulingNodeAffinity",
+        zones: &["zone1"],
+        before_percent: 100,
+        before: node_affinity,
+        measured: node_affinity,
+        per_node_max: 20,
+        upstream: 220.0,
+    },
+    Workload {
+        name: "SchedulingDaemonset",
+        zones: &[],
+        before_percent: 0,
+        before: plain,
+        measured: daemon,
+        per_node_max: 20,
+        upstream: 390.0,
+    },
+    Workload {
+        name: "PreemptionBasic",
+        zones: &[],
+        before_percent: 400,
+        before: low_priority,
+        measured: high_priority,
+        per_node_max: 1,
+        upstream: 160.0,
+    },
+];
+
+/// The node with this number.
+pub fn node(workload: &Workload, number: usize) -> Node {
+    let name = format!("scheduler-perf-{number:05}");
+    let mut labels = json!({"kubernetes.io/hostname": name});
+    if let Some(zone) = workload.zones.get(number % workload.zones.len().max(1)) {
+        labels["topology.kubernetes.io/zone"] = (*zone).into();
+    }
+    let resources = json!({"pods": "110", "cpu": "4", "memory": "32Gi"});
+    let node = json!({"metadata": {"name": name, "labels": labels},
+        "status": {"capacity": resources, "allocatable": resources,
+            "conditions": [{"type": "Ready", "status": "True"}]}});
+    serde_json::from_value(node).expect("a node")
+}
+
+/// A pod of one of the kinds below, by name.
+pub fn pod(kind: fn() -> Value, namespace: &str, name: &str) -> Pod {
+    let mut pod = kind();
+    pod["metadata"]["name"] = name.into();
+    pod["metadata"]["namespace"] = namespace.into();
+    serde_json::from_value(pod).expect("a pod")
+}
+
+fn with(labels: &Value, spec: &Value, cpu: &str) -> Value {
+    let resources = json!({"cpu": cpu, "memory": "500Mi"});
+    let mut pod = json!({"metadata": {"labels": labels}, "spec": {"containers": [{
+        "name": "pause", "image": "registry.k8s.io/pause:3.10.2", "ports": [{"containerPort": 80}],
+        "resources": {"limits": resources, "requests": resources}}]}});
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        pod["spec"][key] = value.clone();
+    }
+    pod
+}
+
+fn plain() -> Value {
+    with(&json!({}), &json!({}), "100m")
+}
+
+fn term(color: &str, key: &str) -> Value {
+    json!({"labelSelector": {"matchLabels": {"color": color}}, "topologyKey": key, "namespaces": ["sched-1", "sched-0"]})
+}
+
+fn anti_affinity() -> Value {
+    let terms = [term("green", "kubernetes.io/hostname")];
+    let spec = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
+    with(&json!({"color": "green"}), &spec, "100m")
+}
+
+fn affinity() -> Value {
+    let terms = [term("blue", "topology.kubernetes.io/zone")];
+    let spec = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
+    with(&json!({"color": "blue"}), &spec, "100m")
+}
+
+fn preferred_affinity() -> Value {
+    let terms = [json!({"weight": 1, "podAffinityTerm": term("red", "kubernetes.io/hostname")})];
+    let spec = json!({"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": terms}}});
+    with(&json!({"color": "red"}), &spec, "100m")
+}
+
+fn spread(otherwise: &str) -> Value {
+    let constraint = json!({"maxSkew": 5, "topologyKey": "topology.kubernetes.io/zone",
+        "whenUnsatisfiable": otherwise, "labelSelector": {"matchLabels": {"color": "blue"}}});
+    with(&json!({"color": "blue"}), &json!({"topologySpreadConstraints": [constraint]}), "100m")
+}
+
+fn spreading() -> Value {
+    spread("DoNotSchedule")
+}
+
+fn preferred_spreading() -> Value {
+    spread("ScheduleAnyway")
+}
+
+fn on_nodes(term: &Value) -> Value {
+    json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}})
+}
+
+fn node_affinity() -> Value {
+    let zones = json!({"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["zone1", "zone2"]});
+    with(&json!({}), &on_nodes(&json!({"matchExpressions": [zones]})), "100m")
+}
+
+fn daemon() -> Value {
+    let name = json!({"key": "metadata.name", "operator": "In", "values": ["scheduler-perf-00007"]});
+    let mut pod = with(&json!({}), &on_nodes(&json!({"matchFields": [name]})), "0");
+    pod["spec"]["containers"][0]["resources"] = json!({});
+    pod
+}
+
+fn low_priority() -> Value {
+    with(&json!({}), &json!({"terminationGracePeriodSeconds": 0}), "900m")
+}
+
+fn high_priority() -> Value {
+    with(&json!({}), &json!({"priority": 10}), "3")
+}
