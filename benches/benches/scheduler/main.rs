@@ -12,12 +12,14 @@ use std::{
 };
 
 use kplane_benches::{cpu_time, figure, percentile, resident_bytes};
-use ksched::{PodInfo, Profile, Snapshot, decide_among};
+use ksched::{Plan, Planner, PodInfo, Profile, decide};
 
 use crate::workloads::{WORKLOADS, Workload, node, pod};
 
 /// How many pods are measured at most, and for how long at most.
 const PODS_MAX: usize = 10_000;
+/// How many decisions are made from scratch at the end.
+const FROM_SCRATCH: u32 = 5;
 const TIME_MAX: Duration = Duration::from_secs(5);
 
 fn main() {
@@ -26,7 +28,8 @@ fn main() {
         Some(size) => vec![size],
         None => vec![500, 5_000, 50_000],
     };
-    let wanted = |workload: &&Workload| words.first().is_none_or(|word| workload.name.contains(word.as_str()));
+    let wanted =
+        |workload: &&Workload| words.first().is_none_or(|word| workload.name.contains(word.as_str()));
     for workload in WORKLOADS.iter().filter(wanted) {
         for &nodes in &sizes {
             decisions(workload, nodes);
@@ -40,28 +43,34 @@ fn main() {
 /// Decides on pod after pod, on one thread, and puts each where it was decided.
 fn decisions(workload: &Workload, nodes: usize) {
     let before = resident_bytes();
-    let profile = Profile::default();
-    let mut snapshot = Snapshot::new();
+    let mut planner = Planner::new([Profile::default()].into());
     for number in 0..nodes {
-        snapshot.set_node(ksched::NodeInfo::new(node(workload, number)));
+        planner.set_node(ksched::NodeInfo::new(node(workload, number)));
     }
     for number in 0..nodes * workload.before_percent / 100 {
         let info = named(workload.before, "sched-0", &format!("before-{number}"));
-        snapshot.place(&info, &snapshot.names()[number % nodes].clone());
+        planner.place(&info, &planner.snapshot().names()[number % nodes].clone());
     }
-    let left = nodes - if workload.per_node_max == 1 { nodes * (workload.before_percent % 400) / 100 } else { 0 };
+    let left =
+        nodes - if workload.per_node_max == 1 { nodes * (workload.before_percent % 400) / 100 } else { 0 };
     let pods: Vec<_> = (0..PODS_MAX.min(left * workload.per_node_max))
         .map(|number| named(workload.measured, "sched-1", &format!("measured-{number}")))
         .collect();
     let (mut samples, begin, cpu) = (Vec::with_capacity(pods.len()), Instant::now(), cpu_time());
     for pod in &pods {
         let start = Instant::now();
-        let decision = decide_among(&profile, &snapshot, pod, &[]);
-        for victim in decision.victims() {
-            snapshot.remove_pod(&victim.uid);
-        }
-        let node = decision.node().or(decision.nominated());
-        snapshot.place(pod, node.unwrap_or_else(|| panic!("{}: {:?}", workload.name, decision.failure())));
+        let plan = planner.plan(0, pod, &[]);
+        let node = match &plan {
+            Plan::Node(node) => Arc::clone(&planner.snapshot().names()[*node]),
+            Plan::Decision(decision) => {
+                for victim in decision.victims() {
+                    planner.remove_pod(&victim.uid);
+                }
+                let node = decision.node().or(decision.nominated());
+                node.unwrap_or_else(|| panic!("{}: {:?}", workload.name, decision.failure())).into()
+            }
+        };
+        planner.place(pod, &node);
         samples.push(start.elapsed());
         if begin.elapsed() > TIME_MAX {
             break;
@@ -72,6 +81,15 @@ fn decisions(workload: &Workload, nodes: usize) {
     figure(&name("decisions"), samples.len() as f64 / cpu, "pods/s of CPU");
     figure(&name("p50"), percentile(&mut samples, 0.5).as_secs_f64() * 1e6, "us");
     figure(&name("p99"), percentile(&mut samples, 0.99).as_secs_f64() * 1e6, "us");
+    let start = cpu_time();
+    for _ in 0..FROM_SCRATCH {
+        std::hint::black_box(decide(&Profile::default(), planner.snapshot(), &pods[0]));
+    }
+    figure(
+        &name("from_scratch"),
+        (cpu_time() - start).as_secs_f64() * 1e6 / FROM_SCRATCH as f64,
+        "us CPU a pod",
+    );
     figure(&name("memory"), resident_bytes().saturating_sub(before) as f64 / 1e6, "MB");
 }
 

@@ -26,8 +26,10 @@ pub fn run(workload: &Workload, nodes: usize) {
         for name in ["sched-0", "sched-1"] {
             let space = serde_json::from_value(json!({"metadata": {"name": name}})).expect("a namespace");
             spaces.create(&PostParams::default(), &space).await.expect("a namespace");
-            let accounts = Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client.clone(), name);
-            let account = serde_json::from_value(json!({"metadata": {"name": "default"}})).expect("an account");
+            let accounts =
+                Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client.clone(), name);
+            let account =
+                serde_json::from_value(json!({"metadata": {"name": "default"}})).expect("an account");
             accounts.create(&PostParams::default(), &account).await.expect("an account");
         }
         let all: Api<Node> = Api::all(client.clone());
@@ -39,7 +41,8 @@ pub fn run(workload: &Workload, nodes: usize) {
         pods.synced().await;
         let before = nodes * workload.before_percent / 100;
         create(&client, workload.before, "sched-0", before, &pods).await;
-        let left = if workload.per_node_max == 1 { nodes - before % (4 * nodes).min(before + 1) } else { nodes };
+        let left =
+            if workload.per_node_max == 1 { nodes - before % (4 * nodes).min(before + 1) } else { nodes };
         let measured = PODS_MAX.min(left.min(nodes) * workload.per_node_max);
         let (begin, cpu) = (Instant::now(), cpu_time());
         create(&client, workload.measured, "sched-1", measured, &pods).await;

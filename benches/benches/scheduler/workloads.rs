@@ -149,19 +149,22 @@ fn term(color: &str, key: &str) -> Value {
 
 fn anti_affinity() -> Value {
     let terms = [term("green", "kubernetes.io/hostname")];
-    let spec = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
+    let spec =
+        json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
     with(&json!({"color": "green"}), &spec, "100m")
 }
 
 fn affinity() -> Value {
     let terms = [term("blue", "topology.kubernetes.io/zone")];
-    let spec = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
+    let spec =
+        json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
     with(&json!({"color": "blue"}), &spec, "100m")
 }
 
 fn preferred_affinity() -> Value {
     let terms = [json!({"weight": 1, "podAffinityTerm": term("red", "kubernetes.io/hostname")})];
-    let spec = json!({"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": terms}}});
+    let spec =
+        json!({"affinity": {"podAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": terms}}});
     with(&json!({"color": "red"}), &spec, "100m")
 }
 

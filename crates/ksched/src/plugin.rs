@@ -36,6 +36,7 @@ use crate::{
     pod::PodInfo,
     queue::QueuedPod,
     snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
     trial::Attempt,
     waiting::WaitingPods,
 };
@@ -290,6 +291,13 @@ pub trait PreFilter: Send + Sync + 'static {
     /// only after `pre_filter` passed; by default there is nothing to bring up to date.
     fn add_pod(&self, _cycle: &mut CycleState, _pod: &PodInfo, _added: &PodInfo, _node: NodeView<'_>) {}
 
+    /// Whether what it says, and what it notes, depends on the pod alone as long as that is
+    /// [`Skip`](PreFilterVerdict::Skip) or [`Pass`](PreFilterVerdict::Pass). Then a [`Planner`](crate::Planner) asks once
+    /// for equal pods. `false` by default.
+    fn depends_on_pod_only(&self) -> bool {
+        false
+    }
+
     /// The opposite of [`add_pod`](Self::add_pod).
     fn remove_pod(&self, _cycle: &mut CycleState, _pod: &PodInfo, _removed: &PodInfo, _node: NodeView<'_>) {}
 }
@@ -304,6 +312,12 @@ pub trait FilterPlugin: Send + Sync + 'static {
 
     /// Asked for each node that the filters before this one have let pass.
     fn filter(&self, cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> Verdict;
+
+    /// How its verdicts are kept up to date for pods that are equal; by default it is asked anew for each.
+    /// `testing::check_filter` checks that it makes no difference.
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Anew
+    }
 
     /// Keeps in `nodes` those that pass and tells `reject` about the others. This default is right for all; it is there
     /// so that a filter is called through its pointer once per pod, and in its own loop once per node.
@@ -388,8 +402,19 @@ pub trait ScorePlugin: Send + Sync + 'static {
     /// The raw score of one node.
     fn score(&self, cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64;
 
+    /// How its scores are kept up to date for pods that are equal; by default it is asked anew for each. With
+    /// [`Track::Node`], what the [`PreScore`] of the same name says must depend on the pod alone.
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        Track::Anew
+    }
+
+    /// Whether [`normalize`](Self::normalize) changes nothing. `false` by default.
+    fn is_normalized(&self) -> bool {
+        false
+    }
+
     /// Brings the raw scores of all nodes into the range. By default they stay as they are; see
-    /// [`normalize_by_max`].
+    /// [`normalize_by_max`]. Nodes with equal raw scores must stay equal.
     fn normalize(&self, _cycle: &CycleState, _pod: &PodInfo, _scores: &mut [i64]) {}
 
     /// Appends the raw score of each node. This default is right for all; see [`FilterPlugin::filter_all`].

@@ -9,6 +9,7 @@ use crate::{
     pod::PodInfo,
     resources,
     snapshot::{NodeIndex, NodeView, Snapshot, columns::ResourceColumn},
+    track::{ScoreTracker, Surroundings, Track},
 };
 
 const NAME: &str = "NodeResourcesBalancedAllocation";
@@ -107,6 +108,14 @@ impl ScorePlugin for BalancedAllocation {
         // The columns are looked up by name once, not once per node.
         let wanted = self.resolve(pod, snapshot);
         scores.extend(nodes.iter().map(|&row| score_row(&wanted, row)));
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        Track::Node
+    }
+
+    fn is_normalized(&self) -> bool {
+        true
     }
 }
 

@@ -28,6 +28,10 @@ impl PreFilter for DynamicResources {
             "resource claims can't be allocated by this scheduler",
         ))
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl PostFilter for DynamicResources {

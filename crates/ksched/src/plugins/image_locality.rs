@@ -1,9 +1,12 @@
 //! Nodes that have a pod's images are better.
 
+use std::sync::Arc;
+
 use crate::{
     plugin::{CycleState, MAX_NODE_SCORE, ScorePlugin},
     pod::PodInfo,
     snapshot::{NodeIndex, NodeView, Snapshot},
+    track::{ScoreTracker, Surroundings, Track},
 };
 
 const MEBIBYTE: i64 = 1024 * 1024;
@@ -52,6 +55,14 @@ impl ScorePlugin for ImageLocality {
             return;
         }
         scores.extend(nodes.iter().map(|&index| self.score(cycle, pod, snapshot.node(index))));
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        Track::Node
+    }
+
+    fn is_normalized(&self) -> bool {
+        true
     }
 }
 

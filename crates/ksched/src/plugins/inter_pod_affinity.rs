@@ -1,5 +1,7 @@
 //! Pods that want to be near other pods, or far from them.
 
+mod track;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -19,6 +21,7 @@ use crate::{
     pod::PodInfo,
     pod_affinity::PodTerm,
     snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
 };
 
 const NAME: &str = "InterPodAffinity";
@@ -214,6 +217,10 @@ impl FilterPlugin for InterPodAffinity {
         }
         Verdict::Pass
     }
+
+    fn track(&self, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Follow(Box::new(track::Required::new(pod, around)))
+    }
 }
 
 impl PreScore for InterPodAffinity {
@@ -273,15 +280,27 @@ impl ScorePlugin for InterPodAffinity {
     }
 
     fn normalize(&self, _cycle: &CycleState, _pod: &PodInfo, scores: &mut [i64]) {
-        let least = scores.iter().copied().min().unwrap_or_default();
-        let most = scores.iter().copied().max().unwrap_or_default();
-        for score in scores {
-            // Upstream divides as floating point numbers first, so rounding must be the same.
-            #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "as upstream")]
-            let stretched =
-                (MAX_NODE_SCORE as f64 * ((*score - least) as f64 / (most - least).max(1) as f64)) as i64;
-            *score = stretched;
+        normalize(scores);
+    }
+
+    fn track(&self, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        if self.ignore_preferred_terms_of_existing_pods && pod.pod_affinity.preferred.is_empty() {
+            // Its preparation says that there is nothing to score.
+            return Track::Node;
         }
+        Track::Follow(Box::new(track::Preferred::new(pod, self.hard_pod_affinity_weight, around)))
+    }
+}
+
+fn normalize(scores: &mut [i64]) {
+    let least = scores.iter().copied().min().unwrap_or_default();
+    let most = scores.iter().copied().max().unwrap_or_default();
+    for score in scores {
+        // Upstream divides as floating point numbers first, so rounding must be the same.
+        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "as upstream")]
+        let stretched =
+            (MAX_NODE_SCORE as f64 * ((*score - least) as f64 / (most - least).max(1) as f64)) as i64;
+        *score = stretched;
     }
 }
 

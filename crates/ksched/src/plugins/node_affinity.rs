@@ -1,5 +1,7 @@
 //! What a pod asks of its node's labels.
 
+use std::sync::Arc;
+
 use crate::{
     event::{ClusterEvent, Hint},
     plugin::{
@@ -8,6 +10,7 @@ use crate::{
     },
     pod::PodInfo,
     snapshot::{NodeIndex, NodeView, Snapshot},
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
 };
 
 const NAME: &str = "NodeAffinity";
@@ -34,6 +37,10 @@ impl PreFilter for NodeAffinity {
             Some(names) => PreFilterVerdict::Only(names),
         }
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl FilterPlugin for NodeAffinity {
@@ -48,6 +55,10 @@ impl FilterPlugin for NodeAffinity {
             }
             _ => Verdict::Pass,
         }
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Node
     }
 }
 
@@ -82,6 +93,10 @@ impl ScorePlugin for NodeAffinity {
 
     fn normalize(&self, _cycle: &CycleState, _pod: &PodInfo, scores: &mut [i64]) {
         normalize_by_max(scores, false);
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        Track::Node
     }
 }
 

@@ -1,10 +1,13 @@
 //! A pod that names its node goes there or nowhere.
 
+use std::sync::Arc;
+
 use crate::{
     event::{ClusterEvent, Hint},
     plugin::{CycleState, FilterPlugin, QueueingHint, Verdict},
     pod::PodInfo,
     snapshot::NodeView,
+    track::{FilterTracker, Surroundings, Track},
 };
 
 const NAME: &str = "NodeName";
@@ -24,6 +27,10 @@ impl FilterPlugin for NodeName {
             Some(name) if name != node.name() => Verdict::unresolvable(REASON),
             _ => Verdict::Pass,
         }
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Node
     }
 }
 

@@ -1,10 +1,13 @@
 //! Two pods can't have the same port of one host.
 
+use std::sync::Arc;
+
 use crate::{
     event::{ClusterEvent, Hint},
     plugin::{CycleState, FilterPlugin, PreFilter, PreFilterVerdict, QueueingHint, Verdict},
     pod::{HostPort, PodInfo},
     snapshot::{NodeView, Snapshot},
+    track::{FilterTracker, Surroundings, Track},
 };
 
 const NAME: &str = "NodePorts";
@@ -27,6 +30,10 @@ impl PreFilter for NodePorts {
     fn pre_filter(&self, _cycle: &mut CycleState, pod: &PodInfo, _snapshot: &Snapshot) -> PreFilterVerdict {
         if pod.host_ports.is_empty() { PreFilterVerdict::Skip } else { PreFilterVerdict::Pass }
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl FilterPlugin for NodePorts {
@@ -36,6 +43,10 @@ impl FilterPlugin for NodePorts {
 
     fn filter(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> Verdict {
         if conflict(&pod.host_ports, node.ports()) { Verdict::unschedulable(REASON) } else { Verdict::Pass }
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Node
     }
 }
 

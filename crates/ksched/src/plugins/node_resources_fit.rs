@@ -16,6 +16,7 @@ use crate::{
         NodeIndex, NodeView, Snapshot,
         columns::{Columns, ResourceColumn},
     },
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
 };
 
 const NAME: &str = "NodeResourcesFit";
@@ -188,6 +189,10 @@ impl FilterPlugin for NodeResourcesFit {
         }
         if rejection.reasons.is_empty() { Verdict::Pass } else { Verdict::Reject(rejection) }
     }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Node
+    }
 }
 
 impl ScorePlugin for NodeResourcesFit {
@@ -210,6 +215,14 @@ impl ScorePlugin for NodeResourcesFit {
         // The columns are looked up by name once, not once per node.
         let wanted = self.resolve(pod, snapshot.columns());
         scores.extend(nodes.iter().map(|&row| self.score_row(&wanted, row)));
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        Track::Node
+    }
+
+    fn is_normalized(&self) -> bool {
+        true
     }
 }
 

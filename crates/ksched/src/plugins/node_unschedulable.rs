@@ -2,11 +2,14 @@
 
 use k8s_openapi::api::core::v1::Taint;
 
+use std::sync::Arc;
+
 use crate::{
     event::{ClusterEvent, Hint},
     plugin::{CycleState, FilterPlugin, QueueingHint, Verdict},
     pod::PodInfo,
     snapshot::NodeView,
+    track::{FilterTracker, Surroundings, Track},
 };
 
 const NAME: &str = "NodeUnschedulable";
@@ -35,6 +38,10 @@ impl FilterPlugin for NodeUnschedulable {
             return Verdict::Pass;
         }
         Verdict::unresolvable(REASON)
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Node
     }
 }
 

@@ -126,6 +126,10 @@ impl PreFilter for NodeVolumeLimits {
         cycle.put(Attached::read(snapshot.catalog()));
         PreFilterVerdict::Pass
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl FilterPlugin for NodeVolumeLimits {

@@ -1,6 +1,7 @@
 //! Pods of one kind are spread evenly over zones, nodes or whatever nodes are labelled with.
 
 mod defaults;
+mod track;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,6 +24,7 @@ use crate::{
     pod::PodInfo,
     snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
     spread::SpreadConstraint,
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
 };
 
 const NAME: &str = "PodTopologySpread";
@@ -64,6 +66,12 @@ impl PodTopologySpread {
     #[must_use]
     pub fn with_defaults(defaults: Vec<SpreadConstraint>) -> Self {
         Self { defaults, system_defaulted: false }
+    }
+
+    /// Whether only nodes count that have all labels. The system's defaults also spread over hosts that say nothing of
+    /// their zone.
+    fn requires_all(&self, pod: &PodInfo) -> bool {
+        !pod.spread.is_empty() || !self.system_defaulted
     }
 
     fn constraints(&self, pod: &PodInfo, snapshot: &Snapshot, hard: bool) -> Vec<SpreadConstraint> {
@@ -206,6 +214,11 @@ impl FilterPlugin for PodTopologySpread {
         }
         Verdict::Pass
     }
+
+    fn track(&self, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        let constraints = self.constraints(pod, around.snapshot, true);
+        Track::Follow(Box::new(track::Hard::new(constraints, pod, around)))
+    }
 }
 
 /// What the score needs.
@@ -234,8 +247,7 @@ impl PreScore for PodTopologySpread {
         if constraints.is_empty() {
             return PreScoreVerdict::Skip;
         }
-        // The system's defaults also spread over hosts that say nothing of their zone.
-        let requires_all = !pod.spread.is_empty() || !self.system_defaulted;
+        let requires_all = self.requires_all(pod);
         let mut counts: Vec<HashMap<Box<str>, i64, RandomState>> =
             vec![HashMap::default(); constraints.len()];
         let mut scored = 0;
@@ -307,15 +319,24 @@ impl ScorePlugin for PodTopologySpread {
         if cycle.get::<Soft>().is_none() {
             return;
         }
-        let counted = || scores.iter().copied().filter(|score| *score != NOT_SCORED);
-        let (least, most) = (counted().min().unwrap_or_default(), counted().max().unwrap_or_default());
-        for score in scores {
-            *score = match *score {
-                NOT_SCORED => 0,
-                _ if most == 0 => MAX_NODE_SCORE,
-                score => MAX_NODE_SCORE * (most + least - score) / most,
-            };
-        }
+        normalize(scores);
+    }
+
+    fn track(&self, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        let constraints = self.constraints(pod, around.snapshot, false);
+        Track::Follow(Box::new(track::Soft::new(constraints, self.requires_all(pod), pod, around)))
+    }
+}
+
+fn normalize(scores: &mut [i64]) {
+    let counted = || scores.iter().copied().filter(|score| *score != NOT_SCORED);
+    let (least, most) = (counted().min().unwrap_or_default(), counted().max().unwrap_or_default());
+    for score in scores {
+        *score = match *score {
+            NOT_SCORED => 0,
+            _ if most == 0 => MAX_NODE_SCORE,
+            score => MAX_NODE_SCORE * (most + least - score) / most,
+        };
     }
 }
 

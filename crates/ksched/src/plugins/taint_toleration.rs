@@ -1,11 +1,14 @@
 //! Taints keep pods away that don't tolerate them.
 
+use std::sync::Arc;
+
 use crate::{
     event::{ClusterEvent, Hint},
     node::NodeInfo,
     plugin::{CycleState, FilterPlugin, QueueingHint, ScorePlugin, Verdict, normalize_by_max},
     pod::{self, PodInfo},
     snapshot::NodeView,
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
 };
 
 const NAME: &str = "TaintToleration";
@@ -35,6 +38,10 @@ impl FilterPlugin for TaintToleration {
             Verdict::Pass
         }
     }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        Track::Node
+    }
 }
 
 impl ScorePlugin for TaintToleration {
@@ -58,6 +65,10 @@ impl ScorePlugin for TaintToleration {
 
     fn normalize(&self, _cycle: &CycleState, _pod: &PodInfo, scores: &mut [i64]) {
         normalize_by_max(scores, true);
+    }
+
+    fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        Track::Node
     }
 }
 

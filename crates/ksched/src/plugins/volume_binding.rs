@@ -120,6 +120,10 @@ impl PreFilter for VolumeBinding {
             Err(text) => PreFilterVerdict::Reject(Rejection::unresolvable(text)),
         }
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl FilterPlugin for VolumeBinding {

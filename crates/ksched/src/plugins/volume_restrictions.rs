@@ -123,6 +123,10 @@ impl PreFilter for VolumeRestrictions {
             once.count(pod, removed, -1);
         }
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl FilterPlugin for VolumeRestrictions {

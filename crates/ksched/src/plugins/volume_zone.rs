@@ -95,6 +95,10 @@ impl PreFilter for VolumeZone {
             Err(text) => PreFilterVerdict::Reject(Rejection::unresolvable(text)),
         }
     }
+
+    fn depends_on_pod_only(&self) -> bool {
+        true
+    }
 }
 
 impl FilterPlugin for VolumeZone {

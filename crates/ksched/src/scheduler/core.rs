@@ -13,11 +13,11 @@ use kube::Client;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
-    cycle::decide_among,
     decision::{Decision, Nomination},
     event::ClusterEvent,
     node::NodeInfo,
-    plugin::{PermitVerdict, Rejection, Verdict},
+    planner::{Plan, Planner},
+    plugin::{CycleState, PermitVerdict, Rejection, Verdict},
     pod::PodInfo,
     profile::Profile,
     queue::{QueuedPod, SchedulingQueue},
@@ -27,14 +27,14 @@ use crate::{
         preemption::{self, Preemption},
         report::Reporter,
     },
-    snapshot::{Snapshot, catalog::Interest},
+    snapshot::catalog::Interest,
     waiting::WaitingPods,
 };
 
 pub(super) struct Core {
     client: Client,
     profiles: Arc<[Profile]>,
-    snapshot: Snapshot,
+    planner: Planner,
     queue: SchedulingQueue,
     /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
     /// queue when its binding fails is not the scheduler's business any more.
@@ -58,8 +58,8 @@ impl Core {
             queue: SchedulingQueue::new(Arc::clone(&profiles)),
             reporter: Reporter::new(client.clone(), clock, recorder),
             client,
+            planner: Planner::new(Arc::clone(&profiles)),
             profiles,
-            snapshot: Snapshot::new(),
             assumed: HashSet::default(),
             preempting: HashMap::default(),
             tasks: JoinSet::new(),
@@ -71,8 +71,12 @@ impl Core {
         let now = Instant::now();
         if change.new.is_none() {
             let name = &change.header().name;
-            let known = self.snapshot.find(name).map(|index| Arc::clone(self.snapshot.node(index).info()));
-            self.snapshot.remove_node(name);
+            let known = self
+                .planner
+                .snapshot()
+                .find(name)
+                .map(|index| Arc::clone(self.planner.snapshot().node(index).info()));
+            self.planner.remove_node(name);
             if let Some(node) = known {
                 self.queue.happened(&ClusterEvent::NodeRemoved(node), now);
             }
@@ -80,8 +84,12 @@ impl Core {
         }
         let Some(node) = change.new_as::<Node>() else { return };
         let new = Arc::new(NodeInfo::new(node));
-        let known = self.snapshot.find(&new.name).map(|index| Arc::clone(self.snapshot.node(index).info()));
-        self.snapshot.set_node(Arc::clone(&new));
+        let known = self
+            .planner
+            .snapshot()
+            .find(&new.name)
+            .map(|index| Arc::clone(self.planner.snapshot().node(index).info()));
+        self.planner.set_node(Arc::clone(&new));
         match known {
             None => self.queue.happened(&ClusterEvent::NodeAdded(new), now),
             Some(old) if !old.same_for_scheduling(&new) => {
@@ -93,7 +101,7 @@ impl Core {
 
     /// Takes over what happened to objects of other kinds.
     pub(super) fn object_changed(&mut self, interest: &Interest, change: &Change) {
-        match interest.apply(self.snapshot.catalog_mut(), change) {
+        match self.planner.object_changed(interest, change) {
             Some(event) => self.queue.happened(&event, Instant::now()),
             None => tracing::warn!(object = %change.key(), "an object can't be read and is left out"),
         }
@@ -117,8 +125,8 @@ impl Core {
             Some(node) => {
                 self.assumed.remove(&pod.uid);
                 self.queue.remove(&pod.uid);
-                let known = self.snapshot.pod(&pod.uid).cloned();
-                self.snapshot.place(&pod, node);
+                let known = self.planner.snapshot().pod(&pod.uid).cloned();
+                self.planner.place(&pod, node);
                 let event = match known {
                     Some(old) if old.node_name.is_some() => {
                         ClusterEvent::PodUpdated { old, new: Arc::clone(&pod) }
@@ -148,7 +156,7 @@ impl Core {
     /// pods are of their status. Only servers in the same process say enough in the header.
     fn is_known_as_it_is(&self, stored: &Stored) -> bool {
         let header = stored.header();
-        let Some(known) = self.snapshot.pod(&header.uid) else { return false };
+        let Some(known) = self.planner.snapshot().pod(&header.uid) else { return false };
         header.generation > 0
             && known.generation == header.generation
             && known.node_name.is_some()
@@ -161,8 +169,8 @@ impl Core {
         self.queue.remove(uid);
         self.assumed.remove(uid);
         self.waiting.reject(uid, "", Rejection::unresolvable("the pod is gone"));
-        if let Some(pod) = self.snapshot.pod(uid).cloned() {
-            self.snapshot.remove_pod(uid);
+        if let Some(pod) = self.planner.snapshot().pod(uid).cloned() {
+            self.planner.remove_pod(uid);
             self.queue.happened(&ClusterEvent::PodGone(pod), Instant::now());
         }
     }
@@ -201,20 +209,15 @@ impl Core {
         let Some(number) = self.profile_of(&queued.pod) else { return };
         let profiles = Arc::clone(&self.profiles);
         let profile = &profiles[number];
-        let decision = self.decide(profile, &queued.pod);
-        let Some(node) = decision.node_name().cloned() else {
-            let message = decision.diagnosis().message();
-            let plugins = decision.diagnosis().plugins.clone();
-            let pod = Arc::clone(&queued.pod);
-            self.reject(queued, plugins, &message, &decision.nomination, now);
-            if let Nomination::Node(node) = decision.nomination {
-                self.preempt(pod, node, decision.victims, now);
-            }
-            return;
+        let (node, mut cycle) = match self.plan(number, &queued.pod) {
+            Plan::Node(node) => (Arc::clone(&self.planner.snapshot().names()[node]), CycleState::default()),
+            Plan::Decision(decision) => match decision.node_name().cloned() {
+                Some(node) => (node, decision.cycle),
+                None => return self.no_node(queued, *decision, now),
+            },
         };
-        let mut cycle = decision.cycle;
         // From here the place counts; the pod's own object still says that it has no node.
-        self.snapshot.place(&queued.pod, &node);
+        self.planner.place(&queued.pod, &node);
         self.assumed.insert(Arc::clone(&queued.pod.uid));
         let mut waits = Vec::new();
         let mut refusal = None;
@@ -269,18 +272,28 @@ impl Core {
         self.tasks.spawn(preemption::run(job));
     }
 
+    fn no_node(&mut self, queued: QueuedPod, decision: Decision, now: Instant) {
+        let message = decision.diagnosis().message();
+        let plugins = decision.diagnosis().plugins.clone();
+        let pod = Arc::clone(&queued.pod);
+        self.reject(queued, plugins, &message, &decision.nomination, now);
+        if let Nomination::Node(node) = decision.nomination {
+            self.preempt(pod, node, decision.victims, now);
+        }
+    }
+
     /// Decides with the pods in place for which room is being made, if they come before this one.
-    fn decide(&self, profile: &Profile, pod: &PodInfo) -> Decision {
+    fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Plan {
         let nominated: Vec<_> =
             self.queue.nominated().map(|(other, node)| (Arc::clone(other), Arc::clone(node))).collect();
-        decide_among(profile, &self.snapshot, pod, &nominated)
+        self.planner.plan(profile, pod, &nominated)
     }
 
     /// Gives the place back that was assumed; tells whether it still was.
     fn forget(&mut self, uid: &str) -> bool {
         let was = self.assumed.remove(uid);
         if was {
-            self.snapshot.remove_pod(uid);
+            self.planner.remove_pod(uid);
         }
         was
     }
