@@ -43,6 +43,7 @@
 pub use kreconcile::node_selector as affinity;
 mod attachable;
 pub mod build;
+pub mod config;
 pub mod cycle;
 pub mod decision;
 pub mod event;
@@ -54,6 +55,7 @@ pub mod pod;
 pub mod pod_affinity;
 pub mod profile;
 pub mod queue;
+pub mod registry;
 pub mod resources;
 pub mod scheduler;
 pub mod snapshot;

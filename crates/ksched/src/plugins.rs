@@ -53,7 +53,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
     builder
         .pre_enqueue(Arc::new(SchedulingGates))
         .hint(Arc::new(SchedulingGates))
-        .pre_filter(Arc::new(NodeAffinity))
+        .pre_filter(Arc::new(NodeAffinity::default()))
         .pre_filter(Arc::new(NodePorts))
         .pre_filter(Arc::new(VolumeRestrictions))
         .pre_filter(Arc::new(NodeVolumeLimits))
@@ -65,7 +65,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::new(NodeUnschedulable))
         .filter(Arc::new(NodeName))
         .filter(Arc::new(TaintToleration))
-        .filter(Arc::new(NodeAffinity))
+        .filter(Arc::new(NodeAffinity::default()))
         .filter(Arc::new(NodePorts))
         .filter(Arc::clone(&fit) as Arc<_>)
         .filter(Arc::new(VolumeRestrictions))
@@ -77,7 +77,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::new(NodeUnschedulable))
         .hint(Arc::new(NodeName))
         .hint(Arc::new(TaintToleration))
-        .hint(Arc::new(NodeAffinity))
+        .hint(Arc::new(NodeAffinity::default()))
         .hint(Arc::new(NodePorts))
         .hint(Arc::clone(&fit) as Arc<_>)
         .hint(Arc::new(VolumeRestrictions))
@@ -89,12 +89,12 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .post_filter(Arc::new(DynamicResources))
         .post_filter(Arc::new(DefaultPreemption::default()))
         .hint(Arc::new(DefaultPreemption::default()))
-        .pre_score(Arc::new(NodeAffinity))
+        .pre_score(Arc::new(NodeAffinity::default()))
         .pre_score(Arc::clone(&spread) as Arc<_>)
         .pre_score(Arc::clone(&between_pods) as Arc<_>)
         .pre_score(Arc::clone(&balanced) as Arc<_>)
         .score(Arc::new(TaintToleration), 3)
-        .score(Arc::new(NodeAffinity), 2)
+        .score(Arc::new(NodeAffinity::default()), 2)
         .score(fit, 1)
         .score(spread, 2)
         .score(between_pods, 2)
@@ -112,7 +112,7 @@ mod tests {
         check_filter(Arc::new(NodeUnschedulable));
         check_filter(Arc::new(NodeName));
         check_filter(Arc::new(TaintToleration));
-        check_filter(Arc::new(NodeAffinity));
+        check_filter(Arc::new(NodeAffinity::default()));
         check_filter(Arc::new(NodePorts));
         check_filter(Arc::new(NodeResourcesFit::default()));
         check_filter(Arc::new(VolumeRestrictions));
@@ -128,7 +128,7 @@ mod tests {
         check_score(Arc::new(TaintToleration));
         check_score(Arc::new(PodTopologySpread::default()));
         check_score(Arc::new(InterPodAffinity::default()));
-        check_score(Arc::new(NodeAffinity));
+        check_score(Arc::new(NodeAffinity::default()));
         check_score(Arc::new(NodeResourcesFit::default()));
         check_score(Arc::new(NodeResourcesFit::new(
             ScoringStrategy::MostAllocated,

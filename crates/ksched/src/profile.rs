@@ -173,13 +173,17 @@ fn put<P: ?Sized>(entries: &mut Entries<P>, entry: Entry<P>) {
 impl ProfileBuilder {
     /// A profile without any plug-in but those that order the queue and bind.
     pub fn empty() -> Self {
-        let builder = Self {
+        Self::bare().queue_sort(Arc::new(plugins::PrioritySort)).bind(Arc::new(plugins::DefaultBinder))
+    }
+
+    /// A profile without any plug-in.
+    pub(crate) fn bare() -> Self {
+        Self {
             scheduler_name: DEFAULT_SCHEDULER_NAME.into(),
             seed: 0,
             points: Points::default(),
             unknown: None,
-        };
-        builder.queue_sort(Arc::new(plugins::PrioritySort)).bind(Arc::new(plugins::DefaultBinder))
+        }
     }
 
     fn default_profile() -> Self {

@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1;
+
 use crate::{
+    affinity::{self, RequiredAffinity, Term},
     event::{ClusterEvent, Hint},
+    node::NodeInfo,
     plugin::{
         CycleState, FilterPlugin, PreFilter, PreFilterVerdict, PreScore, PreScoreVerdict, QueueingHint,
         Rejection, ScorePlugin, Verdict, normalize_by_max,
@@ -15,12 +19,30 @@ use crate::{
 
 const NAME: &str = "NodeAffinity";
 const REASON: &str = "node(s) didn't match Pod's node affinity/selector";
+const REASON_ADDED: &str = "node(s) didn't match scheduler-enforced node affinity";
 const REASON_CONFLICT: &str = "pod affinity terms conflict";
 
 /// `spec.nodeSelector` and node affinity: required terms reject nodes, the weights of preferred terms that match add up
-/// to the score.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct NodeAffinity;
+/// to the score. What is [added](Self::with_added) counts for all pods, beside their own.
+#[derive(Clone, Debug, Default)]
+pub struct NodeAffinity {
+    required: Option<RequiredAffinity>,
+    preferred: Vec<(i64, Term)>,
+}
+
+impl NodeAffinity {
+    /// With an affinity that all pods have (upstream's `addedAffinity`).
+    #[must_use]
+    pub fn with_added(added: &v1::NodeAffinity) -> Self {
+        let affinity = v1::Affinity { node_affinity: Some(added.clone()), ..v1::Affinity::default() };
+        let spec = v1::PodSpec { affinity: Some(affinity), ..v1::PodSpec::default() };
+        Self { required: RequiredAffinity::read(&spec), preferred: affinity::preferred(&spec) }
+    }
+
+    fn allows(&self, node: &NodeInfo) -> bool {
+        self.required.as_ref().is_none_or(|required| required.matches(&node.name, &node.labels))
+    }
+}
 
 impl PreFilter for NodeAffinity {
     fn name(&self) -> &str {
@@ -28,7 +50,9 @@ impl PreFilter for NodeAffinity {
     }
 
     fn pre_filter(&self, _cycle: &mut CycleState, pod: &PodInfo, _snapshot: &Snapshot) -> PreFilterVerdict {
-        let Some(required) = &pod.required_affinity else { return PreFilterVerdict::Skip };
+        let Some(required) = &pod.required_affinity else {
+            return if self.required.is_none() { PreFilterVerdict::Skip } else { PreFilterVerdict::Pass };
+        };
         match required.names() {
             None => PreFilterVerdict::Pass,
             Some(names) if names.is_empty() => {
@@ -49,6 +73,9 @@ impl FilterPlugin for NodeAffinity {
     }
 
     fn filter(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> Verdict {
+        if !self.allows(node.info()) {
+            return Verdict::unresolvable(REASON_ADDED);
+        }
         match &pod.required_affinity {
             Some(required) if !required.matches(node.name(), &node.info().labels) => {
                 Verdict::unresolvable(REASON)
@@ -74,7 +101,8 @@ impl PreScore for NodeAffinity {
         _snapshot: &Snapshot,
         _nodes: &[NodeIndex],
     ) -> PreScoreVerdict {
-        if pod.preferred_affinity.is_empty() { PreScoreVerdict::Skip } else { PreScoreVerdict::Pass }
+        let nothing = pod.preferred_affinity.is_empty() && self.preferred.is_empty();
+        if nothing { PreScoreVerdict::Skip } else { PreScoreVerdict::Pass }
     }
 }
 
@@ -84,7 +112,7 @@ impl ScorePlugin for NodeAffinity {
     }
 
     fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
-        let terms = pod.preferred_affinity.iter();
+        let terms = pod.preferred_affinity.iter().chain(&self.preferred);
         terms
             .filter(|(_, term)| term.matches(node.name(), &node.info().labels))
             .map(|(weight, _)| weight)
@@ -106,8 +134,9 @@ impl QueueingHint for NodeAffinity {
     }
 
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint {
-        let matches = |node: &crate::node::NodeInfo| {
-            pod.required_affinity.as_ref().is_none_or(|required| required.matches(&node.name, &node.labels))
+        let matches = |node: &NodeInfo| {
+            let own = pod.required_affinity.as_ref();
+            self.allows(node) && own.is_none_or(|required| required.matches(&node.name, &node.labels))
         };
         Hint::queue_if(match event {
             ClusterEvent::NodeAdded(node) => matches(node),
@@ -133,7 +162,7 @@ mod tests {
         });
         let mut snapshot = Snapshot::new();
         snapshot.set_node(node("n1").label("zone", "a").label("size", "10").info());
-        NodeAffinity.filter(&CycleState::default(), &pod.info(), snapshot.node(0)) == Verdict::Pass
+        NodeAffinity::default().filter(&CycleState::default(), &pod.info(), snapshot.node(0)) == Verdict::Pass
     }
 
     #[test]

@@ -59,6 +59,8 @@ fn on_shape(shape: &[(i64, i64)], utilization: i64) -> i64 {
 pub struct NodeResourcesFit {
     strategy: ScoringStrategy,
     weights: Vec<(Arc<str>, i64)>,
+    ignored: Vec<String>,
+    ignored_groups: Vec<String>,
 }
 
 /// A resource that counts in the score, on all nodes, and what a pod asks for.
@@ -82,7 +84,22 @@ impl NodeResourcesFit {
         strategy: ScoringStrategy,
         weights: impl IntoIterator<Item = (N, i64)>,
     ) -> Self {
-        Self { strategy, weights: weights.into_iter().map(|(name, weight)| (name.into(), weight)).collect() }
+        let weights = weights.into_iter().map(|(name, weight)| (name.into(), weight)).collect();
+        Self { strategy, weights, ignored: Vec::new(), ignored_groups: Vec::new() }
+    }
+
+    /// Lets nodes pass whatever they have of these extended resources, and of those whose names start with one of these
+    /// groups and a slash (upstream's `ignoredResources` and `ignoredResourceGroups`): others look after them.
+    #[must_use]
+    pub fn ignoring(mut self, resources: Vec<String>, groups: Vec<String>) -> Self {
+        (self.ignored, self.ignored_groups) = (resources, groups);
+        self
+    }
+
+    fn ignores(&self, resource: &str) -> bool {
+        let group = resource.split_once('/').map(|(group, _)| group);
+        self.ignored.iter().any(|ignored| ignored == resource)
+            || self.ignored_groups.iter().any(|ignored| Some(ignored.as_str()) == group)
     }
 
     /// The resources that count for this pod.
@@ -177,6 +194,9 @@ impl FilterPlugin for NodeResourcesFit {
             }
         }
         for (name, &wanted) in requests.scalars.iter().filter(|(_, wanted)| **wanted != 0) {
+            if self.ignores(name) {
+                continue;
+            }
             let column = columns.scalar(name);
             let allocatable = column.map_or(0, |column| column.allocatable[row]);
             let requested = column.map_or(0, |column| column.requested[row]);
