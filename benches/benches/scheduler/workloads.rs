@@ -4,25 +4,25 @@ use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
 /// A load: nodes, pods that are there, pods that are measured.
-pub struct Workload {
+pub(crate) struct Workload {
     /// As upstream calls it.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The values of the nodes' zone label, in turn; none when empty.
-    pub zones: &'static [&'static str],
+    pub(crate) zones: &'static [&'static str],
     /// The pods that are there before, as a share of the nodes in percent.
-    pub before_percent: usize,
+    pub(crate) before_percent: usize,
     /// What they are like.
-    pub before: fn() -> Value,
+    pub(crate) before: fn() -> Value,
     /// What the measured ones are like.
-    pub measured: fn() -> Value,
+    pub(crate) measured: fn() -> Value,
     /// How many of them each node takes at most, as with anti-affinity.
-    pub per_node_max: usize,
+    pub(crate) per_node_max: usize,
     /// The pods a second that upstream's own runs of this load must reach with 5,000 nodes (`threshold`).
-    pub upstream: f64,
+    pub(crate) upstream: f64,
 }
 
 /// All loads.
-pub const WORKLOADS: [Workload; 9] = [
+pub(crate) const WORKLOADS: [Workload; 9] = [
     Workload {
         name: "SchedulingBasic",
         zones: &[],
@@ -107,7 +107,7 @@ pub const WORKLOADS: [Workload; 9] = [
 ];
 
 /// The node with this number.
-pub fn node(workload: &Workload, number: usize) -> Node {
+pub(crate) fn node(workload: &Workload, number: usize) -> Node {
     let name = format!("scheduler-perf-{number:05}");
     let mut labels = json!({"kubernetes.io/hostname": name});
     if let Some(zone) = workload.zones.get(number % workload.zones.len().max(1)) {
@@ -121,7 +121,7 @@ pub fn node(workload: &Workload, number: usize) -> Node {
 }
 
 /// A pod of one of the kinds below, by name.
-pub fn pod(kind: fn() -> Value, namespace: &str, name: &str) -> Pod {
+pub(crate) fn pod(kind: fn() -> Value, namespace: &str, name: &str) -> Pod {
     let mut pod = kind();
     pod["metadata"]["name"] = name.into();
     pod["metadata"]["namespace"] = namespace.into();

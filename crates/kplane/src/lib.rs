@@ -9,6 +9,7 @@ mod builder;
 mod ca;
 mod cluster;
 pub mod defaults;
+pub mod explain;
 pub mod faces;
 mod kubeconfig;
 mod network;

@@ -147,6 +147,49 @@ impl Decision {
         verdicts
     }
 
+    /// A table for people: each node with its total and the scores that make it up, or with the plug-in that rejected it
+    /// and why. The chosen node comes first, then the feasible ones, the best first; then the others by name.
+    #[must_use]
+    pub fn explain(&self) -> String {
+        let mut verdicts = self.verdicts();
+        let chosen = self.node();
+        verdicts.sort_by_key(|(name, verdict)| {
+            let total = if let NodeVerdict::Feasible(total) = verdict { Some(*total) } else { None };
+            (Some(*name) != chosen, std::cmp::Reverse(total), *name)
+        });
+        let width = verdicts.iter().map(|(name, _)| name.len()).max().unwrap_or_default().max(4);
+        let mut text = format!(
+            "{:width$}  {:>8}  {}\n",
+            "NODE", "TOTAL", "SCORES (raw, normalized, weighted), OR WHY NOT"
+        );
+        for (name, verdict) in verdicts {
+            let (total, rest) = match verdict {
+                NodeVerdict::Feasible(total) => {
+                    let scores = self.scores(name).map(|score| {
+                        format!("{} {}/{}/{}", score.plugin, score.raw, score.normalized, score.weighted)
+                    });
+                    (total.to_string(), scores.collect::<Vec<_>>().join(", "))
+                }
+                NodeVerdict::Rejected { plugin: "", rejection } => ("-".to_owned(), rejection.message()),
+                NodeVerdict::Rejected { plugin, rejection } => {
+                    ("-".to_owned(), format!("{plugin}: {}", rejection.message()))
+                }
+                NodeVerdict::NotAsked => ("-".to_owned(), "not asked".to_owned()),
+            };
+            // Writing into a string can't fail.
+            let _ = writeln!(text, "{name:width$}  {total:>8}  {rest}");
+        }
+        match (chosen, self.failure()) {
+            (Some(node), _) => {
+                let _ = writeln!(text, "\nThe pod goes to {node}.");
+            }
+            (None, why) => {
+                let _ = writeln!(text, "\n{}", why.unwrap_or_default());
+            }
+        }
+        text
+    }
+
     /// Each plug-in's score of a node; nothing for nodes that are not feasible.
     pub fn scores(&self, node: &str) -> impl Iterator<Item = Score<'_>> {
         let position = self.feasible.iter().position(|&index| *self.names[index] == *node);

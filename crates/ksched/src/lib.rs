@@ -66,6 +66,7 @@ pub mod track;
 pub mod trial;
 mod volumes;
 pub mod waiting;
+pub mod what_if;
 
 pub use cycle::{decide, decide_among};
 pub use decision::{Decision, Diagnosis, NodeVerdict, Nomination, Score};

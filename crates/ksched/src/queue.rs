@@ -46,6 +46,14 @@ pub struct QueuedPod {
     pub(crate) written: Option<ScheduledCondition>,
 }
 
+impl QueuedPod {
+    /// A pod that was not tried yet.
+    #[must_use]
+    pub fn new(pod: Arc<PodInfo>, since: Instant) -> Self {
+        Self { pod, since, attempts: 0, rejected_by: Vec::new(), written: None }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
     Active,
@@ -180,7 +188,7 @@ impl SchedulingQueue {
             }
         }
         let Some(entry) = self.entries.get(&pod.uid) else {
-            let queued = QueuedPod { pod, since: now, attempts: 0, rejected_by: Vec::new(), written: None };
+            let queued = QueuedPod::new(pod, now);
             return self.activate(queued);
         };
         let (place, mut queued) = (entry.place, (*entry.queued).clone());

@@ -134,7 +134,7 @@ impl SchedulerBuilder {
 }
 
 /// What the plug-ins of all profiles ask for, each kind once.
-fn interests(profiles: &[Profile]) -> Vec<Interest> {
+pub(crate) fn interests(profiles: &[Profile]) -> Vec<Interest> {
     let mut interests = Vec::new();
     for entry in profiles.iter().flat_map(|profile| &profile.points.hints) {
         for interest in entry.plugin.interests() {

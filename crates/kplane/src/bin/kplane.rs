@@ -8,6 +8,10 @@ use kplane::{
     Cluster,
     faces::{self, Face, Flags},
 };
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::Instant,
@@ -30,6 +34,8 @@ enum Command {
         /// The folder; kubectl is not among them.
         folder: PathBuf,
     },
+    /// Say where a pod would go, and why: each node's scores, or what keeps the pod away. Nothing is changed.
+    Explain(Explain),
     /// Serve etcd's v3 API, with etcd's flags; `kplane etcd --help` lists them.
     Etcd,
     /// Serve as kube-apiserver would, with its flags; `kplane kube-apiserver --help` lists them.
@@ -53,6 +59,29 @@ struct Up {
     runtime: Runtime,
 }
 
+#[derive(clap::Args)]
+struct Explain {
+    /// What is explained.
+    kind: Explained,
+    /// The pod's name.
+    name: String,
+    /// The pod's namespace; that of the kubeconfig's context by default.
+    #[arg(long, short)]
+    namespace: Option<String>,
+    /// The kubeconfig of the cluster; KUBECONFIG or ~/.kube/config by default.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// A KubeSchedulerConfiguration; kube-scheduler's defaults without one.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Explained {
+    /// A pod.
+    Pod,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Runtime {
     /// Containers are processes of the user who starts the cluster.
@@ -71,13 +100,14 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let up = match arguments.command {
-        Command::Up(up) => up,
-        Command::Assets { folder } => return install(&folder),
+    let command = arguments.command;
+    match &command {
+        Command::Up(_) | Command::Explain(_) => {}
+        Command::Assets { folder } => return install(folder),
         // Only reached when a flag of kplane's own comes before the word.
         Command::Etcd => return serve_face(Face::Etcd, &Flags::default()),
         Command::ApiServer => return serve_face(Face::ApiServer, &Flags::default()),
-    };
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -85,7 +115,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(&up)) {
+    let done = runtime.block_on(async {
+        match &command {
+            Command::Explain(explain) => explained(explain).await,
+            Command::Up(up) => run(up).await,
+            Command::Assets { .. } | Command::Etcd | Command::ApiServer => Ok(()),
+        }
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -137,6 +174,23 @@ fn serve_face(face: Face, flags: &Flags) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+async fn explained(explain: &Explain) -> Result<()> {
+    let Explained::Pod = explain.kind;
+    let options = KubeConfigOptions::default();
+    let config = match &explain.kubeconfig {
+        Some(path) => Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?,
+        None => Config::from_kubeconfig(&options).await?,
+    };
+    let profiles = match &explain.config {
+        Some(path) => kplane::explain::profiles(path)?,
+        None => vec![ksched::Profile::default()],
+    };
+    let namespace = explain.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+    let client = Client::try_from(config)?;
+    print!("{}", kplane::explain::pod(&client, &profiles, &namespace, &explain.name).await?);
+    Ok(())
 }
 
 async fn run(up: &Up) -> Result<()> {

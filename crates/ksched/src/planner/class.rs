@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use ahash::RandomState;
 use fixedbitset::FixedBitSet;
+use k8s_openapi::api::core::v1::{PodSpec, Volume};
 
 use crate::{
     cycle::{mix, pod_hash},
@@ -56,10 +57,9 @@ fn equal(a: &PodInfo, b: &PodInfo) -> bool {
         let mut owners = pod.object.metadata.owner_references.iter().flatten();
         owners.find(|owner| owner.controller == Some(true)).map(|owner| owner.uid.clone())
     };
-    let spec = |pod: &PodInfo| {
-        let spec = pod.object.spec.as_ref();
-        spec.map(|spec| (spec.node_name.clone(), spec.volumes.clone(), spec.resource_claims.clone()))
-    };
+    let (of_a, of_b) = (a.object.spec.as_ref(), b.object.spec.as_ref());
+    let claims = |spec: Option<&PodSpec>| spec.and_then(|spec| spec.resource_claims.clone());
+    let name = |spec: Option<&PodSpec>| spec.and_then(|spec| spec.node_name.clone());
     a.requests == b.requests
         && a.labels == b.labels
         && a.namespace == b.namespace
@@ -75,7 +75,22 @@ fn equal(a: &PodInfo, b: &PodInfo) -> bool {
         && a.spread == b.spread
         && a.deleting == b.deleting
         && owner(a) == owner(b)
-        && spec(a) == spec(b)
+        && name(of_a) == name(of_b)
+        && claims(of_a) == claims(of_b)
+        && volumes(of_a).eq(volumes(of_b))
+}
+
+/// The volumes that may bind a pod to nodes. The others are made on any node, and one of them, which every pod gets for
+/// its account's token, has another name in each pod.
+fn volumes(spec: Option<&PodSpec>) -> impl Iterator<Item = &Volume> {
+    let volumes = spec.and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+    volumes.filter(|volume| {
+        volume.projected.is_none()
+            && volume.config_map.is_none()
+            && volume.secret.is_none()
+            && volume.empty_dir.is_none()
+            && volume.downward_api.is_none()
+    })
 }
 
 impl Class {
@@ -258,5 +273,36 @@ impl Kept {
             add(&tracker.scores(&nodes), *weight);
         }
         (nodes, totals)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::build::pod;
+
+    #[test]
+    fn what_every_pod_has_of_its_own_makes_no_difference() {
+        let with = |name: &str, volume: Value| {
+            let volume = serde_json::from_value(volume).unwrap();
+            pod(name).edit(|pod| pod.spec.get_or_insert_default().volumes = Some(vec![volume])).info()
+        };
+        let token =
+            |name: &str| with(name, json!({"name": format!("kube-api-access-{name}"), "projected": {}}));
+        let claim =
+            |name: &str| with(name, json!({"name": "v", "persistentVolumeClaim": {"claimName": name}}));
+        let cases = [
+            (pod("a").info(), pod("b").info(), true),
+            (token("a"), token("b"), true),
+            (token("a"), pod("b").info(), true),
+            (claim("a"), claim("b"), false),
+            (pod("a").request("cpu", "1").info(), pod("b").info(), false),
+            (pod("a").node_selector("k", "v").info(), pod("b").info(), false),
+        ];
+        for (a, b, expected) in cases {
+            assert_eq!(equal(&a, &b), expected, "{a:?} {b:?}");
+        }
     }
 }

@@ -154,6 +154,9 @@ fn a_nominated_pod_goes_where_room_was_made_and_others_leave_it_to_it() {
     assert!(feasible(&one(11)), "who is more important may take it");
 }
 
+/// What is compared: the highest priority, the sum, and how many.
+type Harm = (i32, i64, usize);
+
 /// The rule in a few lines: of all sets of victims that make room on a node, found by trying.
 fn naive(
     pods: &[(usize, i32, u32)],
@@ -162,7 +165,7 @@ fn naive(
     priority: i32,
     wants: u32,
 ) -> Option<(usize, Vec<usize>)> {
-    let mut best: Option<((i32, i64, usize), usize, Vec<usize>)> = None;
+    let mut best: Option<(Harm, usize, Vec<usize>)> = None;
     for node in 0..nodes {
         let mut on_it: Vec<usize> = (0..pods.len()).filter(|&pod| pods[pod].0 == node).collect();
         on_it.sort_by_key(|&pod| (-pods[pod].1, pod));
@@ -178,7 +181,7 @@ fn naive(
                 victims.push(pod);
             }
         }
-        let Some(&first) = victims.first() else { return None };
+        let first = *victims.first()?;
         let sum = victims.iter().map(|&pod| i64::from(pods[pod].1) + (1 << 31)).sum();
         let harm = (pods[first].1, sum, victims.len());
         if best.as_ref().is_none_or(|(known, ..)| harm < *known) {
