@@ -8,7 +8,7 @@
 //! create a container needs a name  what is done (create, update, status, or another subresource), and what it shows
 //! /spec/containers/0/name ""       sets a field (no value: removes it)
 //! old /spec/nodeName "a"           for changes: sets a field of the old object, too
-//! > spec.containers[0].name: Required value      an expected fault, in this order
+//! > spec.containers[0].name: Required value      an expected fault, in this order; its further lines begin with a space or ERROR
 //! ! metadata.name: ...             an expected warning
 //! = /spec/dnsPolicy "ClusterFirst" the field's value in the end (no value: it is missing)
 //! ```
@@ -140,9 +140,15 @@ impl Kind {
 fn run(catalog: &Catalog, kind: &Kind, block: &str) -> String {
     let mut lines = block.lines();
     let head = lines.next().unwrap_or_default();
+    let mut in_fault = false;
     let verb = head.split(' ').next().unwrap_or_default();
     let (mut old, mut new, mut shown, mut kept) = (kind.base.clone(), Vec::new(), Vec::new(), Vec::new());
     for line in lines {
+        // Faults of expressions show the source in further lines.
+        if in_fault && [" ", "ERROR: "].iter().any(|start| line.starts_with(start)) {
+            continue;
+        }
+        in_fault = line.starts_with("> ");
         let parse = |line: &str| -> (String, Option<Value>) {
             let (pointer, value) = line.split_once(' ').map_or((line, None), |(at, text)| (at, Some(text)));
             let value = value
@@ -161,7 +167,7 @@ fn run(catalog: &Catalog, kind: &Kind, block: &str) -> String {
         } else if line.starts_with('#') {
             kept.push(line);
         } else {
-            assert!(line.starts_with("> ") || line.starts_with("! "), "{line}");
+            assert!(in_fault || line.starts_with("! "), "{line}");
         }
     }
     let changed = |mut object: Value| {
