@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `gen-schema [WHEEL]` | `builtin.txt` | the Python package `kubernetes-validate` |
 //! | `gen-golang DIR` | `pointers.txt`, `always.txt` | Go's types |
+//! | `gen-internal KUBERNETES` | `../../kkinds/src/check/internal.txt` | the internal types of upstream's own tree |
 //! | `gen-protobuf DIR` | `protobuf.txt` | upstream's `generated.proto` files |
 //!
 //! `DIR` is laid out as upstream's `staging/src/k8s.io`: `api` (the repository `kubernetes/api`), `apimachinery`,
@@ -11,6 +12,7 @@
 //! what these commands make.
 
 mod golang;
+mod internal;
 mod proto;
 mod protobuf;
 mod schema;
@@ -24,10 +26,11 @@ fn main() -> Result<()> {
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["gen-protobuf", folder] => protobuf::generate(folder.as_ref()),
         ["gen-golang", folder] => golang::generate(folder.as_ref()),
+        ["gen-internal", folder] => internal::generate(folder.as_ref()),
         ["gen-schema"] => schema::generate(None),
         ["gen-schema", wheel] => schema::generate(Some(wheel.as_ref())),
         _ => bail!(
-            "usage: cargo run -p xtask -- gen-golang DIR | gen-protobuf DIR | gen-schema [kubernetes_validate-1.37.0-py3-none-any.whl]"
+            "usage: cargo run -p xtask -- gen-golang DIR | gen-internal KUBERNETES | gen-protobuf DIR | gen-schema [kubernetes_validate-1.37.0-py3-none-any.whl]"
         ),
     }
 }

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
-use super::{look::Look, path::Path};
+use super::{internal::Internal, look::Look, path::Path};
 
 /// What is wrong with a text; empty (and free) if nothing is.
 pub(crate) type Faults = Vec<Cow<'static, str>>;
@@ -21,19 +21,19 @@ pub(crate) trait Shown {
 
 impl Shown for str {
     fn shown(&self) -> String {
-        format!("{self:?}")
+        Quoted(self).to_string()
     }
 }
 
 impl Shown for &str {
     fn shown(&self) -> String {
-        format!("{self:?}")
+        Quoted(self).to_string()
     }
 }
 
 impl Shown for String {
     fn shown(&self) -> String {
-        format!("{self:?}")
+        Quoted(self).to_string()
     }
 }
 
@@ -51,7 +51,7 @@ impl Shown for bool {
 
 impl Shown for &Value {
     fn shown(&self) -> String {
-        self.as_str().map_or_else(|| self.to_string(), |text| format!("{text:?}"))
+        self.as_str().map_or_else(|| Internal("", Some(self)).shown(), |text| Quoted(text).to_string())
     }
 }
 
