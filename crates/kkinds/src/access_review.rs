@@ -3,7 +3,7 @@
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::{Map, Value};
 
-use crate::check::{Look, Path, Report, form, labels, texts};
+use crate::check::{Internal, Look, Path, Report, form, labels, texts};
 
 type Errors = Vec<FieldError>;
 
@@ -84,7 +84,7 @@ impl Strategy for AccessReviews {
         let meta = object.get_some("metadata");
         if !is_bare(meta, self.local) {
             let why = if self.local { "must be empty except for namespace" } else { "must be empty" };
-            errors.invalid(&Path::root("metadata"), meta, why);
+            errors.invalid(&Path::root("metadata"), Internal("^ObjectMeta", meta), why);
         }
         if !self.local {
             return;

@@ -8,7 +8,7 @@ use crate::{
     admission_rules::{
         FAILURE_POLICIES, REINVOCATION_POLICIES, match_conditions, match_resources, name_warnings, refused,
     },
-    check::{Look, Path, Report, condition, form, labels, same_at, texts},
+    check::{Internal, Look, Path, Report, condition, form, labels, same_at, texts},
 };
 
 type Errors = Vec<FieldError>;
@@ -193,7 +193,11 @@ fn audit_annotations(object: &Value, expressions: &Expressions, path: &Path<'_>,
     let found = spec.list("auditAnnotations");
     if found.len() > ANNOTATIONS_MAX {
         let why = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
-        errors.invalid(&list, spec.get_some("auditAnnotations"), why);
+        errors.invalid(
+            &list,
+            Internal("~admissionregistration.v1.AuditAnnotation", spec.get_some("auditAnnotations")),
+            why,
+        );
     }
     let name = object["metadata"].text("name");
     for (index, annotation) in found.iter().enumerate() {

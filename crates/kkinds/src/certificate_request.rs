@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::{
     certificate_content::{bundle_faults, chain_fault, request_fault},
     certificate_names::{trust_bundle_faults, validate_signer},
-    check::{Look, Path, Report, condition, same_at, texts},
+    check::{Look, Path, Report, condition, diff, same_at, texts},
 };
 
 type Errors = Vec<FieldError>;
@@ -146,6 +146,13 @@ fn certificate_fault(encoded: &str) -> Option<String> {
     chain_fault(&String::from_utf8_lossy(&bytes))
 }
 
+const CONDITION: &str = "~certificates.v1.CertificateSigningRequestCondition";
+
+/// Conditions as what is different between two lists of them is shown: without entries, null.
+fn list_of(conditions: &[Value]) -> Option<Value> {
+    (!conditions.is_empty()).then(|| Value::Array(conditions.to_vec()))
+}
+
 fn change(object: &Value, old: &Value, scope: Scope, errors: &mut Errors) {
     validate_request(object, Some(old), errors);
     conditions(object, Some(old), errors);
@@ -174,8 +181,9 @@ fn change(object: &Value, old: &Value, scope: Scope, errors: &mut Errors) {
             if new.len() > before.len() {
                 errors.forbidden(&list, format_args!("updates may not add a condition of type {kind:?}"));
             } else if new.len() == before.len() && new != before {
-                errors
-                    .forbidden(&list, format_args!("updates may not modify a condition of type {kind:?}\n"));
+                let difference = diff::between(CONDITION, list_of(&before).as_ref(), list_of(&new).as_ref());
+                let why = format_args!("updates may not modify a condition of type {kind:?}\n{difference}");
+                errors.forbidden(&list, why);
             }
         }
     }

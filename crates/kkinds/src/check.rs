@@ -20,7 +20,7 @@ pub(crate) use self::{
     internal::Internal,
     look::{Look, same, same_at, texts},
     path::Path,
-    report::{Faults, Form, Report},
+    report::{Faults, Form, Report, Shown},
 };
 
 pub use self::labels::selects;

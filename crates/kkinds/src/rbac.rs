@@ -7,7 +7,7 @@ use kschema::{
 };
 use serde_json::Value;
 
-use crate::check::{Look, Path, Report, form, labels, same_at};
+use crate::check::{Internal, Look, Path, Report, form, labels, same_at};
 
 type Errors = Vec<FieldError>;
 
@@ -151,7 +151,11 @@ impl Strategy for Bindings {
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         self.validate(object, errors);
         if !same_at(object, old, "roleRef") {
-            errors.invalid(&Path::root("roleRef"), object.get("roleRef"), "cannot change roleRef");
+            errors.invalid(
+                &Path::root("roleRef"),
+                Internal("~rbac.v1.RoleRef", object.get("roleRef")),
+                "cannot change roleRef",
+            );
         }
     }
 

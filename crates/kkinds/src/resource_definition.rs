@@ -8,7 +8,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Faults, Look, Path, Report, condition, form, same, texts},
+    check::{Faults, Internal, Look, Path, Report, condition, form, same, texts},
     webhook_client,
 };
 
@@ -202,11 +202,25 @@ fn versions(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Err
         found[..index].iter().any(|other| other.text("name") == version.text("name"))
     };
     if found.iter().enumerate().any(twice) {
-        errors.invalid(&list, spec.get_some("versions"), "must contain unique version names");
+        errors.invalid(
+            &list,
+            Internal(
+                "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionVersion",
+                spec.get_some("versions"),
+            ),
+            "must contain unique version names",
+        );
     }
     if found.iter().filter(|version| version.flag("storage")).count() != 1 {
         let why = "must have exactly one version marked as storage version";
-        errors.invalid(&list, spec.get_some("versions"), why);
+        errors.invalid(
+            &list,
+            Internal(
+                "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionVersion",
+                spec.get_some("versions"),
+            ),
+            why,
+        );
     }
 }
 

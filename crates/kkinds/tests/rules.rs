@@ -8,7 +8,7 @@
 //! create a container needs a name  what is done (create, update, status, or another subresource), and what it shows
 //! /spec/containers/0/name ""       sets a field (no value: removes it)
 //! old /spec/nodeName "a"           for changes: sets a field of the old object, too
-//! > spec.containers[0].name: Required value      an expected fault, in this order; its further lines begin with a space or ERROR
+//! > spec.containers[0].name: Required value      an expected fault, in this order; its further lines are source or a difference
 //! ! metadata.name: ...             an expected warning
 //! = /spec/dnsPolicy "ClusterFirst" the field's value in the end (no value: it is missing)
 //! ```
@@ -145,7 +145,7 @@ fn run(catalog: &Catalog, kind: &Kind, block: &str) -> String {
     let (mut old, mut new, mut shown, mut kept) = (kind.base.clone(), Vec::new(), Vec::new(), Vec::new());
     for line in lines {
         // Faults of expressions show the source in further lines.
-        if in_fault && [" ", "ERROR: "].iter().any(|start| line.starts_with(start)) {
+        if in_fault && [" ", "ERROR: ", "@@", "-", "+"].iter().any(|start| line.starts_with(start)) {
             continue;
         }
         in_fault = line.starts_with("> ");

@@ -8,8 +8,6 @@ use std::borrow::Cow;
 use kschema::quote::json_text;
 use serde_json::{Map, Value};
 
-use super::report::Shown;
-
 const TABLE: &str = include_str!("internal.txt");
 /// The deepest value that is shown with its types; what is below is shown as it is.
 const DEPTH_MAX: usize = 64;
@@ -18,15 +16,14 @@ const DEPTH_MAX: usize = 64;
 #[derive(Clone, Copy)]
 pub(crate) struct Internal<'v>(pub(crate) &'static str, pub(crate) Option<&'v Value>);
 
-impl Shown for Internal<'_> {
-    fn shown(&self) -> String {
+impl Internal<'_> {
+    /// The value as `json.Marshal` writes it.
+    pub(crate) fn compact(&self) -> String {
         let mut text = String::new();
         self.node().write(None, &mut text);
         text
     }
-}
 
-impl Internal<'_> {
     /// The value as `json.MarshalIndent` writes it with an indent of one space.
     pub(crate) fn pretty(&self) -> String {
         let mut text = String::new();

@@ -203,7 +203,7 @@ impl Strategy for ResourceClaims {
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(object, old, &Path::root(""), "spec");
+        errors.immutable_of(object, old, &Path::root(""), "spec", "~resource.v1.ResourceClaimSpec");
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Errors) {
@@ -235,7 +235,7 @@ impl Strategy for ResourceClaimTemplates {
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(object, old, &Path::root(""), "spec");
+        errors.immutable_of(object, old, &Path::root(""), "spec", "~resource.v1.ResourceClaimTemplateSpec");
     }
 
     fn reset_fields(&self, _subresource: &str) -> &'static [&'static str] {

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{EFFECTS, binding, fits, label, policy, pool, qualified};
 use crate::{
-    check::{Look, Path, Report, form, labels, same_at},
+    check::{Internal, Look, Path, Report, form, labels, same_at},
     pod::affinity,
     volume_source::csi_driver,
 };
@@ -229,7 +229,7 @@ fn attribute(attribute: &Value, path: &Path<'_>, errors: &mut Errors) {
     match ["bool", "int", "string", "version"].iter().filter(|key| attribute.has(key)).count() {
         0 => errors.invalid(path, "", ONE),
         1 => {}
-        _ => errors.invalid(path, attribute, ONE),
+        _ => errors.invalid(path, Internal("~resource.v1.DeviceAttribute", Some(attribute)), ONE),
     }
 }
 

@@ -4,7 +4,7 @@ use kschema::error::FieldError;
 use serde_json::Value;
 
 use super::{indexes, is_indexed};
-use crate::check::{Look, Path, Report, condition, form};
+use crate::check::{Internal, Look, Path, Report, condition, form};
 
 type Errors = Vec<FieldError>;
 
@@ -24,7 +24,11 @@ pub(super) fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         if is_indexed(spec) {
             success(policy, spec, &field.field("rules"), errors);
         } else {
-            errors.invalid(&field, policy, "requires indexed completion mode");
+            errors.invalid(
+                &field,
+                Internal("~batch.v1.SuccessPolicy", Some(policy)),
+                "requires indexed completion mode",
+            );
         }
     }
     let supported: &[&str] =

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{env, options::Options};
 use crate::{
     certificate_names as names,
-    check::{Look, Path, Report, form, labels},
+    check::{Internal, Look, Path, Report, form, labels},
     volume_source::{self as source, local_path},
 };
 
@@ -154,7 +154,7 @@ fn trust_bundle(bundle: &Value, at: &Path<'_>, errors: &mut Errors) {
             }
             if let Some(selector) = bundle.get_some("labelSelector") {
                 let why = "labelSelector must be unset if name is specified";
-                errors.invalid(&at.field("labelSelector"), selector, why);
+                errors.invalid(&at.field("labelSelector"), Internal("^LabelSelector", Some(selector)), why);
             }
         }
         (None, Some(signer)) => {
