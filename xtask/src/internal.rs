@@ -58,7 +58,7 @@ const SHOWN: &[(&str, &str, &str)] = &[
     ("resource", "resource.v1beta2", "DeviceTaintRuleSpec"),
     ("rbac", "rbac.v1", "RoleRef Subject"),
     ("storage", "storage.v1", "VolumeAttachmentSpec CSINodeDriver TokenRequest"),
-    ("storagemigration", "storagemigration.v1", "StorageVersionMigrationSpec"),
+    ("storagemigration", "storagemigration.v1beta1", "StorageVersionMigrationSpec"),
     ("certificates", "certificates.v1", "CertificateSigningRequestCondition"),
     ("certificates", "certificates.v1beta1", "PodCertificateRequestSpec PodCertificateRequestStatus"),
     (
@@ -67,7 +67,7 @@ const SHOWN: &[(&str, &str, &str)] = &[
         "WorkloadSpec PodGroupSpec PodGroupSchedulingPolicy PodGroupTemplate PodGroupTemplateReference PodGroupSchedulingConstraints",
     ),
     ("admissionregistration", "admissionregistration.v1", "AuditAnnotation"),
-    ("authorization", "authorization.v1", "ResourceAttributes"),
+    ("authorization", "authorization.v1", "NonResourceAttributes ResourceAttributes"),
     ("discovery", "discovery.v1", "Endpoint"),
     ("coordination", "coordination.v1", "LeaseSpec"),
     ("autoscaling", "autoscaling.v2", "MetricTarget"),
@@ -131,9 +131,20 @@ pub(crate) fn generate(root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Versions that are served under another name since the sources that are read.
+const RENAMED: &[(&str, &str)] = &[
+    ("k8s.io.api.certificates.v1beta1.", "k8s.io.api.certificates.v1."),
+    ("k8s.io.api.resource.v1beta2.", "k8s.io.api.resource.v1."),
+    ("k8s.io.api.scheduling.v1alpha2.", "k8s.io.api.scheduling.v1beta1."),
+    ("k8s.io.api.storagemigration.v1beta1.", "k8s.io.api.storagemigration.v1."),
+];
+
 /// A Go type's name as the schema table has it.
 fn short(name: &str) -> String {
-    let name = name.replace('/', ".");
+    let mut name = name.replace('/', ".");
+    for (read, served) in RENAMED {
+        name = name.replace(read, served);
+    }
     if let Some(rest) = name.strip_prefix("k8s.io.apimachinery.pkg.apis.meta.v1.") {
         return format!("^{rest}");
     }

@@ -64,7 +64,11 @@ impl Strategy for AccessReviews {
         match (resource, other) {
             (Some(_), Some(other)) => {
                 let why = "cannot be specified in combination with resourceAttributes";
-                errors.invalid(&path.field("nonResourceAttributes"), other, why);
+                errors.invalid(
+                    &path.field("nonResourceAttributes"),
+                    Internal("~authorization.v1.NonResourceAttributes", Some(other)),
+                    why,
+                );
             }
             (None, None) => {
                 let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
@@ -97,7 +101,11 @@ impl Strategy for AccessReviews {
         }
         if let Some(other) = other {
             let why = "disallowed on this kind of request";
-            errors.invalid(&path.field("nonResourceAttributes"), other, why);
+            errors.invalid(
+                &path.field("nonResourceAttributes"),
+                Internal("~authorization.v1.NonResourceAttributes", Some(other)),
+                why,
+            );
         }
     }
 }

@@ -70,6 +70,9 @@ fn role(object: &Value, namespaced: bool, lax: bool, errors: &mut Errors) {
     }
     for (index, selector) in aggregated(object).iter().enumerate() {
         labels::selector(Some(selector), &list.index(index), lax, errors);
+        if labels::is_faulty(Some(selector)) {
+            errors.invalid(&list.index(index), None, "invalid label selector.");
+        }
     }
 }
 

@@ -32,7 +32,10 @@ impl Internal<'_> {
     }
 
     fn node(&self) -> Node<'static> {
-        typed(self.0, self.1, DEPTH_MAX)
+        match self.1 {
+            None | Some(Value::Null) => Node::Text("null".into()),
+            value => typed(self.0, value, DEPTH_MAX),
+        }
     }
 }
 
