@@ -56,6 +56,7 @@ const SHOWN: &[(&str, &str, &str)] = &[
         "ResourceClaimSpec ResourceClaimTemplateSpec AllocatedDeviceStatus AllocationResult DeviceAttribute ResourceClaimConsumerReference",
     ),
     ("resource", "resource.v1beta2", "DeviceTaintRuleSpec"),
+    ("resource", "resource.v1alpha3", "ResourcePoolStatusRequestStatus"),
     ("rbac", "rbac.v1", "RoleRef Subject"),
     ("storage", "storage.v1", "VolumeAttachmentSpec CSINodeDriver TokenRequest"),
     ("storagemigration", "storagemigration.v1beta1", "StorageVersionMigrationSpec"),

@@ -2,8 +2,10 @@
 
 pub(crate) mod claim;
 pub(crate) mod policy;
+pub(crate) mod pool_status;
 pub(crate) mod slice;
 pub(crate) mod status;
+pub(crate) mod taint_rule;
 
 use std::sync::LazyLock;
 

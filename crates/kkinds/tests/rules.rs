@@ -23,6 +23,16 @@ use kkinds::{
 use kschema::{Catalog, Type, check::check, strategy::Strategy};
 use serde_json::{Value, json};
 
+/// A clock that stands still at 2026-01-02T03:04:05Z.
+#[derive(Debug)]
+struct Always;
+
+impl kcore::Clock for Always {
+    fn now(&self) -> jiff::Timestamp {
+        "2026-01-02T03:04:05Z".parse().expect("a time")
+    }
+}
+
 struct Kind {
     strategy: Arc<dyn Strategy>,
     ty: Type,
@@ -219,7 +229,8 @@ fn every_kind_follows_upstreams_rules() {
                 let id = catalog.find(definition).unwrap_or_else(|| panic!("no definition {definition}"));
                 let base = serde_json::from_str(base).unwrap_or_else(|error| panic!("{head}: {error}"));
                 let addresses = ServiceAddresses::default();
-                let strategy = builtin(resource, &Strategies { addresses: Arc::new(addresses) });
+                let strategies = Strategies { addresses: Arc::new(addresses), clock: Arc::new(Always) };
+                let strategy = builtin(resource, &strategies);
                 kind = Some(Kind { strategy, ty: Type::Named(id), base });
                 format!("{block}\n")
             } else if block.starts_with('#') {
