@@ -17,6 +17,7 @@ pub mod clock;
 pub mod kind;
 pub mod local;
 pub mod object;
+pub mod pattern;
 pub mod quantity;
 pub mod selector;
 pub mod status;
