@@ -10,44 +10,20 @@ use x509_parser::{
     public_key::PublicKey,
 };
 
-use crate::pem::blocks;
-
-/// Whether bytes are one complete sequence in DER, and nothing after it.
-fn sequence_fault(bytes: &[u8]) -> Option<&'static str> {
-    match x509_parser::asn1_rs::Sequence::from_der(bytes) {
-        Ok(([], _)) => None,
-        Ok(_) => Some("asn1: syntax error: trailing data"),
-        Err(_) if bytes.is_empty() => Some("asn1: syntax error: sequence truncated"),
-        Err(_) if bytes.len() == 1 => Some("asn1: syntax error: truncated tag or length"),
-        Err(_) if bytes[0] == 0x30 => Some("asn1: syntax error: data truncated"),
-        Err(_) => Some("asn1: structure error: tags don't match"),
-    }
-}
+use crate::{der, pem::blocks};
 
 /// Why the text is no request for a certificate that its own key has signed.
-pub(crate) fn request_fault(text: &str) -> Option<&'static str> {
+pub(crate) fn request_fault(text: &str) -> Option<String> {
     let Some(block) = blocks(text).next().filter(|block| block.kind == "CERTIFICATE REQUEST") else {
-        return Some("PEM block type must be CERTIFICATE REQUEST");
+        return Some("PEM block type must be CERTIFICATE REQUEST".to_owned());
     };
-    if let Some(why) = sequence_fault(&block.bytes) {
+    if let Some(why) = der::request_fault(&block.bytes) {
         return Some(why);
     }
-    let Ok((_, request)) = X509CertificationRequest::from_der(&block.bytes) else {
-        return Some("asn1: structure error: sequence tag mismatch");
-    };
     // A key or an algorithm that is not known here cannot be checked, so that it is refused, too.
-    request.verify_signature().err().map(|error| {
-        let algorithm = &request.certification_request_info.subject_pki.algorithm.algorithm;
-        if error == x509_parser::error::X509Error::SignatureUnsupportedAlgorithm {
-            "x509: cannot verify signature: algorithm unimplemented"
-        } else if *algorithm == oid_registry::OID_PKCS1_RSAENCRYPTION {
-            "crypto/rsa: verification error"
-        } else if *algorithm == oid_registry::OID_SIG_ED25519 {
-            "x509: Ed25519 verification failure"
-        } else {
-            "x509: ECDSA verification failure"
-        }
-    })
+    let verified = X509CertificationRequest::from_der(&block.bytes)
+        .is_ok_and(|(_, request)| request.verify_signature().is_ok());
+    (!verified).then(|| der::signature_fault(&block.bytes))
 }
 
 /// Why the text is no chain of certificates; an empty text may be one.
@@ -69,6 +45,9 @@ pub(crate) fn chain_fault(text: &str) -> Option<String> {
         // A block may have several.
         let mut rest = &*block.bytes;
         while !rest.is_empty() {
+            if let Some(why) = der::certificate_fault(rest) {
+                return Some(why);
+            }
             match X509Certificate::from_der(rest) {
                 Ok((after, _)) => rest = after,
                 Err(_) => return Some("x509: malformed certificate".to_owned()),

@@ -12,6 +12,7 @@ mod certificate_content;
 mod certificate_names;
 mod claim_spec;
 mod declared;
+mod der;
 mod node_labels;
 mod volume_source;
 mod webhook_client;
