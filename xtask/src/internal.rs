@@ -373,6 +373,17 @@ fn member(line: &str, package: &str, imports: &BTreeMap<String, String>) -> Opti
 mod tests {
     use super::*;
 
+    /// The table that is checked in is what the command makes.
+    #[test]
+    fn the_table_is_as_it_is_made() {
+        let Some(source) = std::env::var_os("KPLANE_KUBERNETES_SOURCE") else {
+            println!("skipped: needs KPLANE_KUBERNETES_SOURCE, a directory with upstream's own tree");
+            return;
+        };
+        let there = fs::read_to_string(crate::tables::root().join(INTERNAL)).unwrap();
+        assert!(there == table(source.as_ref()).unwrap(), "{INTERNAL} is not what `gen-internal` writes");
+    }
+
     #[test]
     fn internal_types_are_read_beside_the_served_ones() {
         let mut types = Types::default();

@@ -10,7 +10,7 @@
 //!
 //! `DIR` is laid out as upstream's `staging/src/k8s.io`: `api` (the repository `kubernetes/api`), `apimachinery`,
 //! `apiextensions-apiserver` and `kube-aggregator`. `KPLANE_K8S_SOURCE=DIR cargo test -p xtask` tells whether the tables are
-//! what these commands make.
+//! what these commands make; `KPLANE_KUBERNETES_SOURCE` does so for `internal.txt`.
 
 mod golang;
 mod internal;

@@ -51,6 +51,7 @@ mod api_service;
 mod certificate_request;
 mod csi;
 mod device;
+mod eviction_request;
 mod flow_control;
 mod ingress;
 mod lease;

@@ -7,10 +7,10 @@ use kschema::strategy::{Plain, Strategy};
 
 use crate::{
     access_review, admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi,
-    daemon_set, deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease,
-    limit_range, namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod,
-    pod_certificate, pod_group, priority_class, rbac, replication_controller, resource_definition,
-    resource_quota, runtime_class, secret,
+    daemon_set, deployment, device, disruption_budget, endpoints, event, eviction_request, flow_control,
+    ingress, job, lease, limit_range, namespace, network_policy, node, persistent_volume,
+    persistent_volume_claim, pod, pod_certificate, pod_group, priority_class, rbac, replication_controller,
+    resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
     service_account, service_cidr, stateful_set, storage_class, storage_migration, storage_version,
     volume_attachment, webhook_configuration,
@@ -155,6 +155,13 @@ fn extension(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strateg
         "resourceslices.resource.k8s.io" => {
             Arc::new(device::slice::ResourceSlices { clock: Arc::clone(&strategies.clock) })
         }
+        _ => return None,
+    })
+}
+
+/// The kinds that are off by default upstream.
+fn off(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
         "devicetaintrules.resource.k8s.io" => {
             Arc::new(device::taint_rule::DeviceTaintRules { clock: Arc::clone(&strategies.clock) })
         }
@@ -165,6 +172,10 @@ fn extension(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strateg
             Arc::new(pod_certificate::PodCertificateRequests { clock: Arc::clone(&strategies.clock) })
         }
         "storageversions.internal.apiserver.k8s.io" => Arc::new(storage_version::StorageVersions),
+        "evictionrequests.lifecycle.k8s.io" => {
+            Arc::new(eviction_request::EvictionRequests { evictions: false })
+        }
+        "evictions.lifecycle.k8s.io" => Arc::new(eviction_request::EvictionRequests { evictions: true }),
         "workloads.scheduling.k8s.io" => Arc::new(pod_group::Workloads),
         "podgroups.scheduling.k8s.io" => Arc::new(pod_group::PodGroups { composite: false }),
         "compositepodgroups.scheduling.k8s.io" => Arc::new(pod_group::PodGroups { composite: true }),
