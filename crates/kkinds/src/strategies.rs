@@ -34,11 +34,9 @@ impl Default for Strategies {
 /// The strategy of a built-in resource.
 #[must_use]
 pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
-    let found = core(qualified, strategies).or_else(|| workload(qualified));
-    found
-        .or_else(|| cluster(qualified))
-        .or_else(|| extension(qualified, strategies))
-        .unwrap_or_else(|| Arc::new(Plain))
+    let found = core(qualified, strategies).or_else(|| workload(qualified)).or_else(|| cluster(qualified));
+    let found = found.or_else(|| extension(qualified, strategies)).or_else(|| off(qualified, strategies));
+    found.unwrap_or_else(|| Arc::new(Plain))
 }
 
 /// The kinds of the core group, and those that stand for them in groups of their own.
