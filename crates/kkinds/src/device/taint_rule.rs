@@ -46,7 +46,7 @@ pub(super) fn taint(taint: &Value, old: Option<&Value>, path: &Path<'_>, errors:
     labels::name(taint.text("key"), &path.field("key"), errors);
     let value = taint.text("value");
     errors.optional_name(&path.field("value"), value, form::label_value);
-    if !old.is_some_and(|old| old.text("effect") == taint.text("effect")) {
+    if old.is_none_or(|old| old.text("effect") != taint.text("effect")) {
         errors.one_of(&path.field("effect"), taint.text("effect"), &EFFECTS);
     }
 }
