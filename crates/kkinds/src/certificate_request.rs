@@ -4,6 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kschema::{
     error::FieldError,
     fields::{child, keep},
+    quote::Quoted,
     strategy::{NameRule, Strategy},
 };
 use serde_json::{Value, json};
@@ -172,17 +173,26 @@ fn change(object: &Value, old: &Value, scope: Scope, errors: &mut Errors) {
     };
     for kind in FINAL {
         if of(status, kind).len() < of(was, kind).len() {
-            errors.forbidden(&list, format_args!("updates may not remove a condition of type {kind:?}"));
+            errors.forbidden(
+                &list,
+                format_args!("updates may not remove a condition of type {kind}", kind = Quoted(kind)),
+            );
         }
     }
     if scope != Scope::Approval {
         for kind in ["Approved", "Denied"] {
             let (new, before) = (of(status, kind), of(was, kind));
             if new.len() > before.len() {
-                errors.forbidden(&list, format_args!("updates may not add a condition of type {kind:?}"));
+                errors.forbidden(
+                    &list,
+                    format_args!("updates may not add a condition of type {kind}", kind = Quoted(kind)),
+                );
             } else if new.len() == before.len() && new != before {
                 let difference = diff::between(CONDITION, list_of(&before).as_ref(), list_of(&new).as_ref());
-                let why = format_args!("updates may not modify a condition of type {kind:?}\n{difference}");
+                let why = format_args!(
+                    "updates may not modify a condition of type {kind}\n{difference}",
+                    kind = Quoted(kind)
+                );
                 errors.forbidden(&list, why);
             }
         }

@@ -3,6 +3,7 @@
 use kschema::{
     error::FieldError,
     fields::{child, set_default},
+    quote::Quoted,
     strategy::Strategy,
 };
 use serde_json::{Value, json};
@@ -221,7 +222,8 @@ impl Strategy for Ingresses {
         let mut out = Vec::new();
         if old.is_none() && class_annotation(object).is_some() && !object["spec"].has("ingressClassName") {
             out.push(format!(
-                "annotation {CLASS:?} is deprecated, please use 'spec.ingressClassName' instead"
+                "annotation {CLASS} is deprecated, please use 'spec.ingressClassName' instead",
+                CLASS = Quoted(CLASS)
             ));
         }
         out

@@ -3,6 +3,7 @@
 use kschema::{
     error::FieldError,
     fields::{child, set_default},
+    quote::Quoted,
     strategy::{NameRule, Strategy},
 };
 use serde_json::{Value, json};
@@ -327,7 +328,8 @@ fn validate_approval(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
     let path = Path::root("metadata.annotations");
     let field = path.key(APPROVAL);
-    let why = format!("protected groups must have approval annotation {APPROVAL:?}");
+    let why =
+        format!("protected groups must have approval annotation {APPROVAL}", APPROVAL = Quoted(APPROVAL));
     let see = "see https://github.com/kubernetes/enhancements/pull/1111";
     match found {
         Approval::Missing => errors.required(&field, &format!("{why}, {see}")),

@@ -1,6 +1,7 @@
 //! The form of schedules, with the words of `robfig/cron` (`ParseStandard` of its version 3).
 
 use super::{duration, zone};
+use kschema::quote::Quoted;
 
 /// The values that one field may have.
 struct Bounds {
@@ -109,7 +110,7 @@ fn number(text: &str) -> Result<i64, String> {
         let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
         let large = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         let why = if large { "value out of range" } else { "invalid syntax" };
-        format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: {why}")
+        format!("failed to parse int from {text}: strconv.Atoi: parsing {}: {why}", Quoted(text))
     })?;
     if number < 0 {
         return Err(format!("negative number ({number}) not allowed: {text}"));

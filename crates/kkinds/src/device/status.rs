@@ -1,6 +1,6 @@
 //! Which devices a claim has been given, to whom, and how they are.
 
-use kschema::{error::FieldError, quote::json_text};
+use kschema::{error::FieldError, quote::Quoted, quote::json_text};
 use serde_json::Value;
 
 use super::{
@@ -197,6 +197,10 @@ fn interface_address(value: &str, path: &Path<'_>, errors: &mut Errors) {
     };
     let canonical = format!("{address}/{length}");
     if canonical != value {
-        errors.invalid(path, value, format_args!("must be in canonical form ({canonical:?})"));
+        errors.invalid(
+            path,
+            value,
+            format_args!("must be in canonical form ({canonical})", canonical = Quoted(&canonical)),
+        );
     }
 }
