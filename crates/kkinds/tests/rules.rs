@@ -12,6 +12,9 @@
 //! ! metadata.name: ...             an expected warning
 //! = /spec/dnsPolicy "ClusterFirst" the field's value in the end (no value: it is missing)
 //! ```
+//! Where Go walks a map, upstream's faults come in any order; here they come in the order of the keys. A real server also tells
+//! what other parts of it find, such as admission.
+//!
 //! `UPDATE_RULES=1 cargo test -p kkinds --test rules` writes what comes of each case into the files, to be reviewed as a diff.
 
 use std::{fmt::Write as _, fs, path::Path, sync::Arc};
