@@ -58,7 +58,8 @@ impl std::error::Error for PatternError {}
 /// The first thing that is wrong with it.
 pub fn translate(pattern: &str, knows: &dyn Fn(&str) -> bool) -> Result<String, PatternError> {
     let out = String::with_capacity(pattern.len() + 16);
-    let mut reader = Reader { pattern, rest: pattern, out, stack: Vec::new(), repeated: None, knows };
+    let mut reader =
+        Reader { pattern, rest: pattern, out, stack: Vec::new(), repeated: None, flags_at: None, knows };
     while let Some(letter) = reader.rest.chars().next() {
         reader.step(letter)?;
     }
@@ -97,15 +98,24 @@ struct Reader<'p> {
     stack: Vec<Item>,
     /// What has just been repeated, from its operator on.
     repeated: Option<&'p str>,
+    /// Where flags have just been set in the output; what is repeated now stands before them.
+    flags_at: Option<usize>,
     knows: &'p dyn Fn(&str) -> bool,
 }
 
 impl<'p> Reader<'p> {
     fn step(&mut self, letter: char) -> Result<(), PatternError> {
         let (before, repeated) = (self.rest, self.repeated.take());
+        let flags_at = self.flags_at.take();
         let after = &before[letter.len_utf8()..];
         match letter {
-            '(' if after.starts_with('?') => return self.flags(before),
+            '(' if after.starts_with('?') => {
+                let start = self.out.len();
+                if self.flags(before)? {
+                    self.flags_at = Some(flags_at.unwrap_or(start));
+                }
+                return Ok(());
+            }
             '(' => {
                 self.out.push('(');
                 self.stack.push(Item::Open { captures: true });
@@ -122,6 +132,7 @@ impl<'p> Reader<'p> {
             }
             '*' | '+' | '?' => {
                 let range = (0, if letter == '?' { Some(1) } else { None });
+                self.flags_at = flags_at;
                 return self.repeat(before, after, range, repeated);
             }
             '{' => match repetition(after) {
@@ -130,6 +141,7 @@ impl<'p> Reader<'p> {
                     if !fits(least) || !most.is_none_or(|most| fits(most) && least <= most) {
                         return Err(PatternError::new("invalid repeat count", until(before, tail)));
                     }
+                    self.flags_at = flags_at;
                     return self.repeat(before, tail, (least, most), repeated);
                 }
                 None => {
@@ -250,7 +262,8 @@ impl<'p> Reader<'p> {
             return Err(PatternError::new("invalid repeat count", until(before, tail)));
         }
         self.push(whole)?;
-        self.out.push_str(until(before, tail));
+        let at = self.flags_at.take().unwrap_or(self.out.len());
+        self.out.insert_str(at, until(before, tail));
         self.rest = tail;
         self.repeated = Some(before);
         Ok(())
@@ -360,9 +373,10 @@ mod tests {
             ("[[:alpha:][:^digit:]]", "[[:alpha:][:^digit:]]"),
             ("(?P<9>a)(?<b>c)", "(a)(c)"),
             ("(?i)a(?-s:b)|(?U)c", "(?i)a(?-s:b)|(?U)c"),
+            ("a(?i)(?s)*b(?s)", "a*(?i)(?s)b(?s)"),
             ("\\012\\0\\x41\\x{1f600}\\a\\v", "\\x{a}\\x{0}A\\x{1f600}\\x{7}\\x{b}"),
             ("\\_\\.\\-\\/\\\"", "_\\.\\-/\""),
-            ("\\pL\\P{Greek}\\p{^Lu}[\\pL]", "\\p{L}\\P{Greek}\\p{^Lu}[\\p{L}]"),
+            ("\\pL\\P{Greek}\\p{^Lu}[\\pL]", "\\p{L}\\P{Greek}\\P{Lu}[\\p{L}]"),
             ("\\Aa\\z", "\\Aa\\z"),
             ("^*$+", "^*$+"),
             ("a]}", "a\\]\\}"),

@@ -70,11 +70,12 @@ impl<'p> Reader<'p> {
         } else {
             after.split_at(first.len_utf8())
         };
-        let known = name.strip_prefix('^').unwrap_or(name);
+        let (known, twice) = name.strip_prefix('^').map_or((name, false), |known| (known, true));
         if known.is_empty() || !(self.knows)(known) {
             return Err(PatternError::new(WHAT, until(text, rest)));
         }
-        Ok(Some((format!("{}{{{name}}}", &text[..2]), rest)))
+        let negated = text.starts_with("\\P") != twice;
+        Ok(Some((format!("\\{}{{{known}}}", if negated { 'P' } else { 'p' }), rest)))
     }
 }
 

@@ -3,8 +3,8 @@
 use super::{Item, PatternError, Reader, until};
 
 impl<'p> Reader<'p> {
-    /// Reads what begins with `(?`.
-    pub(super) fn flags(&mut self, text: &'p str) -> Result<(), PatternError> {
+    /// Reads what begins with `(?`; whether it only sets flags.
+    pub(super) fn flags(&mut self, text: &'p str) -> Result<bool, PatternError> {
         let name = text.strip_prefix("(?P<").filter(|rest| !rest.is_empty());
         if let Some(rest) = name.or_else(|| text.strip_prefix("(?<").filter(|rest| !rest.is_empty())) {
             const WHAT: &str = "invalid named capture";
@@ -19,7 +19,7 @@ impl<'p> Reader<'p> {
             self.out.push('(');
             self.stack.push(Item::Open { captures: true });
             self.rest = tail;
-            return Ok(());
+            return Ok(false);
         }
         let mut rest = text[2..].chars();
         let (mut negated, mut any) = (false, false);
@@ -37,7 +37,7 @@ impl<'p> Reader<'p> {
                         self.stack.push(Item::Open { captures: false });
                     }
                     self.rest = rest.as_str();
-                    return Ok(());
+                    return Ok(letter == ')');
                 }
                 _ => break,
             }
