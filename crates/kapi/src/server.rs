@@ -304,11 +304,12 @@ impl ApiServerBuilder {
         }
         let catalog = schema::builtin::catalog();
         let registry = Arc::new(Registry::new(Arc::clone(&catalog)));
-        let strategies = Strategies { addresses: Arc::new(self.addresses.clone()) };
+        let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
+        let strategies =
+            Strategies { addresses: Arc::new(self.addresses.clone()), clock: Arc::clone(&clock) };
         let mut defs = builtin::resources(&catalog, &strategies);
         defs.extend(self.kinds);
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
-        let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
         let mut objects = Objects::new(store, registry, clock, defs)?;
         objects.set_outbound(self.outbound);
         let objects = Arc::new(objects);

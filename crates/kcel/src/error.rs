@@ -91,7 +91,9 @@ impl CompileErrors {
             let before = self.source.get(..offset as usize).unwrap_or(&self.source);
             let line_start = before.rfind('\n').map_or(0, |end| end + 1);
             let line = before.bytes().filter(|byte| *byte == b'\n').count() as i64 + 1;
-            let column = before[line_start..].chars().count() as i64;
+            // In no text at all the end is at column 0, and there is no line to show.
+            let column =
+                if self.source.is_empty() { -1 } else { before[line_start..].chars().count() as i64 };
             self.issues.push(Issue { message: message.into(), line, column });
         }
     }
@@ -134,7 +136,7 @@ impl CompileErrors {
         }
         write!(f, "ERROR: <input>:{}:{}: {}", issue.line, issue.column + 1, issue.message)?;
         let line = usize::try_from(issue.line).ok().and_then(|line| self.source.split('\n').nth(line - 1));
-        let Some(line) = line.filter(|line| line.len() <= SNIPPET_BYTES_MAX) else {
+        let Some(line) = line.filter(|line| line.len() <= SNIPPET_BYTES_MAX && issue.column >= 0) else {
             return Ok(());
         };
         write!(f, "\n | {}\n | ", line.replace('\t', " "))?;

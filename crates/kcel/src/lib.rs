@@ -46,6 +46,9 @@ mod value;
 // What it costs.
 mod cost;
 pub mod limits;
+// The environments that Kubernetes' objects compile their expressions in.
+mod device;
+mod policy;
 // Functions.
 mod authorizer;
 mod library;
@@ -57,11 +60,13 @@ pub use authorizer::{Authorizer, AuthorizerValue, Check, CheckTarget, Decision, 
 pub use bindings::{Bindings, Compute};
 pub use cost::Cost;
 pub use decl::{Decl, ListKind};
+pub use device::{DeviceEnv, SELECTOR_COST_MAX};
 pub use env::{Env, EnvBuilder, Feature};
 pub use error::{CompileErrors, ERRORS_MAX, EvalError, Issue, Phase};
 pub use escape::{escape, unescape};
 pub use native::Native;
 pub use parser::{EXPRESSION_CHARS_MAX, EXPRESSION_DEPTH_MAX};
+pub use policy::{ExpressionError, PolicyEnv, Purpose};
 pub use program::{Outcome, Program};
 pub use types::{ObjectType, Type};
 pub use value::{Entries, JsonMap, List, Map, Moment, Object, Text, Value};

@@ -18,6 +18,7 @@ pub mod cron;
 pub mod kind;
 pub mod local;
 pub mod object;
+pub mod pattern;
 pub mod quantity;
 pub mod selector;
 pub mod status;

@@ -3,7 +3,7 @@
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::{Map, Value};
 
-use crate::check::{Look, Path, Report, form, labels, texts};
+use crate::check::{Internal, Look, Path, Report, form, labels, texts};
 
 type Errors = Vec<FieldError>;
 
@@ -64,7 +64,11 @@ impl Strategy for AccessReviews {
         match (resource, other) {
             (Some(_), Some(other)) => {
                 let why = "cannot be specified in combination with resourceAttributes";
-                errors.invalid(&path.field("nonResourceAttributes"), other, why);
+                errors.invalid(
+                    &path.field("nonResourceAttributes"),
+                    Internal("~authorization.v1.NonResourceAttributes", Some(other)),
+                    why,
+                );
             }
             (None, None) => {
                 let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
@@ -84,7 +88,7 @@ impl Strategy for AccessReviews {
         let meta = object.get_some("metadata");
         if !is_bare(meta, self.local) {
             let why = if self.local { "must be empty except for namespace" } else { "must be empty" };
-            errors.invalid(&Path::root("metadata"), meta, why);
+            errors.invalid(&Path::root("metadata"), Internal("^ObjectMeta", meta), why);
         }
         if !self.local {
             return;
@@ -97,7 +101,11 @@ impl Strategy for AccessReviews {
         }
         if let Some(other) = other {
             let why = "disallowed on this kind of request";
-            errors.invalid(&path.field("nonResourceAttributes"), other, why);
+            errors.invalid(
+                &path.field("nonResourceAttributes"),
+                Internal("~authorization.v1.NonResourceAttributes", Some(other)),
+                why,
+            );
         }
     }
 }

@@ -1,13 +1,14 @@
-//! Admission policies and their bindings (KEP-3488, KEP-3962): everything but whether their expressions compile.
+//! Admission policies and their bindings (KEP-3488, KEP-3962).
 
+use kcel::{PolicyEnv, Purpose};
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::{Value, json};
 
 use crate::{
     admission_rules::{
-        FAILURE_POLICIES, REINVOCATION_POLICIES, match_conditions, match_resources, name_warnings,
+        FAILURE_POLICIES, REINVOCATION_POLICIES, match_conditions, match_resources, name_warnings, refused,
     },
-    check::{Look, Path, Report, condition, form, labels, same_at, texts},
+    check::{Internal, Look, Path, Report, condition, form, labels, same_at, texts},
 };
 
 type Errors = Vec<FieldError>;
@@ -89,8 +90,37 @@ fn is_cel_name(name: &str) -> bool {
         && !RESERVED.contains(&name)
 }
 
+/// Compiles the expressions of one policy.
+struct Expressions {
+    env: PolicyEnv,
+    /// Whether anything is different from what is stored, whose expressions have been compiled before.
+    changed: bool,
+}
+
+impl Expressions {
+    fn of(spec: &Value, old: Option<&Value>, composed: bool) -> Self {
+        let env = PolicyEnv::new(spec.has("paramKind"));
+        let env = if composed { env.with_variables() } else { env };
+        Self { env, changed: old.is_none_or(|old| old != spec) }
+    }
+
+    /// `shown` is what the message shows of the expression.
+    fn check(&self, purpose: Purpose, expression: &str, shown: &str, path: &Path<'_>, errors: &mut Errors) {
+        if self.changed {
+            refused(self.env.compile(purpose, expression), shown, path, errors);
+        }
+    }
+}
+
 /// What both kinds of policies have.
-fn common(spec: &Value, old: Option<&Value>, mutates: bool, path: &Path<'_>, errors: &mut Errors) {
+fn common(
+    spec: &Value,
+    old: Option<&Value>,
+    expressions: &mut Expressions,
+    mutates: bool,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     if spec.has("failurePolicy") {
         errors.optional_one_of(spec, path, "failurePolicy", &FAILURE_POLICIES);
     } else {
@@ -112,7 +142,7 @@ fn common(spec: &Value, old: Option<&Value>, mutates: bool, path: &Path<'_>, err
     let kept =
         old.is_some_and(|old| ["paramKind", "matchConditions"].iter().all(|key| same_at(spec, old, key)));
     if !kept {
-        match_conditions(spec, path, errors);
+        match_conditions(spec, &expressions.env, path, errors);
     }
     let list = path.field("variables");
     for (index, variable) in spec.list("variables").iter().enumerate() {
@@ -123,20 +153,29 @@ fn common(spec: &Value, old: Option<&Value>, mutates: bool, path: &Path<'_>, err
         } else if !is_cel_name(name) {
             errors.invalid(&item.field("name"), name, "must be a valid CEL identifier");
         }
-        if variable.text("expression").trim().is_empty() {
-            errors.required(&item.field("expression"), "expression is not specified");
+        let (expression, field) = (variable.text("expression"), item.field("expression"));
+        if expression.trim().is_empty() {
+            errors.required(&field, "expression is not specified");
+        } else if expressions.changed {
+            refused(expressions.env.declare(name, expression), expression, &field, errors);
         }
     }
 }
 
-fn validation(validation: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn validation(validation: &Value, expressions: &Expressions, path: &Path<'_>, errors: &mut Errors) {
     const WHY: &str = "must be non-empty if specified";
     let blank = |key: &str| !validation.text(key).is_empty() && validation.text(key).trim().is_empty();
-    if validation.text("expression").trim().is_empty() {
-        errors.required(&path.field("expression"), "expression is not specified");
+    let (expression, field) = (validation.text("expression"), path.field("expression"));
+    if expression.trim().is_empty() {
+        errors.required(&field, "expression is not specified");
+    } else {
+        expressions.check(Purpose::Validation, expression, expression, &field, errors);
     }
+    let (expression, field) = (validation.text("messageExpression"), path.field("messageExpression"));
     if blank("messageExpression") {
-        errors.invalid(&path.field("messageExpression"), validation.text("messageExpression"), WHY);
+        errors.invalid(&field, expression, WHY);
+    } else if !expression.is_empty() {
+        expressions.check(Purpose::Message, expression, expression, &field, errors);
     }
     let message = validation.text("message");
     if blank("message") {
@@ -148,13 +187,17 @@ fn validation(validation: &Value, path: &Path<'_>, errors: &mut Errors) {
     errors.optional_one_of(validation, path, "reason", &reasons);
 }
 
-fn audit_annotations(object: &Value, path: &Path<'_>, errors: &mut Errors) {
+fn audit_annotations(object: &Value, expressions: &Expressions, path: &Path<'_>, errors: &mut Errors) {
     let list = path.field("auditAnnotations");
     let spec = &object["spec"];
     let found = spec.list("auditAnnotations");
     if found.len() > ANNOTATIONS_MAX {
         let why = format!("must not have more than {ANNOTATIONS_MAX} auditAnnotations");
-        errors.invalid(&list, spec.get_some("auditAnnotations"), why);
+        errors.invalid(
+            &list,
+            Internal("~admissionregistration.v1.AuditAnnotation", spec.get_some("auditAnnotations")),
+            why,
+        );
     }
     let name = object["metadata"].text("name");
     for (index, annotation) in found.iter().enumerate() {
@@ -166,11 +209,14 @@ fn audit_annotations(object: &Value, path: &Path<'_>, errors: &mut Errors) {
             let whole = format!("{name}/{key}");
             errors.faults(&field, &whole, form::qualified_name(&whole));
         }
-        let (value, at) = (annotation.text("valueExpression").trim(), item.field("valueExpression"));
+        let shown = annotation.text("valueExpression");
+        let (value, at) = (shown.trim(), item.field("valueExpression"));
         if value.is_empty() {
             errors.required(&at, "valueExpression is not specified");
         } else if value.len() > ANNOTATION_BYTES_MAX {
             errors.required(&at, &format!("must not exceed {ANNOTATION_BYTES_MAX} bytes in length"));
+        } else {
+            expressions.check(Purpose::AuditAnnotation, value, shown, &at, errors);
         }
         if found[..index].iter().any(|other| other.text("key") == key) {
             errors.duplicate(&field, key);
@@ -181,7 +227,9 @@ fn audit_annotations(object: &Value, path: &Path<'_>, errors: &mut Errors) {
 fn validating(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     const WHY: &str = "validations or auditAnnotations must contain at least one item";
     let (spec, path) = (&object["spec"], Path::root("spec"));
-    common(spec, old.map(|old| &old["spec"]), false, &path, errors);
+    let old = old.map(|old| &old["spec"]);
+    let mut expressions = Expressions::of(spec, old, spec.count("variables") > 0);
+    common(spec, old, &mut expressions, false, &path, errors);
     if spec.count("validations") == 0 && spec.count("auditAnnotations") == 0 {
         errors.required(&path.field("validations"), WHY);
         errors.required(&path.field("auditAnnotations"), WHY);
@@ -189,28 +237,34 @@ fn validating(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
     let list = path.field("validations");
     for (index, one) in spec.list("validations").iter().enumerate() {
-        validation(one, &list.index(index), errors);
+        validation(one, &expressions, &list.index(index), errors);
     }
-    audit_annotations(object, &path, errors);
+    audit_annotations(object, &expressions, &path, errors);
 }
 
-fn mutation(mutation: &Value, path: &Path<'_>, errors: &mut Errors) {
-    const KINDS: [(&str, &str); 2] =
-        [("ApplyConfiguration", "applyConfiguration"), ("JSONPatch", "jsonPatch")];
+fn mutation(mutation: &Value, expressions: &Expressions, path: &Path<'_>, errors: &mut Errors) {
+    const KINDS: [(&str, &str, Purpose); 2] = [
+        ("ApplyConfiguration", "applyConfiguration", Purpose::ApplyConfiguration),
+        ("JSONPatch", "jsonPatch", Purpose::JsonPatch),
+    ];
     let kind = mutation.text("patchType");
-    errors.one_of(&path.field("patchType"), kind, &KINDS.map(|(kind, _)| kind));
-    let Some((_, key)) = KINDS.iter().find(|(known, _)| *known == kind) else {
+    errors.one_of(&path.field("patchType"), kind, &KINDS.map(|(kind, ..)| kind));
+    let Some((_, key, purpose)) = KINDS.iter().find(|(known, ..)| *known == kind) else {
         return;
     };
     let field = path.field(key);
     match mutation.get_some(key) {
         None => errors.required(&field, &format!("must be specified when patchType is {kind}")),
-        Some(found) if found.text("expression").trim().is_empty() => {
-            errors.required(&field.field("expression"), "");
+        Some(found) => {
+            let (expression, field) = (found.text("expression").trim(), field.field("expression"));
+            if expression.is_empty() {
+                errors.required(&field, "");
+            } else {
+                expressions.check(*purpose, expression, expression, &field, errors);
+            }
         }
-        Some(_) => {}
     }
-    for (_, other) in KINDS.iter().filter(|(known, other)| *known != kind && mutation.has(other)) {
+    for (_, other, _) in KINDS.iter().filter(|(known, other, _)| *known != kind && mutation.has(other)) {
         let why = format!("must not be specified when patchType is {kind}");
         errors.invalid(&path.field(other), format!("{{{other}}}"), why);
     }
@@ -218,13 +272,15 @@ fn mutation(mutation: &Value, path: &Path<'_>, errors: &mut Errors) {
 
 fn mutating(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let (spec, path) = (&object["spec"], Path::root("spec"));
-    common(spec, old.map(|old| &old["spec"]), true, &path, errors);
+    let old = old.map(|old| &old["spec"]);
+    let mut expressions = Expressions::of(spec, old, true);
+    common(spec, old, &mut expressions, true, &path, errors);
     let list = path.field("mutations");
     if spec.count("mutations") == 0 {
         errors.required(&list, "mutations must contain at least one item");
     }
     for (index, one) in spec.list("mutations").iter().enumerate() {
-        mutation(one, &list.index(index), errors);
+        mutation(one, &expressions, &list.index(index), errors);
     }
     let field = path.field("reinvocationPolicy");
     errors.one_of(&field, spec.text("reinvocationPolicy"), &REINVOCATION_POLICIES);

@@ -1,5 +1,6 @@
 //! What webhooks and admission policies have in common: which requests they are about.
 
+use kcel::{ExpressionError, PolicyEnv, Purpose};
 use kschema::error::FieldError;
 use serde_json::Value;
 
@@ -132,8 +133,22 @@ pub(crate) fn match_resources(found: &Value, mutates: bool, path: &Path<'_>, err
     }
 }
 
-/// Checks the conditions under which a webhook or policy is asked. (Not that their expressions compile.)
-pub(crate) fn match_conditions(holder: &Value, path: &Path<'_>, errors: &mut Errors) {
+/// Reports what is wrong with an expression, which is shown as it was compiled.
+pub(crate) fn refused<T>(
+    compiled: Result<T, ExpressionError>,
+    expression: &str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
+    match compiled {
+        Ok(_) => {}
+        Err(error) if error.is_internal() => errors.fault(FieldError::internal(path.to_string(), error)),
+        Err(error) => errors.invalid(path, expression, error),
+    }
+}
+
+/// Checks the conditions under which a webhook or policy is asked.
+pub(crate) fn match_conditions(holder: &Value, env: &PolicyEnv, path: &Path<'_>, errors: &mut Errors) {
     let list = path.field("matchConditions");
     let conditions = holder.list("matchConditions");
     if conditions.len() > CONDITIONS_MAX {
@@ -141,8 +156,11 @@ pub(crate) fn match_conditions(holder: &Value, path: &Path<'_>, errors: &mut Err
     }
     for (index, condition) in conditions.iter().enumerate() {
         let item = list.index(index);
-        if condition.text("expression").trim().is_empty() {
-            errors.required(&item.field("expression"), "");
+        let (expression, field) = (condition.text("expression").trim(), item.field("expression"));
+        if expression.is_empty() {
+            errors.required(&field, "");
+        } else {
+            refused(env.compile(Purpose::Condition, expression), expression, &field, errors);
         }
         let name = condition.text("name");
         errors.name(&item.field("name"), name, form::qualified_name);

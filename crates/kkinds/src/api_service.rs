@@ -3,6 +3,7 @@
 use kschema::{
     error::FieldError,
     fields::keep,
+    quote::Quoted,
     strategy::{NameRule, Strategy},
 };
 use serde_json::{Value, json};
@@ -47,7 +48,7 @@ impl Strategy for ApiServices {
         let (group, version) = (spec.text("group"), spec.text("version"));
         let (name, needed) = (object["metadata"].text("name"), format!("{version}.{group}"));
         if name != needed {
-            let why = format!("must be `spec.version+\".\"+spec.group`: {needed:?}");
+            let why = format!("must be `spec.version+\".\"+spec.group`: {needed}", needed = Quoted(&needed));
             errors.invalid(&Path::root("metadata.name"), name, why);
         }
         if group.is_empty() && version != "v1" {

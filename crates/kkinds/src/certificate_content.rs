@@ -2,48 +2,28 @@
 //! `crypto/x509` where it says why it refuses one as a whole.
 
 use x509_parser::{
-    certificate::X509Certificate, certification_request::X509CertificationRequest,
-    extensions::ParsedExtension, oid_registry, prelude::FromDer as _,
+    certificate::X509Certificate,
+    certification_request::X509CertificationRequest,
+    extensions::{GeneralName, ParsedExtension},
+    oid_registry,
+    prelude::FromDer as _,
+    public_key::PublicKey,
 };
 
-use crate::pem::blocks;
-
-/// Whether bytes are one complete sequence in DER, and nothing after it.
-fn sequence_fault(bytes: &[u8]) -> Option<&'static str> {
-    match x509_parser::asn1_rs::Sequence::from_der(bytes) {
-        Ok(([], _)) => None,
-        Ok(_) => Some("asn1: syntax error: trailing data"),
-        Err(_) if bytes.is_empty() => Some("asn1: syntax error: sequence truncated"),
-        Err(_) if bytes.len() == 1 => Some("asn1: syntax error: truncated tag or length"),
-        Err(_) if bytes[0] == 0x30 => Some("asn1: syntax error: data truncated"),
-        Err(_) => Some("asn1: structure error: tags don't match"),
-    }
-}
+use crate::{der, pem::blocks};
 
 /// Why the text is no request for a certificate that its own key has signed.
-pub(crate) fn request_fault(text: &str) -> Option<&'static str> {
+pub(crate) fn request_fault(text: &str) -> Option<String> {
     let Some(block) = blocks(text).next().filter(|block| block.kind == "CERTIFICATE REQUEST") else {
-        return Some("PEM block type must be CERTIFICATE REQUEST");
+        return Some("PEM block type must be CERTIFICATE REQUEST".to_owned());
     };
-    if let Some(why) = sequence_fault(&block.bytes) {
+    if let Some(why) = der::request_fault(&block.bytes) {
         return Some(why);
     }
-    let Ok((_, request)) = X509CertificationRequest::from_der(&block.bytes) else {
-        return Some("asn1: structure error: sequence tag mismatch");
-    };
     // A key or an algorithm that is not known here cannot be checked, so that it is refused, too.
-    request.verify_signature().err().map(|error| {
-        let algorithm = &request.certification_request_info.subject_pki.algorithm.algorithm;
-        if error == x509_parser::error::X509Error::SignatureUnsupportedAlgorithm {
-            "x509: cannot verify signature: algorithm unimplemented"
-        } else if *algorithm == oid_registry::OID_PKCS1_RSAENCRYPTION {
-            "crypto/rsa: verification error"
-        } else if *algorithm == oid_registry::OID_SIG_ED25519 {
-            "x509: Ed25519 verification failure"
-        } else {
-            "x509: ECDSA verification failure"
-        }
-    })
+    let verified = X509CertificationRequest::from_der(&block.bytes)
+        .is_ok_and(|(_, request)| request.verify_signature().is_ok());
+    (!verified).then(|| der::signature_fault(&block.bytes))
 }
 
 /// Why the text is no chain of certificates; an empty text may be one.
@@ -65,6 +45,9 @@ pub(crate) fn chain_fault(text: &str) -> Option<String> {
         // A block may have several.
         let mut rest = &*block.bytes;
         while !rest.is_empty() {
+            if let Some(why) = der::certificate_fault(rest) {
+                return Some(why);
+            }
             match X509Certificate::from_der(rest) {
                 Ok((after, _)) => rest = after,
                 Err(_) => return Some("x509: malformed certificate".to_owned()),
@@ -123,4 +106,94 @@ pub(crate) fn bundle_faults(text: &str) -> Vec<String> {
             format!("duplicate trust anchor (indices [{}])", indexes.join(" "))
         })
         .collect()
+}
+
+/// Why a pod's request for a certificate is refused.
+pub(crate) enum StubFault {
+    /// As a whole.
+    Whole(&'static str),
+    /// For the curve of its key.
+    Curve(&'static str),
+    /// For the size of its key, in bits.
+    Modulus(usize),
+}
+
+/// Why bytes are no request for a pod's certificate. Keys on P-521 can't be verified here, so that they are refused.
+pub(crate) fn stub_fault(bytes: &[u8]) -> Option<StubFault> {
+    let Ok(([], request)) = X509CertificationRequest::from_der(bytes) else {
+        return Some(StubFault::Whole("must be a valid PKCS#10 CSR"));
+    };
+    let key = &request.certification_request_info.subject_pki;
+    match key.parsed() {
+        Ok(PublicKey::RSA(rsa)) => {
+            // The first byte may only be there for the sign.
+            let bits = rsa.modulus.iter().skip_while(|byte| **byte == 0).count() * 8;
+            if bits != 3072 && bits != 4096 {
+                return Some(StubFault::Modulus(bits));
+            }
+        }
+        Ok(PublicKey::EC(point)) => match point.key_size() {
+            256 | 384 | 521..=528 => {}
+            _ => return Some(StubFault::Curve("P-224")),
+        },
+        _ if key.algorithm.algorithm == oid_registry::OID_SIG_ED25519 => {}
+        _ => {
+            return Some(StubFault::Whole(
+                "unknown public key type; supported types are Ed25519, ECDSA, and RSA",
+            ));
+        }
+    }
+    request.verify_signature().err().map(|_| StubFault::Whole("invalid signature"))
+}
+
+/// The key that a request is for, as it is encoded.
+pub(crate) fn stub_key(bytes: &[u8]) -> Option<Vec<u8>> {
+    let (_, request) = X509CertificationRequest::from_der(bytes).ok()?;
+    Some(request.certification_request_info.subject_pki.raw.to_vec())
+}
+
+/// Whether bytes are one certificate.
+pub(crate) fn is_certificate(bytes: &[u8]) -> bool {
+    matches!(X509Certificate::from_der(bytes), Ok(([], _)))
+}
+
+/// What is looked at in a certificate that has been issued.
+pub(crate) struct Leaf {
+    /// Its names in DNS.
+    pub(crate) dns: Vec<String>,
+    /// Its mail addresses.
+    pub(crate) emails: Vec<String>,
+    /// When it begins, in seconds since 1970.
+    pub(crate) not_before: i64,
+    /// When it ends, in seconds since 1970.
+    pub(crate) not_after: i64,
+    /// Its key, as it is encoded.
+    pub(crate) key: Vec<u8>,
+}
+
+impl Leaf {
+    /// Reads a certificate; `None` if it is none.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let Ok(([], certificate)) = X509Certificate::from_der(bytes) else {
+            return None;
+        };
+        let (mut dns, mut emails) = (Vec::new(), Vec::new());
+        if let Some(names) = certificate.subject_alternative_name().ok()? {
+            for name in &names.value.general_names {
+                match name {
+                    GeneralName::DNSName(name) => dns.push((*name).to_owned()),
+                    GeneralName::RFC822Name(name) => emails.push((*name).to_owned()),
+                    _ => {}
+                }
+            }
+        }
+        let validity = certificate.validity();
+        Some(Self {
+            dns,
+            emails,
+            not_before: validity.not_before.timestamp(),
+            not_after: validity.not_after.timestamp(),
+            key: certificate.public_key().raw.to_vec(),
+        })
+    }
 }

@@ -1,6 +1,6 @@
 //! The names of signers and of the bundles of certificates that they publish (`pkg/apis/core/validation/names.go`).
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 
 use crate::check::{Faults, Path, Report, form};
 
@@ -42,7 +42,11 @@ fn first_fault(text: &str, form: fn(&str) -> Faults, path: &Path<'_>, errors: &m
     let faulty = text.split('.').map(|label| (label, form(label))).find(|(_, faults)| !faults.is_empty());
     if let Some((label, faults)) = faulty {
         for fault in faults {
-            errors.invalid(path, text, format_args!("validating label {label:?}: {fault}"));
+            errors.invalid(
+                path,
+                text,
+                format_args!("validating label {label}: {fault}", label = Quoted(label)),
+            );
         }
     }
 }

@@ -4,6 +4,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kschema::{
     error::FieldError,
     fields::{child, keep},
+    quote::Quoted,
     strategy::{NameRule, Strategy},
 };
 use serde_json::{Value, json};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     certificate_content::{bundle_faults, chain_fault, request_fault},
     certificate_names::{trust_bundle_faults, validate_signer},
-    check::{Look, Path, Report, condition, same_at, texts},
+    check::{Look, Path, Report, condition, diff, same_at, texts},
 };
 
 type Errors = Vec<FieldError>;
@@ -146,6 +147,13 @@ fn certificate_fault(encoded: &str) -> Option<String> {
     chain_fault(&String::from_utf8_lossy(&bytes))
 }
 
+const CONDITION: &str = "~certificates.v1.CertificateSigningRequestCondition";
+
+/// Conditions as what is different between two lists of them is shown: without entries, null.
+fn list_of(conditions: &[Value]) -> Option<Value> {
+    (!conditions.is_empty()).then(|| Value::Array(conditions.to_vec()))
+}
+
 fn change(object: &Value, old: &Value, scope: Scope, errors: &mut Errors) {
     validate_request(object, Some(old), errors);
     conditions(object, Some(old), errors);
@@ -165,17 +173,27 @@ fn change(object: &Value, old: &Value, scope: Scope, errors: &mut Errors) {
     };
     for kind in FINAL {
         if of(status, kind).len() < of(was, kind).len() {
-            errors.forbidden(&list, format_args!("updates may not remove a condition of type {kind:?}"));
+            errors.forbidden(
+                &list,
+                format_args!("updates may not remove a condition of type {kind}", kind = Quoted(kind)),
+            );
         }
     }
     if scope != Scope::Approval {
         for kind in ["Approved", "Denied"] {
             let (new, before) = (of(status, kind), of(was, kind));
             if new.len() > before.len() {
-                errors.forbidden(&list, format_args!("updates may not add a condition of type {kind:?}"));
+                errors.forbidden(
+                    &list,
+                    format_args!("updates may not add a condition of type {kind}", kind = Quoted(kind)),
+                );
             } else if new.len() == before.len() && new != before {
-                errors
-                    .forbidden(&list, format_args!("updates may not modify a condition of type {kind:?}\n"));
+                let difference = diff::between(CONDITION, list_of(&before).as_ref(), list_of(&new).as_ref());
+                let why = format_args!(
+                    "updates may not modify a condition of type {kind}\n{difference}",
+                    kind = Quoted(kind)
+                );
+                errors.forbidden(&list, why);
             }
         }
     }

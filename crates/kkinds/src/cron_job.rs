@@ -5,7 +5,7 @@ use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, same_at},
+    check::{Internal, Look, Path, Report, same_at},
     job,
     workload::name_warning,
 };
@@ -81,7 +81,11 @@ fn validate(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     let was = old.map(|old| &old["jobTemplate"]["spec"]["template"]);
     job::validate_runs(job, was, &field, errors);
     if let Some(selector) = job.get_some("selector") {
-        errors.invalid(&field.field("selector"), selector, "`selector` will be auto-generated");
+        errors.invalid(
+            &field.field("selector"),
+            Internal("^LabelSelector", Some(selector)),
+            "`selector` will be auto-generated",
+        );
     }
     if job.flag("manualSelector") {
         errors.unsupported_choice(&field.field("manualSelector"), &json!(true), &["nil", "false"]);

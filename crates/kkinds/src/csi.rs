@@ -4,7 +4,7 @@ use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::Value;
 
 use crate::{
-    check::{Look, Path, Report, form, labels, quantity, same, same_at, texts},
+    check::{Internal, Look, Path, Report, form, labels, quantity, same, same_at, texts},
     node_labels,
     volume_source::csi_driver,
 };
@@ -165,7 +165,11 @@ impl Strategy for CsiNodes {
             if let Some(new) = new.find(|new| new.text("name") == was.text("name")) {
                 let (new, was) = (without_room(new), without_room(was));
                 if !same(&new, &was) {
-                    errors.invalid(&path, &new, "field is immutable");
+                    errors.invalid(
+                        &path,
+                        Internal("~storage.v1.CSINodeDriver", Some(&new)),
+                        "field is immutable",
+                    );
                 }
             }
         }

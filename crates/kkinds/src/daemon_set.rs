@@ -8,7 +8,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, labels, same_at},
+    check::{Internal, Look, Path, Report, labels, same_at},
     pod::template,
     workload::{at_most_all, collisions, counts, default_template, runs_always, share, validate_share},
 };
@@ -58,7 +58,11 @@ fn rollout(strategy: &Value, path: &Path<'_>, errors: &mut Errors) {
         }
         _ => {
             let kinds = ["RollingUpdate", "OnDelete"];
-            errors.unsupported_choice(path, strategy, &kinds);
+            errors.unsupported_choice(
+                path,
+                Internal("~apps.v1.DaemonSetUpdateStrategy", Some(strategy)),
+                &kinds,
+            );
         }
     }
 }
@@ -114,7 +118,7 @@ impl Strategy for DaemonSets {
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(&object["spec"], &old["spec"], &Path::root("spec"), "selector");
+        errors.immutable_of(&object["spec"], &old["spec"], &Path::root("spec"), "selector", "^LabelSelector");
         validate(object, Some(old), errors);
     }
 

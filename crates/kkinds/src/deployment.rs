@@ -8,7 +8,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report},
+    check::{Internal, Look, Path, Report},
     pod::template,
     workload::{
         at_most_all, collisions, counts, default_template, name_warning, parts, replicated, share,
@@ -46,7 +46,7 @@ fn rollout(strategy: &Value, path: &Path<'_>, errors: &mut Errors) {
         }
         _ => {
             let kinds = ["Recreate", "RollingUpdate"];
-            errors.unsupported_choice(path, strategy, &kinds);
+            errors.unsupported_choice(path, Internal("~apps.v1.DeploymentStrategy", Some(strategy)), &kinds);
         }
     }
 }
@@ -102,7 +102,7 @@ impl Strategy for Deployments {
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         deployment(object, Some(old), errors);
-        errors.immutable(&object["spec"], &old["spec"], &Path::root("spec"), "selector");
+        errors.immutable_of(&object["spec"], &old["spec"], &Path::root("spec"), "selector", "^LabelSelector");
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Errors) {
@@ -161,7 +161,7 @@ impl Strategy for ReplicaSets {
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         replica_set(object, Some(old), errors);
-        errors.immutable(&object["spec"], &old["spec"], &Path::root("spec"), "selector");
+        errors.immutable_of(&object["spec"], &old["spec"], &Path::root("spec"), "selector", "^LabelSelector");
     }
 
     fn validate_status(&self, object: &Value, _old: &Value, errors: &mut Errors) {

@@ -1,21 +1,28 @@
 //! What claims, classes and slices of devices have in common (KEP-4381): names, selectors, configurations.
-//!
-//! Expressions are not compiled here.
 
 pub(crate) mod claim;
 pub(crate) mod policy;
+pub(crate) mod pool_status;
 pub(crate) mod slice;
 pub(crate) mod status;
+pub(crate) mod taint_rule;
 
+use std::sync::LazyLock;
+
+use kcel::{DeviceEnv, ExpressionError};
 use kschema::error::FieldError;
 use serde_json::Value;
 
 use crate::{
+    admission_rules::refused,
     check::{Look, Path, Report, form, labels, texts},
     volume_source::csi_driver,
 };
 
 type Errors = Vec<FieldError>;
+
+/// What selectors may mention. It never changes.
+static SELECTORS: LazyLock<DeviceEnv> = LazyLock::new(DeviceEnv::new);
 
 const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
 const SELECTORS_MAX: usize = 32;
@@ -105,7 +112,8 @@ fn fully_qualified(name: &str, path: &Path<'_>, errors: &mut Errors) {
     }
 }
 
-fn selectors(holder: &Value, path: &Path<'_>, errors: &mut Errors) {
+/// `stored`: they have been checked before.
+fn selectors(holder: &Value, stored: bool, path: &Path<'_>, errors: &mut Errors) {
     let list = path.field("selectors");
     let found = holder.list("selectors");
     if !fits(found.len(), SELECTORS_MAX, &list, errors) {
@@ -118,8 +126,16 @@ fn selectors(holder: &Value, path: &Path<'_>, errors: &mut Errors) {
             Some(cel) if cel.text("expression").len() > EXPRESSION_BYTES_MAX => {
                 errors.too_long(&item.field("cel.expression"), EXPRESSION_BYTES_MAX);
             }
-            Some(_) => {}
+            Some(_) if stored => {}
+            Some(cel) => selector_expression(cel.text("expression"), &item.field("cel.expression"), errors),
         }
+    }
+}
+
+fn selector_expression(expression: &str, path: &Path<'_>, errors: &mut Errors) {
+    match SELECTORS.compile(expression) {
+        Err(error @ ExpressionError::Cost) => errors.forbidden(path, error),
+        compiled => refused(compiled, expression, path, errors),
     }
 }
 

@@ -8,7 +8,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, condition, labels},
+    check::{Internal, Look, Path, Report, condition, labels},
     workload::{at_most_all, counts, validate_share},
 };
 
@@ -25,7 +25,11 @@ fn validate(spec: &Value, lax: bool, errors: &mut Errors) {
     let path = Path::root("spec");
     let keys = ["minAvailable", "maxUnavailable"];
     if keys.iter().all(|key| spec.has(key)) {
-        errors.invalid(&path, spec, "minAvailable and maxUnavailable cannot be both set");
+        errors.invalid(
+            &path,
+            Internal("~policy.v1.PodDisruptionBudgetSpec", Some(spec)),
+            "minAvailable and maxUnavailable cannot be both set",
+        );
     }
     for key in keys.into_iter().filter(|key| spec.has(key)) {
         validate_share(spec, &path, key, errors);

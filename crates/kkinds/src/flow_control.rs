@@ -3,7 +3,7 @@
 use kschema::{error::FieldError, fields::keep, strategy::Strategy};
 use serde_json::{Value, json};
 
-use crate::check::{Faults, Form, Look, Path, Report, form, same, texts};
+use crate::check::{Faults, Form, Internal, Look, Path, Report, form, same, texts};
 
 type Errors = Vec<FieldError>;
 
@@ -222,7 +222,11 @@ impl Strategy for FlowSchemas {
         if let Some(method) = spec.get_some("distinguisherMethod") {
             let methods = ["ByNamespace", "ByUser"];
             if !methods.contains(&method.text("type")) {
-                errors.unsupported_choice(&path.field("distinguisherMethod.type"), method, &methods);
+                errors.unsupported_choice(
+                    &path.field("distinguisherMethod.type"),
+                    Internal("~flowcontrol.v1.FlowDistinguisherMethod", Some(method)),
+                    &methods,
+                );
             }
         }
         let (level, field) =
@@ -237,7 +241,11 @@ impl Strategy for FlowSchemas {
             rule(one, &field.index(index), errors);
         }
         if mandatory_schema(name).is_some_and(|fixed| !same(spec, &fixed)) {
-            errors.invalid(&path, spec, format_args!("spec of '{name}' must equal the fixed value"));
+            errors.invalid(
+                &path,
+                Internal("~flowcontrol.v1.FlowSchemaSpec", Some(spec)),
+                format_args!("spec of '{name}' must equal the fixed value"),
+            );
         }
         conditions(object, errors);
     }
@@ -367,7 +375,7 @@ impl Strategy for PriorityLevels {
             if !same(spec, &fixed) {
                 errors.invalid(
                     &path,
-                    spec,
+                    Internal("~flowcontrol.v1.PriorityLevelConfigurationSpec", Some(spec)),
                     format_args!("spec of '{name}'{except} must equal the fixed value"),
                 );
             }

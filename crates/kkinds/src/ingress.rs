@@ -3,11 +3,12 @@
 use kschema::{
     error::FieldError,
     fields::{child, set_default},
+    quote::Quoted,
     strategy::Strategy,
 };
 use serde_json::{Value, json};
 
-use crate::check::{Look, Path, Report, address, domain, form, texts};
+use crate::check::{Internal, Look, Path, Report, address, domain, form, texts};
 
 type Errors = Vec<FieldError>;
 
@@ -128,7 +129,7 @@ fn validate(object: &Value, lax: Lax, errors: &mut Errors) {
     let default = spec.get_some("defaultBackend");
     if spec.count("rules") == 0 && default.is_none() {
         let why = "either `defaultBackend` or `rules` must be specified";
-        errors.invalid(&path, spec.get_some("rules"), why);
+        errors.invalid(&path, Internal("~networking.v1.IngressRule", spec.get_some("rules")), why);
     }
     if let Some(default) = default {
         backend(default, &path.field("defaultBackend"), errors);
@@ -221,7 +222,8 @@ impl Strategy for Ingresses {
         let mut out = Vec::new();
         if old.is_none() && class_annotation(object).is_some() && !object["spec"].has("ingressClassName") {
             out.push(format!(
-                "annotation {CLASS:?} is deprecated, please use 'spec.ingressClassName' instead"
+                "annotation {CLASS} is deprecated, please use 'spec.ingressClassName' instead",
+                CLASS = Quoted(CLASS)
             ));
         }
         out

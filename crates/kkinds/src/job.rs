@@ -13,7 +13,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, condition, domain, form, labels, same, same_at},
+    check::{Internal, Look, Path, Report, condition, domain, form, labels, same, same_at},
     pod::template,
     workload::{counts, name_warning, selects_template},
 };
@@ -170,7 +170,11 @@ fn generated(object: &Value, prefixed: bool, errors: &mut Errors) {
         }
     }
     if !labels::selects(selector, &expected.into()) {
-        errors.invalid(&Path::root("spec.selector"), selector, "`selector` not auto-generated");
+        errors.invalid(
+            &Path::root("spec.selector"),
+            Internal("^LabelSelector", Some(selector)),
+            "`selector` not auto-generated",
+        );
     }
 }
 
@@ -239,7 +243,11 @@ fn template_change(object: &Value, old: &Value, errors: &mut Errors) {
     let path = Path::root("spec");
     if !waiting {
         if !same(new, &was) {
-            errors.invalid(&path.field("template"), new, "field is immutable");
+            errors.invalid(
+                &path.field("template"),
+                Internal("~core.v1.PodTemplateSpec", Some(new)),
+                "field is immutable",
+            );
         }
         return;
     }
@@ -254,7 +262,11 @@ fn template_change(object: &Value, old: &Value, errors: &mut Errors) {
         }
     }
     if !same_at(new, &was, "spec") {
-        errors.invalid(&path.field("template.spec"), new.get("spec"), "field is immutable");
+        errors.invalid(
+            &path.field("template.spec"),
+            Internal("~core.v1.PodSpec", new.get("spec")),
+            "field is immutable",
+        );
     }
 }
 
@@ -311,7 +323,7 @@ impl Strategy for Jobs {
             let why = "can only be modified in tandem with spec.parallelism";
             errors.invalid(&path.field("completions"), completions, why);
         }
-        errors.immutable(spec, was, &path, "selector");
+        errors.immutable_of(spec, was, &path, "selector", "^LabelSelector");
         template_change(object, old, errors);
         for key in
             ["completionMode", "podFailurePolicy", "backoffLimitPerIndex", "managedBy", "successPolicy"]

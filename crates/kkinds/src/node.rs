@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use kschema::{error::FieldError, fields::set_default, strategy::Strategy};
+use kschema::{
+    error::FieldError,
+    fields::set_default,
+    quote::{Quoted, json_text},
+    strategy::Strategy,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -205,7 +210,10 @@ fn taints(list: &[Value], path: &Path<'_>, errors: &mut Errors) {
         if !seen.insert((effect, key)) {
             let added = taint.get("timeAdded").unwrap_or(&Value::Null);
             let shown = format!(
-                "{{\"Key\":{key:?},\"Value\":{value:?},\"Effect\":{effect:?},\"TimeAdded\":{added}}}"
+                "{{\"Key\":{key},\"Value\":{value},\"Effect\":{effect},\"TimeAdded\":{added}}}",
+                key = json_text(key),
+                value = json_text(value),
+                effect = json_text(effect)
             );
             let why = "taints must be unique by key and effect pair";
             errors.fault(FieldError::duplicate_because(item.to_string(), shown, why));
@@ -241,13 +249,15 @@ fn declared_features(object: &Value, errors: &mut Errors) {
         };
         if name.len() > form::SUBDOMAIN_BYTES_MAX {
             let why = format!(
-                "invalid feature name {name:?}: must be no more than {} characters",
-                form::SUBDOMAIN_BYTES_MAX
+                "invalid feature name {name}: must be no more than {} characters",
+                form::SUBDOMAIN_BYTES_MAX,
+                name = Quoted(name)
             );
             errors.invalid(&item, name, why);
         } else if !name.split('/').enumerate().all(part) {
             let why = format!(
-                "invalid feature name {name:?}: must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes"
+                "invalid feature name {name}: must start with an UpperCamelCase segment, with subsequent segments separated by '/' (e.g., MyFeature or MyFeature/mySubFeature), and contain only alphanumeric characters and slashes",
+                name = Quoted(name)
             );
             errors.invalid(&item, name, why);
         }

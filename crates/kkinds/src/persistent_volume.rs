@@ -8,7 +8,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, form, quantity, same, same_at},
+    check::{Internal, Look, Path, Report, diff, form, quantity, same, same_at},
     pod::{affinity, defaults::round_up_list, warnings},
     volume_source::{self as source, access_modes, needs},
 };
@@ -318,7 +318,8 @@ impl Strategy for PersistentVolumes {
             keep(&mut new["csi"], &was["csi"], secret);
         }
         if SOURCES.iter().any(|(key, ..)| !same_at(&new, was, key)) {
-            let why = "spec.persistentvolumesource is immutable after creation\n";
+            let difference = diff::between("~core.v1.PersistentVolumeSource", Some(was), Some(&new));
+            let why = format_args!("spec.persistentvolumesource is immutable after creation\n{difference}");
             errors.forbidden(&Path::root("spec.persistentvolumesource"), why);
         }
         errors.immutable(spec, was, &Path::root(""), "volumeMode");
@@ -326,7 +327,11 @@ impl Strategy for PersistentVolumes {
             let new = &spec["nodeAffinity"];
             if !same(new, &with_newer_labels(nodes, new)) {
                 let why = "field is immutable, except for updating from beta label to GA";
-                errors.invalid(&Path::root("nodeAffinity"), spec.get("nodeAffinity"), why);
+                errors.invalid(
+                    &Path::root("nodeAffinity"),
+                    Internal("~core.v1.VolumeNodeAffinity", spec.get("nodeAffinity")),
+                    why,
+                );
             }
         }
         if was.has("volumeAttributesClassName") && !spec.has("volumeAttributesClassName") {

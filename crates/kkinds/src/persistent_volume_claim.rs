@@ -9,7 +9,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, form, labels, quantity, same},
+    check::{Look, Path, Report, diff, form, labels, quantity, same},
     claim_spec::{self, ClaimOptions},
     pod::defaults::round_up_list,
 };
@@ -112,7 +112,10 @@ impl PersistentVolumeClaims {
             keep(&mut new, &was, "volumeAttributesClassName");
         }
         if !same(&new, &was) {
-            let why = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n";
+            let difference = diff::between("~core.v1.PersistentVolumeClaimSpec", Some(&was), Some(&new));
+            let why = format_args!(
+                "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims\n{difference}"
+            );
             errors.forbidden(&Path::root("spec"), why);
         }
     }

@@ -7,7 +7,7 @@ use kschema::{
 };
 use serde_json::Value;
 
-use crate::check::{Look, Path, Report, form, labels, same_at};
+use crate::check::{Internal, Look, Path, Report, form, labels, same_at};
 
 type Errors = Vec<FieldError>;
 
@@ -70,6 +70,9 @@ fn role(object: &Value, namespaced: bool, lax: bool, errors: &mut Errors) {
     }
     for (index, selector) in aggregated(object).iter().enumerate() {
         labels::selector(Some(selector), &list.index(index), lax, errors);
+        if labels::is_faulty(Some(selector)) {
+            errors.invalid(&list.index(index), None, "invalid label selector.");
+        }
     }
 }
 
@@ -151,7 +154,11 @@ impl Strategy for Bindings {
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         self.validate(object, errors);
         if !same_at(object, old, "roleRef") {
-            errors.invalid(&Path::root("roleRef"), object.get("roleRef"), "cannot change roleRef");
+            errors.invalid(
+                &Path::root("roleRef"),
+                Internal("~rbac.v1.RoleRef", object.get("roleRef")),
+                "cannot change roleRef",
+            );
         }
     }
 

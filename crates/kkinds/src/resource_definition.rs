@@ -3,12 +3,13 @@
 use kschema::{
     error::FieldError,
     fields::{child, set_default},
+    quote::Quoted,
     strategy::{NameRule, Strategy},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Faults, Look, Path, Report, condition, form, same, texts},
+    check::{Faults, Internal, Look, Path, Report, condition, form, same, texts},
     webhook_client,
 };
 
@@ -201,14 +202,32 @@ fn versions(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Err
     let twice = |(index, version): (usize, &Value)| {
         found[..index].iter().any(|other| other.text("name") == version.text("name"))
     };
+    // What all versions have in common stands beside them.
+    let mut own = spec.get_some("versions").cloned();
+    for key in SHARED.iter().filter(|key| shared(key)) {
+        for version in own.iter_mut().flat_map(|list| list.as_array_mut()).flatten() {
+            version.as_object_mut().map(|version| version.remove(*key));
+        }
+    }
+    let shown = Internal(VERSION, own.as_ref());
     if found.iter().enumerate().any(twice) {
-        errors.invalid(&list, spec.get_some("versions"), "must contain unique version names");
+        errors.invalid(&list, shown, "must contain unique version names");
     }
     if found.iter().filter(|version| version.flag("storage")).count() != 1 {
-        let why = "must have exactly one version marked as storage version";
-        errors.invalid(&list, spec.get_some("versions"), why);
+        errors.invalid(&list, shown, "must have exactly one version marked as storage version");
+    }
+    // Internally, the name of the first version stands beside the versions, too.
+    let first = found.first().map_or("", |version| version.text("name"));
+    let faults = if first.is_empty() { Vec::new() } else { form::dns_1035_label(first) };
+    if !faults.is_empty() {
+        errors.invalid(&path.field("version"), first, faults.join(","));
     }
 }
+
+/// What stands beside the versions internally if all have the same.
+const SHARED: [&str; 4] = ["additionalPrinterColumns", "schema", "selectableFields", "subresources"];
+const VERSION: &str =
+    "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinitionVersion";
 
 fn conversion(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Errors) {
     let Some(conversion) = spec.get_some("conversion") else {
@@ -309,7 +328,8 @@ fn validate_approval(object: &Value, old: Option<&Value>, errors: &mut Errors) {
     }
     let path = Path::root("metadata.annotations");
     let field = path.key(APPROVAL);
-    let why = format!("protected groups must have approval annotation {APPROVAL:?}");
+    let why =
+        format!("protected groups must have approval annotation {APPROVAL}", APPROVAL = Quoted(APPROVAL));
     let see = "see https://github.com/kubernetes/enhancements/pull/1111";
     match found {
         Approval::Missing => errors.required(&field, &format!("{why}, {see}")),
@@ -331,9 +351,11 @@ fn stored(object: &Value, errors: &mut Errors) {
         return;
     }
     let versions = object["spec"].list("versions");
-    for version in versions.iter().filter(|version| version.flag("storage")) {
+    for (index, version) in versions.iter().enumerate().filter(|(_, version)| version.flag("storage")) {
         let name = version.text("name");
-        if !stored.contains(&name) {
+        // A version that is there twice is looked for only once.
+        let again = versions[..index].iter().any(|other| other.text("name") == name);
+        if again || !stored.contains(&name) {
             errors.invalid(&path, shown, format_args!("must have the storage version {name}"));
         }
     }

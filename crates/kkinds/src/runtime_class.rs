@@ -4,7 +4,7 @@ use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::Value;
 
 use crate::{
-    check::{Look, Path, Report, form, labels},
+    check::{Internal, Look, Path, Report, form, labels},
     node_labels,
     pod::{options::Options, resources, tolerations},
 };
@@ -36,7 +36,7 @@ impl Strategy for RuntimeClasses {
         };
         for (index, one) in found.iter().enumerate() {
             if found[..index].iter().any(|other| key(other) == key(one)) {
-                errors.duplicate(&list.index(index), one);
+                errors.duplicate(&list.index(index), Internal("~core.v1.Toleration", Some(one)));
             }
         }
     }

@@ -6,7 +6,7 @@ use kschema::{
 };
 use serde_json::Value;
 
-use crate::check::{Look, Path, Report, address, form, texts};
+use crate::check::{Internal, Look, Path, Report, address, form, texts};
 
 type Errors = Vec<FieldError>;
 
@@ -27,7 +27,11 @@ fn networks(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         }
         1 | 2 => {}
         _ => {
-            errors.invalid(path, spec, "may only hold up to 2 values");
+            errors.invalid(
+                path,
+                Internal("~networking.v1.ServiceCIDRSpec", Some(spec)),
+                "may only hold up to 2 values",
+            );
             return;
         }
     }
@@ -92,7 +96,13 @@ impl Strategy for IpAddresses {
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
         self.validate(object, errors);
-        errors.immutable(&object["spec"], &old["spec"], &Path::root("spec"), "parentRef");
+        errors.immutable_of(
+            &object["spec"],
+            &old["spec"],
+            &Path::root("spec"),
+            "parentRef",
+            "~networking.v1.ParentReference",
+        );
     }
 
     fn name_rule(&self) -> NameRule {

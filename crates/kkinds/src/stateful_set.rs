@@ -10,7 +10,7 @@ use kschema::{
 use serde_json::{Value, json};
 
 use crate::{
-    check::{Look, Path, Report, form, labels, same},
+    check::{Internal, Look, Path, Report, form, labels, same},
     claim_spec::{self, ClaimOptions},
     pod::{defaults::round_up_list, template},
     workload::{
@@ -34,7 +34,11 @@ fn rollout(strategy: &Value, path: &Path<'_>, errors: &mut Errors) {
     match (strategy.text("type"), strategy.get_some("rollingUpdate")) {
         ("", _) => errors.required(path, ""),
         ("OnDelete", Some(rolling)) => {
-            errors.invalid(&field, rolling, "only allowed for updateStrategy 'RollingUpdate'");
+            errors.invalid(
+                &field,
+                Internal("~apps.v1.RollingUpdateStatefulSetStrategy", Some(rolling)),
+                "only allowed for updateStrategy 'RollingUpdate'",
+            );
         }
         ("RollingUpdate", Some(rolling)) => {
             errors.not_negative(rolling, &field, "partition");
@@ -47,7 +51,11 @@ fn rollout(strategy: &Value, path: &Path<'_>, errors: &mut Errors) {
             }
         }
         ("OnDelete" | "RollingUpdate", None) => {}
-        _ => errors.invalid(path, strategy, "must be 'RollingUpdate' or 'OnDelete'"),
+        _ => errors.invalid(
+            path,
+            Internal("~apps.v1.StatefulSetUpdateStrategy", Some(strategy)),
+            "must be 'RollingUpdate' or 'OnDelete'",
+        ),
     }
 }
 

@@ -36,7 +36,13 @@ impl Strategy for StorageVersionMigrations {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(object, old, &Path::root(""), "spec");
+        errors.immutable_of(
+            object,
+            old,
+            &Path::root(""),
+            "spec",
+            "~storagemigration.v1.StorageVersionMigrationSpec",
+        );
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Errors) {

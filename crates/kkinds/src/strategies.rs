@@ -2,30 +2,41 @@
 
 use std::sync::Arc;
 
+use kcore::{Clock, SystemClock};
 use kschema::strategy::{Plain, Strategy};
 
 use crate::{
     access_review, admission_policy, api_service, autoscaler, certificate_request, config_map, cron_job, csi,
-    daemon_set, deployment, device, disruption_budget, endpoints, event, flow_control, ingress, job, lease,
-    limit_range, namespace, network_policy, node, persistent_volume, persistent_volume_claim, pod,
-    priority_class, rbac, replication_controller, resource_definition, resource_quota, runtime_class, secret,
+    daemon_set, deployment, device, disruption_budget, endpoints, event, eviction_request, flow_control,
+    ingress, job, lease, limit_range, namespace, network_policy, node, persistent_volume,
+    persistent_volume_claim, pod, pod_certificate, pod_group, priority_class, rbac, replication_controller,
+    resource_definition, resource_quota, runtime_class, secret,
     service::{self, ServiceAddresses},
-    service_account, service_cidr, stateful_set, storage_class, storage_migration, volume_attachment,
-    webhook_configuration,
+    service_account, service_cidr, stateful_set, storage_class, storage_migration, storage_version,
+    volume_attachment, webhook_configuration,
 };
 
 /// What the built-in strategies need from outside.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Strategies {
     /// Which addresses and ports services get.
     pub addresses: Arc<ServiceAddresses>,
+    /// Tells when taints of devices were added, and whether certificates begin now.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for Strategies {
+    fn default() -> Self {
+        Self { addresses: Arc::default(), clock: Arc::new(SystemClock) }
+    }
 }
 
 /// The strategy of a built-in resource.
 #[must_use]
 pub fn builtin(qualified: &str, strategies: &Strategies) -> Arc<dyn Strategy> {
-    let found = core(qualified, strategies).or_else(|| workload(qualified));
-    found.or_else(|| cluster(qualified)).or_else(|| extension(qualified)).unwrap_or_else(|| Arc::new(Plain))
+    let found = core(qualified, strategies).or_else(|| workload(qualified)).or_else(|| cluster(qualified));
+    let found = found.or_else(|| extension(qualified, strategies)).or_else(|| off(qualified, strategies));
+    found.unwrap_or_else(|| Arc::new(Plain))
 }
 
 /// The kinds of the core group, and those that stand for them in groups of their own.
@@ -105,7 +116,7 @@ fn cluster(qualified: &str) -> Option<Arc<dyn Strategy>> {
 }
 
 /// The kinds that extend the server, and say how it serves.
-fn extension(qualified: &str) -> Option<Arc<dyn Strategy>> {
+fn extension(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strategy>> {
     Some(match qualified {
         "apiservices.apiregistration.k8s.io" => Arc::new(api_service::ApiServices),
         "customresourcedefinitions.apiextensions.k8s.io" => {
@@ -139,7 +150,33 @@ fn extension(qualified: &str) -> Option<Arc<dyn Strategy>> {
         "resourceclaims.resource.k8s.io" => Arc::new(device::claim::ResourceClaims),
         "resourceclaimtemplates.resource.k8s.io" => Arc::new(device::claim::ResourceClaimTemplates),
         "deviceclasses.resource.k8s.io" => Arc::new(device::claim::DeviceClasses),
-        "resourceslices.resource.k8s.io" => Arc::new(device::slice::ResourceSlices),
+        "resourceslices.resource.k8s.io" => {
+            Arc::new(device::slice::ResourceSlices { clock: Arc::clone(&strategies.clock) })
+        }
+        _ => return None,
+    })
+}
+
+/// The kinds that are off by default upstream.
+fn off(qualified: &str, strategies: &Strategies) -> Option<Arc<dyn Strategy>> {
+    Some(match qualified {
+        "devicetaintrules.resource.k8s.io" => {
+            Arc::new(device::taint_rule::DeviceTaintRules { clock: Arc::clone(&strategies.clock) })
+        }
+        "resourcepoolstatusrequests.resource.k8s.io" => {
+            Arc::new(device::pool_status::ResourcePoolStatusRequests)
+        }
+        "podcertificaterequests.certificates.k8s.io" => {
+            Arc::new(pod_certificate::PodCertificateRequests { clock: Arc::clone(&strategies.clock) })
+        }
+        "storageversions.internal.apiserver.k8s.io" => Arc::new(storage_version::StorageVersions),
+        "evictionrequests.lifecycle.k8s.io" => {
+            Arc::new(eviction_request::EvictionRequests { evictions: false })
+        }
+        "evictions.lifecycle.k8s.io" => Arc::new(eviction_request::EvictionRequests { evictions: true }),
+        "workloads.scheduling.k8s.io" => Arc::new(pod_group::Workloads),
+        "podgroups.scheduling.k8s.io" => Arc::new(pod_group::PodGroups { composite: false }),
+        "compositepodgroups.scheduling.k8s.io" => Arc::new(pod_group::PodGroups { composite: true }),
         _ => return None,
     })
 }

@@ -77,7 +77,7 @@ impl Strategy for VolumeAttachments {
     }
 
     fn validate_update(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(object, old, &Path::root(""), "spec");
+        errors.immutable_of(object, old, &Path::root(""), "spec", "~storage.v1.VolumeAttachmentSpec");
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Errors) {

@@ -1,6 +1,6 @@
 //! Where a webhook is called: by URL, or by service (`k8s.io/apiserver/pkg/util/webhook`).
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
 use crate::check::{Look, Path, Report, form, texts};
@@ -56,7 +56,8 @@ fn url(text: &str, path: &Path<'_>, errors: &mut Errors) {
     const FORM: &str = "; desired format: https://host[/path]";
     if text.bytes().any(|byte| byte < b' ' || byte == 0x7f) {
         let why = format!(
-            "url must be a valid URL: parse {text:?}: net/url: invalid control character in URL{FORM}"
+            "url must be a valid URL: parse {text}: net/url: invalid control character in URL{FORM}",
+            text = Quoted(text)
         );
         errors.required(path, &why);
         return;

@@ -1,5 +1,6 @@
 //! Configurations of admission webhooks.
 
+use kcel::PolicyEnv;
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::Value;
 
@@ -79,7 +80,7 @@ fn webhook(hook: &Value, lax: Lax, path: &Path<'_>, errors: &mut Errors) {
     errors.optional_one_of(hook, path, "reinvocationPolicy", &REINVOCATION_POLICIES);
     webhook_client::validate(&hook["clientConfig"], &path.field("clientConfig"), errors);
     if !lax.conditions {
-        match_conditions(hook, path, errors);
+        match_conditions(hook, &PolicyEnv::new(false), path, errors);
     }
 }
 

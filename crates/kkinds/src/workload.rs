@@ -4,7 +4,7 @@ use kschema::error::FieldError;
 use serde_json::Value;
 
 use crate::{
-    check::{Look, Path, Report, form, labels},
+    check::{Internal, Look, Path, Report, form, labels},
     pod::template,
 };
 
@@ -34,7 +34,11 @@ pub(crate) fn selector(spec: &Value, path: &Path<'_>, kind: &str, errors: &mut E
     };
     labels::selector(Some(found), &field, false, errors);
     if labels::is_empty(found) {
-        errors.invalid(&field, found, format_args!("empty selector is invalid for {kind}"));
+        errors.invalid(
+            &field,
+            Internal("^LabelSelector", Some(found)),
+            format_args!("empty selector is invalid for {kind}"),
+        );
     }
 }
 

@@ -8,10 +8,13 @@
 //! create a container needs a name  what is done (create, update, status, or another subresource), and what it shows
 //! /spec/containers/0/name ""       sets a field (no value: removes it)
 //! old /spec/nodeName "a"           for changes: sets a field of the old object, too
-//! > spec.containers[0].name: Required value      an expected fault, in this order
+//! > spec.containers[0].name: Required value      an expected fault, in this order; its further lines are source or a difference
 //! ! metadata.name: ...             an expected warning
 //! = /spec/dnsPolicy "ClusterFirst" the field's value in the end (no value: it is missing)
 //! ```
+//! Where Go walks a map, upstream's faults come in any order; here they come in the order of the keys. A real server also tells
+//! what other parts of it find, such as admission.
+//!
 //! `UPDATE_RULES=1 cargo test -p kkinds --test rules` writes what comes of each case into the files, to be reviewed as a diff.
 
 use std::{fmt::Write as _, fs, path::Path, sync::Arc};
@@ -22,6 +25,16 @@ use kkinds::{
 };
 use kschema::{Catalog, Type, check::check, strategy::Strategy};
 use serde_json::{Value, json};
+
+/// A clock that stands still at 2026-01-02T03:04:05Z.
+#[derive(Debug)]
+struct Always;
+
+impl kcore::Clock for Always {
+    fn now(&self) -> jiff::Timestamp {
+        "2026-01-02T03:04:05Z".parse().expect("a time")
+    }
+}
 
 struct Kind {
     strategy: Arc<dyn Strategy>,
@@ -140,9 +153,15 @@ impl Kind {
 fn run(catalog: &Catalog, kind: &Kind, block: &str) -> String {
     let mut lines = block.lines();
     let head = lines.next().unwrap_or_default();
+    let mut in_fault = false;
     let verb = head.split(' ').next().unwrap_or_default();
     let (mut old, mut new, mut shown, mut kept) = (kind.base.clone(), Vec::new(), Vec::new(), Vec::new());
     for line in lines {
+        // Faults of expressions show the source in further lines.
+        if in_fault && [" ", "ERROR: ", "@@", "-", "+"].iter().any(|start| line.starts_with(start)) {
+            continue;
+        }
+        in_fault = line.starts_with("> ");
         let parse = |line: &str| -> (String, Option<Value>) {
             let (pointer, value) = line.split_once(' ').map_or((line, None), |(at, text)| (at, Some(text)));
             let value = value
@@ -161,7 +180,7 @@ fn run(catalog: &Catalog, kind: &Kind, block: &str) -> String {
         } else if line.starts_with('#') {
             kept.push(line);
         } else {
-            assert!(line.starts_with("> ") || line.starts_with("! "), "{line}");
+            assert!(in_fault || line.starts_with("! "), "{line}");
         }
     }
     let changed = |mut object: Value| {
@@ -213,7 +232,8 @@ fn every_kind_follows_upstreams_rules() {
                 let id = catalog.find(definition).unwrap_or_else(|| panic!("no definition {definition}"));
                 let base = serde_json::from_str(base).unwrap_or_else(|error| panic!("{head}: {error}"));
                 let addresses = ServiceAddresses::default();
-                let strategy = builtin(resource, &Strategies { addresses: Arc::new(addresses) });
+                let strategies = Strategies { addresses: Arc::new(addresses), clock: Arc::new(Always) };
+                let strategy = builtin(resource, &strategies);
                 kind = Some(Kind { strategy, ty: Type::Named(id), base });
                 format!("{block}\n")
             } else if block.starts_with('#') {

@@ -7,6 +7,8 @@ use kcore::{
     status::{StatusCause, StatusDetails},
 };
 
+use crate::quote::Quoted;
+
 /// A [`Status`] that ends a request. Boxed, because it travels through every `Result` of the request path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiError(pub Box<Status>);
@@ -61,12 +63,12 @@ impl FieldError {
 
     /// The field's text value is wrong.
     pub fn invalid_text(field: impl Into<String>, value: &str, detail: impl fmt::Display) -> Self {
-        Self::invalid(field, format_args!("{value:?}"), detail)
+        Self::invalid(field, Quoted(value), detail)
     }
 
     /// The field's value is none of those supported.
     pub fn not_supported(field: impl Into<String>, value: &str, supported: &[&str]) -> Self {
-        Self::not_supported_value(field, format_args!("{value:?}"), supported)
+        Self::not_supported_value(field, Quoted(value), supported)
     }
 
     /// The field's value, shown as JSON, is none of those supported.
@@ -75,14 +77,14 @@ impl FieldError {
         value: impl fmt::Display,
         supported: &[&str],
     ) -> Self {
-        let list = supported.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ");
+        let list = supported.iter().map(|word| Quoted(word).to_string()).collect::<Vec<_>>().join(", ");
         let detail = format!("Unsupported value: {value}: supported values: {list}");
         Self { reason: "FieldValueNotSupported", field: field.into(), detail }
     }
 
     /// The text stands in another entry already.
     pub fn duplicate(field: impl Into<String>, value: &str) -> Self {
-        Self::duplicate_value(field, format_args!("{value:?}"))
+        Self::duplicate_value(field, Quoted(value))
     }
 
     /// The value, shown as JSON, stands in another entry already.
@@ -118,12 +120,16 @@ impl FieldError {
 
     /// The field names something that is not there.
     pub fn not_found(field: impl Into<String>, value: &str) -> Self {
-        Self { reason: "FieldValueNotFound", field: field.into(), detail: format!("Not found: {value:?}") }
+        Self {
+            reason: "FieldValueNotFound",
+            field: field.into(),
+            detail: format!("Not found: {}", Quoted(value)),
+        }
     }
 
     /// [`not_found`](Self::not_found), with more to say.
     pub fn not_found_because(field: impl Into<String>, value: &str, detail: impl fmt::Display) -> Self {
-        let detail = format!("Not found: {value:?}: {detail}");
+        let detail = format!("Not found: {}: {detail}", Quoted(value));
         Self { reason: "FieldValueNotFound", field: field.into(), detail }
     }
 

@@ -17,6 +17,7 @@ pub mod json;
 pub mod jsonpath;
 pub mod patch;
 pub mod protobuf;
+pub mod quote;
 pub mod strategy;
 
 pub mod error;

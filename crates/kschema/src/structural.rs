@@ -16,6 +16,7 @@ mod lists;
 mod metadata;
 mod nested;
 mod number;
+mod pattern;
 mod prune;
 mod rules;
 mod validate;
@@ -23,13 +24,13 @@ mod visit;
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
 use serde_json::Value;
 
 pub(crate) use self::number::GoFloat;
 pub use self::{
     columns::{SELECTABLE_FIELDS_MAX, validate_columns, validate_scale, validate_selectable_fields},
     compile::{CompileError, DEPTH_MAX},
+    pattern::Pattern,
     rules::{SchemaRules, validate_schema},
     validate::FAULTS_MAX,
     visit::Part,
@@ -139,7 +140,7 @@ pub struct Limits {
     /// `minLength`, in characters.
     pub min_length: Option<i64>,
     /// `pattern`
-    pub pattern: Option<Regex>,
+    pub pattern: Option<Pattern>,
     /// `maxItems`
     pub max_items: Option<i64>,
     /// `minItems`

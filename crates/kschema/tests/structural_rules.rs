@@ -78,16 +78,13 @@ fn what_a_schema_may_not_say() {
         ],
     );
     check(field(json!({"$ref": "x"})), &["s.properties[x].$ref: Forbidden: $ref is not supported"]);
-    // Regular expressions are refused in the words of their library.
-    let errors = validate_schema(
-        &builtin::catalog(),
-        &field(json!({"type": "string", "pattern": "+"})),
-        "s",
-        SchemaRules::default(),
+    // Regular expressions are refused in Go's words.
+    check(
+        field(json!({"type": "string", "pattern": "+"})),
+        &[
+            "s.properties[x].pattern: Invalid value: \"+\": must be a valid regular expression, but isn't: error parsing regexp: missing argument to repetition operator: `+`",
+        ],
     );
-    let words =
-        "s.properties[x].pattern: Invalid value: \"+\": must be a valid regular expression, but isn't: ";
-    assert!(errors.len() == 1 && errors[0].to_string().starts_with(words), "{errors:?}");
     check(
         field(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": false})),
         &[

@@ -12,7 +12,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kstore", &[]),
     ("kcel", &["kcore"]),
     ("kschema", &["kcore"]),
-    ("kkinds", &["kcore", "kschema"]),
+    ("kkinds", &["kcore", "kcel", "kschema"]),
     ("kapi", &["kcore", "kstore", "kcel", "kschema", "kkinds"]),
     ("kreconcile", &["kcore"]),
     ("ksched", &["kcore", "kreconcile"]),

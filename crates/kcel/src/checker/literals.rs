@@ -3,7 +3,7 @@
 use super::Checker;
 use crate::{
     ast::{Element, Entry, Expr, Id, Struct},
-    types::Type,
+    types::{Fields, Type},
     unify::most_general,
 };
 
@@ -44,11 +44,18 @@ impl Checker<'_> {
         self.set(id, Type::Object(made.clone()));
         for field in &mut object.fields {
             self.check(&mut field.value);
+            let found = self.value_type(&field.value, field.optional);
             let declared = made.field(&field.name).unwrap_or_else(|| {
-                self.report(field.id, format!("undefined field '{}'", field.name));
+                let name = &field.name;
+                // Upstream's type of patches takes every field, and gives those that it does not know no type.
+                let why = if matches!(made.fields, Fields::Patch) {
+                    format!("expected type of field '{name}' is '' but provided type is '{found}'")
+                } else {
+                    format!("undefined field '{name}'")
+                };
+                self.report(field.id, why);
                 Type::Error
             });
-            let found = self.value_type(&field.value, field.optional);
             if !self.subs.assignable(&declared, &found) {
                 let name = &field.name;
                 self.report(

@@ -1,20 +1,7 @@
 //! Selectors of devices. Expected results and costs: `dynamic-resource-allocation/cel/compile_test.go`; sizes: its
 //! `compile.go` and the constants of `resource.k8s.io/v1`.
 
-use kcel::{Bindings, Decl, Env, Feature, Value};
-
-/// The declaration of `device`.
-fn device() -> Decl {
-    let limited = |values| Decl::map(values).max_properties(32);
-    let attribute = Decl::dynamic().with_elements_max(64);
-    let attributes = limited(limited(attribute).max_key_length(32)).max_key_length(63);
-    let capacity = limited(limited(Decl::quantity()).max_key_length(32)).max_key_length(63);
-    Decl::object("kubernetes.DRADevice")
-        .field("driver", Decl::string().with_elements_max(63), true)
-        .field("allowMultipleAllocations", Decl::bool().with_elements_max(1), true)
-        .field("attributes", attributes, true)
-        .field("capacity", capacity, true)
-}
+use kcel::{Bindings, DeviceEnv, Env, Feature, Value};
 
 fn texts(count: usize) -> Value<'static> {
     Value::from((0..count).map(|index| Value::from(format!("value-{index}"))).collect::<Vec<_>>())
@@ -42,8 +29,11 @@ fn bound<'a>() -> Value<'a> {
 
 #[test]
 fn selectors_are_evaluated_and_estimated() {
-    let env =
-        Env::builder().variable("device", device()).with(Feature::Bindings).with(Feature::Includes).build();
+    let env = Env::builder()
+        .variable("device", DeviceEnv::decl())
+        .with(Feature::Bindings)
+        .with(Feature::Includes)
+        .build();
     for (text, expected, estimate) in [
         (r#"device.attributes["no-such-domain"].x.isGreaterThan(quantity("0"))"#, "no such key: x", 6),
         (r#"device.attributes["no-such-domain"]["x"].isGreaterThan(quantity("0"))"#, "no such key: x", 6),

@@ -39,7 +39,7 @@ fn syntax_errors() {
     let operands = |how: &str, what: &str| format!("Syntax error: {how} input '{what}' expecting {OPERANDS}");
     for (text, place, message) in [
         ("1 +", (1, 4), operands("mismatched", "<EOF>")),
-        ("", (1, 1), operands("mismatched", "<EOF>")),
+        ("", (1, 0), operands("mismatched", "<EOF>")),
         ("1 + + 2", (1, 5), operands("extraneous", "+")),
         ("1 1", (1, 3), "Syntax error: extraneous input '1' expecting <EOF>".to_owned()),
         ("1 1 1", (1, 3), "Syntax error: mismatched input '1' expecting <EOF>".to_owned()),

@@ -8,4 +8,5 @@ mod errors;
 mod language;
 mod libraries;
 mod mutation;
+mod policy;
 mod properties;

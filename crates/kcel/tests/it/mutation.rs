@@ -44,7 +44,7 @@ fn types_and_their_mistakes() {
     assert_eq!(env.compile("Object{}").unwrap().output_type().to_string(), "Object");
     for (text, message) in [
         ("JSONPatch{op: 1}", "expected type of field 'op' is 'string' but provided type is 'int'"),
-        ("JSONPatch{from: 'x', what: 1}", "undefined field 'what'"),
+        ("JSONPatch{from: 'x', what: 1}", "expected type of field 'what' is '' but provided type is 'int'"),
         ("Other{}", "undeclared reference to 'Other' (in container '')"),
     ] {
         assert_eq!(env.compile(text).unwrap_err().issues()[0].message(), message, "{text}");

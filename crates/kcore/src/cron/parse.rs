@@ -1,10 +1,15 @@
 //! Reading schedules, with the words of `robfig/cron` (`ParseStandard` of its version 3).
 
+<<<<<<< HEAD:crates/kcore/src/cron/parse.rs
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
 use super::{STAR, Schedule, Times, duration, zone};
+=======
+use super::{duration, zone};
+use kschema::quote::Quoted;
+>>>>>>> kinds:crates/kkinds/src/cron_job/schedule.rs
 
 /// The values that one field may have.
 struct Bounds {
@@ -135,7 +140,7 @@ fn number(text: &str) -> Result<u64, String> {
         let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
         let large = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         let why = if large { "value out of range" } else { "invalid syntax" };
-        format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: {why}")
+        format!("failed to parse int from {text}: strconv.Atoi: parsing {}: {why}", Quoted(text))
     })?;
     u64::try_from(number).map_err(|_| format!("negative number ({number}) not allowed: {text}"))
 }

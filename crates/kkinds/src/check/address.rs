@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 
 use super::{path::Path, report::Report};
 
@@ -146,7 +146,11 @@ pub(crate) fn canonical_network(path: &Path<'_>, value: &str, errors: &mut Vec<F
     if let Some((address, length)) = strict_network(path, value, errors) {
         let canonical = format!("{address}/{length}");
         if canonical != value {
-            errors.invalid(path, value, format_args!("must be in canonical form ({canonical:?})"));
+            errors.invalid(
+                path,
+                value,
+                format_args!("must be in canonical form ({canonical})", canonical = Quoted(&canonical)),
+            );
         }
     }
 }
@@ -196,10 +200,14 @@ pub(crate) fn warnings(path: &Path<'_>, value: &str, warnings: &mut Vec<String>)
     };
     if value.parse::<IpAddr>().is_err() || is_mapped(lenient) {
         let shown = canonical(lenient);
-        warnings.push(format!("{path}: non-standard IP address {value:?} is invalid: use \"{shown}\""));
+        warnings.push(format!(
+            "{path}: non-standard IP address {value} is invalid: use \"{shown}\"",
+            value = Quoted(value)
+        ));
     } else if lenient.is_ipv6() && lenient.to_string() != value {
         warnings.push(format!(
-            "{path}: IPv6 address {value:?} should be in RFC 5952 canonical format (\"{lenient}\")"
+            "{path}: IPv6 address {value} should be in RFC 5952 canonical format (\"{lenient}\")",
+            value = Quoted(value)
         ));
     }
 }
@@ -212,17 +220,22 @@ pub(crate) fn network_warnings(path: &Path<'_>, value: &str, warnings: &mut Vec<
     let network = masked(address, length);
     if network != address {
         let (single, whole) = (width(address), format!("{network}/{length}"));
-        warnings.push(format!("{path}: CIDR value {value:?} is ambiguous in this context (should be {whole:?} or \"{address}/{single}\"?)"));
+        warnings.push(format!("{path}: CIDR value {value} is ambiguous in this context (should be {whole} or \"{address}/{single}\"?)", value = Quoted(value), whole = Quoted(&whole)));
         return;
     }
     let (text, digits) = value.split_once('/').unwrap_or_default();
     let standard = text.parse::<IpAddr>().is_ok() && !(digits.len() > 1 && digits.starts_with('0'));
     if !standard || is_mapped(address) {
         let shown = canonical(network);
-        warnings
-            .push(format!("{path}: non-standard CIDR value {value:?} is invalid: use \"{shown}/{length}\""));
+        warnings.push(format!(
+            "{path}: non-standard CIDR value {value} is invalid: use \"{shown}/{length}\"",
+            value = Quoted(value)
+        ));
     } else if address.is_ipv6() && format!("{address}/{length}") != value {
-        warnings.push(format!("{path}: IPv6 CIDR value {value:?} should be in RFC 5952 canonical format (\"{address}/{length}\")"));
+        warnings.push(format!(
+            "{path}: IPv6 CIDR value {value} should be in RFC 5952 canonical format (\"{address}/{length}\")",
+            value = Quoted(value)
+        ));
     }
 }
 

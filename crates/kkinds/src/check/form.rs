@@ -68,6 +68,18 @@ pub(crate) fn long_name(value: &str) -> Faults {
     subdomain(value, "bytes")
 }
 
+/// [`long_name`] in any case.
+pub(crate) fn long_name_caseless(value: &str) -> Faults {
+    let mut faults = longer_than(value, SUBDOMAIN_BYTES_MAX, "bytes");
+    if !is_subdomain(&value.to_ascii_lowercase()) {
+        faults.push(
+            format!("an RFC 1123 subdomain must consist of alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. 'Example.com', regex used for validation is '{LABEL_REGEX}(\\.{LABEL_REGEX})*')")
+                .into(),
+        );
+    }
+    faults
+}
+
 fn subdomain(value: &str, unit: &str) -> Faults {
     let mut faults = longer_than(value, SUBDOMAIN_BYTES_MAX, unit);
     if !is_subdomain(value) {

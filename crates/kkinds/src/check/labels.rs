@@ -11,7 +11,7 @@ use super::{
 };
 
 /// The largest sum of all annotations' keys and values, in bytes.
-const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 
 /// Checks a map of labels. Its entries are reported at the map's own path.
 pub(crate) fn labels(object: &Value, path: &Path<'_>, key: &str, errors: &mut Vec<FieldError>) {
@@ -32,6 +32,15 @@ pub(crate) fn annotations(object: &Value, path: &Path<'_>, errors: &mut Vec<Fiel
     if bytes > ANNOTATIONS_BYTES_MAX {
         errors.too_long(&path.field("annotations"), ANNOTATIONS_BYTES_MAX);
     }
+}
+
+/// Checks a key that must have a domain.
+pub(crate) fn domain_prefixed(key: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let faults = form::qualified_name(key);
+    if faults.is_empty() && !key.contains('/') {
+        errors.invalid(path, key, "must be a domain-prefixed key (such as \"acme.io/foo\")");
+    }
+    errors.faults(path, key, faults);
 }
 
 /// Checks the key of a label.

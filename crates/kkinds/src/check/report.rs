@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
-use super::{look::Look, path::Path};
+use super::{internal::Internal, look::Look, path::Path};
 
 /// What is wrong with a text; empty (and free) if nothing is.
 pub(crate) type Faults = Vec<Cow<'static, str>>;
@@ -21,19 +21,19 @@ pub(crate) trait Shown {
 
 impl Shown for str {
     fn shown(&self) -> String {
-        format!("{self:?}")
+        Quoted(self).to_string()
     }
 }
 
 impl Shown for &str {
     fn shown(&self) -> String {
-        format!("{self:?}")
+        Quoted(self).to_string()
     }
 }
 
 impl Shown for String {
     fn shown(&self) -> String {
-        format!("{self:?}")
+        Quoted(self).to_string()
     }
 }
 
@@ -51,7 +51,13 @@ impl Shown for bool {
 
 impl Shown for &Value {
     fn shown(&self) -> String {
-        self.as_str().map_or_else(|| self.to_string(), |text| format!("{text:?}"))
+        self.as_str().map_or_else(|| Internal("", Some(self)).compact(), |text| Quoted(text).to_string())
+    }
+}
+
+impl Shown for Internal<'_> {
+    fn shown(&self) -> String {
+        self.compact()
     }
 }
 
@@ -82,8 +88,8 @@ pub(crate) trait Report {
     }
 
     /// A choice by name that is none of those supported; the message shows all of it.
-    fn unsupported_choice(&mut self, path: &Path<'_>, value: &Value, supported: &[&str]) {
-        self.fault(FieldError::not_supported_value(path.to_string(), value, supported));
+    fn unsupported_choice(&mut self, path: &Path<'_>, value: impl Shown, supported: &[&str]) {
+        self.fault(FieldError::not_supported_value(path.to_string(), value.shown(), supported));
     }
 
     /// The field's value is none of those supported, which are named in this order.
@@ -185,6 +191,13 @@ pub(crate) trait Report {
     fn port(&mut self, path: &Path<'_>, value: i64) {
         if !(1..=65_535).contains(&value) {
             self.invalid(path, value, "must be between 1 and 65535, inclusive");
+        }
+    }
+
+    /// [`immutable`](Self::immutable), of a field that is shown in this internal type.
+    fn immutable_of(&mut self, object: &Value, old: &Value, path: &Path<'_>, key: &str, of: &'static str) {
+        if !super::look::same_at(object, old, key) {
+            self.invalid(&path.field(key), Internal(of, object.get(key)), "field is immutable");
         }
     }
 

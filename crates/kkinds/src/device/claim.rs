@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{CONFIGS_MAX, configuration, fits, fully_qualified, label, selectors, status, toleration};
 use crate::{
-    check::{Look, Path, Report, form, quantity, texts},
+    check::{Look, Path, Report, form, quantity, same_at, texts},
     pod::template_metadata,
 };
 
@@ -35,7 +35,7 @@ const CHOICES_MAX: usize = 8;
 fn wanted(request: &Value, path: &Path<'_>, errors: &mut Errors) {
     let (class, field) = (request.text("deviceClassName"), path.field("deviceClassName"));
     errors.name(&field, class, form::dns_subdomain);
-    selectors(request, path, errors);
+    selectors(request, false, path, errors);
     let (count, field) = (request.int("count"), path.field("count"));
     match request.text("allocationMode") {
         "All" => {
@@ -203,7 +203,7 @@ impl Strategy for ResourceClaims {
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(object, old, &Path::root(""), "spec");
+        errors.immutable_of(object, old, &Path::root(""), "spec", "~resource.v1.ResourceClaimSpec");
     }
 
     fn validate_status(&self, object: &Value, old: &Value, errors: &mut Errors) {
@@ -235,7 +235,7 @@ impl Strategy for ResourceClaimTemplates {
     }
 
     fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
-        errors.immutable(object, old, &Path::root(""), "spec");
+        errors.immutable_of(object, old, &Path::root(""), "spec", "~resource.v1.ResourceClaimTemplateSpec");
     }
 
     fn reset_fields(&self, _subresource: &str) -> &'static [&'static str] {
@@ -243,23 +243,32 @@ impl Strategy for ResourceClaimTemplates {
     }
 }
 
+/// Checks a class of devices.
+fn class(object: &Value, old: Option<&Value>, errors: &mut Errors) {
+    let (spec, path) = (&object["spec"], Path::root("spec"));
+    let stored = old.is_some_and(|old| same_at(spec, &old["spec"], "selectors"));
+    selectors(spec, stored, &path, errors);
+    let (list, found) = (path.field("config"), spec.list("config"));
+    if fits(found.len(), CONFIGS_MAX, &list, errors) {
+        for (index, config) in found.iter().enumerate() {
+            configuration(config, &list.index(index), errors);
+        }
+    }
+    if let Some(name) = spec.some_text("extendedResourceName").filter(|name| !quantity::is_extended(name)) {
+        let why = "must be a valid extended resource name";
+        errors.invalid(&path.field("extendedResourceName"), name, why);
+    }
+}
+
 impl Strategy for DeviceClasses {
     fn prepare_create(&self, _object: &mut Value) {}
 
     fn validate(&self, object: &Value, errors: &mut Errors) {
-        let (spec, path) = (&object["spec"], Path::root("spec"));
-        selectors(spec, &path, errors);
-        let (list, found) = (path.field("config"), spec.list("config"));
-        if fits(found.len(), CONFIGS_MAX, &list, errors) {
-            for (index, config) in found.iter().enumerate() {
-                configuration(config, &list.index(index), errors);
-            }
-        }
-        if let Some(name) = spec.some_text("extendedResourceName").filter(|name| !quantity::is_extended(name))
-        {
-            let why = "must be a valid extended resource name";
-            errors.invalid(&path.field("extendedResourceName"), name, why);
-        }
+        class(object, None, errors);
+    }
+
+    fn validate_change(&self, object: &Value, old: &Value, errors: &mut Errors) {
+        class(object, Some(old), errors);
     }
 
     fn name_rule(&self) -> NameRule {

@@ -1,11 +1,14 @@
 //! Slices of the devices that drivers offer.
 
+use std::sync::Arc;
+
+use kcore::Clock;
 use kschema::{error::FieldError, strategy::Strategy};
 use serde_json::Value;
 
-use super::{EFFECTS, binding, fits, label, policy, pool, qualified};
+use super::{binding, fits, label, policy, pool, qualified};
 use crate::{
-    check::{Look, Path, Report, form, labels, same_at},
+    check::{Internal, Look, Path, Report, form, same_at},
     pod::affinity,
     volume_source::csi_driver,
 };
@@ -14,7 +17,10 @@ type Errors = Vec<FieldError>;
 
 /// The strategy of `resourceslices`.
 #[derive(Debug)]
-pub(crate) struct ResourceSlices;
+pub(crate) struct ResourceSlices {
+    /// Tells when taints were added.
+    pub(crate) clock: Arc<dyn Clock>,
+}
 
 const DEVICES_MAX: usize = 128;
 /// How many there may be if they have taints or consume counters.
@@ -205,10 +211,7 @@ fn taints(device: &Value, list: &Path<'_>, errors: &mut Errors) {
         return;
     }
     for (index, taint) in found.iter().enumerate() {
-        let item = list.index(index);
-        labels::name(taint.text("key"), &item.field("key"), errors);
-        errors.optional_name(&item.field("value"), taint.text("value"), form::label_value);
-        errors.one_of(&item.field("effect"), taint.text("effect"), &EFFECTS);
+        super::taint_rule::taint(taint, None, &list.index(index), errors);
     }
 }
 
@@ -229,7 +232,7 @@ fn attribute(attribute: &Value, path: &Path<'_>, errors: &mut Errors) {
     match ["bool", "int", "string", "version"].iter().filter(|key| attribute.has(key)).count() {
         0 => errors.invalid(path, "", ONE),
         1 => {}
-        _ => errors.invalid(path, attribute, ONE),
+        _ => errors.invalid(path, Internal("~resource.v1.DeviceAttribute", Some(attribute)), ONE),
     }
 }
 
@@ -253,6 +256,12 @@ fn is_version(text: &str) -> bool {
 }
 
 impl Strategy for ResourceSlices {
+    fn default(&self, object: &mut Value) {
+        if let Some(spec) = object.get_mut("spec") {
+            super::taint_rule::default_taints(spec, &*self.clock);
+        }
+    }
+
     fn prepare_create(&self, _object: &mut Value) {}
 
     fn validate(&self, object: &Value, errors: &mut Errors) {

@@ -1,6 +1,6 @@
 //! Which devices a claim has been given, to whom, and how they are.
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted, quote::json_text};
 use serde_json::Value;
 
 use super::{
@@ -9,7 +9,7 @@ use super::{
     configuration, fits, label, pool, raw, uid,
 };
 use crate::{
-    check::{Look, Path, Report, address::parse_network_lenient, condition, same_at, texts},
+    check::{Internal, Look, Path, Report, Shown, address::parse_network_lenient, condition, same_at, texts},
     pod::affinity,
     volume_source::csi_driver,
 };
@@ -25,6 +25,17 @@ const HARDWARE_BYTES_MAX: usize = 128;
 const ADDRESSES_MAX: usize = 16;
 
 /// What tells a device, or a share of one.
+/// What identifies a device, as messages show it.
+struct Identity<'d>([&'d str; 4]);
+
+impl Shown for Identity<'_> {
+    fn shown(&self) -> String {
+        let keys = ["Driver", "Pool", "Device", "ShareID"];
+        let fields = keys.iter().zip(self.0).map(|(key, text)| format!("\"{key}\":{}", json_text(text)));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    }
+}
+
 fn identity(device: &Value) -> [&str; 4] {
     ["driver", "pool", "device", "shareID"].map(|key| device.text(key))
 }
@@ -88,7 +99,11 @@ pub(super) fn validate(object: &Value, old: &Value, errors: &mut Errors) {
     };
     if was.has("allocation") {
         if !same_at(status, was, "allocation") {
-            errors.invalid(&path.field("allocation"), found, "field is immutable");
+            errors.invalid(
+                &path.field("allocation"),
+                Internal("~resource.v1.AllocationResult", Some(found)),
+                "field is immutable",
+            );
         }
     } else {
         allocated(found, asked, &path.field("allocation"), errors);
@@ -136,8 +151,7 @@ fn devices(status: &Value, list: &Path<'_>, errors: &mut Errors) {
         let item = list.index(index);
         device(one, &item, errors);
         if !results(status).iter().any(|result| identity(result) == identity(one)) {
-            let shown = identity(one)[..3].join("/");
-            errors.invalid(&item, shown, "must be an allocated device in the claim");
+            errors.invalid(&item, Identity(identity(one)), "must be an allocated device in the claim");
         }
         let conditions = one.list("conditions");
         fits(conditions.len(), CONDITIONS_MAX, &item.field("conditions"), errors);
@@ -183,6 +197,10 @@ fn interface_address(value: &str, path: &Path<'_>, errors: &mut Errors) {
     };
     let canonical = format!("{address}/{length}");
     if canonical != value {
-        errors.invalid(path, value, format_args!("must be in canonical form ({canonical:?})"));
+        errors.invalid(
+            path,
+            value,
+            format_args!("must be in canonical form ({canonical})", canonical = Quoted(&canonical)),
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! Lists of completion indexes, such as `1,3-5,7`.
 
+use kschema::quote::Quoted;
+
 /// One entry: its first and its last index.
 type Interval = (i64, i64);
 
@@ -45,7 +47,8 @@ fn interval(text: &str, completions: i64) -> Result<Interval, String> {
     let (first, last) = (parts.next().unwrap_or_default(), parts.next());
     if parts.next().is_some() {
         return Err(format!(
-            "the fragment {text:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+            "the fragment {text} violates the requirement that an index interval can have at most two parts separated by '-'",
+            text = Quoted(text)
         ));
     }
     let first = index(first, completions)?;
@@ -60,10 +63,11 @@ fn interval(text: &str, completions: i64) -> Result<Interval, String> {
 }
 
 fn index(text: &str, completions: i64) -> Result<i64, String> {
-    let index: i64 =
-        text.parse().map_err(|_| format!("cannot convert string to integer for index: {text:?}"))?;
+    let index: i64 = text
+        .parse()
+        .map_err(|_| format!("cannot convert string to integer for index: {text}", text = Quoted(text)))?;
     if index >= completions {
-        return Err(format!("too large index: {text:?}"));
+        return Err(format!("too large index: {text}", text = Quoted(text)));
     }
     Ok(index)
 }

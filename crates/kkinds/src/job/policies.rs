@@ -1,10 +1,10 @@
 //! When a job has failed, when it has succeeded, and when its pods are replaced.
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
 use super::{indexes, is_indexed};
-use crate::check::{Look, Path, Report, condition, form};
+use crate::check::{Internal, Look, Path, Report, condition, form};
 
 type Errors = Vec<FieldError>;
 
@@ -24,7 +24,11 @@ pub(super) fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
         if is_indexed(spec) {
             success(policy, spec, &field.field("rules"), errors);
         } else {
-            errors.invalid(&field, policy, "requires indexed completion mode");
+            errors.invalid(
+                &field,
+                Internal("~batch.v1.SuccessPolicy", Some(policy)),
+                "requires indexed completion mode",
+            );
         }
     }
     let supported: &[&str] =
@@ -34,7 +38,7 @@ pub(super) fn validate(spec: &Value, path: &Path<'_>, errors: &mut Errors) {
 
 fn needs_one(value: &str, path: &Path<'_>, supported: &[&str], errors: &mut Errors) {
     if value.is_empty() {
-        let quoted: Vec<String> = supported.iter().map(|value| format!("{value:?}")).collect();
+        let quoted: Vec<String> = supported.iter().map(|value| Quoted(value).to_string()).collect();
         errors.required(path, &format!("valid values: [{}]", quoted.join(" ")));
     } else if !supported.contains(&value) {
         errors.unsupported(path, value, supported);

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{indexes, is_indexed};
 use crate::{
-    check::{Look, Path, Report, condition, same_at, texts},
+    check::{Internal, Look, Path, Report, condition, same_at, texts},
     workload::counts,
 };
 
@@ -172,7 +172,11 @@ fn finished(change: &Change<'_>, errors: &mut Errors) {
         && let Some(pods) = change.new.get_some(key)
         && pods.count("failed") + pods.count("succeeded") > 0
     {
-        errors.invalid(&change.path.field(key), pods, "must be empty for finished job");
+        errors.invalid(
+            &change.path.field(key),
+            Internal("~batch.v1.UncountedTerminatedPods", Some(pods)),
+            "must be empty for finished job",
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Annotations of pods that mean something: those that fields have replaced, and a few others.
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
 use super::{containers::all_containers, options::Options, tolerations};
@@ -67,7 +67,7 @@ pub(crate) fn validate(meta: &Value, spec: &Value, options: Options, path: &Path
             errors.invalid(
                 &path.key(key),
                 profile,
-                format_args!("invalid AppArmor profile name: {profile:?}"),
+                format_args!("invalid AppArmor profile name: {profile}", profile = Quoted(profile)),
             );
         }
     }

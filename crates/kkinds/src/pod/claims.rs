@@ -6,7 +6,7 @@ use kschema::error::FieldError;
 use serde_json::Value;
 
 use super::annotations::MIRROR;
-use crate::check::{Look, Path, Report, form};
+use crate::check::{Internal, Look, Path, Report, form};
 
 /// Checks the claims of a pod. `meta`: its metadata; nothing for a template.
 pub(crate) fn validate(
@@ -41,11 +41,11 @@ fn claim_of_pod<'a>(
     let (direct, template) = (claim.has("resourceClaimName"), claim.has("resourceClaimTemplateName"));
     if direct && template {
         let why = "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be specified";
-        errors.invalid(path, claim, why);
+        errors.invalid(path, Internal("~core.v1.PodResourceClaim", Some(claim)), why);
     }
     if !direct && !template {
         let why = "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`";
-        errors.invalid(path, claim, why);
+        errors.invalid(path, Internal("~core.v1.PodResourceClaim", Some(claim)), why);
     }
     for key in ["resourceClaimName", "resourceClaimTemplateName"] {
         if let Some(name) = claim.some_text(key) {

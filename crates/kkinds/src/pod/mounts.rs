@@ -120,7 +120,12 @@ fn validate_devices(
         if mounts.iter().any(|mount| mount.text("name") == name) {
             errors.invalid(&name_at, name, "must not already exist in volumeMounts");
         }
-        if mounts.iter().any(|mount| mount.text("mountPath") == target) {
+        // Of several mounts of one volume only the last is looked at.
+        let is_last = |index: usize, mount: &Value| {
+            !mounts[index + 1..].iter().any(|later| later.text("name") == mount.text("name"))
+        };
+        let mut mounted = mounts.iter().enumerate();
+        if mounted.any(|(index, mount)| mount.text("mountPath") == target && is_last(index, mount)) {
             errors.invalid(&path_at, target, "must not already exist as a path in volumeMounts");
         }
         if !name.is_empty() {

@@ -1,5 +1,6 @@
 //! Files of a volume that would hide each other.
 
+use kschema::quote::Quoted;
 use serde_json::Value;
 
 use crate::check::Look;
@@ -38,7 +39,10 @@ pub(crate) fn warnings(volumes: &[Value], out: &mut Vec<String>) {
         let name = volume.text("name");
         let mut report = |description: &str, files: Vec<File<'_>>| {
             for pair in overlaps(files) {
-                out.push(format!("volume {name:?} ({description}): overlapping paths: {pair}"));
+                out.push(format!(
+                    "volume {name} ({description}): overlapping paths: {pair}",
+                    name = Quoted(name)
+                ));
             }
         };
         for (key, word, named) in [("configMap", "ConfigMap", "name"), ("secret", "Secret", "secretName")] {
@@ -54,7 +58,7 @@ pub(crate) fn warnings(volumes: &[Value], out: &mut Vec<String>) {
             report("Projected", sources.iter().flat_map(of_source).collect());
             let empty = |source: &&Value| source.as_object().is_some_and(serde_json::Map::is_empty);
             for _ in sources.iter().filter(empty) {
-                out.push(format!("volume {name:?} (Projected) has no sources provided"));
+                out.push(format!("volume {name} (Projected) has no sources provided", name = Quoted(name)));
             }
         }
     }
@@ -82,7 +86,7 @@ fn of_source(source: &Value) -> Vec<File<'_>> {
     }
     if let Some(bundle) = source.get_some("clusterTrustBundle") {
         let named = bundle.some_text("name").unwrap_or_else(|| bundle.text("signerName"));
-        let source = format!("ClusterTrustBundle {named:?}");
+        let source = format!("ClusterTrustBundle {named}", named = Quoted(named));
         return vec![File { path: bundle.text("path").trim_end_matches('/'), source }];
     }
     let Some(certificate) = source.get_some("podCertificate") else {

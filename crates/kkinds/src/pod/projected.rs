@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{env, options::Options};
 use crate::{
     certificate_names as names,
-    check::{Look, Path, Report, form, labels},
+    check::{Internal, Look, Path, Report, labels},
     volume_source::{self as source, local_path},
 };
 
@@ -154,7 +154,7 @@ fn trust_bundle(bundle: &Value, at: &Path<'_>, errors: &mut Errors) {
             }
             if let Some(selector) = bundle.get_some("labelSelector") {
                 let why = "labelSelector must be unset if name is specified";
-                errors.invalid(&at.field("labelSelector"), selector, why);
+                errors.invalid(&at.field("labelSelector"), Internal("^LabelSelector", Some(selector)), why);
             }
         }
         (None, Some(signer)) => {
@@ -182,12 +182,7 @@ fn pod_certificate<'a>(
     names::validate_signer(signer, &at.field("signerName"), errors);
     let field = at.field("userAnnotations");
     for (key, _) in certificate.map("userAnnotations") {
-        let key = key.to_lowercase();
-        let faults = form::qualified_name(&key);
-        if faults.is_empty() && !key.contains('/') {
-            errors.invalid(&field, &*key, "must be a domain-prefixed key (such as \"acme.io/foo\")");
-        }
-        errors.faults(&field, &key, faults);
+        labels::domain_prefixed(&key.to_lowercase(), &field, errors);
     }
     let kind = certificate.text("keyType");
     if !KEY_TYPES.contains(&kind) {

@@ -1,5 +1,6 @@
 //! The subresources `ephemeralcontainers` and `resize` (KEP-277, KEP-1287).
 
+use kschema::quote::Quoted;
 use kschema::{
     error::FieldError,
     fields::{child, keep},
@@ -11,7 +12,7 @@ use super::{
     options::Options,
     qos,
 };
-use crate::check::{Look, Path, Report, same, same_at};
+use crate::check::{Look, Path, Report, diff, same, same_at};
 
 type Errors = Vec<FieldError>;
 
@@ -93,12 +94,16 @@ pub(crate) fn validate_ephemeral(object: &Value, old: &Value, options: Options, 
         match object["spec"].list("ephemeralContainers").iter().rfind(|one| one.text("name") == name) {
             None => errors.forbidden(
                 &path,
-                format_args!("existing ephemeral containers {name:?} may not be removed\n"),
+                format_args!("existing ephemeral containers {} may not be removed\n", Quoted(name)),
             ),
             Some(one) if !same(one, was) => {
                 errors.forbidden(
                     &path,
-                    format_args!("existing ephemeral containers {name:?} may not be changed\n"),
+                    format_args!(
+                        "existing ephemeral containers {} may not be changed\n{}",
+                        Quoted(name),
+                        diff::between("~core.v1.EphemeralContainer", Some(was), Some(one))
+                    ),
                 );
             }
             Some(_) => {}

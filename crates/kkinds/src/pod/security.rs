@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{containers::all_containers, spec::Scope, windows};
 use crate::{
-    check::{Look, Path, Report},
+    check::{Internal, Look, Path, Report},
     volume_source::descending_path,
 };
 
@@ -149,7 +149,11 @@ fn seccomp(context: &Value, path: &Path<'_>, errors: &mut Errors) {
     match local {
         None if kind == "Localhost" => errors.required(&field, "must be set when seccomp type is Localhost"),
         Some(local) if kind == "Localhost" => descending_path(local, &field, errors),
-        Some(_) => errors.invalid(&field, profile, "can only be set when seccomp type is Localhost"),
+        Some(_) => errors.invalid(
+            &field,
+            Internal("~core.v1.SeccompProfile", Some(profile)),
+            "can only be set when seccomp type is Localhost",
+        ),
         None => {}
     }
 }
@@ -200,12 +204,12 @@ pub(crate) fn validate_container(context: &Value, scope: &Scope<'_>, path: &Path
     if context.some_flag("allowPrivilegeEscalation") == Some(false) {
         if context.flag("privileged") {
             let why = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
-            errors.invalid(path, context, why);
+            errors.invalid(path, Internal("~core.v1.SecurityContext", Some(context)), why);
         }
         let added = context.get("capabilities").map(|all| all.list("add")).unwrap_or_default();
         for _ in added.iter().filter(|capability| **capability == "CAP_SYS_ADMIN") {
             let why = "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
-            errors.invalid(path, context, why);
+            errors.invalid(path, Internal("~core.v1.SecurityContext", Some(context)), why);
         }
     }
     windows::validate_options(context, path, errors);

@@ -7,7 +7,7 @@ use kschema::{error::FieldError, fields::keep};
 use serde_json::{Value, json};
 
 use super::{annotations, container_status, options::Options};
-use crate::check::{Look, Path, Report, address, form, labels, quantity};
+use crate::check::{Internal, Look, Path, Report, address, form, labels, quantity};
 
 type Errors = Vec<FieldError>;
 
@@ -54,7 +54,7 @@ pub(crate) fn validate(object: &Value, old: &Value, options: Options, errors: &m
     claim_statuses(status, spec, &path.field("resourceClaimStatuses"), errors);
     extended_claim(status, spec, &path.field("extendedResourceClaimStatus"), errors);
     allocatable_claims(status, spec, &path.field("nodeAllocatableResourceClaimStatuses"), errors);
-    addresses(status, was, "podIPs", &path, errors);
+    addresses(status, was, "podIPs", "~core.v1.PodIP", &path, errors);
     let hosts = status.list("hostIPs");
     if let Some(first) =
         hosts.first().map(|first| first.text("ip")).filter(|first| *first != status.text("hostIP"))
@@ -62,7 +62,7 @@ pub(crate) fn validate(object: &Value, old: &Value, options: Options, errors: &m
         let list = path.field("hostIPs");
         errors.invalid(&list.index(0).field("ip"), first, "must be equal to `hostIP`");
     }
-    addresses(status, was, "hostIPs", &path, errors);
+    addresses(status, was, "hostIPs", "~core.v1.HostIP", &path, errors);
     container_status::validate(status, spec, &path, errors);
 }
 
@@ -90,7 +90,15 @@ fn nominated(status: &Value, was: &Value, spec: &Value, path: &Path<'_>, errors:
     }
 }
 
-fn addresses(status: &Value, was: &Value, key: &str, path: &Path<'_>, errors: &mut Errors) {
+/// `shown`: the type that a message shows the entries in.
+fn addresses(
+    status: &Value,
+    was: &Value,
+    key: &str,
+    shown: &'static str,
+    path: &Path<'_>,
+    errors: &mut Errors,
+) {
     let list = path.field(key);
     let of = |status: &'_ Value| -> Vec<String> {
         status.list(key).iter().map(|entry| entry.text("ip").to_owned()).collect()
@@ -106,7 +114,11 @@ fn addresses(status: &Value, was: &Value, key: &str, path: &Path<'_>, errors: &m
             false
         });
         if !dual || new.len() > 2 {
-            errors.invalid(&list, status.get(key), "may specify no more than one IP for each IP family");
+            errors.invalid(
+                &list,
+                Internal(shown, status.get(key)),
+                "may specify no more than one IP for each IP family",
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Tolerations of taints.
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
 use super::options::Options;
@@ -64,7 +64,11 @@ fn number(value: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
         let digits = value.strip_prefix(['-', '+']).unwrap_or(value);
         let out_of_range = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
         let why = if out_of_range { "value out of range" } else { "invalid syntax" };
-        errors.invalid(path, value, format_args!("strconv.ParseInt: parsing {value:?}: {why}"));
+        errors.invalid(
+            path,
+            value,
+            format_args!("strconv.ParseInt: parsing {value}: {why}", value = Quoted(value)),
+        );
     }
 }
 

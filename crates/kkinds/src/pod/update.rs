@@ -8,7 +8,7 @@ use kschema::{
 use serde_json::Value;
 
 use super::{annotations, containers::image_whitespace, options::Options, tolerations};
-use crate::check::{Look, Path, Report, same, same_at};
+use crate::check::{Internal, Look, Path, Report, diff, same, same_at};
 
 type Errors = Vec<FieldError>;
 
@@ -98,7 +98,8 @@ fn rest(spec: &Value, before: &Value, path: &Path<'_>, errors: &mut Errors) {
         node_affinity(&mut munged, before, &path.field("affinity.nodeAffinity"), errors);
     }
     if !same(&munged, before) {
-        errors.forbidden(path, "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)");
+        let difference = diff::between("~core.v1.PodSpec", Some(before), Some(&munged));
+        errors.forbidden(path, format_args!("pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n{difference}"));
     }
 }
 
@@ -150,7 +151,8 @@ fn required_terms(new: Option<&Value>, was: Option<&Value>, path: &Path<'_>, err
     let list = path.field("nodeSelectorTerms");
     if !was.is_empty() && was.len() != new.len() {
         let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
-        errors.invalid(&list, &Value::Array(new), why);
+        let shown = Some(Value::Array(new)).filter(|new| new != &Value::Array(Vec::new()));
+        errors.invalid(&list, Internal("~core.v1.NodeSelectorTerm", shown.as_ref()), why);
         return;
     }
     let only_added = |new: &Value, was: &Value| {
@@ -165,7 +167,11 @@ fn required_terms(new: Option<&Value>, was: Option<&Value>, path: &Path<'_>, err
     };
     for (index, (new, was)) in new.iter().zip(&was).enumerate() {
         if !only_added(new, was) {
-            errors.invalid(&list.index(index), new, "only additions are allowed (no mutations or deletions)");
+            errors.invalid(
+                &list.index(index),
+                Internal("~core.v1.NodeSelectorTerm", Some(new)),
+                "only additions are allowed (no mutations or deletions)",
+            );
         }
     }
 }

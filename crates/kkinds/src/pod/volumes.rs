@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kcore::Quantity;
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::Quoted};
 use serde_json::Value;
 
 use super::{containers::all_containers, options::Options, projected};
@@ -210,7 +210,11 @@ fn ephemeral(value: &Value, scope: Volume<'_>, path: &Path<'_>, volume: &Path<'_
     if !scope.pod.is_empty() && !scope.name.is_empty() {
         let claim = format!("{}-{}", scope.pod, scope.name);
         for fault in form::dns_subdomain(&claim) {
-            errors.invalid(&volume.field("name"), scope.name, format_args!("PVC name {claim:?}: {fault}"));
+            errors.invalid(
+                &volume.field("name"),
+                scope.name,
+                format_args!("PVC name {claim}: {fault}", claim = Quoted(&claim)),
+            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What is unusual about a pod or template that is valid (`pkg/api/pod/warnings.go`).
 
+use kschema::quote::Quoted;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
@@ -181,7 +182,11 @@ fn repeated(spec: &Value, path: &Path<'_>, out: &mut Vec<String>) {
         for (index, entry) in spec.list(list).iter().enumerate() {
             let value = entry.text(key);
             if !seen.insert(value) {
-                out.push(format!("{}: duplicate {key} {value:?}", field.index(index).field(key)));
+                out.push(format!(
+                    "{}: duplicate {key} {value}",
+                    field.index(index).field(key),
+                    value = Quoted(value)
+                ));
             }
         }
     }
@@ -243,7 +248,8 @@ fn hidden_variables(container: &Value, path: &Path<'_>, out: &mut Vec<String>) {
         if variable.has("valueFrom") || value == reference || !value.contains(&reference) {
             let field = path.index(index);
             out.push(format!(
-                "{field}: hides previous definition of {name:?}, which may be dropped when using apply"
+                "{field}: hides previous definition of {name}, which may be dropped when using apply",
+                name = Quoted(name)
             ));
         }
     }
@@ -278,7 +284,7 @@ fn ports(spec: &Value, path: &Path<'_>, out: &mut Vec<String>) {
             }
             let name = port.text("name");
             if let Some(other) = by_name.get(name) {
-                names.push(format!("{field}: duplicate port name {name:?} with {other}, services and probes that select ports by name will use {other}"));
+                names.push(format!("{field}: duplicate port name {name} with {other}, services and probes that select ports by name will use {other}", name = Quoted(name)));
             } else if !name.is_empty() {
                 by_name.insert(name, field.clone());
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use kschema::error::FieldError;
+use kschema::{error::FieldError, quote::json_text};
 use serde_json::Value;
 
 use super::{is_external, kind, needs_health_check};
@@ -134,7 +134,8 @@ fn port_numbers(spec: &Value, kind: &str, list: &Path<'_>, errors: &mut Errors) 
         let (protocol, number) = (port.text("protocol"), port.int("port"));
         if !seen.insert((protocol, number)) {
             let shown = format!(
-                "{{\"Name\":\"\",\"Protocol\":{protocol:?},\"AppProtocol\":null,\"Port\":{number},\"TargetPort\":0,\"NodePort\":0}}"
+                "{{\"Name\":\"\",\"Protocol\":{protocol},\"AppProtocol\":null,\"Port\":{number},\"TargetPort\":0,\"NodePort\":0}}",
+                protocol = json_text(protocol)
             );
             errors.fault(FieldError::duplicate_value(list.index(index).to_string(), shown));
         }

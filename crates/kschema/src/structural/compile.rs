@@ -1,9 +1,8 @@
 //! From `JSONSchemaProps`, as a CustomResourceDefinition carries it, to a schema that can be used.
 
-use regex::Regex;
 use serde_json::{Map, Value};
 
-use super::{Additional, JsonType, Limits, Rule, Structural, formats::Format};
+use super::{Additional, JsonType, Limits, Pattern, Rule, Structural, formats::Format};
 use crate::types::ListKind;
 
 /// How deep a schema may be nested. (JSON itself may be nested 128 deep, and every level of a schema takes two.)
@@ -196,7 +195,7 @@ fn limits(schema: &Value, depth: usize) -> Result<Option<Box<Limits>>, CompileEr
         multiple_of: number("multipleOf"),
         max_length: count("maxLength"),
         min_length: count("minLength"),
-        pattern: match text("pattern").map(Regex::new) {
+        pattern: match text("pattern").map(Pattern::new) {
             None => None,
             Some(Ok(pattern)) => Some(pattern),
             Some(Err(error)) => return Err(CompileError::Pattern(error.to_string())),

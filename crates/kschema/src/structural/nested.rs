@@ -1,8 +1,8 @@
 //! Value validation below `allOf`, `anyOf`, `oneOf` and `not`: it may only restrict what is described outside of it.
 
-use regex::Regex;
 use serde_json::{Value, json};
 
+use super::Pattern;
 use super::rules::{flag, is_zero, properties, text};
 use crate::error::FieldError;
 
@@ -42,7 +42,7 @@ pub(super) fn value_validation(schema: &Value, skip: Skip, path: &str, errors: &
         nested(&schema["not"], Skip::default(), &format!("{path}.not"), errors);
     }
     let pattern = text(schema, "pattern");
-    if let Err(error) = Regex::new(pattern) {
+    if let Err(error) = Pattern::new(pattern) {
         let why = format!("must be a valid regular expression, but isn't: {error}");
         errors.push(FieldError::invalid_text(format!("{path}.pattern"), pattern, why));
     }

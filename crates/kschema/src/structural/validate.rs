@@ -11,7 +11,7 @@ use super::{
     number::{GoFloat, is_integral, number_faults},
     prune::Place,
 };
-use crate::{error::FieldError, types::ListKind};
+use crate::{error::FieldError, quote::Quoted, types::ListKind};
 
 /// How many faults of one object are told.
 pub const FAULTS_MAX: usize = 200;
@@ -77,8 +77,8 @@ impl Fault {
     }
 
     fn wrong_type(at: &Place<'_>, wanted: &str, found: &str) -> Self {
-        let message = format!("{at} in body must be of type {wanted}: {found:?}");
-        let error = FieldError::type_invalid(field(at), format_args!("{found:?}"), &message);
+        let message = format!("{at} in body must be of type {wanted}: {found}", found = Quoted(found));
+        let error = FieldError::type_invalid(field(at), Quoted(found), &message);
         Self { message, error }
     }
 
@@ -100,7 +100,7 @@ impl std::fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             Value::Number(number) if number.is_f64() => GoFloat(number.as_f64().unwrap_or_default()).fmt(f),
-            Value::String(text) => write!(f, "{text:?}"),
+            Value::String(text) => Quoted(text).fmt(f),
             other => other.fmt(f),
         }
     }
@@ -247,8 +247,10 @@ fn alternatives(schema: &Structural, new: &Value, at: &Place<'_>) -> Outcome {
         if let Some(not) = &limits.not
             && value(not, new, None, at).is_good()
         {
-            outcome
-                .fault(Fault::placeless(format!("{:?} must not validate the schema (not)", at.to_string())));
+            outcome.fault(Fault::placeless(format!(
+                "{} must not validate the schema (not)",
+                Quoted(&at.to_string())
+            )));
         }
     }
     outcome.checks += 1;
@@ -271,7 +273,10 @@ fn any_of(limits: &Limits, new: &Value, at: &Place<'_>, outcome: &mut Outcome) {
         }
     }
     let path = at.to_string();
-    outcome.fault(Fault::placeless(format!("{path:?} must validate at least one schema (anyOf)")));
+    outcome.fault(Fault::placeless(format!(
+        "{path} must validate at least one schema (anyOf)",
+        path = Quoted(&path)
+    )));
     outcome.merge(best.unwrap_or_default());
 }
 
@@ -297,8 +302,10 @@ fn one_of(limits: &Limits, new: &Value, at: &Place<'_>, outcome: &mut Outcome) {
     let found =
         if good == 0 { "Found none valid".to_owned() } else { format!("Found {good} valid alternatives") };
     let path = at.to_string();
-    outcome
-        .fault(Fault::placeless(format!("{path:?} must validate one and only one schema (oneOf). {found}")));
+    outcome.fault(Fault::placeless(format!(
+        "{path} must validate one and only one schema (oneOf). {found}",
+        path = Quoted(&path)
+    )));
     outcome.merge(best.unwrap_or_default());
 }
 
@@ -312,7 +319,10 @@ fn all_of(limits: &Limits, new: &Value, at: &Place<'_>, outcome: &mut Outcome) {
     if good != limits.all_of.len() {
         let none = if good == 0 { ". None validated" } else { "" };
         let path = at.to_string();
-        outcome.fault(Fault::placeless(format!("{path:?} must validate all the schemas (allOf){none}")));
+        outcome.fault(Fault::placeless(format!(
+            "{path} must validate all the schemas (allOf){none}",
+            path = Quoted(&path)
+        )));
     }
 }
 
@@ -334,8 +344,8 @@ fn check_text(schema: &Structural, text: &str, at: &Place<'_>, outcome: &mut Out
     let Some(format) = limits.text_format.filter(|_| format_of(schema).is_some()) else { return };
     outcome.checks += 1;
     if !format.fits(text) {
-        let message = format!("{at} in body must be of type {}: {text:?}", limits.format);
-        let error = FieldError::type_invalid(field(at), format_args!("{text:?}"), &message);
+        let message = format!("{at} in body must be of type {}: {text}", limits.format, text = Quoted(text));
+        let error = FieldError::type_invalid(field(at), Quoted(text), &message);
         outcome.fault(Fault::new(message, error));
     }
 }
