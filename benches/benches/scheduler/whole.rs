@@ -6,7 +6,10 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Node, Pod},
+    scheduling::v1::PriorityClass,
+};
 use kplane::Cluster;
 use kplane_benches::{cpu_time, figure};
 use kreconcile::{Informer, Informers, Selection};
@@ -16,7 +19,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::workloads::{Workload, node, pod};
+use crate::workloads::{PRIORITY_CLASS, Workload, node, pod};
 
 /// As many pods as upstream measures with 5,000 nodes; fewer with fewer.
 const PODS_MAX: usize = 5_000;
@@ -39,6 +42,11 @@ pub(crate) fn run(workload: &Workload, nodes: usize) {
                 serde_json::from_value(json!({"metadata": {"name": "default"}})).expect("an account");
             accounts.create(&PostParams::default(), &account).await.expect("an account");
         }
+        let classes = Api::<PriorityClass>::all(client.clone());
+        let (class, value) = PRIORITY_CLASS;
+        let class = json!({"metadata": {"name": class}, "value": value});
+        let class = serde_json::from_value(class).expect("a class");
+        classes.create(&PostParams::default(), &class).await.expect("a class");
         let all: Api<Node> = Api::all(client.clone());
         for number in 0..nodes {
             let node = all.create(&PostParams::default(), &node(workload, number)).await.expect("a node");

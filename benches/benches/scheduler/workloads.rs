@@ -21,6 +21,11 @@ pub(crate) struct Workload {
     pub(crate) upstream: f64,
 }
 
+/// Where the pods of the DaemonSet go.
+const DAEMON_NODE: &str = "scheduler-perf-00007";
+/// The class of the pods that preempt others.
+pub(crate) const PRIORITY_CLASS: (&str, i32) = ("high", 10);
+
 /// All loads.
 pub(crate) const WORKLOADS: [Workload; 9] = [
     Workload {
@@ -113,7 +118,9 @@ pub(crate) fn node(workload: &Workload, number: usize) -> Node {
     if let Some(zone) = workload.zones.get(number % workload.zones.len().max(1)) {
         labels["topology.kubernetes.io/zone"] = (*zone).into();
     }
-    let resources = json!({"pods": "110", "cpu": "4", "memory": "32Gi"});
+    // As upstream's node with a name of its own, which takes all pods of the DaemonSet.
+    let pods = if name == DAEMON_NODE { "90000" } else { "110" };
+    let resources = json!({"pods": pods, "cpu": "4", "memory": "32Gi"});
     let node = json!({"metadata": {"name": name, "labels": labels},
         "status": {"capacity": resources, "allocatable": resources,
             "conditions": [{"type": "Ready", "status": "True"}]}});
@@ -192,7 +199,7 @@ fn node_affinity() -> Value {
 }
 
 fn daemon() -> Value {
-    let name = json!({"key": "metadata.name", "operator": "In", "values": ["scheduler-perf-00007"]});
+    let name = json!({"key": "metadata.name", "operator": "In", "values": [DAEMON_NODE]});
     let mut pod = with(&json!({}), &on_nodes(&json!({"matchFields": [name]})), "0");
     pod["spec"]["containers"][0]["resources"] = json!({});
     pod
@@ -203,5 +210,5 @@ fn low_priority() -> Value {
 }
 
 fn high_priority() -> Value {
-    with(&json!({}), &json!({"priority": 10}), "3")
+    with(&json!({}), &json!({"priority": PRIORITY_CLASS.1, "priorityClassName": PRIORITY_CLASS.0}), "3")
 }

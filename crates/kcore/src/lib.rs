@@ -20,6 +20,7 @@ pub mod local;
 pub mod object;
 pub mod pattern;
 pub mod quantity;
+pub mod quote;
 pub mod selector;
 pub mod status;
 #[cfg(any(test, feature = "testing"))]

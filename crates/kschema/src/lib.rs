@@ -17,7 +17,7 @@ pub mod json;
 pub mod jsonpath;
 pub mod patch;
 pub mod protobuf;
-pub mod quote;
+pub use kcore::quote;
 pub mod strategy;
 
 pub mod error;

@@ -1,15 +1,11 @@
 //! Reading schedules, with the words of `robfig/cron` (`ParseStandard` of its version 3).
 
-<<<<<<< HEAD:crates/kcore/src/cron/parse.rs
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
 use super::{STAR, Schedule, Times, duration, zone};
-=======
-use super::{duration, zone};
-use kschema::quote::Quoted;
->>>>>>> kinds:crates/kkinds/src/cron_job/schedule.rs
+use crate::quote::Quoted;
 
 /// The values that one field may have.
 struct Bounds {

@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 /// A text in quotes, as `strconv.Quote` (`%q`) writes it.
 ///
 /// ```
-/// assert_eq!(kschema::quote::Quoted("a\"b\u{7f}\u{200b}é").to_string(), r#""a\"b\x7f\u200bé""#);
+/// assert_eq!(kcore::quote::Quoted("a\"b\u{7f}\u{200b}é").to_string(), r#""a\"b\x7f\u200bé""#);
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted<'t>(pub &'t str);
@@ -49,7 +49,7 @@ impl fmt::Display for Quoted<'_> {
 /// A text as `json.Marshal` writes it, which escapes what HTML knows.
 ///
 /// ```
-/// assert_eq!(kschema::quote::json_text("a<b>\u{1}é"), "\"a\\u003cb\\u003e\\u0001é\"");
+/// assert_eq!(kcore::quote::json_text("a<b>\u{1}é"), "\"a\\u003cb\\u003e\\u0001é\"");
 /// ```
 #[must_use]
 pub fn json_text(text: &str) -> String {
