@@ -163,7 +163,7 @@ fn platform_arch() -> &'static str {
 
 /// An answer with a JSON body.
 pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
-    bytes_response(code, serde_json::to_vec(value).unwrap_or_default())
+    bytes_response(code, kcore::json::to_vec(value))
 }
 
 /// What is answered to a path that nothing serves: plain text, from which clients make their own words, as upstream.

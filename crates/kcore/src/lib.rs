@@ -14,6 +14,7 @@
 //! ```
 
 pub mod clock;
+pub mod json;
 pub mod kind;
 pub mod local;
 pub mod object;

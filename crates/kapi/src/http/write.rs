@@ -488,30 +488,33 @@ impl Request<'_> {
         let media_type = media_type(&self.parts.headers);
         let body = if body.is_empty() { None } else { Some(self.decode(&media_type, &body)?.0) };
         let options = DeleteOptions::parse(self.query, body.as_ref())?;
+        let form = self.form(resource, false)?;
         if self.info.verb == "deletecollection" {
-            return self.delete_collection(resource, &options).await;
+            return self.delete_collection(resource, &options, form).await;
         }
         let deleted = self.call(resource, options.dry_run).delete(&options).await?;
         let def = &resource.def;
-        let value = match deleted {
+        match deleted {
             Deleted::Gone(last) if !def.traits.returns_deleted => {
-                let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
-                return Ok(super::status_response(&Status::success(
-                    &def.group,
-                    &def.plural,
-                    &self.info.name,
-                    uid,
-                )));
+                let status = Status::success(&def.group, &def.plural, &self.info.name, last.uid());
+                if !matches!(form, Form::Protobuf | Form::MetadataProtobuf) {
+                    return Ok(super::status_response(&status));
+                }
+                let status = serde_json::to_value(&status).map_err(Status::internal)?;
+                let catalog = self.server.objects.registry().catalog();
+                Ok(binary::response(StatusCode::OK, binary::encode(catalog, &status)?))
             }
-            Deleted::Gone(object) | Deleted::Later(object) => in_version(resource, object),
-        };
-        Ok(json_response(StatusCode::OK, &value))
+            Deleted::Gone(object) | Deleted::Later(object) => {
+                self.written_response(resource, StatusCode::OK, &object, form, &[]).await
+            }
+        }
     }
 
     async fn delete_collection(
         &self,
         resource: &Arc<Resource>,
         options: &DeleteOptions,
+        form: Form,
     ) -> ApiResult<Response<Body>> {
         let selection = self.list_options(resource, false)?;
         let mut items = Vec::new();
@@ -521,7 +524,9 @@ impl Request<'_> {
             let mut call = self.call(resource, options.dry_run);
             (call.namespace, call.name) = (&header.namespace, &header.name);
             match call.delete(options).await {
-                Ok(Deleted::Gone(value) | Deleted::Later(value)) => items.push(in_version(resource, value)),
+                Ok(Deleted::Gone(last) | Deleted::Later(last)) => {
+                    items.push(last.served(&self.server.objects, resource).await?);
+                }
                 // Somebody else deleted it in the meantime: that is what was asked for.
                 Err(error) if error.0.is("NotFound") => {}
                 Err(error) => return Err(error),
@@ -529,6 +534,10 @@ impl Request<'_> {
         }
         let meta = json!({"resourceVersion": self.server.objects.snapshot().revision().to_string()});
         let list = json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": items});
+        if matches!(form, Form::Protobuf) {
+            let catalog = self.server.objects.registry().catalog();
+            return Ok(binary::response(StatusCode::OK, binary::encode(catalog, &list)?));
+        }
         Ok(json_response(StatusCode::OK, &list))
     }
 }
