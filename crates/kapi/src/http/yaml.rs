@@ -356,6 +356,33 @@ mod tests {
         }
     }
 
+    /// Every kind in both texts: an object made up from its schema is the same after the way there and back.
+    #[test]
+    fn every_kind_survives_the_way_through_yaml() {
+        let catalog = kschema::builtin::catalog();
+        let mut count = 0;
+        for (group, version, kind, id) in kschema::builtin::kinds(&catalog) {
+            let object = kschema::testing::object_of(&catalog, (group, version, kind), id, 7);
+            for text in [serde_saphyr::to_string(&object).unwrap(), object.to_string()] {
+                let document = parse(text.as_bytes());
+                assert_eq!(
+                    document,
+                    Ok(Document { value: object.clone(), twice: Vec::new() }),
+                    "{kind}: {text}"
+                );
+            }
+            count += 1;
+        }
+        assert!(count > 200, "only {count} kinds");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_breaks_the_reader(text in "([a-z0-9{}\\[\\]:,&*!|>'\"# \\n\\-~<.]|\\PC){0,60}") {
+            let _ = parse(text.as_bytes());
+        }
+    }
+
     #[test]
     fn what_is_no_yaml_is_refused() {
         let bomb: String = (1..12).fold("a0: &a0 [x]\n".to_owned(), |text, index| {
