@@ -102,7 +102,10 @@ impl Server {
             {
                 return;
             }
-            assert!(Instant::now() < until, "{} did not get ready", self.folder.display());
+            if Instant::now() > until {
+                let log = std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
+                panic!("a server did not get ready:\n{log}");
+            }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -125,8 +128,10 @@ fn cpu_of(process: &Child) -> Duration {
 fn flags(folder: &Path, port: u16) -> Vec<String> {
     let file = |name: &str| folder.join(name).display().to_string();
     std::fs::write(file("tokens.csv"), "bench,bench,1,\"system:masters\"\n").expect("a file");
-    let key = rcgen::KeyPair::generate().expect("a key").serialize_pem();
-    std::fs::write(file("sa.key"), key).expect("a file");
+    let key = rcgen::KeyPair::generate().expect("a key");
+    std::fs::write(file("sa.key"), key.serialize_pem()).expect("a file");
+    // The real server reads no public key out of a private one of this kind.
+    std::fs::write(file("sa.pub"), key.public_key_pem()).expect("a file");
     vec![
         "--bind-address=127.0.0.1".to_owned(),
         format!("--secure-port={port}"),
@@ -137,7 +142,7 @@ fn flags(folder: &Path, port: u16) -> Vec<String> {
         "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         "--disable-admission-plugins=ServiceAccount".to_owned(),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        format!("--service-account-key-file={}", file("sa.key")),
+        format!("--service-account-key-file={}", file("sa.pub")),
         format!("--service-account-signing-key-file={}", file("sa.key")),
     ]
 }
