@@ -1,15 +1,16 @@
 //! What the API server costs: each verb for a small and a usual object, lists in every form, custom resources, memory, and
 //! the ways to reach it. Everything runs on one thread.
 //!
-//! No peer is measured beside it: a kube-apiserver needs its binaries and an etcd, which a checkout does not have. The ratios
-//! are between the paths to this server.
+//! Where a real `kube-apiserver` is on the machine (`KPLANE_PEER_APISERVER`, `KPLANE_PEER_ETCD`), the part `peer` does the same
+//! work with both and prints ratios. The ratios of the other parts are between the paths to this server.
 //!
-//! `cargo bench -p kplane-benches --bench api -- PART...` runs only these parts: `verbs`, `lists`, `custom`, `paths`.
+//! `cargo bench -p kplane-benches --bench api -- PART...` runs only these parts: `verbs`, `lists`, `custom`, `paths`, `peer`.
 
 mod custom;
 mod lists;
 mod objects;
 mod paths;
+mod peer;
 mod verbs;
 
 use kapi::{
@@ -22,10 +23,17 @@ use kube::Client;
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-const PARTS: [&str; 4] = ["verbs", "lists", "custom", "paths"];
+const PARTS: [&str; 5] = ["verbs", "lists", "custom", "paths", "peer"];
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() {
+fn main() {
+    if peer::is_face() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(run());
+}
+
+async fn run() {
     let asked: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     for part in PARTS {
         if !asked.is_empty() && !asked.iter().any(|word| word == part) {
@@ -35,7 +43,8 @@ async fn main() {
             "verbs" => verbs::run().await,
             "lists" => lists::run().await,
             "custom" => custom::run().await,
-            _ => paths::run().await,
+            "paths" => paths::run().await,
+            _ => peer::run().await,
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::{
     body::Body,
     custom,
     error::{ApiError, ApiResult},
+    http::tunnel,
     objects::{Objects, stored},
     outbound::{self, Target},
     registry::Resource,
@@ -175,16 +176,28 @@ impl Remote {
         let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         let mut request = Request::builder().method(parts.method.clone()).uri(path);
         if let Some(headers) = request.headers_mut() {
-            for (name, value) in parts.headers.iter().filter(|(name, _)| !is_dropped(name)) {
+            let handed_on =
+                |name: &HeaderName| !is_dropped(name) && !tunnel::is_for_neighbour(&parts.headers, name);
+            for (name, value) in parts.headers.iter().filter(|(name, _)| handed_on(name)) {
                 headers.append(name.clone(), value.clone());
             }
             identify(headers, user);
+            tunnel::ask(&parts.headers, headers);
         }
         let body = http_body_util::BodyExt::map_err(body, |error| std::io::Error::other(error.to_string()));
         let request = request.body(body.boxed_unsync()).map_err(|error| unavailable(&error.to_string()))?;
         let address = self.address(server);
         let sent = outbound::send(server.objects.outbound(), &self.target, address.as_deref(), request).await;
-        let (parts, body) = sent.map_err(|why| unavailable(&why))?.into_parts();
+        let answer = sent.map_err(|why| unavailable(&why))?;
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return tunnel::open(parts, answer, ());
+        }
+        if answer.status().is_redirection() && answer.headers().contains_key(header::LOCATION) {
+            // The caller's credentials would go wherever the other server says.
+            let why = "the backend attempted to redirect this request, which is not permitted";
+            return Err(Status::failure(502, "BadGateway", why).into());
+        }
+        let (parts, body) = answer.into_parts();
         // An answer that breaks off ends: what was lacking shows in its content.
         let chunks = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));
         let mut response = Response::new(Body::stream(chunks.filter_map(|chunk| async { chunk.ok() })));

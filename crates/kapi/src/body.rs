@@ -26,9 +26,43 @@ impl Body {
         Self(Inner::Full(None))
     }
 
+    /// The same body; when it has been sent, or dropped on the way, `done` is told how many bytes of it were.
+    pub(crate) fn measured(self, done: impl FnOnce(u64) + Send + 'static) -> Self {
+        match self.0 {
+            Inner::Full(bytes) => {
+                done(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64));
+                Self(Inner::Full(bytes))
+            }
+            Inner::Stream(stream) => {
+                let mut sent = Sent { bytes: 0, done: Some(Box::new(done)) };
+                Self(Inner::Stream(Box::pin(stream.inspect(move |chunk| sent.add(chunk)))))
+            }
+        }
+    }
+
     /// A body of chunks that are made while it is read.
     pub fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Self {
         Self(Inner::Stream(Box::pin(chunks)))
+    }
+}
+
+/// Counts the bytes of a stream until it goes.
+struct Sent {
+    bytes: u64,
+    done: Option<Box<dyn FnOnce(u64) + Send>>,
+}
+
+impl Sent {
+    fn add(&mut self, chunk: &Bytes) {
+        self.bytes += chunk.len() as u64;
+    }
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(self.bytes);
+        }
     }
 }
 
@@ -74,5 +108,39 @@ impl fmt::Debug for Body {
             Inner::Full(_) => "Body::Full",
             Inner::Stream(_) => "Body::Stream",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    };
+
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_has_been_sent_is_measured() {
+        let chunks =
+            || futures::stream::iter(["ab", "cde", "f"].map(|text| Bytes::from_static(text.as_bytes())));
+        for (body, frames, expected) in [
+            (Body::from("abc"), 1, 3),
+            (Body::empty(), 0, 0),
+            (Body::stream(chunks()), 3, 6),
+            // Who goes away has got what was sent before.
+            (Body::stream(chunks()), 2, 5),
+        ] {
+            let told = Arc::new(AtomicU64::new(u64::MAX));
+            let heard = Arc::clone(&told);
+            let mut body = body.measured(move |bytes| heard.store(bytes, Ordering::Relaxed));
+            for _ in 0..frames {
+                assert!(body.frame().await.is_some());
+            }
+            drop(body);
+            assert_eq!(told.load(Ordering::Relaxed), expected);
+        }
     }
 }

@@ -14,16 +14,24 @@ use crate::{
     objects::{Write, WriteError},
     request::{DeleteOptions, Propagation},
     schema::fields::keep,
-    write::{Call, RETRIES_MAX},
+    write::{Call, RETRIES_MAX, Written},
 };
 
 /// What a deletion did.
 pub(crate) enum Deleted {
-    /// The object is gone; its last state, in the storage version.
-    Gone(Value),
+    /// The object is gone; its last state.
+    Gone(Written),
     /// The object is still there and will go later; its present state.
-    Later(Value),
+    Later(Written),
 }
+
+/// What is looked at of every object that is deleted.
+const MARKS: [&str; 4] = [
+    "metadata.finalizers",
+    "metadata.deletionTimestamp",
+    "metadata.deletionGracePeriodSeconds",
+    "spec.finalizers",
+];
 
 impl Call<'_> {
     /// Deletes one object (`registry/generic/registry.Store.Delete`).
@@ -31,16 +39,20 @@ impl Call<'_> {
         for _ in 0..RETRIES_MAX {
             let stored =
                 self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
-            let old = convert::hub(self.objects, self.resource, &stored).await?;
             self.check_preconditions(options, &stored)?;
+            let (old, is_whole) = match self.part(&stored) {
+                Some(part) => (part, false),
+                None => (self.whole(&stored).await?, true),
+            };
             self.validate(Operation::Delete, self.name, &old, Some(&old)).await?;
             let written = if self.ends(&old, options) {
-                self.remove(&stored, old).await?
+                self.remove(&stored, old, is_whole).await?
             } else {
+                let old = if is_whole { old } else { self.whole(&stored).await? };
                 let mut object = old.clone();
                 self.mark(&mut object, options);
                 if object == old {
-                    return Ok(Deleted::Later(old));
+                    return Ok(Deleted::Later(Written::Stored(stored)));
                 }
                 self.replace(&stored, &old, object).await?
             };
@@ -52,6 +64,22 @@ impl Call<'_> {
             }
         }
         Err(self.conflict())
+    }
+
+    async fn whole(&self, stored: &Stored) -> ApiResult<Value> {
+        convert::hub(self.objects, self.resource, stored).await
+    }
+
+    /// As much of the object as decides whether it goes at once, if that is known and nobody else wants to see it: the
+    /// server's own admission steps don't look at what is deleted.
+    fn part(&self, stored: &Stored) -> Option<Value> {
+        if self.foreign_admission || self.dry_run || self.resource.def.definition().is_some() {
+            return None;
+        }
+        let own = self.resource.def.strategy.deletion_fields()?;
+        let fields: Vec<&str> = MARKS.iter().chain(own).copied().collect();
+        // What can't be read so is read as a whole, which tells what is wrong.
+        kcore::json::part(stored.raw(), &fields).ok()
     }
 
     fn check_preconditions(&self, options: &DeleteOptions, stored: &Stored) -> ApiResult<()> {
@@ -136,31 +164,39 @@ impl Call<'_> {
         mut object: Value,
     ) -> ApiResult<Option<Deleted>> {
         if self.dry_run {
-            return Ok(Some(Deleted::Later(object)));
+            return Ok(Some(Deleted::Later(Written::DryRun(object))));
         }
         meta::drop_revision(&mut object);
         let claims = self.resource.def.strategy.claims(old);
         let converted = self.to_store(&object).await?;
         let write = self.write(stored, Some(&converted), &claims, &claims);
         match self.objects.commit(write).await {
-            Ok(written) => {
-                let written = convert::hub(self.objects, self.resource, &written).await?;
-                Ok(Some(Deleted::Later(written)))
-            }
+            Ok(written) => Ok(Some(Deleted::Later(Written::Stored(written)))),
             Err(WriteError::Store(error)) => Err(error),
             Err(_) => Ok(None),
         }
     }
 
-    async fn remove(&self, stored: &Arc<Stored>, mut last: Value) -> ApiResult<Option<Deleted>> {
+    /// Removes the object. `last`: as much of it as has been read, all of it if it `is_whole`.
+    async fn remove(
+        &self,
+        stored: &Arc<Stored>,
+        mut last: Value,
+        is_whole: bool,
+    ) -> ApiResult<Option<Deleted>> {
         if self.dry_run {
-            return Ok(Some(Deleted::Gone(last)));
+            return Ok(Some(Deleted::Gone(Written::DryRun(last))));
         }
         let claims = self.resource.def.strategy.claims(&last);
         match self.objects.commit(self.write(stored, None, &[], &claims)).await {
+            // What is stored is handed on as it is; only what had to be converted already stays converted.
+            Ok(written) if !is_whole || convert::is_as_served(self.resource, stored) => {
+                let last = Arc::new(stored.at_revision(written.revision()));
+                Ok(Some(Deleted::Gone(Written::Stored(last))))
+            }
             Ok(written) => {
                 last["metadata"]["resourceVersion"] = json!(written.revision().to_string());
-                Ok(Some(Deleted::Gone(last)))
+                Ok(Some(Deleted::Gone(Written::DryRun(last))))
             }
             Err(WriteError::Store(error)) => Err(error),
             Err(_) => Ok(None),

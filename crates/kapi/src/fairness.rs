@@ -8,6 +8,7 @@
 mod bootstrap;
 mod counters;
 mod level;
+mod ratios;
 mod schema;
 
 use std::{
@@ -28,6 +29,7 @@ pub(crate) use self::{bootstrap::objects as bootstrap_objects, level::Seat};
 use self::{
     counters::{Counters, Flow, Stay, Waiting},
     level::{Levels, Refusal},
+    ratios::{Busy, Kinds, Phase},
     schema::FlowSchema,
 };
 use crate::{
@@ -59,6 +61,7 @@ pub(crate) struct Fairness {
     classes: ArcSwap<Vec<Class>>,
     levels: Arc<Levels>,
     counters: Counters,
+    kinds: Arc<Kinds>,
 }
 
 /// A flow schema with its level, in the order of precedence.
@@ -75,6 +78,7 @@ struct Class {
 pub(crate) struct Turn {
     _seat: Option<Seat>,
     _stay: Option<Stay>,
+    _busy: Option<Busy>,
     /// The uids of the flow schema and the priority level.
     pub(crate) uids: Option<(HeaderValue, HeaderValue)>,
 }
@@ -90,6 +94,7 @@ impl Fairness {
             classes: ArcSwap::default(),
             levels: Arc::new(Levels::new(SEATS_TOTAL)),
             counters: Counters::default(),
+            kinds: Arc::default(),
         };
         let (levels, schemas) = bootstrap_objects();
         fairness.configure(&levels, &schemas);
@@ -122,6 +127,7 @@ impl Fairness {
 
     fn configure(&self, levels: &[Value], schemas: &[Value]) {
         self.levels.configure(levels);
+        self.kinds.configure(SEATS_TOTAL, self.levels.places());
         let header = |object: &Value| {
             let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
             HeaderValue::from_str(uid).unwrap_or_else(|_| HeaderValue::from_static(""))
@@ -154,17 +160,19 @@ impl Fairness {
         request: &RequestInfo,
     ) -> ApiResult<Turn> {
         self.sync(objects);
+        let mutating = !matches!(request.verb.as_str(), "get" | "list" | "watch" | "head");
         let (level, flow, uids, counters) = {
             let classes = self.classes.load();
             let Some(class) = classes.iter().find(|class| class.schema.matches(user, request)) else {
-                return Ok(Turn { _seat: None, _stay: None, uids: None });
+                return Ok(Turn { _seat: None, _stay: None, _busy: None, uids: None });
             };
             let uids = Some(class.uids.clone());
             if lasts(request) || class.exempt {
                 // What lasts is counted as begun; how long it lasts says nothing.
                 class.flow.dispatched();
                 let stay = (!lasts(request)).then(|| class.flow.enter());
-                return Ok(Turn { _seat: None, _stay: stay, uids });
+                let busy = (!lasts(request)).then(|| self.kinds.enter(mutating, Phase::Executing));
+                return Ok(Turn { _seat: None, _stay: stay, _busy: busy, uids });
             }
             (class.level, class.schema.flow(user, request), uids, Arc::clone(&class.flow))
         };
@@ -172,6 +180,7 @@ impl Fairness {
             level::Place::Seat(seat) => Ok(seat),
             level::Place::Queue(place) => {
                 let waiting = Waiting::new(&counters);
+                let _busy = self.kinds.enter(mutating, Phase::Waiting);
                 let seat = tokio::time::timeout(WAIT_MAX, place).await.unwrap_or(None);
                 waiting.end(seat.is_some());
                 seat.ok_or(Refusal::TimeOut)
@@ -181,7 +190,8 @@ impl Fairness {
         match seat {
             Ok(seat) => {
                 counters.dispatched();
-                Ok(Turn { _seat: Some(seat), _stay: Some(counters.enter()), uids })
+                let busy = self.kinds.enter(mutating, Phase::Executing);
+                Ok(Turn { _seat: Some(seat), _stay: Some(counters.enter()), _busy: Some(busy), uids })
             }
             Err(why) => {
                 counters.rejected(why);
@@ -194,6 +204,8 @@ impl Fairness {
     pub(crate) fn write_metrics(&self, out: &mut String) {
         counters::write_limits(&self.levels.limits(), out);
         self.counters.write(out);
+        ratios::write_usage(&self.levels.usage(), out);
+        self.kinds.write(out);
     }
 }
 

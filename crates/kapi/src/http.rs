@@ -8,9 +8,11 @@ mod openapi;
 mod proxy;
 mod resource;
 mod table;
+pub(crate) mod tunnel;
 mod upgrade;
 mod watch;
 mod write;
+mod yaml;
 
 use std::{fmt, sync::Arc};
 
@@ -163,7 +165,7 @@ fn platform_arch() -> &'static str {
 
 /// An answer with a JSON body.
 pub(crate) fn json_response(code: StatusCode, value: &Value) -> Response<Body> {
-    bytes_response(code, serde_json::to_vec(value).unwrap_or_default())
+    bytes_response(code, kcore::json::to_vec(value))
 }
 
 /// What is answered to a path that nothing serves: plain text, from which clients make their own words, as upstream.
@@ -257,23 +259,49 @@ pub(crate) fn media_type(headers: &HeaderMap) -> String {
     if essence.is_empty() { "application/json".to_owned() } else { essence }
 }
 
-/// Decodes a body of JSON, YAML or protobuf; the second value holds the paths of duplicate fields.
-pub(crate) fn decode(catalog: &Catalog, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+/// The fields that stand twice in a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Duplicates {
+    /// The paths of those of a JSON document.
+    Paths(Vec<String>),
+    /// What is told of those of a YAML document, line by line.
+    Lines(Vec<String>),
+}
+
+impl Duplicates {
+    /// None.
+    pub(crate) const NONE: Self = Self::Paths(Vec::new());
+
+    /// What is told of them: each by itself as a warning; those of YAML together where the request is refused.
+    pub(crate) fn told(&self, refused: bool) -> Vec<String> {
+        match self {
+            Self::Paths(paths) => paths.iter().map(|path| format!("duplicate field {path:?}")).collect(),
+            Self::Lines(lines) if refused && !lines.is_empty() => vec![yaml::faults(lines)],
+            Self::Lines(lines) => lines.clone(),
+        }
+    }
+}
+
+/// Decodes a body of JSON, YAML or protobuf.
+pub(crate) fn decode(catalog: &Catalog, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Duplicates)> {
     match media_type {
         "application/json" | "*/*" => {
-            reader::parse(bytes).map_err(|error| Status::bad_request(format!("couldn't get version/kind; json parse error: {error}")).into())
+            let read = reader::parse(bytes).map_err(|error| {
+                Status::bad_request(format!("couldn't get version/kind; json parse error: {error}"))
+            })?;
+            Ok((read.0, Duplicates::Paths(read.1)))
         }
         "application/yaml" | "application/x-yaml" | "text/yaml" => {
-            let text = std::str::from_utf8(bytes).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
-            let value: Value = serde_saphyr::from_str(text).map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
-            Ok((value, Vec::new()))
+            let document = yaml::parse(bytes)
+                .map_err(|error| Status::bad_request(format!("error converting YAML to JSON: {error}")))?;
+            Ok((document.value, Duplicates::Lines(document.twice)))
         }
         "application/vnd.kubernetes.protobuf" => {
             let object = protobuf::decode(catalog, bytes).map_err(|error| match error {
                 protobuf::ProtobufError::Unknown(_) => Status::unsupported_media_type(error.to_string()),
                 error => Status::bad_request(error.to_string()),
             })?;
-            Ok((object, Vec::new()))
+            Ok((object, Duplicates::NONE))
         }
         other => Err(Status::unsupported_media_type(format!(
             "the body of the request was in an unknown format ({other}) - accepted media types include: application/json, application/yaml, application/vnd.kubernetes.protobuf"

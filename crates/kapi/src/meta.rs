@@ -76,6 +76,11 @@ pub(crate) fn suffix() -> String {
     (0..5).map(|_| char::from(LETTERS[random.random_range(0..LETTERS.len())])).collect()
 }
 
+/// What is told of an object without a name that is written to the address of one (`checkName`).
+pub(crate) fn nameless(name: &str) -> String {
+    format!("the name of the object ({name} based on URL) was undeterminable: name must be provided")
+}
+
 /// What callers can't change is what it was.
 pub(crate) fn keep_system_fields(
     def: &ResourceDef,
@@ -93,7 +98,7 @@ pub(crate) fn keep_system_fields(
     }
     let given = text(object, "name");
     if given.is_empty() {
-        return Err(Status::bad_request("name must be provided").into());
+        return Err(Status::bad_request(nameless(name)).into());
     }
     if given != name {
         let why = format!("the name of the object ({given}) does not match the name on the URL ({name})");

@@ -25,6 +25,9 @@ const BUCKETS: [f64; 23] = [
     20.0, 30.0, 45.0, 60.0,
 ];
 
+/// The upper bounds of the histogram of answers' sizes, in bytes.
+const SIZES: [u64; 7] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
+
 /// What a request is counted under.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Labels {
@@ -85,6 +88,21 @@ struct Series {
     count: AtomicU64,
     nanos: AtomicU64,
     buckets: [AtomicU64; BUCKETS.len()],
+    /// How many answers have been sent, with how many bytes, and how many in each bucket.
+    sent: AtomicU64,
+    sent_bytes: AtomicU64,
+    sizes: [AtomicU64; SIZES.len()],
+}
+
+impl Series {
+    /// Counts an answer that has been sent.
+    fn answered(&self, bytes: u64) {
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(bucket) = SIZES.iter().position(|bound| bytes <= *bound) {
+            self.sizes[bucket].fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// The counters of one server.
@@ -146,8 +164,15 @@ impl Metrics {
     }
 
     /// Counts a request that has been answered. `known`: its resource is served; the names of others come from callers alone
-    /// and are not kept.
-    pub(crate) fn end(&self, info: &RequestInfo, known: bool, dry_run: bool, code: u16, took: Duration) {
+    /// and are not kept. What comes back counts the bytes of the answer, of requests that read.
+    pub(crate) fn end(
+        &self,
+        info: &RequestInfo,
+        known: bool,
+        dry_run: bool,
+        code: u16,
+        took: Duration,
+    ) -> Option<impl FnOnce(u64) + Send + use<>> {
         let named = |text| if known { text } else { "" };
         let key = Key {
             verb: verb(info),
@@ -166,6 +191,8 @@ impl Metrics {
         if let Some(bucket) = BUCKETS.iter().position(|bound| seconds <= *bound) {
             series.buckets[bucket].fetch_add(1, Ordering::Relaxed);
         }
+        let reads = matches!(info.verb.as_str(), "get" | "list");
+        reads.then_some(move |bytes| series.answered(bytes))
     }
 
     fn series(&self, key: Key<'_>) -> Arc<Series> {
@@ -217,6 +244,11 @@ impl Metrics {
         for group in all.chunk_by(|(one, _), (other, _)| order(one).0 == order(other).0) {
             write_histogram(&mut out, name, group);
         }
+        let name = "apiserver_response_sizes";
+        head(&mut out, name, "histogram", "How large answers to requests that read were, in bytes.");
+        for group in all.chunk_by(|(one, _), (other, _)| order(one).0.0 == order(other).0.0) {
+            write_sizes(&mut out, name, group);
+        }
         let gauge = |value: &AtomicI64| value.load(Ordering::Relaxed);
         head(&mut out, "apiserver_current_inflight_requests", "gauge", "Requests that are being worked on.");
         let _ = writeln!(
@@ -261,6 +293,28 @@ pub(crate) fn head(out: &mut String, name: &str, kind: &str, help: &str) {
 fn order(labels: &Labels) -> (([&str; 6], bool), u16) {
     let Labels { verb, group, version, resource, subresource, scope, dry_run, code } = labels;
     (([group, version, resource, subresource, verb, scope], *dry_run), *code)
+}
+
+/// One histogram of sizes, of the series that differ in the code and in whether they were dry runs. Nothing is written of what
+/// has never been.
+fn write_sizes(out: &mut String, name: &str, series: &[(&Labels, &Arc<Series>)]) {
+    let sum = |of: &dyn Fn(&Series) -> &AtomicU64| {
+        series.iter().map(|(_, series)| of(series).load(Ordering::Relaxed)).sum::<u64>()
+    };
+    let count = sum(&|series| &series.sent);
+    let Some((labels, _)) = series.first().filter(|_| count > 0) else { return };
+    let labels = format!(
+        "component=\"apiserver\",group=\"{}\",resource=\"{}\",scope=\"{}\",subresource=\"{}\",verb=\"{}\",version=\"{}\"",
+        labels.group, labels.resource, labels.scope, labels.subresource, labels.verb, labels.version
+    );
+    let mut below = 0;
+    for (index, bound) in SIZES.iter().enumerate() {
+        below += sum(&|series| &series.sizes[index]);
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
+    }
+    let bytes = sum(&|series| &series.sent_bytes);
+    let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+    let _ = writeln!(out, "{name}_sum{{{labels}}} {bytes}\n{name}_count{{{labels}}} {count}");
 }
 
 impl Labels {
@@ -329,17 +383,22 @@ mod tests {
             ..RequestInfo::default()
         };
         for code in [200, 200, 410] {
-            metrics.end(&info, true, false, code, Duration::from_millis(30));
+            let sized = metrics.end(&info, true, false, code, Duration::from_millis(30));
+            sized.expect("lists read")(if code == 200 { 500 } else { 5_000 });
         }
         let flying = metrics.begin(&RequestInfo { verb: "create".into(), ..RequestInfo::default() });
         let text = metrics.text(&[("apps".into(), "deployments".into(), 7)], "v1.37.0");
         let labels = "component=\"apiserver\",dry_run=\"\",group=\"apps\",resource=\"deployments\",scope=\"cluster\",subresource=\"\",verb=\"LIST\",version=\"v1\"";
+        let sized = labels.replace("dry_run=\"\",", "");
         for line in [
             &format!("apiserver_request_total{{code=\"200\",{labels}}} 2"),
             &format!("apiserver_request_total{{code=\"410\",{labels}}} 1"),
             &format!("apiserver_request_duration_seconds_bucket{{{labels},le=\"0.025\"}} 0"),
             &format!("apiserver_request_duration_seconds_bucket{{{labels},le=\"0.05\"}} 3"),
             &format!("apiserver_request_duration_seconds_count{{{labels}}} 3"),
+            &format!("apiserver_response_sizes_bucket{{{sized},le=\"1000\"}} 2"),
+            &format!("apiserver_response_sizes_bucket{{{sized},le=\"10000\"}} 3"),
+            &format!("apiserver_response_sizes_sum{{{sized}}} 6000"),
             "apiserver_current_inflight_requests{request_kind=\"mutating\"} 1",
             "apiserver_resource_objects{group=\"apps\",resource=\"deployments\"} 7",
         ] {

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     convert,
     error::ApiResult,
+    meta,
     objects::Objects,
     registry::Resource,
     schema::Type,
@@ -139,18 +140,21 @@ impl Call<'_> {
                 let def = &self.resource.def;
                 return Err(Status::conflict(&def.group, &def.plural, self.name, &why).into());
             }
-            if patch["metadata"]["name"] != *self.name {
-                let given = patch["metadata"]["name"].as_str().unwrap_or_default();
+            let now = self.objects.clock().now();
+            let made = self.with_manager(|manager| manager.on_apply(&json!({}), patch, name, force, now))?;
+            let mut object = made.unwrap_or_else(|| patch.clone());
+            decode(&mut object)?;
+            let given = patch["metadata"]["name"].as_str().unwrap_or_default();
+            if given.is_empty() {
+                return Err(Status::bad_request(meta::nameless(self.name)).into());
+            }
+            if given != self.name {
                 let why = format!(
                     "the name of the object ({given}) does not match the name on the URL ({})",
                     self.name
                 );
                 return Err(Status::bad_request(why).into());
             }
-            let now = self.objects.clock().now();
-            let made = self.with_manager(|manager| manager.on_apply(&json!({}), patch, name, force, now))?;
-            let mut object = made.unwrap_or_else(|| patch.clone());
-            decode(&mut object)?;
             convert::to_hub(self.resource, &mut object);
             match untracked.create(object).await {
                 // Somebody else was faster: then it is a change of what they made.

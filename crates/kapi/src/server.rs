@@ -379,7 +379,11 @@ impl Inner {
         let known = self.objects.registry().find(&info.group, &info.version, &info.resource).is_some();
         let took = began.elapsed();
         let code = response.status().as_u16();
-        self.metrics.end(&info, known, query.get("dryRun").is_some(), code, took);
+        let sized = self.metrics.end(&info, known, query.get("dryRun").is_some(), code, took);
+        let response = match sized {
+            Some(sized) => response.map(|body| body.measured(sized)),
+            None => response,
+        };
         debug!(verb = %info.verb, path = %info.path, code, user = user.as_deref().map(|user| &*user.name), ?took, "HTTP");
         if let Some(sink) = &self.audit {
             sink.record(&AuditEvent {

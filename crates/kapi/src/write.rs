@@ -69,6 +69,22 @@ pub(crate) enum Written {
 }
 
 impl Written {
+    /// The object's uid.
+    pub(crate) fn uid(&self) -> &str {
+        match self {
+            Self::Stored(stored) => &stored.header().uid,
+            Self::DryRun(value) => meta::text(value, "uid"),
+        }
+    }
+
+    /// The object in the version of the request.
+    pub(crate) async fn served(&self, objects: &Objects, resource: &Resource) -> ApiResult<Value> {
+        match self {
+            Self::Stored(stored) => convert::served(objects, resource, stored).await,
+            Self::DryRun(value) => Ok(in_version(resource, value.clone())),
+        }
+    }
+
     /// The object in the form that it is checked in, with its resource version.
     pub(crate) async fn value(&self, call: &Call<'_>) -> ApiResult<Value> {
         match self {
@@ -371,7 +387,9 @@ impl<'a> Call<'a> {
         strategy.default(object);
         self.admit(Operation::Update, self.name, object, Some(old)).await?;
         self.recheck(object)?;
-        meta::keep_system_fields(def, self.name, object, old)?;
+        if self.foreign_admission {
+            meta::keep_system_fields(def, self.name, object, old)?;
+        }
         if self.subresource == "status" {
             keep_all_but_status(object, old);
         } else if def.definition().is_none()

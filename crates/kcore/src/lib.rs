@@ -15,6 +15,7 @@
 
 pub mod clock;
 pub mod cron;
+pub mod json;
 pub mod kind;
 pub mod local;
 pub mod object;

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::json;
+
 /// Labels, sorted by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels(Box<[(Box<str>, Box<str>)]>);
@@ -171,6 +173,13 @@ impl Stored {
             .position(|window| window == METADATA_OPEN)
             .map_or(raw.len(), |at| at + METADATA_OPEN.len());
         Self { header, revision, raw, splice, made: Mutex::default() }
+    }
+
+    /// The same state under another revision: that of its deletion, which is what its last readers are told.
+    #[must_use]
+    pub fn at_revision(&self, revision: u64) -> Self {
+        let (header, raw) = (Arc::clone(&self.header), self.raw.clone());
+        Self { header, revision, raw, splice: self.splice, made: Mutex::default() }
     }
 
     /// An object that did not come out of a store in this process: one line of a watch, one item of a list.
@@ -348,7 +357,7 @@ pub struct MissingRevision;
 pub fn encode(object: &Value) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     let Some(map) = object.as_object() else {
-        return serde_json::to_vec(object).unwrap_or_default();
+        return json::to_vec(object);
     };
     out.push(b'{');
     let first = ["apiVersion", "kind", "metadata"];
@@ -358,10 +367,9 @@ pub fn encode(object: &Value) -> Vec<u8> {
         if out.len() > 1 {
             out.push(b',');
         }
-        // Writing a `Value` into a `Vec` cannot fail: its keys are strings and the writer never errs.
-        let _ = serde_json::to_writer(&mut out, key);
+        json::write_text(&mut out, key);
         out.push(b':');
-        let _ = serde_json::to_writer(&mut out, value);
+        json::write(&mut out, value);
     }
     out.push(b'}');
     out

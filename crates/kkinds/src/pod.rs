@@ -190,6 +190,10 @@ impl Strategy for Pods {
         }
     }
 
+    fn deletion_fields(&self) -> Option<&'static [&'static str]> {
+        Some(&["spec.terminationGracePeriodSeconds", "spec.nodeName", "status.phase"])
+    }
+
     fn grace_seconds(&self, object: &Value, requested: Option<i64>) -> Option<i64> {
         let spec = &object["spec"];
         let period = requested.or_else(|| spec["terminationGracePeriodSeconds"].as_i64()).unwrap_or(0);

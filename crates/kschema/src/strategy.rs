@@ -100,6 +100,12 @@ pub trait Strategy: Debug + Send + Sync + 'static {
         None
     }
 
+    /// The fields (paths joined by dots) that [`grace_seconds`](Self::grace_seconds) and [`claims`](Self::claims) look at.
+    /// A deletion that needs no more of the object then reads no more of it. `None`: anything.
+    fn deletion_fields(&self) -> Option<&'static [&'static str]> {
+        None
+    }
+
     /// Things that only one object of the cluster may hold, such as a cluster IP. They are claimed and freed in the same
     /// transaction that writes the object.
     fn claims(&self, _object: &Value) -> Vec<String> {

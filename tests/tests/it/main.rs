@@ -15,6 +15,7 @@ mod kubectl_tokens;
 mod leaks;
 mod mini_cluster;
 mod paused_time;
+mod pod_tokens;
 mod schemathesis;
 mod support;
 mod swaps;

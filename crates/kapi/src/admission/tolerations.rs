@@ -1,5 +1,7 @@
 //! Pods stay five minutes on a node that is gone.
 
+use std::sync::LazyLock;
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
@@ -27,22 +29,33 @@ impl Admission for DefaultTolerations {
         if !concerned || def.plural != "pods" || !def.group.is_empty() || !object["spec"].is_object() {
             return Ok(());
         }
-        let given = object["spec"].get("tolerations").and_then(Value::as_array).cloned().unwrap_or_default();
-        let mut tolerations = given.clone();
-        for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-            let tolerated = given.iter().any(|toleration| {
-                let text = |name: &str| toleration[name].as_str().unwrap_or_default();
-                (text("key") == key || text("key").is_empty()) && ["NoExecute", ""].contains(&text("effect"))
-            });
-            if !tolerated {
-                tolerations.push(json!({
-                    "effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": TOLERATION_SECONDS,
-                }));
-            }
+        let given = object["spec"].get("tolerations").and_then(Value::as_array);
+        let missing: Vec<Value> = ADDED
+            .iter()
+            .filter(|added| !given.is_some_and(|given| given.iter().any(|one| tolerates(one, &added["key"]))))
+            .cloned()
+            .collect();
+        if missing.is_empty() {
+            return Ok(());
         }
-        if tolerations.len() != given.len() {
-            object["spec"]["tolerations"] = Value::Array(tolerations);
+        match object["spec"].get_mut("tolerations").and_then(Value::as_array_mut) {
+            Some(given) => given.extend(missing),
+            None => object["spec"]["tolerations"] = Value::Array(missing),
         }
         Ok(())
     }
+}
+
+/// What is added, made once.
+static ADDED: LazyLock<[Value; 2]> = LazyLock::new(|| {
+    ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"].map(|key| {
+        json!({"effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": TOLERATION_SECONDS})
+    })
+});
+
+/// Whether a toleration covers nodes with this taint.
+fn tolerates(toleration: &Value, taint: &Value) -> bool {
+    let text = |name: &str| toleration.get(name).and_then(Value::as_str).unwrap_or_default();
+    let key = text("key");
+    (key.is_empty() || Some(key) == taint.as_str()) && ["NoExecute", ""].contains(&text("effect"))
 }

@@ -134,11 +134,14 @@ impl Counters {
 
 /// The seats of the levels.
 pub(super) fn write_limits(limits: &[Limits], out: &mut String) {
-    let gauges: [Gauge; 3] = [
+    let gauges: [Gauge; 4] = [
         ("nominal_limit_seats", "The seats that a level has.", |limits| limits.nominal),
         ("lower_limit_seats", "The seats that a level never lends.", |limits| limits.lower),
         ("upper_limit_seats", "The seats that a level may take with those that are lent.", |limits| {
             limits.upper
+        }),
+        ("current_limit_seats", "The seats that a level may take now with those that are lent.", |limits| {
+            limits.current
         }),
     ];
     for (name, help, value) in gauges {

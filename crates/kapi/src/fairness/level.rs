@@ -7,7 +7,9 @@ use std::{
 
 use futures::FutureExt as _;
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
+
+use super::ratios::Usage;
 
 /// All levels of a server. One lock for all of them: it is held for some tens of nanoseconds, and seats move between levels.
 #[derive(Debug)]
@@ -33,6 +35,7 @@ struct Level {
     /// The queue that was served last.
     last: usize,
     executing: usize,
+    usage: Usage,
 }
 
 /// A seat; it is free again when this is dropped.
@@ -74,6 +77,8 @@ pub(super) struct Limits {
     pub(super) lower: usize,
     /// With what others lend.
     pub(super) upper: usize,
+    /// With what others lend now.
+    pub(super) current: usize,
 }
 
 impl Drop for Seat {
@@ -81,6 +86,7 @@ impl Drop for Seat {
         let given = {
             let mut state = self.levels.lock();
             state[self.level].executing -= 1;
+            state[self.level].note();
             self.levels.next(&mut state)
         };
         if let Some((level, waiting)) = given {
@@ -136,17 +142,34 @@ impl Levels {
             // Queues with somebody in them stay until they are empty.
             let kept = level.queues.iter().rposition(|queue| !queue.is_empty()).map_or(0, |last| last + 1);
             level.queues.resize_with(queues.max(kept), VecDeque::new);
+            level.note();
         }
+    }
+
+    /// What each level has in use.
+    pub(super) fn usage(&self) -> Vec<(String, Usage)> {
+        self.lock().iter().map(|level| (level.name.clone(), level.usage.clone())).collect()
+    }
+
+    /// How many requests may wait in all queues.
+    pub(super) fn places(&self) -> usize {
+        self.lock().iter().map(Level::places).sum()
     }
 
     /// The seats of all levels.
     pub(super) fn limits(&self) -> Vec<Limits> {
         let state = self.lock();
-        let limits = state.iter().map(|level| Limits {
-            name: level.name.clone(),
-            nominal: level.nominal,
-            lower: level.reserved,
-            upper: level.most.min(self.seats),
+        let kept: usize = state.iter().map(|level| level.executing.max(level.reserved)).sum();
+        let limits = state.iter().map(|level| {
+            let others = kept - level.executing.max(level.reserved);
+            let free = self.seats.saturating_sub(others);
+            Limits {
+                name: level.name.clone(),
+                nominal: level.nominal,
+                lower: level.reserved,
+                upper: level.most.min(self.seats),
+                current: free.min(level.most).max(level.nominal),
+            }
         });
         limits.collect()
     }
@@ -174,6 +197,7 @@ impl Levels {
         let mut state = self.lock();
         if state[level].waiting == 0 && self.has_seat(&state, level) {
             state[level].executing += 1;
+            state[level].note();
             return Place::Seat(Seat { levels: Arc::clone(self), level });
         }
         let own = &mut state[level];
@@ -186,6 +210,7 @@ impl Levels {
         let (sender, receiver) = oneshot::channel();
         own.queues[queue].push_back(sender);
         own.waiting += 1;
+        own.note();
         Place::Queue(receiver.map(Result::ok).boxed())
     }
 
@@ -200,6 +225,7 @@ impl Levels {
                     continue;
                 }
                 state[level].executing += 1;
+                state[level].note();
                 return Some((level, sender));
             }
         }
@@ -208,6 +234,16 @@ impl Levels {
 }
 
 impl Level {
+    fn places(&self) -> usize {
+        self.queues.len() * self.queue_length
+    }
+
+    /// Counts from now on what it has in use.
+    fn note(&mut self) {
+        let places = self.places();
+        self.usage.set(Instant::now(), (self.executing, self.nominal), (self.waiting, places));
+    }
+
     /// The shortest of the queues that the flow is dealt (shuffle sharding); those who gave up don't count.
     fn shortest(&mut self, flow: u64) -> Option<usize> {
         let count = self.queues.len();

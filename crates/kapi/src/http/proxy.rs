@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http::{HeaderMap, HeaderName, HeaderValue, Request as HttpRequest, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request as HttpRequest, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, client::conn::http1, upgrade::OnUpgrade};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use kcore::{Status, Stored};
 use kstore::Range;
@@ -16,7 +16,7 @@ use rand::Rng as _;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use super::resource::Request;
+use super::{resource::Request, tunnel};
 use crate::{
     body::Body,
     error::{ApiError, ApiResult},
@@ -81,16 +81,15 @@ impl Request<'_> {
             .method(self.parts.method.clone())
             .uri(format!("/{}{query}", self.info.rest));
         if let Some(headers) = request.headers_mut() {
-            for (name, value) in self.parts.headers.iter().filter(|(name, _)| !is_dropped(name)) {
+            let given = &self.parts.headers;
+            let handed_on = |name: &HeaderName| !is_dropped(name) && !tunnel::is_for_neighbour(given, name);
+            for (name, value) in given.iter().filter(|(name, _)| handed_on(name)) {
                 headers.append(name.clone(), value.clone());
             }
             if let Ok(host) = HeaderValue::from_str(&host) {
                 headers.insert(header::HOST, host);
             }
-            if let Some(protocol) = asked_protocol(&self.parts.headers) {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-                headers.insert(header::UPGRADE, protocol.clone());
-            }
+            tunnel::ask(&self.parts.headers, headers);
         }
         let body = http_body_util::BodyExt::map_err(body, |error| std::io::Error::other(error.to_string()));
         let request = request.body(body.boxed_unsync()).map_err(unavailable)?;
@@ -103,7 +102,7 @@ impl Request<'_> {
         });
         let answer = sender.send_request(request).await.map_err(unavailable)?;
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return self.tunnel(answer);
+            return tunnel::open(self.parts, answer, ());
         }
         let (parts, body) = answer.into_parts();
         let chunks = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));
@@ -112,27 +111,6 @@ impl Request<'_> {
         for (name, value) in parts.headers.iter().filter(|(name, _)| !is_dropped(name)) {
             response.headers_mut().append(name.clone(), value.clone());
         }
-        Ok(response)
-    }
-
-    /// Hands on the bytes of a connection on which both ends speak something else from now on, until one of them ends.
-    fn tunnel(&self, answer: Response<Incoming>) -> ApiResult<Response<Body>> {
-        let Some(caller) = self.parts.extensions.get::<OnUpgrade>().cloned() else {
-            let why = "this connection can't be upgraded; connect to the server by HTTP/1.1";
-            return Err(Status::bad_request(why).into());
-        };
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        response.headers_mut().clone_from(answer.headers());
-        tokio::spawn(async move {
-            let (Ok(caller), Ok(other)) = futures::join!(caller, hyper::upgrade::on(answer)) else {
-                return;
-            };
-            let (mut caller, mut other) = (TokioIo::new(caller), TokioIo::new(other));
-            if let Err(error) = tokio::io::copy_bidirectional(&mut caller, &mut other).await {
-                tracing::debug!(%error, "a proxied tunnel ended");
-            }
-        });
         Ok(response)
     }
 
@@ -240,13 +218,6 @@ fn pod_address(pod: &Value, asked: &Asked<'_>) -> ApiResult<SocketAddr> {
         asked.port.parse().map_err(|_| Status::bad_request(format!("invalid port {:?}", asked.port)))?
     };
     Ok(SocketAddr::new(ip, port))
-}
-
-/// What the caller wants to speak instead of HTTP, if they do (RFC 9110, section 7.8).
-fn asked_protocol(headers: &HeaderMap) -> Option<&HeaderValue> {
-    let connection = headers.get_all(header::CONNECTION).into_iter().filter_map(|value| value.to_str().ok());
-    let mut words = connection.flat_map(|text| text.split(','));
-    words.any(|word| word.trim().eq_ignore_ascii_case("upgrade")).then(|| headers.get(header::UPGRADE))?
 }
 
 /// Headers that belong to one connection, and the caller's credentials, which are the server's alone.

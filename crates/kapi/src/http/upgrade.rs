@@ -15,7 +15,7 @@ use kcore::Status;
 use serde_json::Value;
 use tracing::debug;
 
-use super::resource::Request;
+use super::{resource::Request, tunnel};
 use crate::{
     body::Body,
     error::{ApiError, ApiResult},
@@ -89,7 +89,7 @@ where
         onward.body(Empty::<Bytes>::new()).map_err(|error| Status::bad_request(error.to_string()))?;
     let answer = sender.send_request(onward).await.map_err(|error| unreachable(&error))?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return tunnel(request, answer, driver);
+        return tunnel::open(request.parts, answer, driver);
     }
     stream_answer(answer, driver).await
 }
@@ -210,35 +210,6 @@ fn check_started(pod: &Value, container: &str, previous: bool) -> ApiResult<()> 
         return refuse(format!("container {container:?} in pod {name:?} is waiting to start: {reason}"));
     }
     Ok(())
-}
-
-/// Both sides have switched protocols: from now on bytes are only copied.
-fn tunnel(
-    request: &Request<'_>,
-    answer: Response<hyper::body::Incoming>,
-    driver: AbortOnDrop,
-) -> ApiResult<Response<Body>> {
-    let Some(upgrade) = request.parts.extensions.get::<hyper::upgrade::OnUpgrade>().cloned() else {
-        return Err(Status::bad_request(
-            "this connection can't be upgraded; connect to the server by HTTP/1.1",
-        )
-        .into());
-    };
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    *response.headers_mut() = answer.headers().clone();
-    tokio::spawn(async move {
-        let _driver = driver;
-        let (client, node) = futures::join!(upgrade, hyper::upgrade::on(answer));
-        let (Ok(client), Ok(node)) = (client, node) else {
-            return;
-        };
-        let (mut client, mut node) = (TokioIo::new(client), TokioIo::new(node));
-        if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut node).await {
-            debug!(%error, "a tunnel to a node ended");
-        }
-    });
-    Ok(response)
 }
 
 async fn stream_answer(

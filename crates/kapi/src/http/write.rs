@@ -8,9 +8,10 @@ use kcore::{Status, Stored, kind::split_api_version};
 use serde_json::{Value, json};
 
 use super::{
-    add_warnings, binary, bytes_response, decode, json_response, media_type,
+    Duplicates, add_warnings, binary, bytes_response, decode, json_response, media_type,
     negotiate::Form,
     resource::{Request, list_kind},
+    yaml,
 };
 use crate::{
     body::Body,
@@ -32,14 +33,36 @@ fn unfit(kind: &str, version: &str, why: &dyn fmt::Display) -> ApiError {
     Status::bad_request(format!("{kind} in version {version:?} cannot be handled as a {kind}: {why}")).into()
 }
 
-/// What is told of fields that stand twice.
-fn twice(duplicates: &[String]) -> Vec<String> {
-    duplicates.iter().map(|path| format!("duplicate field {path:?}")).collect()
-}
-
 /// What is told of an object: what has been found before, then its unknown fields.
 fn all_told(told: &[String], unknown: &[String]) -> Vec<String> {
     told.iter().cloned().chain(unknown.iter().map(|path| format!("unknown field {path:?}"))).collect()
+}
+
+/// Reads what somebody applies: YAML, and the keys that stand twice in it.
+fn read_applied(body: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+    // Most clients send JSON, which is YAML too, and is read faster as what it is. Only YAML's reader knows the lines.
+    if body.first() == Some(&b'{')
+        && let Ok((patch, duplicates)) = kschema::json::parse(body)
+        && duplicates.is_empty()
+    {
+        return Ok((patch, Vec::new()));
+    }
+    let refused =
+        |why: &dyn fmt::Display| ApiError::from(Status::bad_request(format!("error decoding YAML: {why}")));
+    let document =
+        yaml::parse(body).map_err(|why| refused(&format_args!("error converting YAML to JSON: {why}")))?;
+    let found = match &document.value {
+        Value::Object(_) => return Ok((document.value, document.twice)),
+        // Nothing is an object without fields.
+        Value::Null => return Ok((json!({}), Vec::new())),
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+    };
+    Err(refused(&format_args!(
+        "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {found} into Go value of type map[string]interface {{}}"
+    )))
 }
 
 fn strict(texts: &[String]) -> String {
@@ -97,7 +120,7 @@ fn strange_operations(operations: &[Value], duplicates: &[String]) -> Vec<String
 }
 
 impl Request<'_> {
-    fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Vec<String>)> {
+    fn decode(&self, media_type: &str, bytes: &[u8]) -> ApiResult<(Value, Duplicates)> {
         decode(self.server.objects.registry().catalog(), media_type, bytes)
     }
 
@@ -117,7 +140,7 @@ impl Request<'_> {
         }
         let (api_version, kind) = (resource.api_version(), &resource.def.kind);
         self.check_kind(&mut object, &api_version, kind)?;
-        self.check_fields(resource, &mut object, &twice(&duplicates), options, warnings)?;
+        self.check_fields(resource, &mut object, &duplicates, options, warnings)?;
         Ok(object)
     }
 
@@ -145,7 +168,7 @@ impl Request<'_> {
         &self,
         resource: &Resource,
         object: &mut Value,
-        told: &[String],
+        told: &Duplicates,
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
@@ -205,11 +228,12 @@ impl Request<'_> {
         kind: &str,
         version: &str,
         unknown: &[String],
-        told: &[String],
+        told: &Duplicates,
         options: &WriteOptions,
         warnings: &mut Vec<String>,
     ) -> ApiResult<()> {
-        let texts = all_told(told, unknown);
+        let refused = matches!(options.field_validation, FieldValidation::Strict);
+        let texts = all_told(&told.told(refused), unknown);
         match options.field_validation {
             FieldValidation::Strict if !texts.is_empty() => Err(unfit(kind, version, &strict(&texts))),
             FieldValidation::Warn => {
@@ -297,7 +321,7 @@ impl Request<'_> {
         let unknown =
             check::check(catalog, &schema, &mut object).map_err(|error| unfit(KIND, "v1", &error))?;
         let mut warnings = Vec::new();
-        Self::tell_fields(KIND, "v1", &unknown, &twice(&duplicates), options, &mut warnings)?;
+        Self::tell_fields(KIND, "v1", &unknown, &duplicates, options, &mut warnings)?;
         let call = self.call(resource, options.dry_run);
         let (code, value) = subresource::create(self.server, self.user, &call, object).await?;
         let mut response = self.object_response(resource, code, &value, form)?;
@@ -403,9 +427,9 @@ impl Request<'_> {
             return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
         let (patch, duplicates) = self.decode("application/json", &body)?;
-        let told = match &patch {
-            Value::Array(operations) => strange_operations(operations, &duplicates),
-            _ => twice(&duplicates),
+        let told = match (&patch, &duplicates) {
+            (Value::Array(operations), Duplicates::Paths(paths)) => strange_operations(operations, paths),
+            _ => duplicates.told(false),
         };
         let patch = Patch::parse(&patch_type, patch)?;
         let call = self.call(resource, options.dry_run);
@@ -446,30 +470,24 @@ impl Request<'_> {
             let error = FieldError::required("fieldManager", "is required for apply patch");
             return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
-        // Most clients send JSON, which is YAML too, and is read faster as what it is.
-        let json =
-            if body.first() == Some(&b'{') { self.decode("application/json", body).ok() } else { None };
-        let (mut patch, duplicates) = match json {
-            Some(read) => read,
-            None => self.decode("application/yaml", body)?,
-        };
-        if !patch.is_object() {
-            return Err(Status::bad_request("error decoding YAML: the patch is no object").into());
-        }
-        let given = patch["metadata"]["name"].as_str().unwrap_or_default();
-        if given.is_empty() {
-            patch["metadata"]["name"] = json!(self.info.name);
-        }
-        let namespace = self.namespace(resource);
-        if !namespace.is_empty() && patch["metadata"]["namespace"].as_str().unwrap_or_default().is_empty() {
-            patch["metadata"]["namespace"] = json!(namespace);
-        }
+        let (patch, twice) = read_applied(body)?;
         let call = self.call(resource, options.dry_run);
-        let told = twice(&duplicates);
+        // Upstream looks for keys that stand twice once the patch has been merged, and for what it does not know while it is.
+        let refuse = || -> ApiResult<()> {
+            if twice.is_empty() || !matches!(options.field_validation, FieldValidation::Strict) {
+                return Ok(());
+            }
+            let why = yaml::faults(&twice);
+            Err(Status::bad_request(format!(
+                "error strict decoding YAML: error converting YAML to JSON: {why}"
+            ))
+            .into())
+        };
         let found = std::sync::Mutex::new(Vec::new());
         let decode = |object: &mut Value| -> ApiResult<()> {
+            refuse()?;
             let mut warnings = Vec::new();
-            self.check_fields(resource, object, &told, options, &mut warnings)?;
+            self.check_fields(resource, object, &Duplicates::NONE, options, &mut warnings)?;
             *found.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = warnings;
             Ok(())
         };
@@ -479,8 +497,13 @@ impl Request<'_> {
             return self.object_response(resource, StatusCode::OK, &value, form);
         }
         let (written, created) = call.apply(&patch, &options.field_manager, options.force, &decode).await?;
+        // A patch that changes nothing has not been decoded.
+        refuse()?;
         let code = if created { StatusCode::CREATED } else { StatusCode::OK };
-        let warnings = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut warnings = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if matches!(options.field_validation, FieldValidation::Warn) {
+            warnings.splice(0..0, twice.iter().cloned());
+        }
         self.written_response(resource, code, &written, form, &warnings).await
     }
 
@@ -488,30 +511,33 @@ impl Request<'_> {
         let media_type = media_type(&self.parts.headers);
         let body = if body.is_empty() { None } else { Some(self.decode(&media_type, &body)?.0) };
         let options = DeleteOptions::parse(self.query, body.as_ref())?;
+        let form = self.form(resource, false)?;
         if self.info.verb == "deletecollection" {
-            return self.delete_collection(resource, &options).await;
+            return self.delete_collection(resource, &options, form).await;
         }
         let deleted = self.call(resource, options.dry_run).delete(&options).await?;
         let def = &resource.def;
-        let value = match deleted {
+        match deleted {
             Deleted::Gone(last) if !def.traits.returns_deleted => {
-                let uid = last["metadata"]["uid"].as_str().unwrap_or_default();
-                return Ok(super::status_response(&Status::success(
-                    &def.group,
-                    &def.plural,
-                    &self.info.name,
-                    uid,
-                )));
+                let status = Status::success(&def.group, &def.plural, &self.info.name, last.uid());
+                if !matches!(form, Form::Protobuf | Form::MetadataProtobuf) {
+                    return Ok(super::status_response(&status));
+                }
+                let status = serde_json::to_value(&status).map_err(Status::internal)?;
+                let catalog = self.server.objects.registry().catalog();
+                Ok(binary::response(StatusCode::OK, binary::encode(catalog, &status)?))
             }
-            Deleted::Gone(object) | Deleted::Later(object) => in_version(resource, object),
-        };
-        Ok(json_response(StatusCode::OK, &value))
+            Deleted::Gone(object) | Deleted::Later(object) => {
+                self.written_response(resource, StatusCode::OK, &object, form, &[]).await
+            }
+        }
     }
 
     async fn delete_collection(
         &self,
         resource: &Arc<Resource>,
         options: &DeleteOptions,
+        form: Form,
     ) -> ApiResult<Response<Body>> {
         let selection = self.list_options(resource, false)?;
         let mut items = Vec::new();
@@ -521,7 +547,9 @@ impl Request<'_> {
             let mut call = self.call(resource, options.dry_run);
             (call.namespace, call.name) = (&header.namespace, &header.name);
             match call.delete(options).await {
-                Ok(Deleted::Gone(value) | Deleted::Later(value)) => items.push(in_version(resource, value)),
+                Ok(Deleted::Gone(last) | Deleted::Later(last)) => {
+                    items.push(last.served(&self.server.objects, resource).await?);
+                }
                 // Somebody else deleted it in the meantime: that is what was asked for.
                 Err(error) if error.0.is("NotFound") => {}
                 Err(error) => return Err(error),
@@ -529,6 +557,10 @@ impl Request<'_> {
         }
         let meta = json!({"resourceVersion": self.server.objects.snapshot().revision().to_string()});
         let list = json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": items});
+        if matches!(form, Form::Protobuf) {
+            let catalog = self.server.objects.registry().catalog();
+            return Ok(binary::response(StatusCode::OK, binary::encode(catalog, &list)?));
+        }
         Ok(json_response(StatusCode::OK, &list))
     }
 }

@@ -256,6 +256,31 @@ fn strategy_of(catalog: &Arc<Catalog>, qualified: &str, strategies: &Strategies)
 mod tests {
     use super::*;
 
+    /// What is stored is read again and written again: neither may change it.
+    #[test]
+    fn checking_and_defaulting_twice_is_doing_it_once() {
+        let catalog = schemas::catalog();
+        let mut count = 0;
+        for def in resources(&catalog, &Strategies::default()) {
+            let Type::Named(id) = def.versions[0].schema else { continue };
+            for seed in 0..20 {
+                let kind = (&*def.group, def.storage_version(), &*def.kind);
+                let mut object = kschema::testing::object_of(&catalog, kind, id, seed);
+                let settle = |object: &mut serde_json::Value| {
+                    let unknown = kschema::check::check(&catalog, &def.versions[0].schema, object);
+                    assert_eq!(unknown, Ok(Vec::new()), "{kind:?}");
+                    def.strategy.default(object);
+                };
+                settle(&mut object);
+                let once = object.clone();
+                settle(&mut object);
+                assert_eq!(object, once, "{kind:?} {seed}");
+                count += 1;
+            }
+        }
+        assert!(count > 1_000, "only {count} objects");
+    }
+
     #[test]
     fn every_resource_has_a_schema_and_every_rule_a_resource() {
         let catalog = schemas::catalog();

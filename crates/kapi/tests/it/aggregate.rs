@@ -5,13 +5,13 @@ use std::{io, sync::Arc};
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::BodyExt as _;
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use kapi::{
     ApiServer,
-    authn::PeerCertificates,
+    authn::{PeerCertificates, UserInfo},
     node::NodeConnection,
     outbound::{ProxyCredentials, ServiceDialer},
     registry::ResourceDef,
@@ -26,6 +26,7 @@ use rustls::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
@@ -116,7 +117,8 @@ impl ServiceDialer for Local {
                 answer.clone().oneshot(request)
             });
             let server = hyper::server::conn::http1::Builder::new();
-            let _ = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+            let serving = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            let _ = serving.with_upgrades().await;
         });
         Ok(Box::new(near))
     }
@@ -240,4 +242,121 @@ async fn a_webhook_converts_between_versions() {
     changed["spec"]["colour"] = json!("blue");
     assert_eq!(send(&server, "PUT", &format!("{}/a", at("v2")), &changed).await.0, 200);
     assert_eq!(get(&server, &format!("{}/a", at("v1"))).await.1["spec"], json!({"color": "blue"}));
+}
+
+/// A server that speaks whatever it is asked to speak but HTTP, except to who may not: it says who the caller is and which
+/// headers came along, then gives back what it is sent. Discovery it answers as an aggregated server must.
+fn echo() -> Answer {
+    let service = tower::service_fn(|mut request: Request<Incoming>| async move {
+        let path = request.uri().path().to_owned();
+        let mut response = Response::new(kapi::Body::empty());
+        if path == "/apis/tunnel.example.com/v1" {
+            let list = json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "tunnel.example.com/v1", "resources": []});
+            return Ok::<_, std::convert::Infallible>(Response::new(kapi::Body::from(list.to_string())));
+        }
+        if path.ends_with("/elsewhere") {
+            *response.status_mut() = StatusCode::FOUND;
+            response.headers_mut().insert("location", "https://elsewhere.example.com/".parse().unwrap());
+            return Ok(response);
+        }
+        let Some(protocol) =
+            request.headers().get("upgrade").cloned().filter(|_| !path.ends_with("/refused"))
+        else {
+            *response.status_mut() = StatusCode::FORBIDDEN;
+            response.headers_mut().insert("x-why", "not-upgraded".parse().unwrap());
+            return Ok(response);
+        };
+        let names: Vec<&str> = request.headers().keys().map(http::HeaderName::as_str).collect();
+        let users: Vec<_> = request.headers().get_all("x-remote-user").iter().collect();
+        let groups: Vec<_> = request.headers().get_all("x-remote-group").iter().collect();
+        let said = format!("{path} {users:?} {groups:?} {}\n", names.join(" "));
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let (mut read, mut write) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+            write.write_all(said.as_bytes()).await?;
+            tokio::io::copy(&mut read, &mut write).await
+        });
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        response.headers_mut().insert("connection", "Upgrade".parse().unwrap());
+        response.headers_mut().insert("upgrade", protocol);
+        Ok(response)
+    });
+    Answer::new(service)
+}
+
+/// As upstream's `UpgradeAwareHandler` behind its aggregator: `exec` and the like work through an aggregated server.
+#[tokio::test]
+async fn upgraded_connections_go_through_to_an_aggregated_server() {
+    let pki = pki("tunnel.default.svc");
+    let dialer = Local { service: ("default", "tunnel"), tls: pki.server, answer: echo() };
+    let front = ApiServer::builder().services(Arc::new(dialer)).proxy_credentials(pki.proxy).build().unwrap();
+    front.bootstrap().await.unwrap();
+    let service = json!({"metadata": {"name": "tunnel"}, "spec": {"ports": [{"port": 443}]}});
+    assert_eq!(send(&front, "POST", "/api/v1/namespaces/default/services", &service).await.0, 201);
+    let api = json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.tunnel.example.com"},
+        "spec": {"group": "tunnel.example.com", "version": "v1", "groupPriorityMinimum": 1000, "versionPriority": 15,
+            "service": {"namespace": "default", "name": "tunnel"}, "caBundle": STANDARD.encode(&pki.authority_pem)}});
+    assert_eq!(send(&front, "POST", API_SERVICES, &api).await.0, 201);
+
+    let jane = front.as_user(UserInfo::new("jane", ["staff", "system:authenticated"]));
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let serving = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(far), TowerToHyperService::new(jane.clone()));
+    tokio::spawn(serving.with_upgrades());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
+    tokio::spawn(connection.with_upgrades());
+    let request = |path: &str, protocol: &str| {
+        let path = format!("/apis/tunnel.example.com/v1/namespaces/default/pods/p/{path}");
+        let request =
+            Request::get(path).header("host", "cluster").header("connection", "Upgrade, X-Neighbour");
+        let request = request.header("upgrade", protocol).header("x-neighbour", "1").header("te", "trailers");
+        let request = request.header("authorization", "Bearer secret").header("x-remote-user", "admin");
+        let request =
+            request.header("x-remote-group", "system:masters").header("sec-websocket-version", "13");
+        request.body(Full::<Bytes>::default()).unwrap()
+    };
+    // Answers that don't switch are handed on as they are, but none that leads elsewhere.
+    let refused = sender.send_request(request("refused", "websocket")).await.unwrap();
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["x-why"]),
+        (403, &"not-upgraded".parse().unwrap())
+    );
+    drop(refused);
+    sender.ready().await.unwrap();
+    let elsewhere = sender.send_request(request("elsewhere", "websocket")).await.unwrap();
+    assert_eq!((elsewhere.status().as_u16(), elsewhere.headers().get("location")), (502, None));
+    drop(elsewhere);
+    sender.ready().await.unwrap();
+
+    for protocol in ["websocket", "SPDY/3.1"] {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let serving = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(far), TowerToHyperService::new(jane.clone()));
+        tokio::spawn(serving.with_upgrades());
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(near)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        let response = sender.send_request(request("exec", protocol)).await.unwrap();
+        let spoken = response.headers()["upgrade"].to_str().unwrap().to_owned();
+        assert_eq!((response.status().as_u16(), &*spoken), (101, protocol));
+        let mut stream = BufReader::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+        let mut said = String::new();
+        stream.read_line(&mut said).await.unwrap();
+        // Who the caller is says the server in front, whatever the caller says; nothing that is between neighbours goes on.
+        let expected = "/apis/tunnel.example.com/v1/namespaces/default/pods/p/exec [\"jane\"] [\"staff\", \"system:authenticated\"]";
+        let names = said.trim_end().strip_prefix(expected).unwrap_or_else(|| panic!("{said}"));
+        let mut names: Vec<&str> = names.split_whitespace().collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            ["connection", "host", "sec-websocket-version", "upgrade", "x-remote-group", "x-remote-user"]
+        );
+        for word in ["hello", "again"] {
+            stream.write_all(word.as_bytes()).await.unwrap();
+            let mut heard = vec![0; word.len()];
+            stream.read_exact(&mut heard).await.unwrap();
+            assert_eq!(heard, word.as_bytes());
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{get, json as send, send as raw, server};
+use crate::harness::{get, json as send, send as raw, server, warned};
 
 const APPLY: &str = "application/apply-patch+yaml";
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
@@ -130,7 +130,7 @@ async fn what_can_not_be_applied_is_refused() {
             "fieldManager=me",
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "frobs": 1}),
             500,
-            "failed to create typed patch object (default/a; /v1, Kind=ConfigMap): .frobs: field not declared in schema",
+            "failed to create typed patch object (/a; /v1, Kind=ConfigMap): .frobs: field not declared in schema",
         ),
         (
             "fieldManager=me",
@@ -161,4 +161,87 @@ async fn a_pod_with_tolerations_is_applied_twice() {
     assert_eq!((code, made["spec"]["tolerations"].as_array().map(Vec::len)), (201, Some(3)), "{made}");
     let (code, again) = apply(&server, path, "me", &pod).await;
     assert_eq!((code, &again), (200, &made));
+}
+
+/// Asked of kube-apiserver 1.36 with the same patches. `status` is what is answered; the words are those of its message, or
+/// of its warnings.
+#[tokio::test]
+async fn applied_yaml_is_read_strictly_as_upstream_reads_it() {
+    const HEAD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+    let twice = format!("{HEAD}data:\n  a: \"1\"\n  a: \"2\"\ndata:\n  b: \"2\"\n");
+    let lines = ["line 6: key \"a\" already set in map", "line 8: key \"data\" already set in map"];
+    let unknown = format!("{HEAD}foo: x\ndata:\n  a: \"1\"\n  a: \"2\"\n");
+    let undeclared =
+        "failed to create typed patch object (/a; /v1, Kind=ConfigMap): .foo: field not declared in schema";
+    let json = "{\"apiVersion\":\"v1\",\"kind\":\"ConfigMap\",\"metadata\":{\"name\":\"a\"},\"data\":{\"a\":\"1\",\"a\":\"2\"}}";
+    let strict = |lines: &[&str]| {
+        let lines = lines.join("\n  ");
+        format!(
+            "error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n  {lines}"
+        )
+    };
+    let array = "error decoding YAML: error unmarshaling JSON: while decoding JSON: json: cannot unmarshal array into Go value of type map[string]interface {}";
+    let nameless = "the name of the object (a based on URL) was undeterminable: name must be provided";
+    let server = server().await;
+    for (validation, patch, status, message, warnings) in [
+        ("Strict", &*twice, 400, strict(&lines), vec![]),
+        ("Strict", json, 400, strict(&["line 1: key \"a\" already set in map"]), vec![]),
+        ("Strict", &unknown, 500, undeclared.to_owned(), vec![]),
+        ("Warn", &unknown, 500, undeclared.to_owned(), vec![]),
+        ("Ignore", &unknown, 500, undeclared.to_owned(), vec![]),
+        ("Strict", "- a\n", 400, array.to_owned(), vec![]),
+        ("Warn", "", 400, "invalid object type: /, Kind=".to_owned(), vec![]),
+        ("Warn", "apiVersion: v1\nkind: ConfigMap\n---\nx: y\n", 400, nameless.to_owned(), vec![]),
+        ("Ignore", &twice, 201, String::new(), vec![]),
+        ("Warn", &twice, 200, String::new(), lines.to_vec()),
+        // What changes nothing is read as strictly.
+        ("Strict", &twice, 400, strict(&lines), vec![]),
+        ("Strict", HEAD, 200, String::new(), vec![]),
+    ] {
+        let path = format!(
+            "/api/v1/namespaces/default/configmaps/a?fieldManager=m&force=true&fieldValidation={validation}"
+        );
+        let (code, answer, told) =
+            warned(&server, "PATCH", &path, "application/apply-patch+yaml", patch.to_owned()).await;
+        assert_eq!(
+            (code, told),
+            (status, warnings.into_iter().map(str::to_owned).collect()),
+            "{patch}: {answer}"
+        );
+        assert_eq!(answer["message"].as_str().unwrap_or_default(), message, "{validation} {patch}");
+    }
+}
+
+/// As above, for bodies of YAML that are created.
+#[tokio::test]
+async fn created_yaml_is_read_strictly_as_upstream_reads_it() {
+    const HEAD: &str = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n";
+    let twice = format!("{HEAD}data:\n  a: \"1\"\n  a: \"2\"\n  b: \"2\"\n  a: \"3\"\n");
+    let both = format!("{HEAD}foo: x\ndata:\n  a: \"1\"\n  a: \"2\"\n");
+    let strict = |why: &str| {
+        format!("ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: {why}")
+    };
+    let errors = "yaml: unmarshal errors:\n  ";
+    let (six, seven, eight) = (
+        "line 6: key \"a\" already set in map",
+        "line 7: key \"a\" already set in map",
+        "line 8: key \"a\" already set in map",
+    );
+    let server = server().await;
+    for (validation, body, status, message, warnings) in [
+        ("Strict", &twice, 400, strict(&format!("{errors}{six}\n  {eight}")), vec![]),
+        ("Strict", &both, 400, strict(&format!("{errors}{seven}, unknown field \"foo\"")), vec![]),
+        ("Warn", &twice, 201, String::new(), vec![six, eight]),
+        ("Warn", &both, 201, String::new(), vec![seven, "unknown field \"foo\""]),
+        ("Ignore", &both, 201, String::new(), vec![]),
+    ] {
+        let path = format!("/api/v1/namespaces/default/configmaps?dryRun=All&fieldValidation={validation}");
+        let (code, answer, told) = warned(&server, "POST", &path, "application/yaml", body.clone()).await;
+        assert_eq!(
+            (code, told),
+            (status, warnings.into_iter().map(str::to_owned).collect()),
+            "{body}: {answer}"
+        );
+        assert_eq!(answer["message"].as_str().unwrap_or_default(), message, "{validation} {body}");
+    }
 }

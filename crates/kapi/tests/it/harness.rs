@@ -28,13 +28,32 @@ pub(crate) async fn send(
     kind: &str,
     body: impl Into<Bytes>,
 ) -> (u16, Value) {
+    let (code, answer, _) = warned(server, method, path, kind, body).await;
+    (code, answer)
+}
+
+/// The same, with what the caller is warned of.
+pub(crate) async fn warned(
+    server: &ApiServer,
+    method: &str,
+    path: &str,
+    kind: &str,
+    body: impl Into<Bytes>,
+) -> (u16, Value, Vec<String>) {
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let request = Request::builder().method(method).uri(path).header("content-type", kind);
     let request = request.body(Full::new(body.into())).unwrap();
     let response = server.as_user(UserInfo::new("admin", [MASTERS])).oneshot(request).await.unwrap();
     let code = response.status().as_u16();
+    let warnings = response.headers().get_all("warning").into_iter().map(|value| {
+        let text = std::str::from_utf8(value.as_bytes()).unwrap();
+        let quoted = text.trim_start_matches("299 - \"");
+        let quoted = quoted.strip_suffix('"').unwrap_or(quoted);
+        quoted.replace("\\\"", "\"").replace("\\\\", "\\")
+    });
+    let warnings = warnings.collect();
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
-    (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null), warnings)
 }
 
 pub(crate) async fn json(server: &ApiServer, method: &str, path: &str, body: &Value) -> (u16, Value) {

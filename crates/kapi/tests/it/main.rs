@@ -1,5 +1,6 @@
 //! The server through `kube::Client` and through bare requests, without a socket.
 
+mod accounts;
 mod aggregate;
 mod apply;
 mod bad_input;

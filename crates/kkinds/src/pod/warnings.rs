@@ -156,6 +156,10 @@ pub(crate) fn node_term(term: &Value, values: bool, path: &Path<'_>, out: &mut V
 fn volumes(spec: &Value, path: &Path<'_>, out: &mut Vec<String>) {
     let list = path.field("volumes");
     for (index, volume) in spec.list("volumes").iter().enumerate() {
+        let strange = |key: &str| key == "ephemeral" || OLD_VOLUMES.iter().any(|(old, ..)| *old == key);
+        if !volume.as_object().is_some_and(|volume| volume.keys().any(|key| strange(key))) {
+            continue;
+        }
         let item = list.index(index);
         for (at, (key, shown, words)) in OLD_VOLUMES.iter().enumerate() {
             if volume.has(key) {
@@ -256,6 +260,11 @@ fn hidden_variables(container: &Value, path: &Path<'_>, out: &mut Vec<String>) {
 }
 
 fn ports(spec: &Value, path: &Path<'_>, out: &mut Vec<String>) {
+    // A single port can't be like another, and most pods have no more.
+    let all = || all_containers(spec).flat_map(|(_, _, container)| container.list("ports"));
+    if all().nth(1).is_none() && all().all(|port| port.text("hostIP").is_empty()) {
+        return;
+    }
     let mut by_number: BTreeMap<(i64, &str), Vec<(String, &Value)>> = BTreeMap::new();
     let mut by_name: BTreeMap<&str, String> = BTreeMap::new();
     let mut names = Vec::new();
