@@ -21,7 +21,7 @@ use crate::{
     profile::Profile,
     snapshot::{NodeIndex, Snapshot, catalog::Interest},
     track::{PodChange, Topology},
-    trial::Nominated,
+    trial::{Nominated, Nominations},
 };
 
 /// How many classes of pods are kept; the one that was not needed for the longest time goes first.
@@ -214,15 +214,18 @@ impl Planner {
     /// # Panics
     /// When there is no such profile.
     pub fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>, nominated: &[Nominated]) -> Plan {
-        // Room that is being made is looked at node by node.
-        let plain = nominated.is_empty() && pod.nominated_node.is_none();
-        if plain && let Some(node) = self.quick(profile, pod) {
+        let nominations = Nominations::new(nominated, pod, &self.snapshot);
+        let contested: Vec<NodeIndex> = nominations.others.iter().map(|(node, _)| *node).collect();
+        // A pod for which room was made is tried there first.
+        if nominations.own.is_none()
+            && let Some(node) = self.quick(profile, pod, &contested)
+        {
             return Plan::Node(node);
         }
         Plan::Decision(Box::new(decide_among(&self.profiles[profile], &self.snapshot, pod, nominated)))
     }
 
-    fn quick(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Option<NodeIndex> {
+    fn quick(&mut self, profile: usize, pod: &Arc<PodInfo>, contested: &[NodeIndex]) -> Option<NodeIndex> {
         let found = self.classes.iter().position(|class| class.has(profile, pod));
         let known = found.map(|at| self.classes.remove(at)).and_then(|class| self.caught_up(class));
         let class = match known {
@@ -243,7 +246,7 @@ impl Planner {
         self.classes.insert(0, class);
         self.classes.truncate(CLASSES_MAX);
         let seed = self.profiles[profile].seed;
-        self.classes[0].choose(&self.snapshot, seed, pod)
+        self.classes[0].choose(&self.snapshot, seed, pod, contested)
     }
 
     /// The class with all changes taken over, if that can be done.

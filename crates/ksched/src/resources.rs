@@ -88,20 +88,24 @@ pub(crate) fn amounts(list: Option<&BTreeMap<String, Text>>) -> Amounts {
 /// Containers add up; init containers run one after the other, so the largest counts; those that keep running
 /// (sidecars, KEP-753) add to everything started after them; requests of the whole pod (KEP-2837) replace the sum;
 /// overhead (KEP-688) comes on top. Where a container was resized in place (KEP-1287) the larger of what it wants and
-/// has counts. `or_default` stands in for requests that are missing.
+/// has counts, but only what it has when its node said that it can never have more. `or_default` stands in for requests that are missing.
 pub(crate) fn pod_requests(pod: &Pod, or_default: &[(&str, Quantity)]) -> Amounts {
     let Some(spec) = &pod.spec else { return Amounts::new() };
     let statuses =
         pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
     let init_statuses =
         pod.status.as_ref().and_then(|status| status.init_container_statuses.as_deref()).unwrap_or_default();
+    let infeasible = is_resize_infeasible(pod);
+    let requests_of = |container: &Container, statuses: &[ContainerStatus]| {
+        container_requests(container, statuses, infeasible, or_default)
+    };
     let mut sum = Amounts::new();
     for container in &spec.containers {
-        add(&mut sum, &container_requests(container, statuses, or_default));
+        add(&mut sum, &requests_of(container, statuses));
     }
     let (mut sidecars, mut starting) = (Amounts::new(), Amounts::new());
     for container in spec.init_containers.iter().flatten() {
-        let mut requests = container_requests(container, init_statuses, or_default);
+        let mut requests = requests_of(container, init_statuses);
         if container.restart_policy.as_deref() == Some("Always") {
             add(&mut sum, &requests);
             add(&mut sidecars, &requests);
@@ -124,14 +128,26 @@ pub(crate) fn pod_requests(pod: &Pod, or_default: &[(&str, Quantity)]) -> Amount
     sum
 }
 
+/// Whether the node has refused a resize for good.
+fn is_resize_infeasible(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let mut conditions = conditions.into_iter().flatten();
+    let pending = conditions.find(|condition| condition.type_ == "PodResizePending");
+    pending.is_some_and(|pending| pending.reason.as_deref() == Some("Infeasible"))
+}
+
 fn container_requests(
     container: &Container,
     statuses: &[ContainerStatus],
+    infeasible: bool,
     or_default: &[(&str, Quantity)],
 ) -> Amounts {
     let mut requests =
         amounts(container.resources.as_ref().and_then(|resources| resources.requests.as_ref()));
     if let Some(status) = statuses.iter().find(|status| status.name == container.name) {
+        if infeasible {
+            requests.clear();
+        }
         max(
             &mut requests,
             &amounts(status.resources.as_ref().and_then(|resources| resources.requests.as_ref())),
@@ -196,6 +212,26 @@ mod tests {
         check(json!({"containers": main, "overhead": {"cpu": "10m", "memory": "1"}}), 1510, 102);
         check(json!({"containers": main, "resources": {"requests": {"cpu": "3"}}}), 3000, 101);
         check(json!({"containers": [{"name": "a"}]}), 0, 0);
+    }
+
+    /// `determineContainerReqs` of `component-helpers/resource`.
+    #[test]
+    fn a_resize_counts_while_it_may_come_true() {
+        let status = |reason: &str, allocated: &str| {
+            json!({"conditions": [{"type": "PodResizePending", "status": "True", "reason": reason}],
+                "containerStatuses": [{"name": "a", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                    "allocatedResources": {"cpu": allocated}}]})
+        };
+        let spec = json!({"containers": [container("a", "2", "1")]});
+        for (status, expected) in [
+            (status("Deferred", "1"), 2000),
+            (status("Deferred", "3"), 3000),
+            (status("Infeasible", "1"), 1000),
+        ] {
+            let pod: Pod =
+                serde_json::from_value(json!({"metadata": {}, "spec": spec, "status": status})).unwrap();
+            assert_eq!(pod_requests(&pod, &[])["cpu"].milli(), expected, "{status}");
+        }
     }
 
     #[test]

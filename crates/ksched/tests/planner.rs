@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Namespace, Service};
 use ksched::{
     NodeInfo, Plan, Planner, PodInfo, Profile, Snapshot,
     build::{node, pod},
-    decide,
+    decide_among,
 };
 use serde_json::{Value, json};
 
@@ -152,12 +152,19 @@ fn run(seed: u64) -> (usize, usize) {
             }
             _ => {
                 let pod = random_pod(&mut dice, step);
-                let plan = planner.plan(0, &pod, &[]);
+                // Now and then room is being made for somebody.
+                let mut nominated = Vec::new();
+                for number in 0..dice.roll(6).saturating_sub(3) {
+                    let node = format!("n{}", dice.roll(12));
+                    nominated
+                        .push((random_pod(&mut dice, 1000 + usize::try_from(number).unwrap()), node.into()));
+                }
+                let plan = planner.plan(0, &pod, &nominated);
                 match plan {
                     Plan::Node(_) => kept += 1,
                     Plan::Decision(_) => anew += 1,
                 }
-                let expected = decide(&profile, planner.snapshot(), &pod);
+                let expected = decide_among(&profile, planner.snapshot(), &pod, &nominated);
                 assert_eq!(plan.node(&planner), expected.node(), "seed {seed}, step {step}: {pod:?}");
                 if let Some(node) = expected.node() {
                     planner.place(&pod, node);

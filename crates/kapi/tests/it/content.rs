@@ -141,3 +141,30 @@ fn every_kind_survives_the_way_through_texts() {
     }
     assert!(count > 200, "only {count} kinds");
 }
+
+/// A list of 16 MB: as long as nobody takes the next piece, it is not made, so memory does not grow with the list.
+#[tokio::test]
+async fn a_large_list_is_made_piece_by_piece() {
+    const OBJECTS: usize = 2_000;
+    const PIECE_BYTES_MAX: usize = 128 * 1024 + 16 * 1024;
+    let server = server().await;
+    let text = "x".repeat(8 * 1024);
+    for number in 0..OBJECTS {
+        let map = json!({"metadata": {"name": format!("c{number}")}, "data": {"text": text}});
+        let (code, _) = send(&server, "POST", MAPS, &map).await;
+        assert_eq!(code, 201);
+    }
+    let request = Request::get(MAPS).body(Full::new(Bytes::new())).unwrap();
+    let user = UserInfo::new("admin", [MASTERS]);
+    let response = server.as_user(user).oneshot(request).await.unwrap();
+    let (mut body, mut pieces, mut all) = (response.into_body(), 0, Vec::new());
+    while let Some(frame) = body.frame().await {
+        let piece = frame.unwrap().into_data().unwrap();
+        assert!(piece.len() <= PIECE_BYTES_MAX, "a piece of {} bytes", piece.len());
+        pieces += 1;
+        all.extend_from_slice(&piece);
+    }
+    assert!(pieces > 100, "{pieces} pieces");
+    let list: Value = serde_json::from_slice(&all).unwrap();
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(OBJECTS));
+}

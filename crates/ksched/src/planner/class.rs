@@ -125,20 +125,34 @@ impl Class {
         }
     }
 
-    pub(super) fn choose(&mut self, snapshot: &Snapshot, seed: u64, pod: &PodInfo) -> Option<NodeIndex> {
+    /// The best node; `None` when there is none, or when it takes more than what is kept to tell. On `contested` nodes room is
+    /// being made for others: whether the pod fits there beside them is not known here, and does not matter as long as
+    /// another node is chosen and no score depends on which nodes are feasible.
+    pub(super) fn choose(
+        &mut self,
+        snapshot: &Snapshot,
+        seed: u64,
+        pod: &PodInfo,
+        contested: &[NodeIndex],
+    ) -> Option<NodeIndex> {
         let Self { kept, pod: like, .. } = self;
         let kept = kept.as_mut()?;
+        if !contested.is_empty() && !kept.scores_stand_alone() {
+            return None;
+        }
         let hash = pod_hash(seed, pod);
         let key = |node: NodeIndex| mix(hash ^ snapshot.name_hash(node));
         if kept.is_silent() {
             let best = kept.totals.iter().copied().max().filter(|best| *best != NOT_FEASIBLE)?;
             let equals = kept.totals.iter().enumerate().filter(|(_, total)| **total == best);
-            return equals.map(|(node, _)| node).min_by_key(|&node| key(node));
+            let chosen = equals.map(|(node, _)| node).min_by_key(|&node| key(node));
+            return chosen.filter(|chosen| !contested.contains(chosen));
         }
         let (nodes, totals) = kept.totals(like);
         let best = totals.iter().copied().max()?;
         let equals = nodes.iter().zip(&totals).filter(|(_, total)| **total == best);
-        equals.map(|(node, _)| *node).min_by_key(|&node| key(node))
+        let chosen = equals.map(|(node, _)| *node).min_by_key(|&node| key(node));
+        chosen.filter(|chosen| !contested.contains(chosen))
     }
 }
 
@@ -225,8 +239,12 @@ fn keep_scores(
 
 impl Kept {
     fn is_silent(&self) -> bool {
+        self.scores_stand_alone() && self.filter_trackers.iter().all(|tracker| tracker.is_silent())
+    }
+
+    /// Whether no node's score depends on which other nodes are feasible.
+    fn scores_stand_alone(&self) -> bool {
         self.relative.iter().all(|relative| relative.scored == 0)
-            && self.filter_trackers.iter().all(|tracker| tracker.is_silent())
             && self.score_trackers.iter().all(|(tracker, _)| tracker.is_silent())
     }
 
