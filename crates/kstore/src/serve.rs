@@ -18,11 +18,13 @@
 //!
 //! A newcomer starts at [`EtcdServer`].
 
+mod calls;
 mod cluster;
 mod compare;
 #[cfg(all(test, feature = "etcd"))]
 mod differential;
 mod faults;
+mod gather;
 mod grpc;
 mod http1;
 mod intervals;
@@ -32,6 +34,7 @@ mod listen;
 mod maintenance;
 mod plan;
 mod range;
+mod turn;
 mod watch;
 mod watching;
 
