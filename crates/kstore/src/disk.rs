@@ -13,9 +13,11 @@ pub(crate) mod wal;
 
 use std::{
     fmt,
+    future::poll_fn,
     panic::resume_unwind,
     path::{Path, PathBuf},
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -249,6 +251,19 @@ fn system_clock() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
+/// Waits until everything that is ready in this task has had its turn.
+async fn turn_of_others() {
+    let mut waited = false;
+    poll_fn(|context| match std::mem::replace(&mut waited, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
 impl Drop for DiskStore {
     fn drop(&mut self) {
         self.engine.close();
@@ -309,7 +324,12 @@ impl Store for DiskStore {
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         self.engine.check()?;
         let (to, from) = oneshot::channel();
-        self.engine.submit(Queued::Commit(txn, to));
+        let in_company = txn.in_company;
+        let submitted = self.engine.submit_later(Queued::Commit(txn, to));
+        if in_company {
+            turn_of_others().await;
+        }
+        drop(submitted);
         match from.await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => resume_unwind(panic),

@@ -91,8 +91,13 @@ impl Engine {
 
     /// Queues something, and does it if nobody else is about to.
     pub(crate) fn submit(self: &Arc<Self>, queued: Queued) {
+        drop(self.submit_later(queued));
+    }
+
+    /// Queues something, to be done when what is returned is dropped, with what others have queued meanwhile.
+    pub(crate) fn submit_later(self: &Arc<Self>, queued: Queued) -> Submitted<'_> {
         self.queue().push(queued);
-        self.catch_up();
+        Submitted(self)
     }
 
     /// The jobs that wait, for whoever drives the engine.
@@ -104,20 +109,20 @@ impl Engine {
     /// Does something to the state from which nothing follows.
     fn look<T>(self: &Arc<Self>, look: impl FnOnce(&mut State) -> T) -> T {
         let value = look(&mut self.lock());
-        self.catch_up();
+        self.catch_up(false);
         value
     }
 
     /// Works the queue off, unless someone is there who will. Called by everyone who has let go of the state: what was queued
-    /// while he held it may have been left to him.
-    fn catch_up(self: &Arc<Self>) {
+    /// while he held it may have been left to him. With `write`, one frame that need not wait for the disk may be written here.
+    fn catch_up(self: &Arc<Self>, write: bool) {
         while !self.queue().is_empty() {
             let state = match self.state.try_lock() {
                 Ok(state) => state,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            self.settle(state, self.moment(), After::default());
+            self.settle(state, self.moment(), After::default(), write);
         }
     }
 
@@ -126,8 +131,8 @@ impl Engine {
         let mut state = self.lock();
         let (moment, mut after) = (self.moment(), After::default());
         let value = act(&mut state, moment, &mut after);
-        self.settle(state, moment, after);
-        self.catch_up();
+        self.settle(state, moment, after, false);
+        self.catch_up(false);
         value
     }
 
@@ -158,9 +163,16 @@ impl Engine {
         }
     }
 
-    fn settle(self: &Arc<Self>, mut state: MutexGuard<'_, State>, moment: Moment, mut after: After) {
+    fn settle(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        moment: Moment,
+        mut after: After,
+        write: bool,
+    ) {
         state.take_in(self.queue().drain(..));
         state.settle(moment, &mut after);
+        let write = if write && !self.by_hand { quick_write(&mut state) } else { None };
         let workers = if self.by_hand { 0 } else { missing_workers(&mut state) };
         let deadline = state.next_deadline();
         let keep = deadline != state.kept_for;
@@ -173,6 +185,9 @@ impl Engine {
             self.keep();
         }
         after.run();
+        if let Some(job) = write {
+            Worker { engine: self.clone(), begun: true }.once(job);
+        }
     }
 
     fn start_worker(self: &Arc<Self>) {
@@ -238,6 +253,25 @@ impl Engine {
     }
 }
 
+/// Something that was queued; done at the latest when this is dropped.
+pub(crate) struct Submitted<'a>(&'a Arc<Engine>);
+
+impl Drop for Submitted<'_> {
+    fn drop(&mut self) {
+        self.0.catch_up(true);
+    }
+}
+
+/// The write of a frame that is for the page cache only, and small: to hand it to another thread would cost more than to do it.
+/// Whoever takes it counts as a worker meanwhile.
+fn quick_write(state: &mut State) -> Option<Job> {
+    let quick = matches!(state.jobs.front(), Some(Job::Write(write)) if write.is_quick());
+    let job = if quick { state.jobs.pop_front()? } else { return None };
+    state.workers += 1;
+    state.running += 1;
+    Some(job)
+}
+
 /// Workers to be started: one for each job that nobody is free for.
 fn missing_workers(state: &mut State) -> usize {
     let free = state.workers - state.running;
@@ -295,6 +329,17 @@ impl Worker {
             });
             self.engine.ended.notify_all();
         }
+    }
+
+    /// Does one job where it is called. What follows from it is left to others, so that no caller is held for long.
+    fn once(self, job: Job) {
+        let ended = run(job);
+        self.engine.enter(|state, _, after| {
+            state.running -= 1;
+            state.workers -= 1;
+            state.ended(ended, after);
+        });
+        self.engine.ended.notify_all();
     }
 
     fn next(&self) -> Option<Job> {

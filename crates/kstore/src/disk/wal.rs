@@ -15,6 +15,8 @@ use crate::{
 
 /// Zeros are written in pieces of this size.
 const ZEROS_BYTES: usize = 256 * 1024;
+/// Frames up to this size are written by whoever commits, where they need not be synced.
+const QUICK_BYTES_MAX: usize = 64 * 1024;
 /// How many files that are not in use are kept for later.
 const FREE_SEGMENTS_MAX: usize = 2;
 
@@ -205,6 +207,11 @@ enum Kind {
 }
 
 impl WriteJob {
+    /// Whether it is a small copy to the page cache, and nothing else.
+    pub(crate) fn is_quick(&self) -> bool {
+        self.kind == Kind::Later && self.before.is_empty() && self.buffer.frame().len() <= QUICK_BYTES_MAX
+    }
+
     /// Does the next step; whether it was the last.
     pub(crate) fn step(&mut self) -> io::Result<bool> {
         if let Some(file) = self.before.pop() {
