@@ -12,7 +12,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify, sync::oneshot, task::JoinHandle, time::Instant};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::Instant,
+};
 
 use crate::{
     StoreError,
@@ -172,7 +177,7 @@ impl Engine {
     ) {
         state.take_in(self.queue().drain(..));
         state.settle(moment, &mut after);
-        let write = if write && !self.by_hand { quick_write(&mut state) } else { None };
+        let write = if write && !self.by_hand { state.take_quick_write(others_can_go_on()) } else { None };
         let workers = if self.by_hand { 0 } else { missing_workers(&mut state) };
         let deadline = state.next_deadline();
         let keep = deadline != state.kept_for;
@@ -262,14 +267,11 @@ impl Drop for Submitted<'_> {
     }
 }
 
-/// The write of a frame that is for the page cache only, and small: to hand it to another thread would cost more than to do it.
-/// Whoever takes it counts as a worker meanwhile.
-fn quick_write(state: &mut State) -> Option<Job> {
-    let quick = matches!(state.jobs.front(), Some(Job::Write(write)) if write.is_quick());
-    let job = if quick { state.jobs.pop_front()? } else { return None };
-    state.workers += 1;
-    state.running += 1;
-    Some(job)
+/// Whether a thread of the runtime can be held for a moment without everything standing still.
+fn others_can_go_on() -> bool {
+    Handle::try_current().is_ok_and(|runtime| {
+        runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
+    })
 }
 
 /// Workers to be started: one for each job that nobody is free for.
@@ -322,9 +324,10 @@ impl Worker {
     fn work(mut self) {
         self.begun = true;
         while let Some(job) = self.next() {
-            let ended = run(job);
+            let (ended, took) = run_timed(job);
             self.engine.enter(|state, _, after| {
                 state.running -= 1;
+                state.write_took(took);
                 state.ended(ended, after);
             });
             self.engine.ended.notify_all();
@@ -333,10 +336,11 @@ impl Worker {
 
     /// Does one job where it is called. What follows from it is left to others, so that no caller is held for long.
     fn once(self, job: Job) {
-        let ended = run(job);
+        let (ended, took) = run_timed(job);
         self.engine.enter(|state, _, after| {
             state.running -= 1;
             state.workers -= 1;
+            state.write_took(took);
             state.ended(ended, after);
         });
         self.engine.ended.notify_all();
@@ -370,6 +374,14 @@ impl Drop for Worker {
             Worker { engine: self.engine.clone(), begun: false }.on_a_thread();
         }
     }
+}
+
+/// Does a job to its end; how long it took, if it was one write that is durable with it.
+fn run_timed(job: Job) -> (Ended, Option<Duration>) {
+    let timed = matches!(&job, Job::Write(write) if write.is_through());
+    let begun = timed.then(Instant::now);
+    let ended = run(job);
+    (ended, begun.map(|begun| begun.elapsed()))
 }
 
 /// Does a job to its end.

@@ -35,7 +35,7 @@ use crate::{
     root::{Published, Root},
 };
 pub(crate) use flight::Ended;
-use flight::Flight;
+use flight::{Flight, WriteTime};
 
 /// What any record but a transaction takes at most.
 pub(crate) const SMALL_RECORD_BYTES: usize = 8 * 1024;
@@ -161,6 +161,7 @@ pub(crate) struct State {
     flights: VecDeque<Flight>,
     /// How many of them have a frame that has not landed.
     flying: usize,
+    write_time: WriteTime,
     pub(crate) jobs: VecDeque<Job>,
     /// Whoever does jobs, and how many of them do one now.
     pub(crate) workers: usize,
@@ -215,6 +216,7 @@ impl State {
             batch: Batch::default(),
             flights: VecDeque::new(),
             flying: 0,
+            write_time: WriteTime::default(),
             jobs: VecDeque::new(),
             workers: 0,
             running: 0,

@@ -15,7 +15,7 @@ use crate::{
 
 /// Zeros are written in pieces of this size.
 const ZEROS_BYTES: usize = 256 * 1024;
-/// Frames up to this size are written by whoever commits, where they need not be synced.
+/// Frames up to this size are written by whoever commits, where that is quick.
 const QUICK_BYTES_MAX: usize = 64 * 1024;
 /// How many files that are not in use are kept for later.
 const FREE_SEGMENTS_MAX: usize = 2;
@@ -207,9 +207,16 @@ enum Kind {
 }
 
 impl WriteJob {
-    /// Whether it is a small copy to the page cache, and nothing else.
-    pub(crate) fn is_quick(&self) -> bool {
-        self.kind == Kind::Later && self.before.is_empty() && self.buffer.frame().len() <= QUICK_BYTES_MAX
+    /// Whether it is one write of few bytes; to the page cache only, unless `synced` ones are quick too.
+    pub(crate) fn is_quick(&self, synced: bool) -> bool {
+        (self.kind == Kind::Later || (synced && self.is_through()))
+            && self.before.is_empty()
+            && self.buffer.frame().len() <= QUICK_BYTES_MAX
+    }
+
+    /// Whether the write itself makes it durable.
+    pub(crate) fn is_through(&self) -> bool {
+        self.kind == Kind::Through
     }
 
     /// Does the next step; whether it was the last.
