@@ -25,6 +25,8 @@ use crate::{
     root::Published,
 };
 
+/// Work in the background rests as long as its last piece took, and not longer than this.
+const REST_MAX: Duration = Duration::from_millis(5);
 /// How many jobs are done at once: the flights, a checkpoint, the making of a file.
 const WORKERS_MAX: usize = 6;
 /// The keeper looks at the time at least so often, so that no sleep is longer than a timer can be, and at most so often.
@@ -39,6 +41,7 @@ pub(crate) struct Engine {
     state: Mutex<State>,
     /// Notified whenever a job has ended.
     ended: Condvar,
+    pace: Pace,
     queue: Mutex<Vec<Queued>>,
     pub(crate) published: Arc<Published>,
     start: Instant,
@@ -62,6 +65,7 @@ impl Engine {
         Arc::new(Engine {
             state: Mutex::new(state),
             ended: Condvar::new(),
+            pace: Pace::default(),
             queue: Mutex::default(),
             published,
             start: Instant::now(),
@@ -182,6 +186,7 @@ impl Engine {
         let deadline = state.next_deadline();
         let keep = deadline != state.kept_for;
         state.kept_for = deadline;
+        self.pace.hurry(state.is_waited_for());
         drop(state);
         for _ in 0..workers {
             self.start_worker();
@@ -210,6 +215,7 @@ impl Engine {
             keeper.abort();
         }
         self.published.closed.store(true, Ordering::Release);
+        self.pace.hurry(true);
         if !self.by_hand {
             self.finish();
         }
@@ -255,6 +261,30 @@ impl Engine {
             *keeper = Some(runtime.spawn(keep(Arc::downgrade(self), self.deadline_changed.clone())));
         }
         self.deadline_changed.notify_one();
+    }
+}
+
+/// How fast work in the background goes.
+#[derive(Default)]
+struct Pace {
+    /// Someone waits for it.
+    hurry: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Pace {
+    fn hurry(&self, hurry: bool) {
+        let before =
+            std::mem::replace(&mut *self.hurry.lock().unwrap_or_else(PoisonError::into_inner), hurry);
+        if hurry && !before {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Does nothing for so long, unless there is a hurry.
+    fn rest(&self, time: Duration) {
+        let hurry = self.hurry.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(hurry, time, |hurry| !*hurry));
     }
 }
 
@@ -324,7 +354,10 @@ impl Worker {
     fn work(mut self) {
         self.begun = true;
         while let Some(job) = self.next() {
-            let (ended, took) = run_timed(job);
+            let (ended, took) = match job {
+                Job::Write(_) | Job::Remove(..) => run_timed(job),
+                Job::Prepare(_) | Job::Checkpoint(_) => (run_paced(job, &self.engine.pace), None),
+            };
             self.engine.enter(|state, _, after| {
                 state.running -= 1;
                 state.write_took(took);
@@ -382,6 +415,18 @@ fn run_timed(job: Job) -> (Ended, Option<Duration>) {
     let begun = timed.then(Instant::now);
     let ended = run(job);
     (ended, begun.map(|begun| begun.elapsed()))
+}
+
+/// Does a job to its end that nobody waits for: half of the time the disk is left to others.
+fn run_paced(mut job: Job, pace: &Pace) -> Ended {
+    loop {
+        let begun = Instant::now();
+        job = match step(job) {
+            Step::More(job) => job,
+            Step::Ended(ended) => return ended,
+        };
+        pace.rest(begun.elapsed().min(REST_MAX));
+    }
 }
 
 /// Does a job to its end.

@@ -258,6 +258,14 @@ impl State {
                 && !self.wal.preparing)
     }
 
+    /// Whether work in the background is waited for: room in the log, a checkpoint, the end.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+            || !self.checkpoints.waiting.is_empty()
+            || self.restoring
+            || self.published.closed.load(Ordering::Acquire)
+    }
+
     /// When something has to be done even if nobody asks.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         let times = [self.core.leases.next_deadline(), self.flush_at];
