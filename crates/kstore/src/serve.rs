@@ -35,6 +35,7 @@ mod maintenance;
 mod plan;
 mod range;
 mod turn;
+mod unary;
 mod watch;
 mod watching;
 

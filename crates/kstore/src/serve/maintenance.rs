@@ -72,6 +72,11 @@ impl Face {
         Ok(pb::HeaderOnly { header: Some(self.header_now()) })
     }
 
+    /// A checksum of all keys as they are now.
+    pub(super) async fn hash_now(&self, _: pb::Empty) -> Result<pb::HashKvResponse, Status> {
+        self.hash(pb::HashKvRequest::default()).await
+    }
+
     /// A checksum of all keys at a revision, the same for equal contents.
     pub(super) async fn hash(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Status> {
         let now = self.newest(true).await.map_err(|error| faults::of_store(&error))?;
