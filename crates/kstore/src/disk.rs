@@ -25,9 +25,9 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use crate::{
-    Backup, BackupReader, CommitError, Committed, LeaseError, LeaseId, LeaseInfo, Leases, ReadError,
-    RestoreError, Revision, Snapshot, Store, StoreError, TableId, TableSpec, Txn, Watch, WatchRequest,
-    root::Published,
+    Backup, BackupReader, CommitError, Committed, LeaseError, LeaseId, LeaseInfo, Leases, MemoryStore,
+    ReadError, RestoreError, Revision, Snapshot, Store, StoreError, TableId, TableSpec, Txn, Watch,
+    WatchRequest, root::Published,
 };
 pub use error::OpenError;
 use files::{BLOCK_BYTES, Directory, Files};
@@ -217,6 +217,70 @@ impl DiskStore {
         let (to, from) = oneshot::channel();
         self.engine.enter(|state, _, _| state.checkpoint(to));
         from.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Ends the store: everything that was acknowledged, however loosely, is on the disk, and another may open the directory
+    /// when it returns. Commits are refused from the first moment on, with [`StoreError::Closed`]; those that wait are done
+    /// first. Watches deliver what there is and end; reads go on, on the last state. What is dropped without it does the
+    /// same, but holds the thread meanwhile.
+    ///
+    /// ```
+    /// use kstore::{DiskStore, Store, TableSpec, Txn};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let directory = directory.path();
+    /// let store = DiskStore::open(directory)?;
+    /// let pods = store.open_table(TableSpec::new("pods"))?;
+    /// store.commit(Txn::create(pods, "default/a", "spec")).await?;
+    /// store.close().await?;
+    /// let next = DiskStore::open(directory)?;
+    /// assert!(next.recovery().clean);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] when the disk has failed, now or before: then nobody knows what is on it. The directory is free
+    /// all the same.
+    ///
+    /// # Cancel safety
+    /// It goes on when the future is dropped. It may be called again, and then waits for the first.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let engine = self.engine.clone();
+        let close = move || {
+            engine.close();
+            engine.fault()
+        };
+        let fault = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn_blocking(close).await.unwrap_or(Some(StoreError::Closed)),
+            Err(_) => close(),
+        };
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// A store in memory with the same state and history, for a future of its own: neither sees what happens to the other, and
+    /// nothing of it is ever written. Everything that was committed before is in it. Costs by the number of tables and leases,
+    /// not by what is in them; tables keep their ids.
+    ///
+    /// ```
+    /// use kstore::{DiskStore, Store, TableSpec, Txn};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// let store = DiskStore::open(directory.path())?;
+    /// let pods = store.open_table(TableSpec::new("pods"))?;
+    /// store.commit(Txn::create(pods, "a", "1")).await?;
+    /// let what_if = store.fork().await?;
+    /// what_if.commit(Txn::create(pods, "b", "2")).await?;
+    /// assert_eq!((store.snapshot().len(pods), what_if.snapshot().len(pods)), (1, 2));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store is closed or its disk has failed.
+    pub async fn fork(&self) -> Result<MemoryStore, StoreError> {
+        // Of the pending state, and given away when that is published: nothing is shown that a crash can take back.
+        let fork = |state: &mut State, _| Ok::<_, StoreError>(state.core.fork());
+        let core = self.engine.act(0, false, fork).await?;
+        Ok(MemoryStore::of_fork(core, self.engine.start()))
     }
 
     /// Checks everything in memory that is meant to agree; see [`Snapshot::verify`].

@@ -57,6 +57,28 @@ async fn the_engine_over_a_real_etcd_keeps_what_stores_promise() {
     .await;
 }
 
+/// Leases take real time there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_over_the_face_keeps_what_leases_promise() {
+    testing::replica_lease_conformance(|| async {
+        let address = serve(Arc::new(MemoryStore::new())).await;
+        connect(vec![format!("http://{address}")], "/registry").await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_over_a_real_etcd_keeps_what_leases_promise() {
+    let Some(etcd) = testing::RealEtcd::start(1) else { return };
+    let (endpoints, number) = (etcd.endpoints(), AtomicU32::new(0));
+    testing::replica_lease_conformance(|| {
+        let prefix = format!("/{}", number.fetch_add(1, Ordering::Relaxed));
+        let endpoints = endpoints.clone();
+        async move { connect(endpoints, &prefix).await }
+    })
+    .await;
+}
+
 /// Two stores over one etcd: each sees what the other commits, in order and once, and a barrier covers it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stores_over_one_etcd_see_each_other() {

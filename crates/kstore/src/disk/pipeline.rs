@@ -98,6 +98,16 @@ impl Engine {
         }
     }
 
+    /// When times in the core are counted from.
+    pub(crate) fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// What is wrong with the disk.
+    pub(crate) fn fault(&self) -> Option<StoreError> {
+        self.lock().fault()
+    }
+
     /// Queues something, and does it if nobody else is about to.
     pub(crate) fn submit(self: &Arc<Self>, queued: Queued) {
         drop(self.submit_later(queued));
@@ -211,6 +221,8 @@ impl Engine {
     /// Does the jobs that there are, and waits for those that others do, until everything is durable and nothing is under way.
     /// Nothing can be committed any more.
     pub(crate) fn close(self: &Arc<Self>) {
+        // Whoever comes second waits for the first.
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(keeper) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() {
             keeper.abort();
         }
@@ -224,7 +236,7 @@ impl Engine {
             table.hub.wake_all(&mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock.take());
     }
 
     /// Does all jobs, and waits for those that others do.

@@ -243,6 +243,11 @@ impl State {
         }
     }
 
+    /// What is wrong with the disk.
+    pub(crate) fn fault(&self) -> Option<StoreError> {
+        self.fault.clone()
+    }
+
     pub(crate) fn take_in(&mut self, queued: impl IntoIterator<Item = Queued>) {
         self.waiting.extend(queued);
     }
