@@ -162,7 +162,7 @@ where
         "Lease/LeaseLeases" => unary!(lease_leases),
         "Cluster/MemberList" => unary!(member_list),
         "Maintenance/Alarm" => unary!(alarm),
-        "Maintenance/Status" => unary!(status),
+        "Maintenance/Status" => unary!(status, |_, _| Effort::Much),
         "Maintenance/Defragment" => unary!(defragment),
         "Maintenance/Hash" => unary!(hash_now, |_, _| Effort::Much),
         "Maintenance/HashKV" => unary!(hash, |_, _| Effort::Much),

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 
-use super::{EtcdServer, calls::Calls, gather::gather, grpc, http1};
+use super::{EtcdServer, calls::Calls, gateway, gather::gather, grpc, http1};
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -138,6 +138,11 @@ impl EtcdServer {
         let kind = request.headers().get(header::CONTENT_TYPE);
         if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
             return grpc::call(self.face.clone(), request).await;
+        }
+        match gateway::route(request.uri().path()) {
+            Some(Ok(route)) => return gateway::answer(self.face.clone(), route, request).await,
+            Some(Err(unknown)) => return unknown,
+            None => {}
         }
         http1::answer(&self.face, &request).await.map(Body::new)
     }

@@ -14,7 +14,7 @@ use tonic::{Status, body::Body};
 use super::grpc::BoxError;
 
 /// What stands before each message: whether it is compressed, and its length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
