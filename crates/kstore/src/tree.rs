@@ -4,7 +4,13 @@
 //! rest is changed in place, so that a batch of changes between two publications copies each touched node once. Every
 //! node knows how many items are below it, so ranks, and therefore exact counts of ranges, cost O(log n).
 
+mod slice;
+#[cfg(test)]
+mod tests;
+
 use std::{cmp::Ordering, sync::Arc};
+
+pub(crate) use slice::{Slice, diff};
 
 /// A leaf is shared item by item when it is copied, so it is kept small.
 const LEAF_MAX: usize = 16;
@@ -176,11 +182,7 @@ impl<T: Item> Tree<T> {
 
     /// The items from rank `from` up to but without rank `to`.
     pub(crate) fn slice(&self, from: usize, to: usize) -> Slice<T> {
-        let mut slice = Slice { path: Vec::new(), remaining: to.saturating_sub(from) };
-        if let Some(root) = &self.root {
-            slice.descend(root.clone(), from);
-        }
-        slice
+        Slice::new(self.root.clone(), from, to.saturating_sub(from))
     }
 
     pub(crate) fn iter(&self) -> Slice<T> {
@@ -388,245 +390,5 @@ fn verify<T: Item>(
             }
             Ok(depths[0] + 1)
         }
-    }
-}
-
-/// Items in order. It owns the nodes it is in and goes on lazily.
-pub(crate) struct Slice<T: Item> {
-    /// From the root to a leaf: node and place in it. The leaf's place is that of the next item.
-    path: Vec<(Arc<Node<T>>, usize)>,
-    remaining: usize,
-}
-
-impl<T: Item> Slice<T> {
-    /// Goes down to the leaf with the item of rank `rank` below `node`.
-    fn descend(&mut self, mut node: Arc<Node<T>>, mut rank: usize) {
-        loop {
-            let below = match &*node {
-                Node::Leaf(_) => break,
-                Node::Inner(Inner { children, .. }) => {
-                    let mut at = 0;
-                    while at + 1 < children.len() && rank >= children[at].count {
-                        rank -= children[at].count;
-                        at += 1;
-                    }
-                    (at, children[at].node.clone())
-                }
-            };
-            self.path.push((node, below.0));
-            node = below.1;
-        }
-        self.path.push((node, rank));
-    }
-
-    /// Leaves finished nodes, so that the last of the path is a leaf with an item to come, or the path is empty.
-    fn settle(&mut self) {
-        while let Some((node, at)) = self.path.last_mut() {
-            if *at < node.width() {
-                match &**node {
-                    Node::Leaf(_) => return,
-                    Node::Inner(inner) => {
-                        let below = inner.children[*at].node.clone();
-                        self.descend(below, 0);
-                        return;
-                    }
-                }
-            }
-            self.path.pop();
-            if let Some((_, parent_at)) = self.path.last_mut() {
-                *parent_at += 1;
-            }
-        }
-    }
-
-    fn peek(&mut self) -> Option<&T> {
-        self.settle();
-        match self.path.last() {
-            Some((node, at)) => match &**node {
-                Node::Leaf(items) => items.get(*at),
-                Node::Inner(_) => None,
-            },
-            None => None,
-        }
-    }
-
-    /// Passes over everything that both are about to yield from the same node; whether anything was.
-    fn skip_shared(&mut self, other: &mut Slice<T>) -> bool {
-        self.settle();
-        other.settle();
-        // A node is about to begin where its own place and those below it are all 0: look at the widest first.
-        let begins =
-            |path: &[(Arc<Node<T>>, usize)]| path.iter().rev().take_while(|(_, at)| *at == 0).count();
-        let (mine, theirs) = (begins(&self.path), begins(&other.path));
-        for level in (0..mine.min(theirs)).rev() {
-            let (at, other_at) = (self.path.len() - 1 - level, other.path.len() - 1 - level);
-            if Arc::ptr_eq(&self.path[at].0, &other.path[other_at].0) {
-                self.leave(at);
-                other.leave(other_at);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Goes on behind the node at that place of the path.
-    fn leave(&mut self, at: usize) {
-        self.remaining = self.remaining.saturating_sub(self.path[at].0.count());
-        self.path.truncate(at);
-        if let Some((_, parent_at)) = self.path.last_mut() {
-            *parent_at += 1;
-        }
-    }
-}
-
-impl<T: Item> Iterator for Slice<T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        if self.remaining == 0 {
-            return None;
-        }
-        let item = self.peek()?.clone();
-        self.remaining -= 1;
-        if let Some((_, at)) = self.path.last_mut() {
-            *at += 1;
-        }
-        Some(item)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.remaining, Some(self.remaining))
-    }
-}
-
-impl<T: Item> ExactSizeIterator for Slice<T> {}
-
-/// What is in one of two trees only, or different in both, in order. Costs what differs, not what is there: nodes that the
-/// trees share are passed over.
-pub(crate) fn diff<T: Item>(
-    old: &Tree<T>,
-    new: &Tree<T>,
-    same: impl Fn(&T, &T) -> bool,
-) -> Vec<(Option<T>, Option<T>)> {
-    let (mut old, mut new) = (old.iter(), new.iter());
-    let mut changes = Vec::new();
-    loop {
-        while old.skip_shared(&mut new) {}
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return changes,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(old), Some(new)) => old.key().cmp(new.key()),
-        };
-        let before = if order.is_le() { old.next() } else { None };
-        let after = if order.is_ge() { new.next() } else { None };
-        let unchanged = matches!((&before, &after), (Some(before), Some(after)) if same(before, after));
-        if !unchanged {
-            changes.push((before, after));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Clone, Debug, PartialEq)]
-    struct Pair(u16, u32);
-
-    impl Item for Pair {
-        type Key = u16;
-        fn key(&self) -> &u16 {
-            &self.0
-        }
-    }
-
-    fn pairs(tree: &Tree<Pair>) -> Vec<(u16, u32)> {
-        tree.iter().map(|Pair(key, value)| (key, value)).collect()
-    }
-
-    fn step(tree: &mut Tree<Pair>, map: &mut BTreeMap<u16, u32>, at: u32, (key, insert): (u16, bool)) {
-        if insert {
-            assert_eq!(tree.insert(Pair(key, at)).map(|Pair(_, value)| value), map.insert(key, at));
-        } else {
-            assert_eq!(tree.remove(&key).map(|Pair(_, value)| value), map.remove(&key));
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
-        #[test]
-        fn it_is_a_map_and_copies_stay(
-            first in prop::collection::vec((0u16..600, prop::bool::weighted(0.8)), 0..1_500),
-            second in prop::collection::vec((0u16..600, prop::bool::weighted(0.3)), 0..900),
-        ) {
-            let (mut tree, mut map) = (Tree::default(), BTreeMap::new());
-            for (at, change) in first.into_iter().enumerate() {
-                step(&mut tree, &mut map, at as u32, change);
-            }
-            prop_assert_eq!(tree.verify(), Ok(()));
-            let (copy, copied) = (tree.clone(), map.clone());
-            for (at, change) in second.into_iter().enumerate() {
-                step(&mut tree, &mut map, 10_000 + at as u32, change);
-            }
-            prop_assert_eq!(tree.verify(), Ok(()));
-            prop_assert_eq!(copy.verify(), Ok(()));
-            prop_assert_eq!(pairs(&tree), map.clone().into_iter().collect::<Vec<_>>());
-            prop_assert_eq!(pairs(&copy), copied.clone().into_iter().collect::<Vec<_>>());
-            for key in (0..600).step_by(37) {
-                prop_assert_eq!(tree.get(|other| other.cmp(&key)).map(|pair| pair.1), map.get(&key).copied());
-                let (rank, end) = (tree.rank(|other| other.cmp(&key)), tree.rank(|other| other.cmp(&(key + 50))));
-                prop_assert_eq!(rank, map.range(..key).count());
-                let slice: Vec<u16> = tree.slice(rank, end).map(|pair| pair.0).collect();
-                prop_assert_eq!(slice, map.range(key..key + 50).map(|(key, _)| *key).collect::<Vec<_>>());
-            }
-            // What is sought may be a whole group that stands side by side.
-            for group in 0..12u16 {
-                let fifties = |key: &u16| (key / 50).cmp(&group);
-                prop_assert_eq!(tree.rank(fifties), map.range(..group * 50).count());
-            }
-            let changes = diff(&copy, &tree, |old, new| old == new);
-            let mut replayed = copied;
-            for (before, after) in changes {
-                match (before, after) {
-                    (before, Some(Pair(key, value))) => {
-                        prop_assert_eq!(before.map(|pair| pair.1), replayed.insert(key, value));
-                    }
-                    (Some(Pair(key, value)), None) => prop_assert_eq!(replayed.remove(&key), Some(value)),
-                    (None, None) => prop_assert!(false, "a difference of nothing"),
-                }
-            }
-            prop_assert_eq!(&replayed, &map);
-            let mut built = Tree::from_sorted(map.iter().map(|(key, value)| Pair(*key, *value)));
-            prop_assert_eq!(built.verify(), Ok(()));
-            prop_assert_eq!(pairs(&built), pairs(&tree));
-            for key in (0..600).step_by(7) {
-                step(&mut built, &mut map, u32::from(key), (key, key % 2 == 0));
-            }
-            prop_assert_eq!(built.verify(), Ok(()));
-        }
-    }
-
-    /// A difference of two trees of 60,000 that differ in one item looks at a few nodes.
-    #[test]
-    fn a_difference_costs_what_differs() {
-        let mut tree = Tree::default();
-        for number in 0..60_000 {
-            tree.insert(Pair(number, 0));
-        }
-        let copy = tree.clone();
-        tree.insert(Pair(31_000, 1));
-        let compared = std::cell::Cell::new(0);
-        let changes = diff(&copy, &tree, |old, new| {
-            compared.set(compared.get() + 1);
-            old == new
-        });
-        assert_eq!(changes, [(Some(Pair(31_000, 0)), Some(Pair(31_000, 1)))]);
-        assert!(compared.get() <= LEAF_MAX, "{} items were compared", compared.get());
     }
 }

@@ -137,7 +137,8 @@ async fn a_closed_store_leaves_everything_to_the_next() -> Result {
         let racing: Vec<_> = racing.collect();
         let first = put(&store, table, "first", "v").await?;
         let (one, other) = tokio::join!(store.close(), store.close());
-        (one?, other?);
+        one?;
+        other?;
         let mut acknowledged = 1;
         for commit in racing {
             acknowledged += usize::from(commit.await?);

@@ -30,12 +30,9 @@ use shapes::{Answers, ROUTES, Route};
 /// Base64 and the names make a request so many times longer.
 const JSON_GROWTH_MAX: usize = 2;
 
-/// Answers a request to the gateway; none if it is not for it.
-pub(super) fn route(path: &str) -> Option<Result<&'static Route, Response<Body>>> {
-    path.starts_with("/v3/").then(|| {
-        let known = ROUTES.iter().find(|route| path == route.path);
-        known.ok_or_else(|| text(StatusCode::NOT_FOUND, "Not Found\n"))
-    })
+/// Whether a path is one of the gateway's.
+pub(super) fn is_mine(path: &str) -> bool {
+    path.starts_with("/v3/")
 }
 
 fn text(status: StatusCode, words: &'static str) -> Response<Body> {
@@ -46,12 +43,15 @@ fn text(status: StatusCode, words: &'static str) -> Response<Body> {
     response
 }
 
-/// Answers a request to one of the methods.
-pub(super) async fn answer<B>(face: Arc<Face>, route: &'static Route, request: Request<B>) -> Response<Body>
+/// Answers a request.
+pub(super) async fn answer<B>(face: Arc<Face>, request: Request<B>) -> Response<Body>
 where
     B: HttpBody + Send + 'static,
     B::Error: Into<BoxError> + Send,
 {
+    let Some(route) = ROUTES.iter().find(|route| request.uri().path() == route.path) else {
+        return text(StatusCode::NOT_FOUND, "Not Found\n");
+    };
     if request.method() != Method::POST {
         return text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n");
     }

@@ -156,6 +156,14 @@ mod tests {
 
     use super::*;
 
+    async fn turn_ends(flush: &Flush<tokio::io::DuplexStream>) {
+        poll_fn(|context| {
+            flush.flush(context);
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     #[tokio::test]
     async fn what_is_written_goes_out_when_it_is_flushed_and_all_of_it_when_the_end_is_closed() {
         let (ours, mut peer) = tokio::io::duplex(64);
@@ -166,7 +174,7 @@ mod tests {
         let mut seen = [0; 7];
         let early = futures::FutureExt::now_or_never(peer.read(&mut seen));
         assert!(early.is_none(), "nothing before the turn ends");
-        poll_fn(|context| Poll::Ready(flush.flush(context))).await;
+        turn_ends(&flush).await;
         peer.read_exact(&mut seen).await.unwrap();
         assert_eq!(&seen, b"one two");
 
@@ -188,7 +196,7 @@ mod tests {
         let (mut stream, flush) = gather(ours);
         drop(peer);
         stream.write_all(b"lost").await.unwrap();
-        poll_fn(|context| Poll::Ready(flush.flush(context))).await;
+        turn_ends(&flush).await;
         let error = stream.flush().await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
     }

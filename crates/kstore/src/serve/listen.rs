@@ -139,10 +139,8 @@ impl EtcdServer {
         if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
             return grpc::call(self.face.clone(), request).await;
         }
-        match gateway::route(request.uri().path()) {
-            Some(Ok(route)) => return gateway::answer(self.face.clone(), route, request).await,
-            Some(Err(unknown)) => return unknown,
-            None => {}
+        if gateway::is_mine(request.uri().path()) {
+            return gateway::answer(self.face.clone(), request).await;
         }
         http1::answer(&self.face, &request).await.map(Body::new)
     }

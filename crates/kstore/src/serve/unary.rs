@@ -135,7 +135,7 @@ mod tests {
         for effort in [Effort::Little, Effort::Much] {
             let header =
                 pb::HeaderOnly { header: Some(pb::ResponseHeader { revision: 7, ..Default::default() }) };
-            let response = answer(effort, std::future::ready(Ok(header.clone()))).await;
+            let response = answer(effort, std::future::ready(Ok(header))).await;
             let body = response.into_body().collect().await.unwrap();
             assert_eq!(body.trailers().unwrap()["grpc-status"], "0", "{effort:?}");
             assert_eq!(message::<pb::HeaderOnly>(body.to_bytes()).unwrap(), header, "{effort:?}");

@@ -78,7 +78,8 @@ impl State {
             && self.flights.front().is_some_and(|flight| flight.replies.len() == 1)
             && self.waiting.is_empty();
         let synced = lonely && others_can_go_on && self.write_time.0 <= QUICK_WRITE;
-        let job = self.jobs.pop_front_if(|job| matches!(job, Job::Write(write) if write.is_quick(synced)))?;
+        let quick = matches!(self.jobs.front()?, Job::Write(write) if write.is_quick(synced));
+        let job = if quick { self.jobs.pop_front()? } else { return None };
         self.workers += 1;
         self.running += 1;
         Some(job)

@@ -48,7 +48,7 @@ pub(super) enum Answers {
 }
 
 /// A path, and the method that answers it.
-pub(in super::super) struct Route {
+pub(super) struct Route {
     pub(super) path: &'static str,
     pub(super) method: &'static str,
     pub(super) asked: Shape,
