@@ -4,12 +4,15 @@
 //! rest is changed in place, so that a batch of changes between two publications copies each touched node once. Every
 //! node knows how many items are below it, so ranks, and therefore exact counts of ranges, cost O(log n).
 
+mod heads;
 mod slice;
 #[cfg(test)]
 mod tests;
 
 use std::{cmp::Ordering, sync::Arc};
 
+use heads::Heads;
+pub(crate) use heads::{Key, Probe, common};
 pub(crate) use slice::{Slice, diff};
 
 /// A leaf is shared item by item when it is copied, so it is kept small.
@@ -19,7 +22,7 @@ const INNER_MAX: usize = 32;
 /// What a tree holds: something with an order.
 pub(crate) trait Item: Clone {
     /// What items are ordered by; cloned into inner nodes.
-    type Key: Ord + Clone;
+    type Key: Key;
     fn key(&self) -> &Self::Key;
 }
 
@@ -28,15 +31,26 @@ pub(crate) struct Tree<T: Item> {
 }
 
 enum Node<T: Item> {
-    /// Sorted, never empty.
-    Leaf(Vec<T>),
+    Leaf(Leaf<T>),
     Inner(Inner<T>),
+}
+
+struct Leaf<T: Item> {
+    /// Sorted, never empty.
+    items: Vec<T>,
+    heads: Heads,
+}
+
+/// Where children begin.
+struct Lows<K> {
+    keys: Vec<K>,
+    heads: Heads,
 }
 
 struct Inner<T: Item> {
     /// One for each child, sorted: not greater than any key below it, greater than every key before. They change seldom, so
     /// copies of the node share them.
-    lows: Arc<Vec<T::Key>>,
+    lows: Arc<Lows<T::Key>>,
     /// In order, never empty.
     children: Vec<Child<T>>,
 }
@@ -69,7 +83,7 @@ impl<T: Item> Clone for Node<T> {
     /// With room for one more, since a node is copied in order to be changed.
     fn clone(&self) -> Self {
         match self {
-            Node::Leaf(items) => Node::Leaf(with_room(items)),
+            Node::Leaf(leaf) => Node::Leaf(Leaf { items: with_room(&leaf.items), heads: leaf.heads.clone() }),
             Node::Inner(inner) => {
                 Node::Inner(Inner { lows: inner.lows.clone(), children: with_room(&inner.children) })
             }
@@ -87,7 +101,7 @@ impl<T: Item> Node<T> {
     /// How many items are below.
     fn count(&self) -> usize {
         match self {
-            Node::Leaf(items) => items.len(),
+            Node::Leaf(leaf) => leaf.items.len(),
             Node::Inner(inner) => inner.children.iter().map(|child| child.count).sum(),
         }
     }
@@ -95,7 +109,7 @@ impl<T: Item> Node<T> {
     /// How many items or children it holds itself.
     fn width(&self) -> usize {
         match self {
-            Node::Leaf(items) => items.len(),
+            Node::Leaf(leaf) => leaf.items.len(),
             Node::Inner(inner) => inner.children.len(),
         }
     }
@@ -110,14 +124,17 @@ impl<T: Item> Node<T> {
     /// Takes what is right of `at` out into a node of its own. `at` is inside.
     fn split_off(&mut self, at: usize) -> (T::Key, Node<T>) {
         match self {
-            Node::Leaf(items) => {
-                let right = items.split_off(at);
-                (right[0].key().clone(), Node::Leaf(right))
+            Node::Leaf(leaf) => {
+                let right = leaf.items.split_off(at);
+                leaf.heads = heads_of(&leaf.items);
+                (right[0].key().clone(), Node::Leaf(Leaf::new(right)))
             }
             Node::Inner(inner) => {
-                let lows = Arc::make_mut(&mut inner.lows).split_off(at);
+                let lows = Arc::make_mut(&mut inner.lows);
+                let right = lows.keys.split_off(at);
+                lows.heads = Heads::of(lows.keys.iter());
                 let children = inner.children.split_off(at);
-                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
+                (right[0].clone(), Node::Inner(Inner { lows: Arc::new(Lows::new(right)), children }))
             }
         }
     }
@@ -125,9 +142,14 @@ impl<T: Item> Node<T> {
     /// Appends a sibling of the same level.
     fn append(&mut self, right: Node<T>) {
         match (self, right) {
-            (Node::Leaf(items), Node::Leaf(more)) => items.extend(more),
+            (Node::Leaf(leaf), Node::Leaf(more)) => {
+                leaf.items.extend(more.items);
+                leaf.heads = heads_of(&leaf.items);
+            }
             (Node::Inner(inner), Node::Inner(more)) => {
-                Arc::make_mut(&mut inner.lows).extend(Arc::unwrap_or_clone(more.lows));
+                let lows = Arc::make_mut(&mut inner.lows);
+                lows.keys.extend(Arc::unwrap_or_clone(more.lows).keys);
+                lows.heads = Heads::of(lows.keys.iter());
                 inner.children.extend(more.children);
             }
             _ => unreachable!("siblings are of one level"),
@@ -135,10 +157,71 @@ impl<T: Item> Node<T> {
     }
 }
 
+fn heads_of<T: Item>(items: &[T]) -> Heads {
+    Heads::of(items.iter().map(Item::key))
+}
+
+impl<T: Item> Leaf<T> {
+    fn new(items: Vec<T>) -> Leaf<T> {
+        Leaf { heads: heads_of(&items), items }
+    }
+
+    /// Where the item is that is sought, or where it would be.
+    fn find(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> Result<usize, usize> {
+        let Some(first) = self.items.first() else { return Err(0) };
+        let narrow = self.heads.narrow(first.key(), probe);
+        let found = self.items[narrow.clone()].binary_search_by(|item| probe.order(item.key()));
+        found.map(|at| narrow.start + at).map_err(|at| narrow.start + at)
+    }
+
+    fn insert(&mut self, at: usize, item: T) {
+        let neighbour = self.items.get(at).or_else(|| self.items.last()).map(Item::key);
+        let fits = self.heads.insert(at, item.key(), neighbour);
+        self.items.insert(at, item);
+        if !fits {
+            self.heads = heads_of(&self.items);
+        }
+    }
+}
+
+impl<K: Key> Lows<K> {
+    fn new(keys: Vec<K>) -> Lows<K> {
+        Lows { heads: Heads::of(keys.iter()), keys }
+    }
+
+    fn insert(&mut self, at: usize, low: K) {
+        let neighbour = self.keys.get(at).or_else(|| self.keys.last());
+        let fits = self.heads.insert(at, &low, neighbour);
+        self.keys.insert(at, low);
+        if !fits {
+            self.heads = Heads::of(self.keys.iter());
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        self.keys.remove(at);
+        self.heads.remove(at);
+    }
+}
+
+impl<K: Clone> Clone for Lows<K> {
+    fn clone(&self) -> Self {
+        Lows { keys: self.keys.clone(), heads: self.heads.clone() }
+    }
+}
+
 impl<T: Item> Inner<T> {
-    /// In which child a key belongs.
+    /// In which child something belongs.
+    fn child_of(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> usize {
+        let Some(first) = self.lows.keys.first() else { return 0 };
+        let narrow = self.lows.heads.narrow(first, probe);
+        let below = self.lows.keys[narrow.clone()].partition_point(|low| probe.order(low).is_le());
+        (narrow.start + below).saturating_sub(1)
+    }
+
+    /// In which child something belongs that is told by comparing only.
     fn child_at(&self, compare: &impl Fn(&T::Key) -> Ordering) -> usize {
-        self.lows.partition_point(|low| compare(low).is_le()).saturating_sub(1)
+        self.lows.keys.partition_point(|low| compare(low).is_le()).saturating_sub(1)
     }
 }
 
@@ -147,13 +230,24 @@ impl<T: Item> Tree<T> {
         self.root.as_ref().map_or(0, |root| root.count())
     }
 
+    /// The item with that key.
+    pub(crate) fn find(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> Option<&T> {
+        let mut node = self.root.as_deref()?;
+        loop {
+            match node {
+                Node::Inner(inner) => node = &inner.children[inner.child_of(probe)].node,
+                Node::Leaf(leaf) => return leaf.find(probe).ok().map(|at| &leaf.items[at]),
+            }
+        }
+    }
+
     /// The item for which `compare`, which says how an item's key relates to what is sought, is equal.
     pub(crate) fn get(&self, compare: impl Fn(&T::Key) -> Ordering) -> Option<&T> {
         let mut node = self.root.as_deref()?;
         loop {
             match node {
                 Node::Inner(inner) => node = &inner.children[inner.child_at(&compare)].node,
-                Node::Leaf(items) => {
+                Node::Leaf(Leaf { items, .. }) => {
                     return items.binary_search_by(|item| compare(item.key())).ok().map(|at| &items[at]);
                 }
             }
@@ -169,11 +263,11 @@ impl<T: Item> Tree<T> {
             match node {
                 Node::Inner(inner) => {
                     // A child that begins with what is sought may not be the first that has it.
-                    let at = inner.lows.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
+                    let at = inner.lows.keys.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
                     before += inner.children[..at].iter().map(|child| child.count).sum::<usize>();
                     node = &inner.children[at].node;
                 }
-                Node::Leaf(items) => {
+                Node::Leaf(Leaf { items, .. }) => {
                     return before + items.partition_point(|item| compare(item.key()).is_lt());
                 }
             }
@@ -192,13 +286,13 @@ impl<T: Item> Tree<T> {
     /// Puts an item in; the one it replaces.
     pub(crate) fn insert(&mut self, item: T) -> Option<T> {
         let Some(root) = &mut self.root else {
-            self.root = Some(Arc::new(Node::Leaf(vec![item])));
+            self.root = Some(Arc::new(Node::Leaf(Leaf::new(vec![item]))));
             return None;
         };
         let (replaced, split) = insert(root, item);
         if let Some((low, right)) = split {
             let left = root.clone();
-            let lows = Arc::new(vec![low_of(&left), low]);
+            let lows = Arc::new(Lows::new(vec![low_of(&left), low]));
             let first = Child { count: left.count(), node: left };
             let second = Child { count: right.count(), node: Arc::new(right) };
             self.root = Some(Arc::new(Node::Inner(Inner { lows, children: vec![first, second] })));
@@ -208,7 +302,9 @@ impl<T: Item> Tree<T> {
 
     /// A tree of items that come in their order, each once; what the keys of the lowest nodes cost, and no more.
     pub(crate) fn from_sorted(items: impl ExactSizeIterator<Item = T>) -> Tree<T> {
-        let leaves = in_groups(items, LEAF_MAX, |items| (items[0].key().clone(), Node::Leaf(items)));
+        let leaves = in_groups(items, LEAF_MAX, |items: Vec<T>| {
+            (items[0].key().clone(), Node::Leaf(Leaf::new(items)))
+        });
         let mut level: Vec<(T::Key, Node<T>)> = leaves;
         while level.len() > 1 {
             level = in_groups(level.into_iter(), INNER_MAX, |group| {
@@ -218,7 +314,7 @@ impl<T: Item> Tree<T> {
                     lows.push(low);
                     children.push(Child { count: node.count(), node: Arc::new(node) });
                 }
-                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
+                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(Lows::new(lows)), children }))
             });
         }
         Tree { root: level.pop().map(|(_, node)| Arc::new(node)) }
@@ -229,7 +325,7 @@ impl<T: Item> Tree<T> {
         let root = self.root.as_mut()?;
         let removed = remove(root, key);
         let only = match &**root {
-            Node::Leaf(items) if items.is_empty() => Some(None),
+            Node::Leaf(leaf) if leaf.items.is_empty() => Some(None),
             Node::Inner(inner) if inner.children.len() == 1 => Some(Some(inner.children[0].node.clone())),
             _ => None,
         };
@@ -270,8 +366,8 @@ fn in_groups<I, N>(
 /// The smallest key below.
 fn low_of<T: Item>(node: &Node<T>) -> T::Key {
     match node {
-        Node::Leaf(items) => items[0].key().clone(),
-        Node::Inner(inner) => inner.lows[0].clone(),
+        Node::Leaf(leaf) => leaf.items[0].key().clone(),
+        Node::Inner(inner) => inner.lows.keys[0].clone(),
     }
 }
 
@@ -280,17 +376,19 @@ type Split<T> = Option<(<T as Item>::Key, Node<T>)>;
 fn insert<T: Item>(node: &mut Arc<Node<T>>, item: T) -> (Option<T>, Split<T>) {
     let node = Arc::make_mut(node);
     let replaced = match node {
-        Node::Leaf(items) => match items.binary_search_by(|other| other.key().cmp(item.key())) {
-            Ok(at) => Some(std::mem::replace(&mut items[at], item)),
+        Node::Leaf(leaf) => match leaf.find(item.key()) {
+            Ok(at) => Some(std::mem::replace(&mut leaf.items[at], item)),
             Err(at) => {
-                items.insert(at, item);
+                leaf.insert(at, item);
                 None
             }
         },
         Node::Inner(inner) => {
-            let at = inner.child_at(&|low| low.cmp(item.key()));
-            if *item.key() < inner.lows[at] {
-                Arc::make_mut(&mut inner.lows)[at] = item.key().clone();
+            let at = inner.child_of(item.key());
+            if at == 0 && *item.key() < inner.lows.keys[0] {
+                let lows = Arc::make_mut(&mut inner.lows);
+                lows.keys[0] = item.key().clone();
+                lows.heads = Heads::of(lows.keys.iter());
             }
             let child = &mut inner.children[at];
             let (replaced, split) = insert(&mut child.node, item);
@@ -313,12 +411,13 @@ fn insert<T: Item>(node: &mut Arc<Node<T>>, item: T) -> (Option<T>, Split<T>) {
 
 fn remove<T: Item>(node: &mut Arc<Node<T>>, key: &T::Key) -> Option<T> {
     match Arc::make_mut(node) {
-        Node::Leaf(items) => {
-            let at = items.binary_search_by(|other| other.key().cmp(key)).ok()?;
-            Some(items.remove(at))
+        Node::Leaf(leaf) => {
+            let at = leaf.find(key).ok()?;
+            leaf.heads.remove(at);
+            Some(leaf.items.remove(at))
         }
         Node::Inner(inner) => {
-            let at = inner.child_at(&|low| low.cmp(key));
+            let at = inner.child_of(key);
             let child = &mut inner.children[at];
             let removed = remove(&mut child.node, key)?;
             child.count -= 1;
@@ -368,15 +467,22 @@ fn verify<T: Item>(
     }
     let inside = |key: &T::Key| low.is_none_or(|low| low <= key) && high.is_none_or(|high| key < high);
     match node {
-        Node::Leaf(items) => {
+        Node::Leaf(Leaf { items, heads }) => {
             if !items.is_sorted_by(|a, b| a.key() < b.key()) || !items.iter().all(|item| inside(item.key())) {
                 return Err("the items of a leaf are out of order");
+            }
+            if !heads.are_of(items.iter().map(Item::key)) {
+                return Err("the heads of a leaf are not those of its keys");
             }
             Ok(1)
         }
         Node::Inner(Inner { lows, children }) => {
+            let Lows { keys: lows, heads } = &**lows;
             if lows.len() != children.len() || !lows.is_sorted_by(|a, b| a < b) {
                 return Err("the children of a node are out of order");
+            }
+            if !heads.are_of(lows.iter()) {
+                return Err("the heads of a node are not those of its keys");
             }
             let mut depths = Vec::with_capacity(children.len());
             for (at, child) in children.iter().enumerate() {

@@ -65,7 +65,7 @@ impl<T: Item> Slice<T> {
         self.settle();
         match self.path.last() {
             Some((node, at)) => match &**node {
-                Node::Leaf(items) => items.get(*at),
+                Node::Leaf(leaf) => leaf.items.get(*at),
                 Node::Inner(_) => None,
             },
             None => None,
