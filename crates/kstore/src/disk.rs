@@ -73,6 +73,8 @@ use wal::SegmentBytes;
 /// ```
 pub struct DiskStore {
     engine: Arc<Engine>,
+    /// Commits wait a turn for each other.
+    together: bool,
     report: RecoveryReport,
 }
 
@@ -161,7 +163,9 @@ impl DiskStoreBuilder {
             State::new(core, recovered.wal, files, published.clone(), settings, recovered.checkpoint_bytes);
         let engine = Engine::new(state, published, self.wall, by_hand, recovered.lock);
         engine.enter(|_, _, _| ());
-        Ok(DiskStore { engine, report: recovered.report })
+        // Whoever drives the engine by hand decides himself when what is done.
+        let together = self.policy != SyncPolicy::EveryCommit && !by_hand;
+        Ok(DiskStore { engine, together, report: recovered.report })
     }
 }
 
@@ -388,7 +392,9 @@ impl Store for DiskStore {
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         self.engine.check()?;
         let (to, from) = oneshot::channel();
-        let in_company = txn.in_company;
+        // What need not be synced is written at once by whoever is first; so that it isn't alone in its frame, whoever is about
+        // to commit too comes before it.
+        let in_company = txn.in_company || self.together;
         let submitted = self.engine.submit_later(Queued::Commit(txn, to));
         if in_company {
             turn_of_others().await;

@@ -29,7 +29,7 @@ pub(crate) const UNFINISHED: &str = "checkpoint.new";
 const LEAD_BYTES: usize = 16;
 const PREFACE_BYTES_MAX: usize = 64 + TABLES_MAX * 13;
 /// After so many bytes they are made durable, so that nobody who commits meanwhile waits for more.
-const UNSYNCED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+const UNSYNCED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// How much is read at once.
 const READ_BYTES: usize = 1024 * 1024;
 
