@@ -140,7 +140,7 @@ async fn write(store: Arc<DiskStore>, table: TableId, done: Arc<Done>, writer: u
         let value = vec![b'a' + (number >> 60) as u8; VALUE_BYTES];
         let txn = match current {
             None => Txn::create(table, key, value),
-            Some(entry) if (number >> 40) % 10 == 0 => Txn::delete(table, key, entry.modified()),
+            Some(entry) if (number >> 40).is_multiple_of(10) => Txn::delete(table, key, entry.modified()),
             Some(entry) => Txn::update(table, key, entry.modified(), value),
         };
         match store.commit(txn).await {
