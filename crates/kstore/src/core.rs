@@ -200,7 +200,7 @@ impl Core {
 
     /// Does a transaction, or nothing at all. It panics only where an index function does, and then nothing has changed.
     pub(crate) fn apply(&mut self, txn: Txn, now: Duration) -> Result<Committed, CommitError> {
-        let Txn { compares, ops } = txn;
+        let Txn { compares, ops, .. } = txn;
         self.check_sizes(&compares, &ops)?;
         let known = self.check_compares(&compares)?;
         check_repeats(&ops)?;

@@ -13,9 +13,11 @@ pub(crate) mod wal;
 
 use std::{
     fmt,
+    future::poll_fn,
     panic::resume_unwind,
     path::{Path, PathBuf},
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -23,9 +25,9 @@ use async_trait::async_trait;
 use tokio::sync::oneshot;
 
 use crate::{
-    Backup, BackupReader, CommitError, Committed, LeaseError, LeaseId, LeaseInfo, Leases, ReadError,
-    RestoreError, Revision, Snapshot, Store, StoreError, TableId, TableSpec, Txn, Watch, WatchRequest,
-    root::Published,
+    Backup, BackupReader, CommitError, Committed, LeaseError, LeaseId, LeaseInfo, Leases, MemoryStore,
+    ReadError, RestoreError, Revision, Snapshot, Store, StoreError, TableId, TableSpec, Txn, Watch,
+    WatchRequest, root::Published,
 };
 pub use error::OpenError;
 use files::{BLOCK_BYTES, Directory, Files};
@@ -71,6 +73,8 @@ use wal::SegmentBytes;
 /// ```
 pub struct DiskStore {
     engine: Arc<Engine>,
+    /// Commits wait a turn for each other.
+    together: bool,
     report: RecoveryReport,
 }
 
@@ -159,7 +163,9 @@ impl DiskStoreBuilder {
             State::new(core, recovered.wal, files, published.clone(), settings, recovered.checkpoint_bytes);
         let engine = Engine::new(state, published, self.wall, by_hand, recovered.lock);
         engine.enter(|_, _, _| ());
-        Ok(DiskStore { engine, report: recovered.report })
+        // Whoever drives the engine by hand decides himself when what is done.
+        let together = self.policy != SyncPolicy::EveryCommit && !by_hand;
+        Ok(DiskStore { engine, together, report: recovered.report })
     }
 }
 
@@ -217,6 +223,70 @@ impl DiskStore {
         from.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Ends the store: everything that was acknowledged, however loosely, is on the disk, and another may open the directory
+    /// when it returns. Commits are refused from the first moment on, with [`StoreError::Closed`]; those that wait are done
+    /// first. Watches deliver what there is and end; reads go on, on the last state. What is dropped without it does the
+    /// same, but holds the thread meanwhile.
+    ///
+    /// ```
+    /// use kstore::{DiskStore, Store, TableSpec, Txn};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// # let directory = directory.path();
+    /// let store = DiskStore::open(directory)?;
+    /// let pods = store.open_table(TableSpec::new("pods"))?;
+    /// store.commit(Txn::create(pods, "default/a", "spec")).await?;
+    /// store.close().await?;
+    /// let next = DiskStore::open(directory)?;
+    /// assert!(next.recovery().clean);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] when the disk has failed, now or before: then nobody knows what is on it. The directory is free
+    /// all the same.
+    ///
+    /// # Cancel safety
+    /// It goes on when the future is dropped. It may be called again, and then waits for the first.
+    pub async fn close(&self) -> Result<(), StoreError> {
+        let engine = self.engine.clone();
+        let close = move || {
+            engine.close();
+            engine.fault()
+        };
+        let fault = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => runtime.spawn_blocking(close).await.unwrap_or(Some(StoreError::Closed)),
+            Err(_) => close(),
+        };
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// A store in memory with the same state and history, for a future of its own: neither sees what happens to the other, and
+    /// nothing of it is ever written. Everything that was committed before is in it. Costs by the number of tables and leases,
+    /// not by what is in them; tables keep their ids.
+    ///
+    /// ```
+    /// use kstore::{DiskStore, Store, TableSpec, Txn};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// let store = DiskStore::open(directory.path())?;
+    /// let pods = store.open_table(TableSpec::new("pods"))?;
+    /// store.commit(Txn::create(pods, "a", "1")).await?;
+    /// let what_if = store.fork().await?;
+    /// what_if.commit(Txn::create(pods, "b", "2")).await?;
+    /// assert_eq!((store.snapshot().len(pods), what_if.snapshot().len(pods)), (1, 2));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store is closed or its disk has failed.
+    pub async fn fork(&self) -> Result<MemoryStore, StoreError> {
+        // Of the pending state, and given away when that is published: nothing is shown that a crash can take back.
+        let fork = |state: &mut State, _| Ok::<_, StoreError>(state.core.fork());
+        let core = self.engine.act(0, false, fork).await?;
+        Ok(MemoryStore::of_fork(core, self.engine.start()))
+    }
+
     /// Checks everything in memory that is meant to agree; see [`Snapshot::verify`].
     ///
     /// # Errors
@@ -247,6 +317,19 @@ impl DiskStore {
 #[allow(clippy::disallowed_methods, reason = "only the time of day means anything to the next process")]
 fn system_clock() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Waits until everything that is ready in this task has had its turn.
+async fn turn_of_others() {
+    let mut waited = false;
+    poll_fn(|context| match std::mem::replace(&mut waited, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
 }
 
 impl Drop for DiskStore {
@@ -309,7 +392,14 @@ impl Store for DiskStore {
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         self.engine.check()?;
         let (to, from) = oneshot::channel();
-        self.engine.submit(Queued::Commit(txn, to));
+        // What need not be synced is written at once by whoever is first; so that it isn't alone in its frame, whoever is about
+        // to commit too comes before it.
+        let in_company = txn.in_company || self.together;
+        let submitted = self.engine.submit_later(Queued::Commit(txn, to));
+        if in_company {
+            turn_of_others().await;
+        }
+        drop(submitted);
         match from.await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => resume_unwind(panic),

@@ -89,11 +89,17 @@ pub trait Leases: Send + Sync {
     async fn leases(&self, id: Option<LeaseId>) -> Result<Vec<LeaseInfo>, LeaseError>;
 }
 
+/// How many leases are moved to their real place at once.
+const MOVED_MAX: usize = 256;
+
 /// All leases of a store. Times are counted from the store's start; no clock is read here.
+///
+/// A lease that is kept alive stays where it is in the order of deadlines, and is moved only when its old one comes: to keep it
+/// alive is to look it up and no more, and each is moved once in its time at most.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeaseBook {
-    leases: HashMap<LeaseId, Lease>,
-    /// Holds each lease once, under its deadline.
+    leases: HashMap<LeaseId, Lease, ahash::RandomState>,
+    /// Holds each lease once, under its deadline or an earlier time.
     deadlines: BTreeSet<(Duration, LeaseId)>,
     /// Numbers are given out upwards from here.
     last: u64,
@@ -106,7 +112,15 @@ pub(crate) type LeaseTimes = (LeaseId, Duration, Duration);
 struct Lease {
     ttl: Duration,
     deadline: Duration,
+    /// Under which it stands among the deadlines; not later than its own.
+    placed: Duration,
     keys: HashSet<(TableId, Bytes)>,
+}
+
+impl Lease {
+    fn new(ttl: Duration, deadline: Duration) -> Lease {
+        Lease { ttl, deadline, placed: deadline, keys: HashSet::new() }
+    }
 }
 
 impl LeaseBook {
@@ -136,7 +150,7 @@ impl LeaseBook {
             None => self.free_number(),
         };
         let deadline = now.saturating_add(ttl);
-        self.leases.insert(id, Lease { ttl, deadline, keys: HashSet::new() });
+        self.leases.insert(id, Lease::new(ttl, deadline));
         self.deadlines.insert((deadline, id));
         Ok(id)
     }
@@ -153,9 +167,8 @@ impl LeaseBook {
 
     pub(crate) fn keep_alive(&mut self, id: LeaseId, now: Duration) -> Result<Duration, LeaseError> {
         let lease = self.leases.get_mut(&id).ok_or(LeaseError::NotFound(id))?;
-        self.deadlines.remove(&(lease.deadline, id));
-        lease.deadline = now.saturating_add(lease.ttl);
-        self.deadlines.insert((lease.deadline, id));
+        // Time doesn't go back, so the deadline never does.
+        lease.deadline = lease.deadline.max(now.saturating_add(lease.ttl));
         Ok(lease.ttl)
     }
 
@@ -163,24 +176,39 @@ impl LeaseBook {
     #[cfg(feature = "disk")]
     pub(crate) fn set(&mut self, id: LeaseId, ttl: Duration, deadline: Duration, last: u64) {
         self.last = last;
-        let lease = self.leases.entry(id).or_insert_with(|| Lease { ttl, deadline, keys: HashSet::new() });
-        self.deadlines.remove(&(lease.deadline, id));
-        (lease.ttl, lease.deadline) = (ttl, deadline);
+        let lease = self.leases.entry(id).or_insert_with(|| Lease::new(ttl, deadline));
+        self.deadlines.remove(&(lease.placed, id));
+        (lease.ttl, lease.deadline, lease.placed) = (ttl, deadline, deadline);
         self.deadlines.insert((deadline, id));
     }
 
     /// Takes the lease out; the keys that go with it, in order.
     pub(crate) fn end(&mut self, id: LeaseId) -> Option<Vec<(TableId, Bytes)>> {
         let lease = self.leases.remove(&id)?;
-        self.deadlines.remove(&(lease.deadline, id));
+        self.deadlines.remove(&(lease.placed, id));
         let mut keys: Vec<_> = lease.keys.into_iter().collect();
         keys.sort_unstable();
         Some(keys)
     }
 
-    /// The first lease whose time has come.
-    pub(crate) fn due(&self, now: Duration) -> Option<LeaseId> {
-        self.deadlines.first().filter(|(deadline, _)| *deadline <= now).map(|(_, id)| *id)
+    /// The first lease whose time has come. None also where there were very many to be moved first; the next deadline has come
+    /// then still.
+    pub(crate) fn due(&mut self, now: Duration) -> Option<LeaseId> {
+        for _ in 0..MOVED_MAX {
+            let first = self.deadlines.first().filter(|(placed, _)| *placed <= now);
+            let (placed, id) = *first?;
+            match self.leases.get_mut(&id) {
+                Some(lease) if lease.deadline <= now => return Some(id),
+                Some(lease) => {
+                    self.deadlines.remove(&(placed, id));
+                    self.deadlines.insert((lease.deadline, id));
+                    lease.placed = lease.deadline;
+                }
+                // Each that stands there is known.
+                None => drop(self.deadlines.remove(&(placed, id))),
+            }
+        }
+        None
     }
 
     /// Whether the lease's time has come.
@@ -189,7 +217,7 @@ impl LeaseBook {
         self.leases.get(&id).is_some_and(|lease| lease.deadline <= now)
     }
 
-    /// When the next lease ends.
+    /// When there is something to do: the next lease ends, or is to be moved.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         self.deadlines.first().map(|(deadline, _)| *deadline)
     }
@@ -211,7 +239,7 @@ impl LeaseBook {
         self.last = last;
         for (id, ttl, remaining) in leases {
             let deadline = now.saturating_add(remaining);
-            self.leases.insert(id, Lease { ttl, deadline, keys: HashSet::new() });
+            self.leases.insert(id, Lease::new(ttl, deadline));
             self.deadlines.insert((deadline, id));
         }
     }
@@ -243,5 +271,99 @@ impl LeaseBook {
                 Some(LeaseInfo { id, ttl: lease.ttl, remaining: lease.deadline.saturating_sub(now), keys })
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Grant(u64, u64),
+        KeepAlive(u64),
+        End(u64),
+        Pass(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let id = 1..30_u64;
+        let step = prop_oneof![
+            3 => (id.clone(), 1..40_u64).prop_map(|(id, ttl)| Step::Grant(id, ttl)),
+            4 => id.clone().prop_map(Step::KeepAlive),
+            1 => id.prop_map(Step::End),
+            2 => (0..30_u64).prop_map(Step::Pass),
+        ];
+        prop::collection::vec(step, 0..300)
+    }
+
+    proptest! {
+        /// Each lease ends when it should, and something is to be done by then; the model moves each at once.
+        #[test]
+        fn leases_end_as_in_a_model_that_moves_them_at_once(steps in steps()) {
+            let (mut book, mut model) = (LeaseBook::default(), BTreeMap::<u64, (u64, u64)>::new());
+            let mut now = 0;
+            for step in steps {
+                let time = Duration::from_secs(now);
+                match step {
+                    Step::Grant(id, ttl) => {
+                        let granted = book.grant(Duration::from_secs(ttl), LeaseId::new(id), time);
+                        prop_assert_eq!(granted.is_ok(), !model.contains_key(&id));
+                        model.entry(id).or_insert((ttl, now + ttl));
+                    }
+                    Step::KeepAlive(id) => {
+                        let kept = LeaseId::new(id).map(|id| book.keep_alive(id, time).is_ok());
+                        prop_assert_eq!(kept, Some(model.contains_key(&id)));
+                        model.entry(id).and_modify(|(ttl, ends)| *ends = now + *ttl);
+                    }
+                    Step::End(id) => {
+                        let ended = LeaseId::new(id).and_then(|id| book.end(id)).is_some();
+                        prop_assert_eq!(ended, model.remove(&id).is_some());
+                    }
+                    Step::Pass(seconds) => now += seconds,
+                }
+                let time = Duration::from_secs(now);
+                let mut due = Vec::new();
+                while let Some(id) = book.due(time) {
+                    due.push(id.get());
+                    book.end(id);
+                }
+                due.sort_unstable();
+                let expected: Vec<u64> = model.iter().filter(|(_, (_, ends))| *ends <= now).map(|(id, _)| *id).collect();
+                prop_assert_eq!(&due, &expected, "at {}", now);
+                model.retain(|_, (_, ends)| *ends > now);
+                let first = model.values().map(|(_, ends)| Duration::from_secs(*ends)).min();
+                let next = book.next_deadline();
+                prop_assert_eq!(next.is_some(), first.is_some());
+                prop_assert!(next <= first && next.is_none_or(|next| next > time), "{:?} before {:?}", next, first);
+                prop_assert_eq!(book.deadlines.len(), book.leases.len());
+            }
+        }
+    }
+
+    /// More than are moved at once: none is lost, and the deadline says that there is more to do.
+    #[test]
+    fn many_are_moved_in_several_steps() {
+        let mut book = LeaseBook::default();
+        let second = Duration::from_secs(1);
+        let count = 3 * MOVED_MAX;
+        let granted = (0..count)
+            .map(|_| book.grant(10 * second, None, Duration::ZERO).unwrap_or_else(|error| panic!("{error}")));
+        let ids: Vec<LeaseId> = granted.collect();
+        for id in &ids[1..] {
+            book.keep_alive(*id, 5 * second).unwrap_or_else(|error| panic!("{error}"));
+        }
+        assert_eq!(book.due(10 * second), Some(ids[0]));
+        book.end(ids[0]);
+        let mut looks = 0;
+        while book.next_deadline().is_some_and(|next| next <= 10 * second) {
+            assert_eq!(book.due(10 * second), None);
+            looks += 1;
+        }
+        assert_eq!((looks, book.next_deadline()), (3, Some(15 * second)));
     }
 }

@@ -108,8 +108,13 @@ impl MemoryStore {
     /// # Ok(()) }
     /// ```
     pub fn fork(&self) -> MemoryStore {
-        let (core, leases) = self.sequencer.look(|core, _| (core.fork(), !core.leases.is_empty()));
-        let fork = MemoryStore::with_core(core, self.sequencer.start());
+        MemoryStore::of_fork(self.sequencer.look(|core, _| core.fork()), self.sequencer.start())
+    }
+
+    /// A store that goes on from a core that was forked; its times are counted from `start`.
+    pub(crate) fn of_fork(core: Core, start: Instant) -> MemoryStore {
+        let leases = !core.leases.is_empty();
+        let fork = MemoryStore::with_core(core, start);
         if leases {
             fork.keep_leases();
         }

@@ -12,7 +12,7 @@ use crate::{
     Entry, Range, Revision, Snapshot, TableId, Term,
     events::{EventKind, Log},
     hub::Hub,
-    tree::{self, Item, Slice, Tree},
+    tree::{self, Item, Probe, Slice, Tree},
 };
 
 /// Tables are published in groups, so that a commit copies a few pointers and not one per table.
@@ -30,6 +30,46 @@ impl Item for Arc<Entry> {
 pub(crate) struct TermKey {
     pub(crate) term: Term,
     pub(crate) key: Bytes,
+}
+
+impl Probe<TermKey> for TermKey {
+    fn order(&self, key: &TermKey) -> Ordering {
+        key.cmp(self)
+    }
+
+    /// A place is read as one zero byte, the term, and the key where the term is the same.
+    fn order_of_start(&self, key: &TermKey, bytes: usize) -> Ordering {
+        let (term, mine) = (key.term.as_bytes(), self.term.as_bytes());
+        match bytes.checked_sub(1 + term.len()) {
+            Some(rest) => term.cmp(mine).then_with(|| self.key.order_of_start(&key.key, rest)),
+            None => {
+                let start = bytes.saturating_sub(1);
+                let order = term[..start].cmp(&mine[..start.min(mine.len())]);
+                // A term that ends there has a key behind it, and comes before the longer ones.
+                order.then(if mine.len() < bytes { Ordering::Greater } else { Ordering::Equal })
+            }
+        }
+    }
+
+    fn part(&self, at: usize) -> u64 {
+        let term = self.term.as_bytes();
+        match (at.checked_sub(1 + term.len()), at) {
+            (Some(at), _) => self.key.part(at),
+            (None, 0) => Probe::<Bytes>::part(term, 0) >> 8,
+            (None, at) => Probe::<Bytes>::part(term, at - 1),
+        }
+    }
+}
+
+impl tree::Key for TermKey {
+    fn common(&self, other: &TermKey) -> usize {
+        let (a, b) = (self.term.as_bytes(), other.term.as_bytes());
+        match a == b {
+            true => 1 + a.len() + self.key.common(&other.key),
+            // A byte of each is left, so that what follows is not taken for a part of the key.
+            false => (1 + tree::common(a, b)).min(a.len()).min(b.len()),
+        }
+    }
 }
 
 impl Item for TermKey {
@@ -57,7 +97,7 @@ impl TableRoot {
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Arc<Entry>> {
-        self.entries.get(|other| other[..].cmp(key))
+        self.entries.find(key)
     }
 
     /// Puts `new` where `old` was; either may be absent.
@@ -155,7 +195,7 @@ impl TableRoot {
             for term in entry.terms() {
                 indexed += 1;
                 let place = TermKey { term: term.clone(), key: entry.key.clone() };
-                self.terms.get(|other| other.cmp(&place)).ok_or("an entry is not found under its term")?;
+                self.terms.find(&place).ok_or("an entry is not found under its term")?;
             }
         }
         if indexed != self.terms.len() {

@@ -14,15 +14,24 @@
 //! | `grpc.health.v1.Health` | `Check` |
 //!
 //! What is not there answers `UNIMPLEMENTED`. Over HTTP/1.1 and HTTP/2 on the same port: `/health`, `/readyz`, `/livez`,
-//! `/version`.
+//! `/version`, and etcd's JSON gateway (`POST /v3/kv/range` and so on) for everything above.
+//!
+//! ```text
+//! curl http://127.0.0.1:2379/v3/kv/put -d '{"key": "Zm9v", "value": "YmFy"}'
+//! curl http://127.0.0.1:2379/v3/watch -N -d '{"create_request": {"key": "Zm9v", "start_revision": "1"}}'
+//! ```
 //!
 //! A newcomer starts at [`EtcdServer`].
 
+mod calls;
 mod cluster;
 mod compare;
 #[cfg(all(test, feature = "etcd"))]
 mod differential;
+mod digest;
 mod faults;
+mod gateway;
+mod gather;
 mod grpc;
 mod http1;
 mod intervals;
@@ -32,6 +41,8 @@ mod listen;
 mod maintenance;
 mod plan;
 mod range;
+mod turn;
+mod unary;
 mod watch;
 mod watching;
 
@@ -126,6 +137,8 @@ pub(crate) struct Face {
     pub(crate) alone: tokio::sync::RwLock<()>,
     /// Earlier states that were read lately, newest first.
     past: Mutex<Vec<Snapshot>>,
+    /// As of when someone asked last.
+    digest: tokio::sync::Mutex<digest::Digest>,
 }
 
 impl EtcdServerBuilder {
@@ -196,6 +209,7 @@ impl EtcdServerBuilder {
             compacted: AtomicU64::new(0),
             alone: tokio::sync::RwLock::new(()),
             past: Mutex::default(),
+            digest: tokio::sync::Mutex::default(),
         };
         Ok(EtcdServer { face: Arc::new(face) })
     }

@@ -268,7 +268,7 @@ impl Iterator for Entries {
             Source::Range(entries) => entries.next(),
             Source::Term(keys, entries) => {
                 let place = keys.next()?;
-                entries.get(|key| key.cmp(&place.key)).cloned()
+                entries.find(&place.key).cloned()
             }
         }
     }

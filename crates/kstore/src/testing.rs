@@ -30,6 +30,7 @@ pub mod model;
 pub mod peer;
 pub mod random;
 pub mod read;
+pub mod real_lease;
 pub mod restore;
 pub mod validate;
 pub mod watch;
@@ -152,4 +153,36 @@ where
         lease::many_leases_end_together,
         lease::leases_are_restored_with_the_time_left,
     );
+}
+
+/// Checks the promises of [`Leases`](crate::Leases) where time can't be paused: all of [`lease_conformance`] but what needs
+/// leases of less than two seconds or back-ups. The checks run side by side, so that they take some seconds together.
+///
+/// # Panics
+/// If a promise is broken.
+pub async fn replica_lease_conformance<F, Fut>(new_store: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn Store>>,
+{
+    macro_rules! side_by_side {
+        ($($check:ident),+ $(,)?) => {
+            [$((stringify!($check), tokio::spawn(real_lease::$check(new_store().await)))),+]
+        };
+    }
+    let checks = side_by_side!(
+        keys_go_with_their_lease,
+        a_lease_kept_alive_stays,
+        a_detached_key_stays,
+        revoking_deletes_at_one_revision,
+        numbers_are_unique,
+        an_ended_lease_takes_no_keys,
+        many_leases_end_together,
+    );
+    for (name, check) in checks {
+        if let Err(error) = check.await {
+            panic!("the store fails kstore::testing::real_lease::{name}: {error}");
+        }
+    }
+    each!(new_store, lease::impossible_leases_are_refused);
 }

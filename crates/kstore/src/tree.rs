@@ -4,7 +4,16 @@
 //! rest is changed in place, so that a batch of changes between two publications copies each touched node once. Every
 //! node knows how many items are below it, so ranks, and therefore exact counts of ranges, cost O(log n).
 
+mod heads;
+mod slice;
+#[cfg(test)]
+mod tests;
+
 use std::{cmp::Ordering, sync::Arc};
+
+use heads::Heads;
+pub(crate) use heads::{Key, Probe, common};
+pub(crate) use slice::{Slice, diff};
 
 /// A leaf is shared item by item when it is copied, so it is kept small.
 const LEAF_MAX: usize = 16;
@@ -13,7 +22,7 @@ const INNER_MAX: usize = 32;
 /// What a tree holds: something with an order.
 pub(crate) trait Item: Clone {
     /// What items are ordered by; cloned into inner nodes.
-    type Key: Ord + Clone;
+    type Key: Key;
     fn key(&self) -> &Self::Key;
 }
 
@@ -22,15 +31,26 @@ pub(crate) struct Tree<T: Item> {
 }
 
 enum Node<T: Item> {
-    /// Sorted, never empty.
-    Leaf(Vec<T>),
+    Leaf(Leaf<T>),
     Inner(Inner<T>),
+}
+
+struct Leaf<T: Item> {
+    /// Sorted, never empty.
+    items: Vec<T>,
+    heads: Heads,
+}
+
+/// Where children begin.
+struct Lows<K> {
+    keys: Vec<K>,
+    heads: Heads,
 }
 
 struct Inner<T: Item> {
     /// One for each child, sorted: not greater than any key below it, greater than every key before. They change seldom, so
     /// copies of the node share them.
-    lows: Arc<Vec<T::Key>>,
+    lows: Arc<Lows<T::Key>>,
     /// In order, never empty.
     children: Vec<Child<T>>,
 }
@@ -63,7 +83,7 @@ impl<T: Item> Clone for Node<T> {
     /// With room for one more, since a node is copied in order to be changed.
     fn clone(&self) -> Self {
         match self {
-            Node::Leaf(items) => Node::Leaf(with_room(items)),
+            Node::Leaf(leaf) => Node::Leaf(Leaf { items: with_room(&leaf.items), heads: leaf.heads.clone() }),
             Node::Inner(inner) => {
                 Node::Inner(Inner { lows: inner.lows.clone(), children: with_room(&inner.children) })
             }
@@ -81,7 +101,7 @@ impl<T: Item> Node<T> {
     /// How many items are below.
     fn count(&self) -> usize {
         match self {
-            Node::Leaf(items) => items.len(),
+            Node::Leaf(leaf) => leaf.items.len(),
             Node::Inner(inner) => inner.children.iter().map(|child| child.count).sum(),
         }
     }
@@ -89,7 +109,7 @@ impl<T: Item> Node<T> {
     /// How many items or children it holds itself.
     fn width(&self) -> usize {
         match self {
-            Node::Leaf(items) => items.len(),
+            Node::Leaf(leaf) => leaf.items.len(),
             Node::Inner(inner) => inner.children.len(),
         }
     }
@@ -104,14 +124,17 @@ impl<T: Item> Node<T> {
     /// Takes what is right of `at` out into a node of its own. `at` is inside.
     fn split_off(&mut self, at: usize) -> (T::Key, Node<T>) {
         match self {
-            Node::Leaf(items) => {
-                let right = items.split_off(at);
-                (right[0].key().clone(), Node::Leaf(right))
+            Node::Leaf(leaf) => {
+                let right = leaf.items.split_off(at);
+                leaf.heads = heads_of(&leaf.items);
+                (right[0].key().clone(), Node::Leaf(Leaf::new(right)))
             }
             Node::Inner(inner) => {
-                let lows = Arc::make_mut(&mut inner.lows).split_off(at);
+                let lows = Arc::make_mut(&mut inner.lows);
+                let right = lows.keys.split_off(at);
+                lows.heads = Heads::of(lows.keys.iter());
                 let children = inner.children.split_off(at);
-                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
+                (right[0].clone(), Node::Inner(Inner { lows: Arc::new(Lows::new(right)), children }))
             }
         }
     }
@@ -119,9 +142,14 @@ impl<T: Item> Node<T> {
     /// Appends a sibling of the same level.
     fn append(&mut self, right: Node<T>) {
         match (self, right) {
-            (Node::Leaf(items), Node::Leaf(more)) => items.extend(more),
+            (Node::Leaf(leaf), Node::Leaf(more)) => {
+                leaf.items.extend(more.items);
+                leaf.heads = heads_of(&leaf.items);
+            }
             (Node::Inner(inner), Node::Inner(more)) => {
-                Arc::make_mut(&mut inner.lows).extend(Arc::unwrap_or_clone(more.lows));
+                let lows = Arc::make_mut(&mut inner.lows);
+                lows.keys.extend(Arc::unwrap_or_clone(more.lows).keys);
+                lows.heads = Heads::of(lows.keys.iter());
                 inner.children.extend(more.children);
             }
             _ => unreachable!("siblings are of one level"),
@@ -129,10 +157,71 @@ impl<T: Item> Node<T> {
     }
 }
 
+fn heads_of<T: Item>(items: &[T]) -> Heads {
+    Heads::of(items.iter().map(Item::key))
+}
+
+impl<T: Item> Leaf<T> {
+    fn new(items: Vec<T>) -> Leaf<T> {
+        Leaf { heads: heads_of(&items), items }
+    }
+
+    /// Where the item is that is sought, or where it would be.
+    fn find(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> Result<usize, usize> {
+        let Some(first) = self.items.first() else { return Err(0) };
+        let narrow = self.heads.narrow(first.key(), probe);
+        let found = self.items[narrow.clone()].binary_search_by(|item| probe.order(item.key()));
+        found.map(|at| narrow.start + at).map_err(|at| narrow.start + at)
+    }
+
+    fn insert(&mut self, at: usize, item: T) {
+        let neighbour = self.items.get(at).or_else(|| self.items.last()).map(Item::key);
+        let fits = self.heads.insert(at, item.key(), neighbour);
+        self.items.insert(at, item);
+        if !fits {
+            self.heads = heads_of(&self.items);
+        }
+    }
+}
+
+impl<K: Key> Lows<K> {
+    fn new(keys: Vec<K>) -> Lows<K> {
+        Lows { heads: Heads::of(keys.iter()), keys }
+    }
+
+    fn insert(&mut self, at: usize, low: K) {
+        let neighbour = self.keys.get(at).or_else(|| self.keys.last());
+        let fits = self.heads.insert(at, &low, neighbour);
+        self.keys.insert(at, low);
+        if !fits {
+            self.heads = Heads::of(self.keys.iter());
+        }
+    }
+
+    fn remove(&mut self, at: usize) {
+        self.keys.remove(at);
+        self.heads.remove(at);
+    }
+}
+
+impl<K: Clone> Clone for Lows<K> {
+    fn clone(&self) -> Self {
+        Lows { keys: self.keys.clone(), heads: self.heads.clone() }
+    }
+}
+
 impl<T: Item> Inner<T> {
-    /// In which child a key belongs.
+    /// In which child something belongs.
+    fn child_of(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> usize {
+        let Some(first) = self.lows.keys.first() else { return 0 };
+        let narrow = self.lows.heads.narrow(first, probe);
+        let below = self.lows.keys[narrow.clone()].partition_point(|low| probe.order(low).is_le());
+        (narrow.start + below).saturating_sub(1)
+    }
+
+    /// In which child something belongs that is told by comparing only.
     fn child_at(&self, compare: &impl Fn(&T::Key) -> Ordering) -> usize {
-        self.lows.partition_point(|low| compare(low).is_le()).saturating_sub(1)
+        self.lows.keys.partition_point(|low| compare(low).is_le()).saturating_sub(1)
     }
 }
 
@@ -141,13 +230,24 @@ impl<T: Item> Tree<T> {
         self.root.as_ref().map_or(0, |root| root.count())
     }
 
+    /// The item with that key.
+    pub(crate) fn find(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> Option<&T> {
+        let mut node = self.root.as_deref()?;
+        loop {
+            match node {
+                Node::Inner(inner) => node = &inner.children[inner.child_of(probe)].node,
+                Node::Leaf(leaf) => return leaf.find(probe).ok().map(|at| &leaf.items[at]),
+            }
+        }
+    }
+
     /// The item for which `compare`, which says how an item's key relates to what is sought, is equal.
     pub(crate) fn get(&self, compare: impl Fn(&T::Key) -> Ordering) -> Option<&T> {
         let mut node = self.root.as_deref()?;
         loop {
             match node {
                 Node::Inner(inner) => node = &inner.children[inner.child_at(&compare)].node,
-                Node::Leaf(items) => {
+                Node::Leaf(Leaf { items, .. }) => {
                     return items.binary_search_by(|item| compare(item.key())).ok().map(|at| &items[at]);
                 }
             }
@@ -163,11 +263,11 @@ impl<T: Item> Tree<T> {
             match node {
                 Node::Inner(inner) => {
                     // A child that begins with what is sought may not be the first that has it.
-                    let at = inner.lows.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
+                    let at = inner.lows.keys.partition_point(|low| compare(low).is_lt()).saturating_sub(1);
                     before += inner.children[..at].iter().map(|child| child.count).sum::<usize>();
                     node = &inner.children[at].node;
                 }
-                Node::Leaf(items) => {
+                Node::Leaf(Leaf { items, .. }) => {
                     return before + items.partition_point(|item| compare(item.key()).is_lt());
                 }
             }
@@ -176,11 +276,7 @@ impl<T: Item> Tree<T> {
 
     /// The items from rank `from` up to but without rank `to`.
     pub(crate) fn slice(&self, from: usize, to: usize) -> Slice<T> {
-        let mut slice = Slice { path: Vec::new(), remaining: to.saturating_sub(from) };
-        if let Some(root) = &self.root {
-            slice.descend(root.clone(), from);
-        }
-        slice
+        Slice::new(self.root.clone(), from, to.saturating_sub(from))
     }
 
     pub(crate) fn iter(&self) -> Slice<T> {
@@ -190,13 +286,13 @@ impl<T: Item> Tree<T> {
     /// Puts an item in; the one it replaces.
     pub(crate) fn insert(&mut self, item: T) -> Option<T> {
         let Some(root) = &mut self.root else {
-            self.root = Some(Arc::new(Node::Leaf(vec![item])));
+            self.root = Some(Arc::new(Node::Leaf(Leaf::new(vec![item]))));
             return None;
         };
         let (replaced, split) = insert(root, item);
         if let Some((low, right)) = split {
             let left = root.clone();
-            let lows = Arc::new(vec![low_of(&left), low]);
+            let lows = Arc::new(Lows::new(vec![low_of(&left), low]));
             let first = Child { count: left.count(), node: left };
             let second = Child { count: right.count(), node: Arc::new(right) };
             self.root = Some(Arc::new(Node::Inner(Inner { lows, children: vec![first, second] })));
@@ -206,7 +302,9 @@ impl<T: Item> Tree<T> {
 
     /// A tree of items that come in their order, each once; what the keys of the lowest nodes cost, and no more.
     pub(crate) fn from_sorted(items: impl ExactSizeIterator<Item = T>) -> Tree<T> {
-        let leaves = in_groups(items, LEAF_MAX, |items| (items[0].key().clone(), Node::Leaf(items)));
+        let leaves = in_groups(items, LEAF_MAX, |items: Vec<T>| {
+            (items[0].key().clone(), Node::Leaf(Leaf::new(items)))
+        });
         let mut level: Vec<(T::Key, Node<T>)> = leaves;
         while level.len() > 1 {
             level = in_groups(level.into_iter(), INNER_MAX, |group| {
@@ -216,7 +314,7 @@ impl<T: Item> Tree<T> {
                     lows.push(low);
                     children.push(Child { count: node.count(), node: Arc::new(node) });
                 }
-                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(lows), children }))
+                (lows[0].clone(), Node::Inner(Inner { lows: Arc::new(Lows::new(lows)), children }))
             });
         }
         Tree { root: level.pop().map(|(_, node)| Arc::new(node)) }
@@ -227,7 +325,7 @@ impl<T: Item> Tree<T> {
         let root = self.root.as_mut()?;
         let removed = remove(root, key);
         let only = match &**root {
-            Node::Leaf(items) if items.is_empty() => Some(None),
+            Node::Leaf(leaf) if leaf.items.is_empty() => Some(None),
             Node::Inner(inner) if inner.children.len() == 1 => Some(Some(inner.children[0].node.clone())),
             _ => None,
         };
@@ -268,8 +366,8 @@ fn in_groups<I, N>(
 /// The smallest key below.
 fn low_of<T: Item>(node: &Node<T>) -> T::Key {
     match node {
-        Node::Leaf(items) => items[0].key().clone(),
-        Node::Inner(inner) => inner.lows[0].clone(),
+        Node::Leaf(leaf) => leaf.items[0].key().clone(),
+        Node::Inner(inner) => inner.lows.keys[0].clone(),
     }
 }
 
@@ -278,17 +376,19 @@ type Split<T> = Option<(<T as Item>::Key, Node<T>)>;
 fn insert<T: Item>(node: &mut Arc<Node<T>>, item: T) -> (Option<T>, Split<T>) {
     let node = Arc::make_mut(node);
     let replaced = match node {
-        Node::Leaf(items) => match items.binary_search_by(|other| other.key().cmp(item.key())) {
-            Ok(at) => Some(std::mem::replace(&mut items[at], item)),
+        Node::Leaf(leaf) => match leaf.find(item.key()) {
+            Ok(at) => Some(std::mem::replace(&mut leaf.items[at], item)),
             Err(at) => {
-                items.insert(at, item);
+                leaf.insert(at, item);
                 None
             }
         },
         Node::Inner(inner) => {
-            let at = inner.child_at(&|low| low.cmp(item.key()));
-            if *item.key() < inner.lows[at] {
-                Arc::make_mut(&mut inner.lows)[at] = item.key().clone();
+            let at = inner.child_of(item.key());
+            if at == 0 && *item.key() < inner.lows.keys[0] {
+                let lows = Arc::make_mut(&mut inner.lows);
+                lows.keys[0] = item.key().clone();
+                lows.heads = Heads::of(lows.keys.iter());
             }
             let child = &mut inner.children[at];
             let (replaced, split) = insert(&mut child.node, item);
@@ -311,12 +411,13 @@ fn insert<T: Item>(node: &mut Arc<Node<T>>, item: T) -> (Option<T>, Split<T>) {
 
 fn remove<T: Item>(node: &mut Arc<Node<T>>, key: &T::Key) -> Option<T> {
     match Arc::make_mut(node) {
-        Node::Leaf(items) => {
-            let at = items.binary_search_by(|other| other.key().cmp(key)).ok()?;
-            Some(items.remove(at))
+        Node::Leaf(leaf) => {
+            let at = leaf.find(key).ok()?;
+            leaf.heads.remove(at);
+            Some(leaf.items.remove(at))
         }
         Node::Inner(inner) => {
-            let at = inner.child_at(&|low| low.cmp(key));
+            let at = inner.child_of(key);
             let child = &mut inner.children[at];
             let removed = remove(&mut child.node, key)?;
             child.count -= 1;
@@ -366,15 +467,22 @@ fn verify<T: Item>(
     }
     let inside = |key: &T::Key| low.is_none_or(|low| low <= key) && high.is_none_or(|high| key < high);
     match node {
-        Node::Leaf(items) => {
+        Node::Leaf(Leaf { items, heads }) => {
             if !items.is_sorted_by(|a, b| a.key() < b.key()) || !items.iter().all(|item| inside(item.key())) {
                 return Err("the items of a leaf are out of order");
+            }
+            if !heads.are_of(items.iter().map(Item::key)) {
+                return Err("the heads of a leaf are not those of its keys");
             }
             Ok(1)
         }
         Node::Inner(Inner { lows, children }) => {
+            let Lows { keys: lows, heads } = &**lows;
             if lows.len() != children.len() || !lows.is_sorted_by(|a, b| a < b) {
                 return Err("the children of a node are out of order");
+            }
+            if !heads.are_of(lows.iter()) {
+                return Err("the heads of a node are not those of its keys");
             }
             let mut depths = Vec::with_capacity(children.len());
             for (at, child) in children.iter().enumerate() {
@@ -388,245 +496,5 @@ fn verify<T: Item>(
             }
             Ok(depths[0] + 1)
         }
-    }
-}
-
-/// Items in order. It owns the nodes it is in and goes on lazily.
-pub(crate) struct Slice<T: Item> {
-    /// From the root to a leaf: node and place in it. The leaf's place is that of the next item.
-    path: Vec<(Arc<Node<T>>, usize)>,
-    remaining: usize,
-}
-
-impl<T: Item> Slice<T> {
-    /// Goes down to the leaf with the item of rank `rank` below `node`.
-    fn descend(&mut self, mut node: Arc<Node<T>>, mut rank: usize) {
-        loop {
-            let below = match &*node {
-                Node::Leaf(_) => break,
-                Node::Inner(Inner { children, .. }) => {
-                    let mut at = 0;
-                    while at + 1 < children.len() && rank >= children[at].count {
-                        rank -= children[at].count;
-                        at += 1;
-                    }
-                    (at, children[at].node.clone())
-                }
-            };
-            self.path.push((node, below.0));
-            node = below.1;
-        }
-        self.path.push((node, rank));
-    }
-
-    /// Leaves finished nodes, so that the last of the path is a leaf with an item to come, or the path is empty.
-    fn settle(&mut self) {
-        while let Some((node, at)) = self.path.last_mut() {
-            if *at < node.width() {
-                match &**node {
-                    Node::Leaf(_) => return,
-                    Node::Inner(inner) => {
-                        let below = inner.children[*at].node.clone();
-                        self.descend(below, 0);
-                        return;
-                    }
-                }
-            }
-            self.path.pop();
-            if let Some((_, parent_at)) = self.path.last_mut() {
-                *parent_at += 1;
-            }
-        }
-    }
-
-    fn peek(&mut self) -> Option<&T> {
-        self.settle();
-        match self.path.last() {
-            Some((node, at)) => match &**node {
-                Node::Leaf(items) => items.get(*at),
-                Node::Inner(_) => None,
-            },
-            None => None,
-        }
-    }
-
-    /// Passes over everything that both are about to yield from the same node; whether anything was.
-    fn skip_shared(&mut self, other: &mut Slice<T>) -> bool {
-        self.settle();
-        other.settle();
-        // A node is about to begin where its own place and those below it are all 0: look at the widest first.
-        let begins =
-            |path: &[(Arc<Node<T>>, usize)]| path.iter().rev().take_while(|(_, at)| *at == 0).count();
-        let (mine, theirs) = (begins(&self.path), begins(&other.path));
-        for level in (0..mine.min(theirs)).rev() {
-            let (at, other_at) = (self.path.len() - 1 - level, other.path.len() - 1 - level);
-            if Arc::ptr_eq(&self.path[at].0, &other.path[other_at].0) {
-                self.leave(at);
-                other.leave(other_at);
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Goes on behind the node at that place of the path.
-    fn leave(&mut self, at: usize) {
-        self.remaining = self.remaining.saturating_sub(self.path[at].0.count());
-        self.path.truncate(at);
-        if let Some((_, parent_at)) = self.path.last_mut() {
-            *parent_at += 1;
-        }
-    }
-}
-
-impl<T: Item> Iterator for Slice<T> {
-    type Item = T;
-
-    fn next(&mut self) -> Option<T> {
-        if self.remaining == 0 {
-            return None;
-        }
-        let item = self.peek()?.clone();
-        self.remaining -= 1;
-        if let Some((_, at)) = self.path.last_mut() {
-            *at += 1;
-        }
-        Some(item)
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        (self.remaining, Some(self.remaining))
-    }
-}
-
-impl<T: Item> ExactSizeIterator for Slice<T> {}
-
-/// What is in one of two trees only, or different in both, in order. Costs what differs, not what is there: nodes that the
-/// trees share are passed over.
-pub(crate) fn diff<T: Item>(
-    old: &Tree<T>,
-    new: &Tree<T>,
-    same: impl Fn(&T, &T) -> bool,
-) -> Vec<(Option<T>, Option<T>)> {
-    let (mut old, mut new) = (old.iter(), new.iter());
-    let mut changes = Vec::new();
-    loop {
-        while old.skip_shared(&mut new) {}
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return changes,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(old), Some(new)) => old.key().cmp(new.key()),
-        };
-        let before = if order.is_le() { old.next() } else { None };
-        let after = if order.is_ge() { new.next() } else { None };
-        let unchanged = matches!((&before, &after), (Some(before), Some(after)) if same(before, after));
-        if !unchanged {
-            changes.push((before, after));
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Clone, Debug, PartialEq)]
-    struct Pair(u16, u32);
-
-    impl Item for Pair {
-        type Key = u16;
-        fn key(&self) -> &u16 {
-            &self.0
-        }
-    }
-
-    fn pairs(tree: &Tree<Pair>) -> Vec<(u16, u32)> {
-        tree.iter().map(|Pair(key, value)| (key, value)).collect()
-    }
-
-    fn step(tree: &mut Tree<Pair>, map: &mut BTreeMap<u16, u32>, at: u32, (key, insert): (u16, bool)) {
-        if insert {
-            assert_eq!(tree.insert(Pair(key, at)).map(|Pair(_, value)| value), map.insert(key, at));
-        } else {
-            assert_eq!(tree.remove(&key).map(|Pair(_, value)| value), map.remove(&key));
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
-
-        #[test]
-        fn it_is_a_map_and_copies_stay(
-            first in prop::collection::vec((0u16..600, prop::bool::weighted(0.8)), 0..1_500),
-            second in prop::collection::vec((0u16..600, prop::bool::weighted(0.3)), 0..900),
-        ) {
-            let (mut tree, mut map) = (Tree::default(), BTreeMap::new());
-            for (at, change) in first.into_iter().enumerate() {
-                step(&mut tree, &mut map, at as u32, change);
-            }
-            prop_assert_eq!(tree.verify(), Ok(()));
-            let (copy, copied) = (tree.clone(), map.clone());
-            for (at, change) in second.into_iter().enumerate() {
-                step(&mut tree, &mut map, 10_000 + at as u32, change);
-            }
-            prop_assert_eq!(tree.verify(), Ok(()));
-            prop_assert_eq!(copy.verify(), Ok(()));
-            prop_assert_eq!(pairs(&tree), map.clone().into_iter().collect::<Vec<_>>());
-            prop_assert_eq!(pairs(&copy), copied.clone().into_iter().collect::<Vec<_>>());
-            for key in (0..600).step_by(37) {
-                prop_assert_eq!(tree.get(|other| other.cmp(&key)).map(|pair| pair.1), map.get(&key).copied());
-                let (rank, end) = (tree.rank(|other| other.cmp(&key)), tree.rank(|other| other.cmp(&(key + 50))));
-                prop_assert_eq!(rank, map.range(..key).count());
-                let slice: Vec<u16> = tree.slice(rank, end).map(|pair| pair.0).collect();
-                prop_assert_eq!(slice, map.range(key..key + 50).map(|(key, _)| *key).collect::<Vec<_>>());
-            }
-            // What is sought may be a whole group that stands side by side.
-            for group in 0..12u16 {
-                let fifties = |key: &u16| (key / 50).cmp(&group);
-                prop_assert_eq!(tree.rank(fifties), map.range(..group * 50).count());
-            }
-            let changes = diff(&copy, &tree, |old, new| old == new);
-            let mut replayed = copied;
-            for (before, after) in changes {
-                match (before, after) {
-                    (before, Some(Pair(key, value))) => {
-                        prop_assert_eq!(before.map(|pair| pair.1), replayed.insert(key, value));
-                    }
-                    (Some(Pair(key, value)), None) => prop_assert_eq!(replayed.remove(&key), Some(value)),
-                    (None, None) => prop_assert!(false, "a difference of nothing"),
-                }
-            }
-            prop_assert_eq!(&replayed, &map);
-            let mut built = Tree::from_sorted(map.iter().map(|(key, value)| Pair(*key, *value)));
-            prop_assert_eq!(built.verify(), Ok(()));
-            prop_assert_eq!(pairs(&built), pairs(&tree));
-            for key in (0..600).step_by(7) {
-                step(&mut built, &mut map, u32::from(key), (key, key % 2 == 0));
-            }
-            prop_assert_eq!(built.verify(), Ok(()));
-        }
-    }
-
-    /// A difference of two trees of 60,000 that differ in one item looks at a few nodes.
-    #[test]
-    fn a_difference_costs_what_differs() {
-        let mut tree = Tree::default();
-        for number in 0..60_000 {
-            tree.insert(Pair(number, 0));
-        }
-        let copy = tree.clone();
-        tree.insert(Pair(31_000, 1));
-        let compared = std::cell::Cell::new(0);
-        let changes = diff(&copy, &tree, |old, new| {
-            compared.set(compared.get() + 1);
-            old == new
-        });
-        assert_eq!(changes, [(Some(Pair(31_000, 0)), Some(Pair(31_000, 1)))]);
-        assert!(compared.get() <= LEAF_MAX, "{} items were compared", compared.get());
     }
 }

@@ -39,6 +39,7 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub struct Txn {
     pub(crate) compares: Vec<Compare>,
     pub(crate) ops: Vec<Op>,
+    pub(crate) in_company: bool,
 }
 
 impl Txn {
@@ -58,6 +59,14 @@ impl Txn {
     #[must_use]
     pub fn op(mut self, op: Op) -> Txn {
         self.ops.push(op);
+        self
+    }
+
+    /// Says that whoever commits this runs others beside it in the same task, which may be about to commit too: a store that
+    /// can do several at once may let them have their turn first. It changes nothing but the time.
+    #[must_use]
+    pub fn in_company(mut self) -> Txn {
+        self.in_company = true;
         self
     }
 

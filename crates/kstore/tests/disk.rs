@@ -10,8 +10,8 @@ use std::{
 };
 
 use kstore::{
-    CommitError, DiskStore, Durability, Interest, Leases, Op, OpenError, Revision, Store, SyncPolicy,
-    TableId, TableSpec, Term, Txn, WatchError, WatchRequest, testing,
+    CommitError, DiskStore, Durability, Interest, Leases, Op, OpenError, Revision, Store, StoreError,
+    SyncPolicy, TableId, TableSpec, Term, Txn, WatchError, WatchRequest, testing,
 };
 
 /// Directories that go when the test ends.
@@ -116,6 +116,79 @@ async fn a_directory_has_one_store_at_a_time() -> Result {
     assert!(matches!(&second, Err(OpenError::Locked { directory: named }) if named.starts_with(&directory)));
     drop(store);
     DiskStore::open(&directory)?;
+    Ok(())
+}
+
+/// What was acknowledged is there for the next, which may open the directory at once; the old one refuses commits and serves reads.
+#[tokio::test]
+async fn a_closed_store_leaves_everything_to_the_next() -> Result {
+    for policy in
+        [SyncPolicy::EveryCommit, SyncPolicy::Interval(Duration::from_secs(3_600)), SyncPolicy::Never]
+    {
+        let directory = tempfile::tempdir()?;
+        let store = Arc::new(DiskStore::builder(&directory).sync(policy).open()?);
+        let table = store.open_table(TableSpec::new("t"))?;
+        let mut watch = store.watch(WatchRequest::new(table, Revision::ZERO))?;
+        // Those that are under way are done or refused, and which it was is known.
+        let racing = (0..32).map(|number| {
+            let store = store.clone();
+            tokio::spawn(async move { put(&store, table, &format!("{number}"), "v").await.is_ok() })
+        });
+        let racing: Vec<_> = racing.collect();
+        let first = put(&store, table, "first", "v").await?;
+        let (one, other) = tokio::join!(store.close(), store.close());
+        one?;
+        other?;
+        let mut acknowledged = 1;
+        for commit in racing {
+            acknowledged += usize::from(commit.await?);
+        }
+        let next = DiskStore::open(&directory)?;
+        assert!(next.recovery().clean, "{policy:?}: {:?}", next.recovery());
+        let again = next.open_table(TableSpec::new("t"))?;
+        assert_eq!(next.snapshot().len(again), acknowledged, "{policy:?}");
+        let refused = store.commit(Txn::create(table, "late", "")).await;
+        assert!(matches!(refused, Err(CommitError::Store(StoreError::Closed))), "{refused:?}");
+        assert!(store.snapshot().get(table, b"first").is_some_and(|entry| entry.modified() == first));
+        let mut seen = 0;
+        let end = loop {
+            match watch.next().await {
+                Ok(batch) => seen += batch.events.len(),
+                Err(end) => break end,
+            }
+        };
+        assert!(matches!(end, WatchError::Closed), "{end:?}");
+        assert_eq!(seen, acknowledged, "{policy:?}");
+        assert!(matches!(store.fork().await, Err(StoreError::Closed)));
+    }
+    Ok(())
+}
+
+/// A fork has what was committed before, leases too, and goes its own way in memory.
+#[tokio::test(start_paused = true)]
+async fn a_fork_goes_its_own_way() -> Result {
+    let directory = tempfile::tempdir()?;
+    let store = DiskStore::open(&directory)?;
+    let table = store.open_table(TableSpec::new("t"))?;
+    let lease = store.grant(Duration::from_secs(10), None).await?;
+    let leased = Op::Put { table, key: "leased".into(), value: "".into(), lease: Some(lease), hint: None };
+    store.commit(Txn::new().op(leased)).await?;
+    let before = put(&store, table, "a", "1").await?;
+    let fork = store.fork().await?;
+    assert_eq!(fork.snapshot().revision(), before);
+    assert!(fork.snapshot().diff(&store.snapshot()).is_empty());
+    put(&store, table, "a", "here").await?;
+    fork.commit(Txn::new().op(Op::put(table, "a", "there"))).await?;
+    let value = |snapshot: kstore::Snapshot| snapshot.get(table, b"a").map(|entry| entry.value().clone());
+    assert_eq!(value(store.snapshot()).as_deref(), Some(&b"here"[..]));
+    assert_eq!(value(fork.snapshot()).as_deref(), Some(&b"there"[..]));
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!((fork.snapshot().len(table), store.snapshot().len(table)), (1, 1), "the lease ends in both");
+    fork.verify()?;
+    drop(store);
+    let next = DiskStore::open(&directory)?;
+    let table = next.open_table(TableSpec::new("t"))?;
+    assert_eq!(value(next.snapshot()).as_deref(), Some(&b"here"[..]), "{table:?}");
     Ok(())
 }
 

@@ -57,6 +57,28 @@ async fn the_engine_over_a_real_etcd_keeps_what_stores_promise() {
     .await;
 }
 
+/// Leases take real time there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_over_the_face_keeps_what_leases_promise() {
+    testing::replica_lease_conformance(|| async {
+        let address = serve(Arc::new(MemoryStore::new())).await;
+        connect(vec![format!("http://{address}")], "/registry").await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_over_a_real_etcd_keeps_what_leases_promise() {
+    let Some(etcd) = testing::RealEtcd::start(1) else { return };
+    let (endpoints, number) = (etcd.endpoints(), AtomicU32::new(0));
+    testing::replica_lease_conformance(|| {
+        let prefix = format!("/{}", number.fetch_add(1, Ordering::Relaxed));
+        let endpoints = endpoints.clone();
+        async move { connect(endpoints, &prefix).await }
+    })
+    .await;
+}
+
 /// Two stores over one etcd: each sees what the other commits, in order and once, and a barrier covers it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_stores_over_one_etcd_see_each_other() {
@@ -281,4 +303,123 @@ async fn a_password_is_given_where_one_is_wanted() {
     store.commit(Txn::update(table, "a", created.revision, "2")).await.unwrap();
     assert!(EtcdStore::builder([&endpoint]).user("root", "wrong").connect().await.is_err());
     assert!(EtcdStore::builder([&endpoint]).connect().await.is_err());
+}
+
+/// Passes connections on, and cuts each after some bytes: what was asked may have been done, and the answer is lost.
+async fn cutting_proxy(upstream: SocketAddr, cuts: Arc<AtomicU32>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap_or_else(|error| panic!("{error}"));
+    let address = listener.local_addr().unwrap_or_else(|error| panic!("{error}"));
+    tokio::spawn(async move {
+        let mut random = testing::Random::new(11);
+        while let Ok((client, _)) = listener.accept().await {
+            let budget = 2_000 + random.below(30_000);
+            let cuts = cuts.clone();
+            tokio::spawn(async move {
+                let Ok(server) = tokio::net::TcpStream::connect(upstream).await else { return };
+                let (from_client, to_client) = client.into_split();
+                let (from_server, to_server) = server.into_split();
+                tokio::select! {
+                    _ = pass(from_client, to_server, u64::MAX) => {}
+                    passed = pass(from_server, to_client, budget) => {
+                        cuts.fetch_add(u32::from(passed), Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Passes so many bytes on; whether that was the reason to end.
+async fn pass(
+    from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    budget: u64,
+) -> bool {
+    use tokio::io::AsyncReadExt as _;
+    tokio::io::copy(&mut from.take(budget), &mut to).await.is_ok_and(|passed| passed == budget)
+}
+
+/// What two stores show of one key while their connections break, with answers lost and late, has an order.
+async fn histories_hold_while_connections_break(upstream: SocketAddr, prefix: &str) {
+    use testing::linear::{Recorder, is_linearizable};
+    let cuts = Arc::new(AtomicU32::new(0));
+    let proxy = format!("http://{}", cutting_proxy(upstream, cuts.clone()).await);
+    let stores = [connect(vec![proxy.clone()], prefix).await, connect(vec![proxy], prefix).await];
+    for round in 0..6_u64 {
+        let recorder = Arc::new(Recorder::default());
+        let clients: Vec<_> = (0..4_usize)
+            .map(|client| {
+                let (store, recorder) = (stores[client % 2].clone(), recorder.clone());
+                tokio::spawn(swaps_and_reads(store, recorder, round, client as u64))
+            })
+            .collect();
+        for client in clients {
+            client.await.unwrap_or_else(|error| panic!("{error}"));
+        }
+        let history = recorder.operations();
+        assert!(is_linearizable(&history), "not linearizable: {history:#?}");
+    }
+    assert!(cuts.load(Ordering::Relaxed) > 0, "no connection was cut");
+}
+
+async fn swaps_and_reads(
+    store: Arc<dyn Store>,
+    recorder: Arc<testing::linear::Recorder>,
+    round: u64,
+    client: u64,
+) {
+    use testing::linear::{Answer, Request};
+    let table = store.open_table(TableSpec::new("t")).unwrap_or_else(|error| panic!("{error}"));
+    let key = format!("k{round}");
+    let value = |entry: Option<Arc<kstore::Entry>>| {
+        let text = entry.map(|entry| String::from_utf8_lossy(entry.value()).into_owned())?;
+        text.parse::<u64>().ok()
+    };
+    let mut random = testing::Random::new(round * 100 + client);
+    for step in 0..25 {
+        let asked = recorder.ask();
+        // A read that has to be the newest; without an answer it says nothing.
+        if store.barrier().await.is_err() {
+            continue;
+        }
+        let entry = store.snapshot().get(table, key.as_bytes());
+        let found = value(entry.clone());
+        if random.happens(300) {
+            recorder.answer(asked, Request::Read, Answer::Is(found));
+            continue;
+        }
+        let (asked, new) = (recorder.ask(), client * 1_000 + step);
+        let txn = match &entry {
+            None => Txn::create(table, key.clone(), new.to_string()),
+            Some(entry) => Txn::update(table, key.clone(), entry.modified(), new.to_string()),
+        };
+        let answer = match store.commit(txn).await {
+            Ok(_) => Answer::Done,
+            Err(CommitError::Conflict { current, .. }) => Answer::Is(value(current)),
+            Err(CommitError::UnknownOutcome | CommitError::Store(_)) => Answer::Unknown,
+            Err(error) => panic!("{error}"),
+        };
+        recorder.answer(asked, Request::Swap(found, Some(new)), answer);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_over_the_face_hold_while_connections_break() {
+    let plan = testing::FaultPlan {
+        seed: 5,
+        delay_max: std::time::Duration::from_millis(1),
+        conflicts_per_mille: 20,
+        ..testing::FaultPlan::default()
+    };
+    let upstream = serve(Arc::new(testing::FaultyStore::new(MemoryStore::new(), plan))).await;
+    histories_hold_while_connections_break(upstream, "/faulty").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_over_a_real_etcd_hold_while_connections_break() {
+    let Some(etcd) = testing::RealEtcd::start(1) else { return };
+    let upstream = etcd.endpoints()[0].trim_start_matches("http://").parse();
+    let upstream = upstream.unwrap_or_else(|error| panic!("{error}"));
+    histories_hold_while_connections_break(upstream, "/cut").await;
 }

@@ -28,6 +28,8 @@ pub(crate) const UNFINISHED: &str = "checkpoint.new";
 /// The magic number, the length and the checksum of the preface.
 const LEAD_BYTES: usize = 16;
 const PREFACE_BYTES_MAX: usize = 64 + TABLES_MAX * 13;
+/// After so many bytes they are made durable, so that nobody who commits meanwhile waits for more.
+const UNSYNCED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// How much is read at once.
 const READ_BYTES: usize = 1024 * 1024;
 
@@ -109,6 +111,7 @@ pub(crate) struct CheckpointJob {
     backup: Backup,
     file: Option<Arc<dyn FileOps>>,
     written: u64,
+    synced: u64,
     stage: Stage,
     /// Checkpoints that are not needed once this one is there.
     old: Vec<String>,
@@ -131,6 +134,7 @@ impl CheckpointJob {
             backup,
             file: None,
             written: 0,
+            synced: 0,
             stage: Stage::Write,
             old: Vec::new(),
         }
@@ -169,6 +173,10 @@ impl CheckpointJob {
             self.file = Some(self.files.open(UNFINISHED, true)?);
             return Ok(());
         };
+        if self.written - self.synced >= UNSYNCED_BYTES_MAX {
+            self.synced = self.written;
+            return file.sync();
+        }
         match self.preface.take().map(Bytes::from).or_else(|| self.backup.next()) {
             Some(bytes) => {
                 file.write_at(self.written, &bytes)?;

@@ -44,7 +44,7 @@ pub(crate) trait FileOps: Send + Sync {
     /// Writes all of it.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Writes all of it and, if that costs nothing extra, makes it durable; whether it did. Everything is aligned to blocks,
-    /// and inside of the file.
+    /// and begins inside of the file or at its end.
     fn write_through_at(&self, offset: u64, bytes: &[u8]) -> io::Result<bool>;
     /// Makes durable what was written.
     fn sync(&self) -> io::Result<()>;

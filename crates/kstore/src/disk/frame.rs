@@ -201,7 +201,7 @@ impl Buffer {
 }
 
 /// How far the first aligned place is from where the bytes begin.
-fn padding(bytes: &[u8]) -> usize {
+pub(crate) fn padding(bytes: &[u8]) -> usize {
     let address = bytes.as_ptr() as usize;
     address.next_multiple_of(BLOCK_BYTES) - address
 }

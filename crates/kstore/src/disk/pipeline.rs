@@ -12,7 +12,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify, sync::oneshot, task::JoinHandle, time::Instant};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::{Notify, oneshot},
+    task::JoinHandle,
+    time::Instant,
+};
 
 use crate::{
     StoreError,
@@ -20,6 +25,8 @@ use crate::{
     root::Published,
 };
 
+/// Work in the background rests as long as its last piece took, and not longer than this.
+const REST_MAX: Duration = Duration::from_millis(5);
 /// How many jobs are done at once: the flights, a checkpoint, the making of a file.
 const WORKERS_MAX: usize = 6;
 /// The keeper looks at the time at least so often, so that no sleep is longer than a timer can be, and at most so often.
@@ -34,6 +41,7 @@ pub(crate) struct Engine {
     state: Mutex<State>,
     /// Notified whenever a job has ended.
     ended: Condvar,
+    pace: Pace,
     queue: Mutex<Vec<Queued>>,
     pub(crate) published: Arc<Published>,
     start: Instant,
@@ -57,6 +65,7 @@ impl Engine {
         Arc::new(Engine {
             state: Mutex::new(state),
             ended: Condvar::new(),
+            pace: Pace::default(),
             queue: Mutex::default(),
             published,
             start: Instant::now(),
@@ -89,10 +98,25 @@ impl Engine {
         }
     }
 
+    /// When times in the core are counted from.
+    pub(crate) fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// What is wrong with the disk.
+    pub(crate) fn fault(&self) -> Option<StoreError> {
+        self.lock().fault()
+    }
+
     /// Queues something, and does it if nobody else is about to.
     pub(crate) fn submit(self: &Arc<Self>, queued: Queued) {
+        drop(self.submit_later(queued));
+    }
+
+    /// Queues something, to be done when what is returned is dropped, with what others have queued meanwhile.
+    pub(crate) fn submit_later(self: &Arc<Self>, queued: Queued) -> Submitted<'_> {
         self.queue().push(queued);
-        self.catch_up();
+        Submitted(self)
     }
 
     /// The jobs that wait, for whoever drives the engine.
@@ -104,20 +128,20 @@ impl Engine {
     /// Does something to the state from which nothing follows.
     fn look<T>(self: &Arc<Self>, look: impl FnOnce(&mut State) -> T) -> T {
         let value = look(&mut self.lock());
-        self.catch_up();
+        self.catch_up(false);
         value
     }
 
     /// Works the queue off, unless someone is there who will. Called by everyone who has let go of the state: what was queued
-    /// while he held it may have been left to him.
-    fn catch_up(self: &Arc<Self>) {
+    /// while he held it may have been left to him. With `write`, one frame that need not wait for the disk may be written here.
+    fn catch_up(self: &Arc<Self>, write: bool) {
         while !self.queue().is_empty() {
             let state = match self.state.try_lock() {
                 Ok(state) => state,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
-            self.settle(state, self.moment(), After::default());
+            self.settle(state, self.moment(), After::default(), write);
         }
     }
 
@@ -126,8 +150,8 @@ impl Engine {
         let mut state = self.lock();
         let (moment, mut after) = (self.moment(), After::default());
         let value = act(&mut state, moment, &mut after);
-        self.settle(state, moment, after);
-        self.catch_up();
+        self.settle(state, moment, after, false);
+        self.catch_up(false);
         value
     }
 
@@ -158,13 +182,21 @@ impl Engine {
         }
     }
 
-    fn settle(self: &Arc<Self>, mut state: MutexGuard<'_, State>, moment: Moment, mut after: After) {
+    fn settle(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        moment: Moment,
+        mut after: After,
+        write: bool,
+    ) {
         state.take_in(self.queue().drain(..));
         state.settle(moment, &mut after);
+        let write = if write && !self.by_hand { state.take_quick_write(others_can_go_on()) } else { None };
         let workers = if self.by_hand { 0 } else { missing_workers(&mut state) };
         let deadline = state.next_deadline();
         let keep = deadline != state.kept_for;
         state.kept_for = deadline;
+        self.pace.hurry(state.is_waited_for());
         drop(state);
         for _ in 0..workers {
             self.start_worker();
@@ -173,6 +205,9 @@ impl Engine {
             self.keep();
         }
         after.run();
+        if let Some(job) = write {
+            Worker { engine: self.clone(), begun: true }.once(job);
+        }
     }
 
     fn start_worker(self: &Arc<Self>) {
@@ -186,10 +221,13 @@ impl Engine {
     /// Does the jobs that there are, and waits for those that others do, until everything is durable and nothing is under way.
     /// Nothing can be committed any more.
     pub(crate) fn close(self: &Arc<Self>) {
+        // Whoever comes second waits for the first.
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(keeper) = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take() {
             keeper.abort();
         }
         self.published.closed.store(true, Ordering::Release);
+        self.pace.hurry(true);
         if !self.by_hand {
             self.finish();
         }
@@ -198,7 +236,7 @@ impl Engine {
             table.hub.wake_all(&mut wakers);
         }
         wakers.into_iter().for_each(Waker::wake);
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(lock.take());
     }
 
     /// Does all jobs, and waits for those that others do.
@@ -236,6 +274,46 @@ impl Engine {
         }
         self.deadline_changed.notify_one();
     }
+}
+
+/// How fast work in the background goes.
+#[derive(Default)]
+struct Pace {
+    /// Someone waits for it.
+    hurry: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Pace {
+    fn hurry(&self, hurry: bool) {
+        let before =
+            std::mem::replace(&mut *self.hurry.lock().unwrap_or_else(PoisonError::into_inner), hurry);
+        if hurry && !before {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Does nothing for so long, unless there is a hurry.
+    fn rest(&self, time: Duration) {
+        let hurry = self.hurry.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(hurry, time, |hurry| !*hurry));
+    }
+}
+
+/// Something that was queued; done at the latest when this is dropped.
+pub(crate) struct Submitted<'a>(&'a Arc<Engine>);
+
+impl Drop for Submitted<'_> {
+    fn drop(&mut self) {
+        self.0.catch_up(true);
+    }
+}
+
+/// Whether a thread of the runtime can be held for a moment without everything standing still.
+fn others_can_go_on() -> bool {
+    Handle::try_current().is_ok_and(|runtime| {
+        runtime.runtime_flavor() == RuntimeFlavor::MultiThread && runtime.metrics().num_workers() > 1
+    })
 }
 
 /// Workers to be started: one for each job that nobody is free for.
@@ -288,13 +366,29 @@ impl Worker {
     fn work(mut self) {
         self.begun = true;
         while let Some(job) = self.next() {
-            let ended = run(job);
+            let (ended, took) = match job {
+                Job::Write(_) | Job::Remove(..) => run_timed(job),
+                Job::Prepare(_) | Job::Checkpoint(_) => (run_paced(job, &self.engine.pace), None),
+            };
             self.engine.enter(|state, _, after| {
                 state.running -= 1;
+                state.write_took(took);
                 state.ended(ended, after);
             });
             self.engine.ended.notify_all();
         }
+    }
+
+    /// Does one job where it is called. What follows from it is left to others, so that no caller is held for long.
+    fn once(self, job: Job) {
+        let (ended, took) = run_timed(job);
+        self.engine.enter(|state, _, after| {
+            state.running -= 1;
+            state.workers -= 1;
+            state.write_took(took);
+            state.ended(ended, after);
+        });
+        self.engine.ended.notify_all();
     }
 
     fn next(&self) -> Option<Job> {
@@ -324,6 +418,26 @@ impl Drop for Worker {
             self.begun = true;
             Worker { engine: self.engine.clone(), begun: false }.on_a_thread();
         }
+    }
+}
+
+/// Does a job to its end; how long it took, if it was one write that is durable with it.
+fn run_timed(job: Job) -> (Ended, Option<Duration>) {
+    let timed = matches!(&job, Job::Write(write) if write.is_through());
+    let begun = timed.then(Instant::now);
+    let ended = run(job);
+    (ended, begun.map(|begun| begun.elapsed()))
+}
+
+/// Does a job to its end that nobody waits for: half of the time the disk is left to others.
+fn run_paced(mut job: Job, pace: &Pace) -> Ended {
+    loop {
+        let begun = Instant::now();
+        job = match step(job) {
+            Step::More(job) => job,
+            Step::Ended(ended) => return ended,
+        };
+        pace.rest(begun.elapsed().min(REST_MAX));
     }
 }
 

@@ -111,7 +111,7 @@ pub(crate) fn put(out: &mut Vec<u8>, record: &Record) {
     match record {
         Record::Txn { revision, ops } => {
             let at = out.len();
-            put_txn(out, &Txn { compares: Vec::new(), ops: ops.clone() }, |_| true);
+            put_txn(out, &Txn { compares: Vec::new(), ops: ops.clone(), ..Txn::new() }, |_| true);
             set_revision(&mut out[at..], *revision);
         }
         Record::Table { id, durability, name } => {

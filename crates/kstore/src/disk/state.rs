@@ -35,7 +35,7 @@ use crate::{
     root::{Published, Root},
 };
 pub(crate) use flight::Ended;
-use flight::Flight;
+use flight::{Flight, WriteTime};
 
 /// What any record but a transaction takes at most.
 pub(crate) const SMALL_RECORD_BYTES: usize = 8 * 1024;
@@ -161,6 +161,7 @@ pub(crate) struct State {
     flights: VecDeque<Flight>,
     /// How many of them have a frame that has not landed.
     flying: usize,
+    write_time: WriteTime,
     pub(crate) jobs: VecDeque<Job>,
     /// Whoever does jobs, and how many of them do one now.
     pub(crate) workers: usize,
@@ -215,6 +216,7 @@ impl State {
             batch: Batch::default(),
             flights: VecDeque::new(),
             flying: 0,
+            write_time: WriteTime::default(),
             jobs: VecDeque::new(),
             workers: 0,
             running: 0,
@@ -241,6 +243,11 @@ impl State {
         }
     }
 
+    /// What is wrong with the disk.
+    pub(crate) fn fault(&self) -> Option<StoreError> {
+        self.fault.clone()
+    }
+
     pub(crate) fn take_in(&mut self, queued: impl IntoIterator<Item = Queued>) {
         self.waiting.extend(queued);
     }
@@ -254,6 +261,14 @@ impl State {
                 && self.batch.replies.is_empty()
                 && !self.checkpoints.running
                 && !self.wal.preparing)
+    }
+
+    /// Whether work in the background is waited for: room in the log, a checkpoint, the end.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+            || !self.checkpoints.waiting.is_empty()
+            || self.restoring
+            || self.published.closed.load(Ordering::Acquire)
     }
 
     /// When something has to be done even if nobody asks.

@@ -9,12 +9,15 @@ use crate::{
     Revision,
     disk::{
         files::{BLOCK_BYTES, FileOps, Files},
-        frame::{Buffer, Head, room},
+        frame::{Buffer, Head, padding, room},
     },
 };
 
-/// Zeros are written in pieces of this size.
-const ZEROS_BYTES: usize = 256 * 1024;
+/// Zeros are written in pieces of this size, each durable before the next, so that whoever commits meanwhile never waits for
+/// more than one of them.
+const ZEROS_BYTES: usize = 512 * 1024;
+/// Frames up to this size are written by whoever commits, where that is quick.
+const QUICK_BYTES_MAX: usize = 64 * 1024;
 /// How many files that are not in use are kept for later.
 const FREE_SEGMENTS_MAX: usize = 2;
 
@@ -108,7 +111,15 @@ impl Wal {
         self.preparing = true;
         let name = segment_name(self.next_number);
         self.next_number += 1;
-        Some(PrepareJob { files: files.clone(), name, bytes: wanted, file: None, written: 0, synced: false })
+        Some(PrepareJob {
+            files: files.clone(),
+            name,
+            bytes: wanted,
+            file: None,
+            zeros: Vec::new(),
+            written: 0,
+            synced: true,
+        })
     }
 
     /// A file is ready.
@@ -205,6 +216,18 @@ enum Kind {
 }
 
 impl WriteJob {
+    /// Whether it is one write of few bytes; to the page cache only, unless `synced` ones are quick too.
+    pub(crate) fn is_quick(&self, synced: bool) -> bool {
+        (self.kind == Kind::Later || (synced && self.is_through()))
+            && self.before.is_empty()
+            && self.buffer.frame().len() <= QUICK_BYTES_MAX
+    }
+
+    /// Whether the write itself makes it durable.
+    pub(crate) fn is_through(&self) -> bool {
+        self.kind == Kind::Through
+    }
+
     /// Does the next step; whether it was the last.
     pub(crate) fn step(&mut self) -> io::Result<bool> {
         if let Some(file) = self.before.pop() {
@@ -231,6 +254,8 @@ pub(crate) struct PrepareJob {
     name: String,
     bytes: u64,
     file: Option<Arc<dyn FileOps>>,
+    /// A piece, and what it takes to have it aligned.
+    zeros: Vec<u8>,
     written: u64,
     synced: bool,
 }
@@ -242,18 +267,20 @@ impl PrepareJob {
             Some(file) => file.clone(),
             None => {
                 self.file = Some(self.files.open(&self.name, true)?);
+                self.zeros = vec![0; ZEROS_BYTES + BLOCK_BYTES];
                 return Ok(None);
             }
         };
-        if self.written < self.bytes {
-            let piece = ZEROS_BYTES.min((self.bytes - self.written) as usize);
-            file.write_at(self.written, &vec![0; piece])?;
-            self.written += piece as u64;
-            return Ok(None);
-        }
         if !self.synced {
             file.sync()?;
             self.synced = true;
+            return Ok(None);
+        }
+        if self.written < self.bytes {
+            let piece = ZEROS_BYTES.min((self.bytes - self.written) as usize);
+            let start = padding(&self.zeros);
+            self.synced = file.write_through_at(self.written, &self.zeros[start..start + piece])?;
+            self.written += piece as u64;
             return Ok(None);
         }
         self.files.sync_dir()?;

@@ -3,7 +3,7 @@
 use tonic::Status;
 
 use super::{Face, faults};
-use crate::proto as pb;
+use crate::{Revision, proto as pb};
 
 /// The answer of `grpc.health.v1.Health/Check`.
 #[derive(Clone, Copy, PartialEq, prost::Message)]
@@ -22,7 +22,9 @@ impl Face {
             client_urls: self.settings.client_urls.clone(),
             is_learner: false,
         };
-        Ok(pb::MemberListResponse { header: Some(self.header_now()), members: vec![member] })
+        // It tells nothing of the keys, and so of no revision.
+        let header = Some(self.header(Revision::ZERO));
+        Ok(pb::MemberListResponse { header, members: vec![member] })
     }
 
     pub(super) async fn auth_status(&self, _: pb::Empty) -> Result<pb::AuthStatusResponse, Status> {

@@ -6,21 +6,24 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{FutureExt, Stream, StreamExt, future::MapOk, stream::BoxStream};
+use futures::{FutureExt, Stream, StreamExt, stream::BoxStream};
 use http::{Request, Response};
 use http_body::Body as HttpBody;
 use prost::Message;
 use tonic::{
     Code, Status, Streaming,
     body::Body,
-    server::{Grpc, ServerStreamingService, StreamingService, UnaryService},
+    server::{Grpc, ServerStreamingService, StreamingService},
 };
 use tonic_prost::ProstCodec;
 
-use super::{Face, REQUEST_OVERHEAD_BYTES};
+use super::{
+    Face, REQUEST_OVERHEAD_BYTES,
+    unary::{self, Effort},
+};
 use crate::proto as pb;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The answers of a method that has many.
 pub(super) struct Answers<A>(Option<BoxStream<'static, Result<A, Status>>>);
@@ -42,22 +45,6 @@ impl<A> Stream for Answers<A> {
             self.0 = None;
         }
         Poll::Ready(next)
-    }
-}
-
-/// A method that is asked once and answers once.
-struct Unary<F>(F);
-
-impl<Q, A, F, Fut> UnaryService<Q> for Unary<F>
-where
-    F: FnMut(Q) -> Fut,
-    Fut: Future<Output = Result<A, Status>>,
-{
-    type Response = A;
-    type Future = MapOk<Fut, fn(A) -> tonic::Response<A>>;
-
-    fn call(&mut self, request: tonic::Request<Q>) -> Self::Future {
-        futures::TryFutureExt::map_ok((self.0)(request.into_inner()), tonic::Response::new)
     }
 }
 
@@ -94,13 +81,34 @@ where
     }
 }
 
+/// How long a message may be; what it carries is checked with more care.
+fn message_bytes_max(face: &Face) -> usize {
+    face.settings.request_bytes_max + REQUEST_OVERHEAD_BYTES
+}
+
+fn effort_of(much: bool) -> Effort {
+    if much { Effort::Much } else { Effort::Little }
+}
+
+/// Whether a transaction has operations on ranges, or others in it that may.
+fn reaches_far(txn: &pb::TxnRequest) -> bool {
+    let compares = txn.compare.iter().any(|compare| !compare.range_end.is_empty());
+    compares
+        || txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
+            Some(pb::Request::Range(range)) => !range.range_end.is_empty(),
+            Some(pb::Request::DeleteRange(delete)) => !delete.range_end.is_empty(),
+            Some(pb::Request::Txn(_)) => true,
+            Some(pb::Request::Put(_)) | None => false,
+        })
+}
+
 fn server<Q, A>(face: &Face) -> Grpc<ProstCodec<A, Q>>
 where
     Q: Message + Default + 'static,
     A: Message + 'static,
 {
     Grpc::new(ProstCodec::default())
-        .max_decoding_message_size(face.settings.request_bytes_max + REQUEST_OVERHEAD_BYTES)
+        .max_decoding_message_size(message_bytes_max(face))
         .max_encoding_message_size(usize::MAX)
 }
 
@@ -112,26 +120,37 @@ where
     B::Error: Into<BoxError> + Send,
 {
     macro_rules! unary {
-        ($method:expr) => {
-            server(&face).unary(Unary($method), request).await
+        ($method:ident) => {
+            unary!($method, |_, _| Effort::Little)
+        };
+        ($method:ident, $effort:expr) => {
+            match unary::ask(request, message_bytes_max(&face)).await {
+                Ok(asked) => {
+                    let effort: fn(&Face, &_) -> Effort = $effort;
+                    let effort = effort(&face, &asked);
+                    unary::answer(effort, async move { face.$method(asked).await }).await
+                }
+                Err(status) => status.into_http(),
+            }
         };
     }
     let path = request.uri().path().to_owned();
-    let at = &face;
     match path.strip_prefix("/etcdserverpb.").unwrap_or(&path) {
-        "KV/Range" => unary!(|q| at.range(q)),
-        "KV/Put" => unary!(|q| at.put(q)),
-        "KV/DeleteRange" => unary!(|q| at.delete_range(q)),
-        "KV/Txn" => unary!(|q| at.txn(q)),
-        "KV/Compact" => unary!(|q| at.compact(q)),
+        "KV/Range" => unary!(range, Face::effort_of_range),
+        "KV/Put" => unary!(put),
+        "KV/DeleteRange" => {
+            unary!(delete_range, |_, asked: &pb::DeleteRangeRequest| effort_of(!asked.range_end.is_empty()))
+        }
+        "KV/Txn" => unary!(txn, |_, asked| effort_of(reaches_far(asked))),
+        "KV/Compact" => unary!(compact),
         "Watch/Watch" => {
             let watch = |asked| -> Answers<pb::WatchResponse> {
                 Answers::new(super::watch::WatchStream::new(face.clone(), asked))
             };
             server(&face).streaming(Both(watch), request).await
         }
-        "Lease/LeaseGrant" => unary!(|q| at.lease_grant(q)),
-        "Lease/LeaseRevoke" => unary!(|q| at.lease_revoke(q)),
+        "Lease/LeaseGrant" => unary!(lease_grant),
+        "Lease/LeaseRevoke" => unary!(lease_revoke),
         "Lease/LeaseKeepAlive" => {
             let alive = |asked: Streaming<pb::LeaseIdRequest>| -> Answers<pb::LeaseKeepAliveResponse> {
                 let face = face.clone();
@@ -139,26 +158,22 @@ where
             };
             server(&face).streaming(Both(alive), request).await
         }
-        "Lease/LeaseTimeToLive" => unary!(|q| at.lease_time_to_live(q)),
-        "Lease/LeaseLeases" => unary!(|q| at.lease_leases(q)),
-        "Cluster/MemberList" => unary!(|q| at.member_list(q)),
-        "Maintenance/Alarm" => unary!(|q| at.alarm(q)),
-        "Maintenance/Status" => unary!(|q| at.status(q)),
-        "Maintenance/Defragment" => unary!(|q| at.defragment(q)),
-        "Maintenance/Hash" => unary!(|_: pb::Empty| at.hash(pb::HashKvRequest::default())),
-        "Maintenance/HashKV" => unary!(|q| at.hash(q)),
+        "Lease/LeaseTimeToLive" => unary!(lease_time_to_live),
+        "Lease/LeaseLeases" => unary!(lease_leases),
+        "Cluster/MemberList" => unary!(member_list),
+        "Maintenance/Alarm" => unary!(alarm),
+        "Maintenance/Status" => unary!(status, |_, _| Effort::Much),
+        "Maintenance/Defragment" => unary!(defragment),
+        "Maintenance/Hash" => unary!(hash_now, |_, _| Effort::Much),
+        "Maintenance/HashKV" => unary!(hash, |_, _| Effort::Much),
         "Maintenance/Snapshot" => {
             let copy = |_: pb::Empty| face.clone().snapshot_stream();
             server(&face).server_streaming(Streams(copy), request).await
         }
-        "Maintenance/MoveLeader" => {
-            unary!(|_: pb::Empty| std::future::ready(Err::<pb::HeaderOnly, _>(
-                super::faults::bad_transferee()
-            )))
-        }
-        "Auth/AuthStatus" => unary!(|q| at.auth_status(q)),
-        "Auth/Authenticate" => unary!(|q| at.authenticate(q)),
-        "/grpc.health.v1.Health/Check" => unary!(|q| at.health(q)),
+        "Maintenance/MoveLeader" => super::faults::bad_transferee().into_http(),
+        "Auth/AuthStatus" => unary!(auth_status),
+        "Auth/Authenticate" => unary!(authenticate),
+        "/grpc.health.v1.Health/Check" => unary!(health),
         method => {
             let why = format!("kplane's etcd has no method {}", method.trim_start_matches('/'));
             Status::new(Code::Unimplemented, why).into_http()

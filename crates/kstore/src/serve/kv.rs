@@ -63,7 +63,7 @@ impl Face {
             };
         }
         let _together = self.alone.read().await;
-        let txn = Txn::new().op(Op::Put {
+        let txn = Txn::new().in_company().op(Op::Put {
             table: self.table,
             key: range::own(&request.key),
             value: range::own(&request.value),

@@ -4,10 +4,7 @@ use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use http::{Request, Response, header};
 use http_body::Body as HttpBody;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-};
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
@@ -16,7 +13,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tonic::body::Body;
 
-use super::{EtcdServer, grpc, http1};
+use super::{EtcdServer, calls::Calls, gateway, gather::gather, grpc, http1};
 
 /// How long a client may take for its TLS handshake.
 const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -118,13 +115,16 @@ impl EtcdServer {
             let server = server.clone();
             async move { Ok::<_, Infallible>(server.call(request).await) }
         });
-        let mut server = auto::Builder::new(TokioExecutor::new());
+        let calls = Calls::default();
+        let (stream, flush) = gather(stream);
+        let mut server = auto::Builder::new(calls.clone());
         server
             .http2()
             .max_concurrent_streams(STREAMS_MAX)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-        if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+        let connection = server.serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = calls.run_beside(connection, &flush).await {
             tracing::debug!(%error, "a connection ended");
         }
     }
@@ -138,6 +138,9 @@ impl EtcdServer {
         let kind = request.headers().get(header::CONTENT_TYPE);
         if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
             return grpc::call(self.face.clone(), request).await;
+        }
+        if gateway::is_mine(request.uri().path()) {
+            return gateway::answer(self.face.clone(), request).await;
         }
         http1::answer(&self.face, &request).await.map(Body::new)
     }

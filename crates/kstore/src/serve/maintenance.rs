@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, stream};
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
-use super::{ETCD_VERSION, EtcdServer, Face, faults, grpc, number};
-use crate::{Backup, BackupReader, Range, RestoreError, checksum::crc32c, proto as pb};
+use super::{ETCD_VERSION, EtcdServer, Face, digest::Digest, faults, grpc, number};
+use crate::{Backup, BackupReader, RestoreError, Snapshot, proto as pb};
 
 /// A snapshot is padded to a multiple of this before its checksum: that is how etcd's tools know that there is one.
 const PAGE_BYTES: usize = 512;
@@ -42,20 +42,28 @@ impl EtcdServer {
 }
 
 impl Face {
+    /// Of the newest state, and that state.
+    async fn digest(&self) -> (Digest, Snapshot) {
+        let mut digest = self.digest.lock().await;
+        // Taken under the lock: never before the one that was followed to last.
+        let now = self.store.snapshot();
+        digest.follow(&now, self.table);
+        (*digest, now)
+    }
+
     pub(super) async fn status(&self, _: pb::Empty) -> Result<pb::StatusResponse, Status> {
         let now = self.newest(true).await.map_err(|error| faults::of_store(&error))?;
-        let entries = now.range(self.table, Range::all());
-        let bytes: usize = entries.map(|entry| entry.key().len() + entry.value().len()).sum();
+        let bytes = self.digest().await.0.bytes;
         Ok(pb::StatusResponse {
             header: Some(self.header(now.revision())),
             version: ETCD_VERSION.to_owned(),
-            db_size: number(bytes as u64),
+            db_size: number(bytes),
             leader: self.member_id(),
             raft_index: now.revision().0,
             raft_term: 1,
             raft_applied_index: now.revision().0,
             errors: Vec::new(),
-            db_size_in_use: number(bytes as u64),
+            db_size_in_use: number(bytes),
             is_learner: false,
             storage_version: super::CLUSTER_VERSION.to_owned(),
             db_size_quota: 0,
@@ -69,21 +77,20 @@ impl Face {
 
     /// Memory is given back as history goes; there is nothing to do.
     pub(super) async fn defragment(&self, _: pb::Empty) -> Result<pb::HeaderOnly, Status> {
-        Ok(pb::HeaderOnly { header: Some(self.header_now()) })
+        Ok(pb::HeaderOnly { header: None })
+    }
+
+    /// A checksum of all keys as they are now.
+    pub(super) async fn hash_now(&self, _: pb::Empty) -> Result<pb::HashKvResponse, Status> {
+        self.hash(pb::HashKvRequest::default()).await
     }
 
     /// A checksum of all keys at a revision, the same for equal contents.
     pub(super) async fn hash(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Status> {
         let now = self.newest(true).await.map_err(|error| faults::of_store(&error))?;
         let state = self.asked(&now, request.revision)?;
-        let mut hash = 0;
-        for entry in state.range(self.table, Range::all()) {
-            let numbers = [entry.key().len() as u64, entry.create().0, entry.modified().0, entry.version()];
-            for number in numbers {
-                hash = crc32c(hash, &number.to_le_bytes());
-            }
-            hash = crc32c(crc32c(hash, entry.key()), entry.value());
-        }
+        let (digest, newest) = self.digest().await;
+        let hash = digest.before(&newest, &state, self.table).hash;
         Ok(pb::HashKvResponse {
             header: Some(self.header(now.revision())),
             hash,

@@ -124,7 +124,7 @@ impl<'a> Plan<'a> {
 
     /// The transaction that does it.
     pub(super) fn txn(&self) -> Txn {
-        let txn = self.proof.iter().cloned().fold(Txn::new(), Txn::compare);
+        let txn = self.proof.iter().cloned().fold(Txn::new().in_company(), Txn::compare);
         self.ops.iter().cloned().fold(txn, Txn::op)
     }
 

@@ -5,8 +5,11 @@ use std::{cmp::Ordering, sync::Arc};
 use bytes::Bytes;
 use tonic::Status;
 
-use super::{Face, faults, number};
+use super::{Face, faults, number, unary::Effort};
 use crate::{Entry, LeaseId, Range, ReadError, Revision, Snapshot, proto as pb};
+
+/// So many keys are read where the connection is.
+const FEW_KEYS_MAX: usize = 64;
 
 /// The range that a key and an end mean in etcd: no end is the one key, an end of one zero byte is everything from the key on.
 pub(super) fn range_of(key: &Bytes, end: &Bytes) -> Range {
@@ -48,6 +51,29 @@ pub(super) fn check(request: &pb::RangeRequest) -> Result<(), Status> {
 }
 
 impl Face {
+    /// Much is a range of many keys.
+    pub(super) fn effort_of_range(&self, request: &pb::RangeRequest) -> Effort {
+        let few = |count: usize| count <= FEW_KEYS_MAX;
+        let limited = usize::try_from(request.limit).is_ok_and(|limit| limit > 0 && few(limit));
+        let unsorted = request.sort_target == pb::SortTarget::Key as i32
+            && request.sort_order != pb::SortOrder::Descend as i32;
+        let filters = [
+            request.min_mod_revision,
+            request.max_mod_revision,
+            request.min_create_revision,
+            request.max_create_revision,
+        ];
+        let limited = limited && unsorted && filters == [0; 4];
+        if request.range_end.is_empty() || request.count_only || limited {
+            return Effort::Little;
+        }
+        let range = range_of(&request.key, &request.range_end);
+        match few(self.store.snapshot().count(self.table, range)) {
+            true => Effort::Little,
+            false => Effort::Much,
+        }
+    }
+
     pub(super) async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse, Status> {
         check(&request)?;
         let now = self.newest(request.serializable).await.map_err(|error| faults::of_store(&error))?;

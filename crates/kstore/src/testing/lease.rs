@@ -16,7 +16,7 @@ async fn grant(store: &Arc<dyn Store>, seconds: u32) -> LeaseId {
     store.grant(SECOND * seconds, None).await.unwrap_or_else(|error| panic!("the lease is granted: {error}"))
 }
 
-fn leased(table: TableId, key: &str, lease: LeaseId) -> Txn {
+pub(super) fn leased(table: TableId, key: &str, lease: LeaseId) -> Txn {
     Txn::new().op(Op::Put {
         table,
         key: key.to_owned().into(),

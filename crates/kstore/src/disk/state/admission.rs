@@ -185,7 +185,8 @@ impl State {
 
     /// Ends the leases whose time has come, as many as there is room for in the log.
     pub(super) fn end_leases(&mut self, now: Duration) {
-        if self.restoring || self.core.leases.due(now).is_none() {
+        let nothing = self.core.leases.next_deadline().is_none_or(|next| next > now);
+        if self.restoring || nothing || self.core.leases.due(now).is_none() {
             return;
         }
         let needed = self.buffer.len() + SMALL_RECORD_BYTES;

@@ -1,6 +1,10 @@
 //! The way out: frames are cut, fly, land, and are published in their order.
 
-use std::{io, sync::Arc, sync::atomic::Ordering};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use smallvec::SmallVec;
 
@@ -49,7 +53,46 @@ pub(crate) enum Ended {
     Remove,
 }
 
+/// A disk is quick while durable writes take less than this on average.
+const QUICK_WRITE: Duration = Duration::from_micros(250);
+/// Each write counts for one part in so many of the average.
+const AVERAGE_PARTS: u32 = 8;
+/// What is assumed of a disk that nothing is known of: it has to show that it is quick.
+const WRITE_TIME_AT_FIRST: Duration = Duration::from_millis(1);
+
+/// How long durable writes take, on average of late.
+pub(super) struct WriteTime(Duration);
+
+impl Default for WriteTime {
+    fn default() -> WriteTime {
+        WriteTime(WRITE_TIME_AT_FIRST)
+    }
+}
+
 impl State {
+    /// The write that is better done by whoever has just committed than handed to another thread: one to the page cache; or a
+    /// durable one that a single caller waits for, on a quick disk, if that holds nobody else up. Whoever takes it counts as a
+    /// worker meanwhile.
+    pub(crate) fn take_quick_write(&mut self, others_can_go_on: bool) -> Option<Job> {
+        let lonely = self.flights.len() == 1
+            && self.flights.front().is_some_and(|flight| flight.replies.len() == 1)
+            && self.waiting.is_empty();
+        let synced = lonely && others_can_go_on && self.write_time.0 <= QUICK_WRITE;
+        let quick = matches!(self.jobs.front()?, Job::Write(write) if write.is_quick(synced));
+        let job = if quick { self.jobs.pop_front()? } else { return None };
+        self.workers += 1;
+        self.running += 1;
+        Some(job)
+    }
+
+    /// A durable write took so long.
+    pub(crate) fn write_took(&mut self, took: Option<Duration>) {
+        if let Some(took) = took {
+            let average = &mut self.write_time.0;
+            *average = *average - *average / AVERAGE_PARTS + took / AVERAGE_PARTS;
+        }
+    }
+
     /// Makes a flight of what was done since the last one; whether there is one.
     pub(super) fn cut(&mut self, moment: Moment, flags: u32) -> bool {
         if let Some(job) = self.restored.take() {
@@ -155,7 +198,7 @@ impl State {
     fn fly_restored(&mut self, job: Box<CheckpointJob>) {
         let replies = std::mem::take(&mut self.batch.replies);
         let tables = SmallVec::new();
-        let root = self.core.publish(std::time::Duration::ZERO);
+        let root = self.core.publish(Duration::ZERO);
         self.checkpoints.position = self.wal.total;
         self.flights.push_back(Flight {
             seq: None,
