@@ -165,6 +165,10 @@ async fn explore(
     let said = text(&output.stdout) + &text(&output.stderr);
     assert!(output.status.success(), "{document} {paths}, {phase}:\n{said}");
     let counted = said.lines().find_map(|line| line.trim().split_once(" generated"));
+    // On a busy machine the time may be up before the first request; how many there were in all is checked at the end.
+    if counted.is_none() && said.contains("Time limit reached") {
+        return 0;
+    }
     counted
         .and_then(|(count, _)| count.parse().ok())
         .unwrap_or_else(|| panic!("no count of cases in:\n{said}"))
