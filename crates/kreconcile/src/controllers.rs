@@ -16,6 +16,7 @@ mod claim;
 mod cron_job;
 mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoint_slice;
 mod endpoints;
 mod garbage_collector;
@@ -31,10 +32,12 @@ mod revisions;
 mod service_account;
 mod stateful_set;
 mod taint_eviction;
+mod together;
 
 pub use cron_job::cron_job;
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
+pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
 pub use endpoints::{ADDRESSES_MAX, endpoints};
 pub use garbage_collector::{
@@ -181,6 +184,7 @@ impl Context {
 /// | `node-lifecycle-controller` | [`node_lifecycle`] |
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
+/// | `disruption-controller` | [`disruption`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -219,5 +223,6 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(node_lifecycle(context)));
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
+    all.push(Arc::new(disruption(context)));
     all
 }

@@ -72,7 +72,7 @@ pub fn replica_set(context: &Context) -> Controller {
     };
     Controller::new(NAME, reconciler)
         .on(Trigger::new(&sets, MapTo::Itself))
-        .on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
+        .on(Trigger::new(&pods, claim::owners(&sets, |set| pod_state::label_selector(&set.spec.selector))))
 }
 
 struct ReplicaSets {

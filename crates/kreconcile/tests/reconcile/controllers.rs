@@ -8,9 +8,11 @@ use k8s_openapi::api::{
     batch::v1::{CronJob, Job},
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController,
+        Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
 };
 use kcore::TokioClock;
 use kreconcile::{
@@ -21,12 +23,12 @@ use serde_json::{Value, json};
 
 use crate::fake::FakeApi;
 
-fn start() -> (Arc<FakeApi>, Running) {
+pub(crate) fn start() -> (Arc<FakeApi>, Running) {
     start_some(TokioClock::new(), |_| true)
 }
 
 /// Starts the controllers with these names.
-fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>, Running) {
+pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>, Running) {
     let clock = Arc::new(clock);
     let kinds = vec![
         ResourceType::of::<Namespace>(),
@@ -47,6 +49,9 @@ fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>
         ResourceType::of::<PersistentVolumeClaim>(),
         ResourceType::of::<Job>(),
         ResourceType::of::<CronJob>(),
+        ResourceType::of::<PodDisruptionBudget>(),
+        ResourceType::of::<ReplicationController>(),
+        widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
     let context =
@@ -60,11 +65,22 @@ fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>
     (api, running)
 }
 
-fn template() -> Value {
+/// A custom kind.
+fn widgets() -> ResourceType {
+    ResourceType {
+        group: "example.com".to_owned(),
+        version: "v1".to_owned(),
+        kind: "Widget".to_owned(),
+        plural: "widgets".to_owned(),
+        namespaced: true,
+    }
+}
+
+pub(crate) fn template() -> Value {
     json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "v1"}]}})
 }
 
-fn deployment(replicas: u32) -> Value {
+pub(crate) fn deployment(replicas: u32) -> Value {
     json!({
         "metadata": {"name": "web", "namespace": "shop"},
         "spec": {
@@ -79,7 +95,7 @@ fn deployment(replicas: u32) -> Value {
 }
 
 /// Every pod that waits starts and becomes ready; every pod that is told to go goes.
-fn run_pods(api: &FakeApi) {
+pub(crate) fn run_pods(api: &FakeApi) {
     for pod in api.list("pods") {
         let (namespace, name) =
             (pod["metadata"]["namespace"].as_str().unwrap(), pod["metadata"]["name"].as_str().unwrap());
@@ -98,7 +114,7 @@ fn run_pods(api: &FakeApi) {
 }
 
 /// Waits until `holds`, with the pods running meanwhile.
-async fn until(api: &Arc<FakeApi>, what: &str, holds: impl Fn(&FakeApi) -> bool) {
+pub(crate) async fn until(api: &Arc<FakeApi>, what: &str, holds: impl Fn(&FakeApi) -> bool) {
     api.until(what, |api| {
         if holds(api) {
             return true;
@@ -116,7 +132,7 @@ fn available(api: &FakeApi) -> Value {
 }
 
 /// No write for a long time.
-async fn at_rest(api: &Arc<FakeApi>) {
+pub(crate) async fn at_rest(api: &Arc<FakeApi>) {
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = api.writes.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(300)).await;
