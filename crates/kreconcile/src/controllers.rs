@@ -13,6 +13,7 @@ use crate::{events::EventRecorder, informer::Informers, manager::Runnable, reque
 
 mod backends;
 mod claim;
+mod cluster_role_aggregation;
 mod cron_job;
 mod daemon_set;
 mod deployment;
@@ -28,12 +29,14 @@ mod pod_gc;
 mod pod_state;
 mod pod_writes;
 mod replica_set;
+mod replication_controller;
 mod revisions;
 mod service_account;
 mod stateful_set;
 mod taint_eviction;
 mod together;
 
+pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
@@ -54,6 +57,7 @@ pub use node_lifecycle::{
 };
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
+pub use replication_controller::replication_controller;
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
@@ -173,6 +177,7 @@ impl Context {
 /// | `root-ca-certificate-publisher-controller` | [`root_ca`], if [`Settings::root_ca`] is set |
 /// | `deployment-controller` | [`deployment`] |
 /// | `replicaset-controller` | [`replica_set`] |
+/// | `replicationcontroller-controller` | [`replication_controller`] |
 /// | `statefulset-controller` | [`stateful_set`] |
 /// | `daemonset-controller` | [`daemon_set`] |
 /// | `job-controller` | [`job`] |
@@ -185,6 +190,7 @@ impl Context {
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
 /// | `disruption-controller` | [`disruption`] |
+/// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -212,6 +218,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     }
     all.push(Arc::new(deployment(context)));
     all.push(Arc::new(replica_set(context)));
+    all.push(Arc::new(replication_controller(context)));
     all.push(Arc::new(stateful_set(context)));
     all.push(Arc::new(daemon_set(context)));
     all.push(Arc::new(job(context)));
@@ -224,5 +231,6 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
     all.push(Arc::new(disruption(context)));
+    all.push(Arc::new(cluster_role_aggregation(context)));
     all
 }

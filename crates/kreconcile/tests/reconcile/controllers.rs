@@ -13,6 +13,7 @@ use k8s_openapi::api::{
     },
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
+    rbac::v1::ClusterRole,
 };
 use kcore::TokioClock;
 use kreconcile::{
@@ -51,6 +52,7 @@ pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (A
         ResourceType::of::<CronJob>(),
         ResourceType::of::<PodDisruptionBudget>(),
         ResourceType::of::<ReplicationController>(),
+        ResourceType::of::<ClusterRole>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
@@ -182,6 +184,63 @@ async fn a_deployment_comes_up_rolls_over_scales_and_goes() {
     let reasons: Vec<Value> = api.list("events").iter().map(|event| event["reason"].clone()).collect();
     assert!(reasons.iter().any(|reason| reason == "ScalingReplicaSet"), "{reasons:?}");
     assert!(reasons.iter().any(|reason| reason == "SuccessfulCreate"), "{reasons:?}");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replication_controller_comes_up_scales_and_adopts() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "replicationcontroller-controller");
+    let adoptee = json!({"metadata": {"name": "found", "namespace": "shop", "labels": {"app": "web"}}});
+    api.add("pods", adoptee);
+    let spec = json!({"replicas": 3, "selector": {"app": "web"}, "template": template()});
+    api.add(
+        "replicationcontrollers",
+        json!({"metadata": {"name": "old", "namespace": "shop"}, "spec": spec}),
+    );
+    let status = |api: &FakeApi| {
+        api.get("replicationcontrollers", "shop", "old").unwrap_or_default()["status"].clone()
+    };
+    until(&api, "three pods", |api| status(api)["availableReplicas"] == 3).await;
+    let expected = json!({"replicas": 3, "fullyLabeledReplicas": 3, "readyReplicas": 3, "availableReplicas": 3,
+        "observedGeneration": 1});
+    assert_eq!(status(&api), expected);
+    let pods = api.list("pods");
+    assert_eq!(pods.len(), 3);
+    for pod in &pods {
+        let owner = &pod["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["apiVersion"], &owner["kind"]), (&json!("v1"), &json!("ReplicationController")));
+    }
+    assert!(pods.iter().any(|pod| pod["metadata"]["name"] == "found"), "it was adopted");
+    at_rest(&api).await;
+    api.edit("replicationcontrollers", "shop", "old", |old| old["spec"]["replicas"] = 1.into());
+    until(&api, "one pod", |api| status(api)["replicas"] == 1 && api.count("pods") == 1).await;
+    let sources: Vec<Value> =
+        api.list("events").iter().map(|event| event["source"]["component"].clone()).collect();
+    assert!(sources.iter().all(|source| source == "replication-controller"), "{sources:?}");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_gets_the_rules_of_others() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "clusterrole-aggregation-controller");
+    let selector = json!({"clusterRoleSelectors": [{"matchLabels": {"to": "admin"}}]});
+    api.add(
+        "clusterroles",
+        json!({"metadata": {"name": "admin"}, "aggregationRule": selector, "rules": null}),
+    );
+    let part = |name: &str| json!({"metadata": {"name": name, "labels": {"to": "admin"}}, "rules": [{"verbs": ["get"], "resources": [name]}]});
+    api.add("clusterroles", part("pods"));
+    api.add("clusterroles", part("maps"));
+    let resources = |api: &FakeApi| -> Vec<Value> {
+        let admin = api.get("clusterroles", "", "admin").unwrap();
+        let rules = admin["rules"].as_array().cloned().unwrap_or_default();
+        rules.iter().map(|rule| rule["resources"][0].clone()).collect()
+    };
+    api.until("both rules", |api| resources(api) == ["maps", "pods"]).await;
+    at_rest(&api).await;
+    api.remove("clusterroles", "", "maps");
+    api.until("one rule", |api| resources(api) == ["pods"]).await;
+    at_rest(&api).await;
     running.stop().await;
 }
 
