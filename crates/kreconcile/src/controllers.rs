@@ -30,6 +30,7 @@ mod pod_state;
 mod pod_writes;
 mod replica_set;
 mod replication_controller;
+mod resource_quota;
 mod revisions;
 mod service_account;
 mod stateful_set;
@@ -58,6 +59,7 @@ pub use node_lifecycle::{
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
+pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
@@ -190,6 +192,7 @@ impl Context {
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
 /// | `disruption-controller` | [`disruption`] |
+/// | `resourcequota-controller` | [`resource_quota`] |
 /// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
 ///
 /// ```no_run
@@ -231,6 +234,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
     all.push(Arc::new(disruption(context)));
+    all.push(Arc::new(resource_quota(context)));
     all.push(Arc::new(cluster_role_aggregation(context)));
     all
 }

@@ -6,10 +6,11 @@ use std::{
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
+    certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolumeClaim, Pod, ReplicationController,
-        Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+        ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
@@ -53,6 +54,10 @@ pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (A
         ResourceType::of::<PodDisruptionBudget>(),
         ResourceType::of::<ReplicationController>(),
         ResourceType::of::<ClusterRole>(),
+        ResourceType::of::<ResourceQuota>(),
+        ResourceType::of::<Secret>(),
+        ResourceType::of::<PersistentVolume>(),
+        ResourceType::of::<CertificateSigningRequest>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());

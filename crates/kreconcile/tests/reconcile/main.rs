@@ -5,3 +5,4 @@ mod disruption;
 mod fake;
 mod informer;
 mod leader;
+mod quota;
