@@ -20,6 +20,7 @@ mod deployment;
 mod disruption;
 mod endpoint_slice;
 mod endpoints;
+mod ephemeral_volume;
 mod garbage_collector;
 mod job;
 mod namespace;
@@ -28,6 +29,7 @@ mod percent;
 mod pod_gc;
 mod pod_state;
 mod pod_writes;
+mod protection;
 mod replica_set;
 mod replication_controller;
 mod resource_quota;
@@ -44,6 +46,7 @@ pub use deployment::deployment;
 pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
 pub use endpoints::{ADDRESSES_MAX, endpoints};
+pub use ephemeral_volume::ephemeral_volume;
 pub use garbage_collector::{
     ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
 };
@@ -57,6 +60,7 @@ pub use node_lifecycle::{
     UNHEALTHY_ZONE_SHARE, node_lifecycle,
 };
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
+pub use protection::{claim_protection, volume_protection};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
 pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
@@ -194,6 +198,9 @@ impl Context {
 /// | `disruption-controller` | [`disruption`] |
 /// | `resourcequota-controller` | [`resource_quota`] |
 /// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
+/// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
+/// | `persistentvolume-protection-controller` | [`volume_protection`] |
+/// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -236,5 +243,8 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(disruption(context)));
     all.push(Arc::new(resource_quota(context)));
     all.push(Arc::new(cluster_role_aggregation(context)));
+    all.push(Arc::new(claim_protection(context)));
+    all.push(Arc::new(volume_protection(context)));
+    all.push(Arc::new(ephemeral_volume(context)));
     all
 }
