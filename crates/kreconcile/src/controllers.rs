@@ -15,6 +15,7 @@ mod backends;
 mod claim;
 mod cluster_role_aggregation;
 mod cron_job;
+mod csr_cleaner;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -38,9 +39,11 @@ mod service_account;
 mod stateful_set;
 mod taint_eviction;
 mod together;
+mod token_cleaner;
 
 pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
+pub use csr_cleaner::{ANSWERED_REQUEST_AGE_MAX, WAITING_REQUEST_AGE_MAX, csr_cleaner};
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
 pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
@@ -67,6 +70,7 @@ pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota}
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
+pub use token_cleaner::token_cleaner;
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -201,6 +205,8 @@ impl Context {
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
 /// | `persistentvolume-protection-controller` | [`volume_protection`] |
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
+/// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
+/// | `token-cleaner-controller` | [`token_cleaner`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -246,5 +252,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(claim_protection(context)));
     all.push(Arc::new(volume_protection(context)));
     all.push(Arc::new(ephemeral_volume(context)));
+    all.push(Arc::new(csr_cleaner(context)));
+    all.push(Arc::new(token_cleaner(context)));
     all
 }

@@ -5,4 +5,5 @@ mod disruption;
 mod fake;
 mod informer;
 mod leader;
+mod lifetimes;
 mod quota;
