@@ -20,6 +20,7 @@ mod daemon_set;
 mod deployment;
 mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
@@ -48,6 +49,7 @@ pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemo
 pub use deployment::deployment;
 pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
+pub use endpoint_slice_mirroring::{MIRRORED_ADDRESSES_MAX, endpoint_slice_mirroring};
 pub use endpoints::{ADDRESSES_MAX, endpoints};
 pub use ephemeral_volume::ephemeral_volume;
 pub use garbage_collector::{
@@ -194,6 +196,7 @@ impl Context {
 /// | `cronjob-controller` | [`cron_job`] |
 /// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
 /// | `endpointslice-controller` | [`endpoint_slice`] |
+/// | `endpointslice-mirroring-controller` | [`endpoint_slice_mirroring`] |
 /// | `endpoints-controller` | [`endpoints`] |
 /// | `garbage-collector-controller` | [`garbage_collector`] |
 /// | `node-lifecycle-controller` | [`node_lifecycle`] |
@@ -241,6 +244,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(cron_job(context)));
     all.push(Arc::new(ttl_after_finished(context)));
     all.push(Arc::new(endpoint_slice(context)));
+    all.push(Arc::new(endpoint_slice_mirroring(context)));
     all.push(Arc::new(endpoints(context)));
     all.push(Arc::new(garbage_collector(context)));
     all.push(Arc::new(node_lifecycle(context)));

@@ -281,6 +281,45 @@ async fn a_service_leads_to_its_ready_pods() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn endpoints_without_a_selector_are_mirrored() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "endpointslice-mirroring-controller");
+    let metadata = json!({"name": "db", "namespace": "shop", "labels": {"team": "a"}});
+    let subsets =
+        json!([{"addresses": [{"ip": "10.1.2.3"}, {"ip": "2001:db8::1"}], "ports": [{"port": 5432}]}]);
+    api.add("endpoints", json!({"metadata": metadata, "subsets": subsets}));
+    at_rest(&api).await;
+    assert_eq!(api.count("endpointslices"), 0, "there is no Service");
+    api.add("services", json!({"metadata": {"name": "db", "namespace": "shop"}, "spec": {}}));
+    api.until("two slices", |api| api.count("endpointslices") == 2).await;
+    let slices = api.list("endpointslices");
+    let slice = slices.iter().find(|slice| slice["addressType"] == "IPv4").unwrap();
+    assert_eq!(slice["endpoints"], json!([{"addresses": ["10.1.2.3"], "conditions": {"ready": true}}]));
+    assert_eq!(slice["ports"], json!([{"name": "", "port": 5432, "protocol": "TCP"}]));
+    assert_eq!(
+        slice["metadata"]["labels"],
+        json!({"team": "a", "kubernetes.io/service-name": "db",
+        "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io"})
+    );
+    assert_eq!(slice["metadata"]["ownerReferences"][0]["kind"], "Endpoints");
+    at_rest(&api).await;
+
+    // Another port: the slices are used again.
+    let before = names(&api, "endpointslices");
+    api.edit("endpoints", "shop", "db", |db| db["subsets"][0]["ports"][0]["port"] = 5433.into());
+    api.until("the new port", |api| {
+        api.list("endpointslices").iter().all(|slice| slice["ports"][0]["port"] == 5433)
+    })
+    .await;
+    assert_eq!(names(&api, "endpointslices"), before);
+    at_rest(&api).await;
+    api.edit("endpoints", "shop", "db", |db| {
+        db["metadata"]["labels"]["endpointslice.kubernetes.io/skip-mirror"] = "true".into();
+    });
+    api.until("no slices", |api| api.count("endpointslices") == 0).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_is_counted_exactly() {
     let (api, running) = start();
     let selector = json!({"matchLabels": {"job": "sum"}});
