@@ -35,6 +35,8 @@ use crate::{
 pub const QUOTA_RESYNC_PERIOD: Duration = Duration::from_secs(300);
 /// How long what the server has is taken to be the same (upstream looks every 30 s, too).
 const DISCOVERY_AGE_MAX: Duration = Duration::from_secs(30);
+/// When to look again at a quota that counts a kind which has not been listed yet.
+const FIRST_LIST_RECHECK: Duration = Duration::from_secs(1);
 /// How many kinds are counted at most beside pods, services and claims.
 pub const COUNTED_KINDS_MAX: usize = 1000;
 /// How many namespaces wait to be looked at again because an object of a counted kind came or went.
@@ -131,20 +133,26 @@ impl Reconciler for Quotas {
         }
         let quota = stored.typed::<ResourceQuota>()?;
         let spec = quota.spec.clone().unwrap_or_default();
-        let usage = self.usage(&key.namespace, &spec).await?;
+        let (usage, complete) = self.usage(&key.namespace, &spec).await?;
         if let Some(status) = status_of(&spec, quota.status.as_ref(), usage) {
             let path = self.resource.path(&key.namespace, &key.name);
             let old = quota.status.as_ref();
             let written = self.requests.write_status(&path, stored.revision(), old, &status).await?;
             self.written.wrote(key, written);
         }
-        Ok(Action::After(QUOTA_RESYNC_PERIOD))
+        Ok(Action::After(if complete { QUOTA_RESYNC_PERIOD } else { FIRST_LIST_RECHECK }))
     }
 }
 
 impl Quotas {
-    /// What is used of all that the quota limits and that can be told (upstream's `CalculateUsage`).
-    async fn usage(&self, namespace: &str, spec: &ResourceQuotaSpec) -> Result<Amounts, ReconcileError> {
+    /// What is used of all that the quota limits and that can be told (upstream's `CalculateUsage`), and whether that is
+    /// all: a kind that can't be listed does not hold up the others.
+    async fn usage(
+        &self,
+        namespace: &str,
+        spec: &ResourceQuotaSpec,
+    ) -> Result<(Amounts, bool), ReconcileError> {
+        let mut complete = true;
         let limited: Vec<&String> = spec.hard.iter().flat_map(BTreeMap::keys).collect();
         let scopes = quota::scopes_of(spec);
         let now = self.clock.now();
@@ -167,16 +175,23 @@ impl Quotas {
                 continue;
             };
             let Some(evaluator) = Evaluator::of(group, plural) else { continue };
-            let Some(informer) = self.counted.informer(&self.requests, group, plural).await? else {
-                continue;
+            let informer = match self.counted.informer(&self.requests, group, plural).await {
+                Ok(Some(informer)) if informer.has_synced() => informer,
+                Ok(None) => continue,
+                Ok(Some(_)) => {
+                    complete = false;
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, name, "what a quota counts can't be found");
+                    complete = false;
+                    continue;
+                }
             };
-            if !informer.synced().await {
-                continue;
-            }
             let objects = informer.lister().in_namespace(namespace);
             usage.extend(evaluator.total(objects, &scopes, std::slice::from_ref(name), now)?);
         }
-        Ok(usage)
+        Ok((usage, complete))
     }
 }
 
