@@ -13,11 +13,16 @@ use crate::{events::EventRecorder, informer::Informers, manager::Runnable, reque
 
 mod backends;
 mod claim;
+mod cluster_role_aggregation;
 mod cron_job;
+mod csr_cleaner;
 mod daemon_set;
 mod deployment;
+mod disruption;
 mod endpoint_slice;
+mod endpoint_slice_mirroring;
 mod endpoints;
+mod ephemeral_volume;
 mod garbage_collector;
 mod job;
 mod namespace;
@@ -26,17 +31,27 @@ mod percent;
 mod pod_gc;
 mod pod_state;
 mod pod_writes;
+mod protection;
 mod replica_set;
+mod replication_controller;
+mod resource_quota;
 mod revisions;
 mod service_account;
 mod stateful_set;
 mod taint_eviction;
+mod together;
+mod token_cleaner;
 
+pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
+pub use csr_cleaner::{ANSWERED_REQUEST_AGE_MAX, WAITING_REQUEST_AGE_MAX, csr_cleaner};
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
+pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
 pub use endpoint_slice::{ENDPOINTS_PER_SLICE_MAX, endpoint_slice};
+pub use endpoint_slice_mirroring::{MIRRORED_ADDRESSES_MAX, endpoint_slice_mirroring};
 pub use endpoints::{ADDRESSES_MAX, endpoints};
+pub use ephemeral_volume::ephemeral_volume;
 pub use garbage_collector::{
     ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
 };
@@ -50,10 +65,14 @@ pub use node_lifecycle::{
     UNHEALTHY_ZONE_SHARE, node_lifecycle,
 };
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
+pub use protection::{claim_protection, volume_protection};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
+pub use replication_controller::replication_controller;
+pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
+pub use token_cleaner::token_cleaner;
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -170,17 +189,27 @@ impl Context {
 /// | `root-ca-certificate-publisher-controller` | [`root_ca`], if [`Settings::root_ca`] is set |
 /// | `deployment-controller` | [`deployment`] |
 /// | `replicaset-controller` | [`replica_set`] |
+/// | `replicationcontroller-controller` | [`replication_controller`] |
 /// | `statefulset-controller` | [`stateful_set`] |
 /// | `daemonset-controller` | [`daemon_set`] |
 /// | `job-controller` | [`job`] |
 /// | `cronjob-controller` | [`cron_job`] |
 /// | `ttl-after-finished-controller` | [`ttl_after_finished`] |
 /// | `endpointslice-controller` | [`endpoint_slice`] |
+/// | `endpointslice-mirroring-controller` | [`endpoint_slice_mirroring`] |
 /// | `endpoints-controller` | [`endpoints`] |
 /// | `garbage-collector-controller` | [`garbage_collector`] |
 /// | `node-lifecycle-controller` | [`node_lifecycle`] |
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
+/// | `disruption-controller` | [`disruption`] |
+/// | `resourcequota-controller` | [`resource_quota`] |
+/// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
+/// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
+/// | `persistentvolume-protection-controller` | [`volume_protection`] |
+/// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
+/// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
+/// | `token-cleaner-controller` | [`token_cleaner`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -208,16 +237,26 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     }
     all.push(Arc::new(deployment(context)));
     all.push(Arc::new(replica_set(context)));
+    all.push(Arc::new(replication_controller(context)));
     all.push(Arc::new(stateful_set(context)));
     all.push(Arc::new(daemon_set(context)));
     all.push(Arc::new(job(context)));
     all.push(Arc::new(cron_job(context)));
     all.push(Arc::new(ttl_after_finished(context)));
     all.push(Arc::new(endpoint_slice(context)));
+    all.push(Arc::new(endpoint_slice_mirroring(context)));
     all.push(Arc::new(endpoints(context)));
     all.push(Arc::new(garbage_collector(context)));
     all.push(Arc::new(node_lifecycle(context)));
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
+    all.push(Arc::new(disruption(context)));
+    all.push(Arc::new(resource_quota(context)));
+    all.push(Arc::new(cluster_role_aggregation(context)));
+    all.push(Arc::new(claim_protection(context)));
+    all.push(Arc::new(volume_protection(context)));
+    all.push(Arc::new(ephemeral_volume(context)));
+    all.push(Arc::new(csr_cleaner(context)));
+    all.push(Arc::new(token_cleaner(context)));
     all
 }

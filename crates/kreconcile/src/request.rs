@@ -56,6 +56,8 @@ impl Query {
 pub(crate) enum PatchKind {
     /// RFC 7386: every server takes it for every kind.
     Merge,
+    /// Server-side apply (KEP-555); the path's query names the field manager.
+    Apply,
 }
 
 /// What a writer wants to know of the object it has written.
@@ -133,6 +135,7 @@ impl Requests {
     ) -> Result<T, kube::Error> {
         let media_type = match kind {
             PatchKind::Merge => "application/merge-patch+json",
+            PatchKind::Apply => "application/apply-patch+yaml",
         };
         self.send(Method::PATCH, path, media_type, encode(body)?).await
     }

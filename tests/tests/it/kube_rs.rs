@@ -358,7 +358,7 @@ async fn a_finalizer_keeps_an_object_until_it_is_cleaned_up() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn evictions_keep_budgets() {
     // Nobody else writes the budget's status, so that the test says what it allows.
-    let cluster = Cluster::builder().nodes(1).start().await.unwrap();
+    let cluster = Cluster::builder().nodes(1).without("disruption-controller").start().await.unwrap();
     let serving = cluster.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
     cluster
         .wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("default", "default", PATIENCE, |found| {

@@ -8,6 +8,7 @@ mod ha;
 mod helm;
 mod kube_rs;
 mod kubectl;
+mod kubectl_drain;
 mod kubectl_groups;
 mod kubectl_sets;
 mod kubectl_streams;

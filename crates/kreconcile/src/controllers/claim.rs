@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
 use kcore::{Header, Stored, selector::LabelSelector};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
-    controllers::{pod_state, replica_set::orphans_of},
+    controllers::replica_set::orphans_of,
     informer::{Informer, Lister},
     key::ObjectKey,
     reconciler::ReconcileError,
@@ -54,7 +53,7 @@ pub(crate) fn claim(owner: &Owner<'_>, object: &Header) -> Claim {
 
 /// Names the controller of an object that has changed; of one that has none and is new, or new to having none, or has new
 /// labels, those that want it by their selector.
-pub(crate) fn owners<K>(informer: &Informer<K>, selector: fn(&K) -> &meta::LabelSelector) -> MapTo
+pub(crate) fn owners<K>(informer: &Informer<K>, selector: fn(&K) -> Option<LabelSelector>) -> MapTo
 where
     K: kube::Resource<DynamicType = ()> + DeserializeOwned + Send + Sync + 'static,
     K::Scope: 'static,
@@ -69,7 +68,7 @@ where
             return;
         }
         for owner in informer.lister().in_namespace(&object.namespace) {
-            let wants = owner.typed::<K>().ok().and_then(|typed| pod_state::label_selector(selector(&typed)));
+            let wants = owner.typed::<K>().ok().and_then(|typed| selector(&typed));
             if wants.is_some_and(|selector| !selector.is_empty() && selector.matches(&object.labels)) {
                 keys.push(ObjectKey::of(owner.header()));
             }

@@ -101,7 +101,7 @@ pub fn daemon_set(context: &Context) -> Controller {
     });
     Controller::new(NAME, reconciler)
         .on(Trigger::new(&sets, MapTo::Itself))
-        .on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
+        .on(Trigger::new(&pods, claim::owners(&sets, |set| pod_state::label_selector(&set.spec.selector))))
         .on(Trigger::new(&nodes, for_nodes).when(places_change))
 }
 

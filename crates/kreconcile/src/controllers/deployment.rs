@@ -71,7 +71,10 @@ pub fn deployment(context: &Context) -> Controller {
     };
     Controller::new(NAME, reconciler)
         .on(Trigger::new(&deployments, MapTo::Itself))
-        .on(Trigger::new(&sets, claim::owners(&deployments, |deployment| &deployment.spec.selector)))
+        .on(Trigger::new(
+            &sets,
+            claim::owners(&deployments, |it| pod_state::label_selector(&it.spec.selector)),
+        ))
         .on(Trigger::new(&pods, for_pods))
 }
 

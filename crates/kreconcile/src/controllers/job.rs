@@ -35,6 +35,7 @@ use crate::{
 
 mod decide;
 mod indexes;
+mod per_index;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ mod tests;
 use decide::{Decision, TRACKING, View, decide};
 pub use decide::{PODS_PER_LOOK_MAX, UNCOUNTED_PODS_MAX};
 use indexes::COMPLETION_INDEX;
+use per_index::{FAILURE_COUNT, IGNORED_FAILURE_COUNT, IndexFailures};
 use policy::Failures;
 pub use policy::{POD_FAILURE_BACKOFF_MAX, POD_FAILURE_BACKOFF_MIN};
 
@@ -163,7 +165,7 @@ impl Jobs {
             about: Arc::clone(&about),
         };
         if !decision.create.is_empty() {
-            let bodies = pod_bodies(stored, &self.resource, &decision.create)?;
+            let bodies = pod_bodies(stored, &self.resource, decision)?;
             writer.create_slowly(bodies, |revision| self.acted.wrote(key, revision)).await.1?;
         }
         for (name, uid) in &decision.delete {
@@ -270,7 +272,7 @@ async fn release(requests: &Requests, pod: &Stored) -> Result<u64, kube::Error> 
 fn pod_bodies(
     stored: &Stored,
     resource: &ResourceType,
-    indexes: &[Option<i32>],
+    decision: &Decision,
 ) -> Result<Vec<Bytes>, serde_json::Error> {
     let job = stored.value()?;
     let mut pod = pod_from_template(&job["spec"]["template"], resource, stored.header());
@@ -279,8 +281,8 @@ fn pod_bodies(
         pod["metadata"]["finalizers"] = finalizers.into_iter().chain([TRACKING.into()]).collect();
     }
     let mut plain: Option<Bytes> = None;
-    let mut bodies = Vec::with_capacity(indexes.len());
-    for index in indexes {
+    let mut bodies = Vec::with_capacity(decision.create.len());
+    for index in &decision.create {
         let body = match (index, &plain) {
             (None, Some(plain)) => plain.clone(),
             (None, None) => {
@@ -289,7 +291,11 @@ fn pod_bodies(
                 body
             }
             (Some(index), _) => {
-                serde_json::to_vec(&indexed(pod.clone(), &stored.header().name, *index))?.into()
+                let mut pod = indexed(pod.clone(), &stored.header().name, *index);
+                if let Some(failed) = &decision.failed_before {
+                    note_failures(&mut pod, failed.get(index).copied().unwrap_or_default());
+                }
+                serde_json::to_vec(&pod)?.into()
             }
         };
         bodies.push(body);
@@ -316,6 +322,14 @@ fn indexed(mut pod: Value, job: &str, index: i32) -> Value {
         }
     }
     pod
+}
+
+fn note_failures(pod: &mut Value, before: IndexFailures) {
+    let annotations = &mut pod["metadata"]["annotations"];
+    annotations[FAILURE_COUNT] = before.counted.to_string().into();
+    if before.ignored > 0 {
+        annotations[IGNORED_FAILURE_COUNT] = before.ignored.to_string().into();
+    }
 }
 
 /// The controller `ttl-after-finished-controller`: deletes Jobs `ttlSecondsAfterFinished` after they have ended.

@@ -5,11 +5,15 @@ use std::{collections::HashMap, sync::Arc};
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use k8s_openapi::api::{
-    apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
-    core::v1::Pod,
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus},
+        core::v1::Pod,
+    },
 };
 use kcore::{Clock, Stored, selector::LabelSelector};
+use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     cache::Index,
@@ -54,31 +58,79 @@ pub(crate) fn pods_by_owner() -> Index {
 ///
 /// Pods are deleted in upstream's order (`ActivePodsWithRanks`, with `controller.kubernetes.io/pod-deletion-cost`).
 pub fn replica_set(context: &Context) -> Controller {
-    const NAME: &str = "replicaset-controller";
-    let sets = context.informers().of::<ReplicaSet>(Selection::all());
+    replicating::<ReplicaSet>(context, "replicaset-controller", "replicaset-controller")
+}
+
+/// A kind that asks for a number of pods. What is decided, is decided for it as for a ReplicaSet.
+pub(crate) trait Replicating:
+    kube::Resource<DynamicType = (), Scope = NamespaceResourceScope> + DeserializeOwned + Send + Sync + 'static
+{
+    /// The type of its status.
+    type Status: PartialEq + Serialize + Send + Sync;
+
+    /// What it says as a ReplicaSet. Of the template only the labels are read.
+    fn as_set(self: &Arc<Self>) -> Arc<ReplicaSet>;
+
+    /// Which pods are its own; `None` when the selector can't be read.
+    fn selector(&self) -> Option<LabelSelector>;
+
+    /// The status that it has.
+    fn status(&self) -> Option<&Self::Status>;
+
+    /// A ReplicaSet's status as one of this kind.
+    fn status_of(status: ReplicaSetStatus) -> Self::Status;
+}
+
+impl Replicating for ReplicaSet {
+    type Status = ReplicaSetStatus;
+
+    fn as_set(self: &Arc<Self>) -> Arc<ReplicaSet> {
+        Arc::clone(self)
+    }
+
+    fn selector(&self) -> Option<LabelSelector> {
+        pod_state::label_selector(&self.spec.selector)
+    }
+
+    fn status(&self) -> Option<&Self::Status> {
+        self.status.as_ref()
+    }
+
+    fn status_of(status: ReplicaSetStatus) -> Self::Status {
+        status
+    }
+}
+
+/// The controller of a kind that asks for a number of pods; `component` is the source of its events.
+pub(crate) fn replicating<K: Replicating>(
+    context: &Context,
+    name: &'static str,
+    component: &'static str,
+) -> Controller {
+    let sets = context.informers().of::<K>(Selection::all());
     let pods = context.informers().of::<Pod>(Selection::all());
     sets.add_index(Index::controller());
     pods.add_index(pods_by_owner());
     let reconciler = ReplicaSets {
-        resource: ResourceType::of::<ReplicaSet>(),
+        resource: ResourceType::of::<K>(),
         pod_resource: ResourceType::of::<Pod>(),
         made: Expectations::new(pods.lister().clone()),
         written: Expectations::new(sets.lister().clone()),
-        requests: context.requests(NAME),
-        recorder: context.recorder(NAME),
+        requests: context.requests(name),
+        recorder: context.recorder(component),
         clock: Arc::clone(context.clock()),
         sets: sets.clone(),
         pods: pods.clone(),
     };
-    Controller::new(NAME, reconciler)
+    Controller::new(name, reconciler)
         .on(Trigger::new(&sets, MapTo::Itself))
-        .on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
+        .on(Trigger::new(&pods, claim::owners(&sets, K::selector)))
 }
 
-struct ReplicaSets {
+struct ReplicaSets<K> {
     resource: ResourceType,
     pod_resource: ResourceType,
-    sets: Informer<ReplicaSet>,
+    sets: Informer<K>,
     pods: Informer<Pod>,
     /// Pods that were made or deleted and are not shown yet.
     made: Expectations,
@@ -90,7 +142,7 @@ struct ReplicaSets {
 }
 
 #[async_trait]
-impl Reconciler for ReplicaSets {
+impl<K: Replicating> Reconciler for ReplicaSets<K> {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, ReconcileError> {
         let Some(stored) = self.sets.lister().get(&key.namespace, &key.name) else {
             self.made.forget(key);
@@ -101,9 +153,10 @@ impl Reconciler for ReplicaSets {
             return Ok(Action::After(EXPECTATION_RECHECK));
         }
         let may_act = self.made.met(key);
-        let set = stored.typed::<ReplicaSet>()?;
+        let typed = stored.typed::<K>()?;
+        let set = typed.as_set();
         let spec = &set.spec;
-        let Some(selector) = pod_state::label_selector(&spec.selector) else { return Ok(Action::Done) };
+        let Some(selector) = typed.selector() else { return Ok(Action::Done) };
         let owned = self.owned_pods(&stored, &selector).await?;
         let (active, terminating) = split(&owned)?;
         let now = self.clock.now();
@@ -111,10 +164,9 @@ impl Reconciler for ReplicaSets {
         let alive = stored.header().deletion.is_none();
         let failure = if may_act && alive { self.act(key, &stored, &step).await.err() } else { None };
         let min_ready = spec.min_ready_seconds.unwrap_or_default();
-        let status = status_of(&set, &active, terminating, failure.as_ref(), now);
+        let status = K::status_of(status_of(&set, &active, terminating, failure.as_ref(), now));
         let path = self.resource.path(&key.namespace, &key.name);
-        let written =
-            self.requests.write_status(&path, stored.revision(), set.status.as_ref(), &status).await?;
+        let written = self.requests.write_status(&path, stored.revision(), typed.status(), &status).await?;
         self.written.wrote(key, written);
         if let Some(error) = failure {
             return Err(error.into());
@@ -125,7 +177,7 @@ impl Reconciler for ReplicaSets {
     }
 }
 
-impl ReplicaSets {
+impl<K: Replicating> ReplicaSets<K> {
     async fn owned_pods(
         &self,
         set: &Stored,

@@ -72,7 +72,8 @@ pub fn stateful_set(context: &Context) -> Controller {
     };
     let controller = Controller::new(NAME, StatefulSets(Arc::new(shared)));
     let controller = controller.reads(&claims).on(Trigger::new(&sets, MapTo::Itself));
-    controller.on(Trigger::new(&pods, claim::owners(&sets, |set| &set.spec.selector)))
+    controller
+        .on(Trigger::new(&pods, claim::owners(&sets, |set| pod_state::label_selector(&set.spec.selector))))
 }
 
 struct Shared {

@@ -6,11 +6,15 @@ use std::{
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
     batch::v1::{CronJob, Job},
+    certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
     core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolumeClaim, Pod, Service, ServiceAccount,
+        ConfigMap, Endpoints, Event, Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod,
+        ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
+    rbac::v1::ClusterRole,
 };
 use kcore::TokioClock;
 use kreconcile::{
@@ -21,12 +25,12 @@ use serde_json::{Value, json};
 
 use crate::fake::FakeApi;
 
-fn start() -> (Arc<FakeApi>, Running) {
+pub(crate) fn start() -> (Arc<FakeApi>, Running) {
     start_some(TokioClock::new(), |_| true)
 }
 
 /// Starts the controllers with these names.
-fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>, Running) {
+pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>, Running) {
     let clock = Arc::new(clock);
     let kinds = vec![
         ResourceType::of::<Namespace>(),
@@ -47,6 +51,14 @@ fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>
         ResourceType::of::<PersistentVolumeClaim>(),
         ResourceType::of::<Job>(),
         ResourceType::of::<CronJob>(),
+        ResourceType::of::<PodDisruptionBudget>(),
+        ResourceType::of::<ReplicationController>(),
+        ResourceType::of::<ClusterRole>(),
+        ResourceType::of::<ResourceQuota>(),
+        ResourceType::of::<Secret>(),
+        ResourceType::of::<PersistentVolume>(),
+        ResourceType::of::<CertificateSigningRequest>(),
+        widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
     let context =
@@ -60,11 +72,22 @@ fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>
     (api, running)
 }
 
-fn template() -> Value {
+/// A custom kind.
+fn widgets() -> ResourceType {
+    ResourceType {
+        group: "example.com".to_owned(),
+        version: "v1".to_owned(),
+        kind: "Widget".to_owned(),
+        plural: "widgets".to_owned(),
+        namespaced: true,
+    }
+}
+
+pub(crate) fn template() -> Value {
     json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "v1"}]}})
 }
 
-fn deployment(replicas: u32) -> Value {
+pub(crate) fn deployment(replicas: u32) -> Value {
     json!({
         "metadata": {"name": "web", "namespace": "shop"},
         "spec": {
@@ -79,7 +102,7 @@ fn deployment(replicas: u32) -> Value {
 }
 
 /// Every pod that waits starts and becomes ready; every pod that is told to go goes.
-fn run_pods(api: &FakeApi) {
+pub(crate) fn run_pods(api: &FakeApi) {
     for pod in api.list("pods") {
         let (namespace, name) =
             (pod["metadata"]["namespace"].as_str().unwrap(), pod["metadata"]["name"].as_str().unwrap());
@@ -98,7 +121,7 @@ fn run_pods(api: &FakeApi) {
 }
 
 /// Waits until `holds`, with the pods running meanwhile.
-async fn until(api: &Arc<FakeApi>, what: &str, holds: impl Fn(&FakeApi) -> bool) {
+pub(crate) async fn until(api: &Arc<FakeApi>, what: &str, holds: impl Fn(&FakeApi) -> bool) {
     api.until(what, |api| {
         if holds(api) {
             return true;
@@ -116,7 +139,7 @@ fn available(api: &FakeApi) -> Value {
 }
 
 /// No write for a long time.
-async fn at_rest(api: &Arc<FakeApi>) {
+pub(crate) async fn at_rest(api: &Arc<FakeApi>) {
     tokio::time::sleep(Duration::from_secs(10)).await;
     let before = api.writes.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(300)).await;
@@ -170,6 +193,63 @@ async fn a_deployment_comes_up_rolls_over_scales_and_goes() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_replication_controller_comes_up_scales_and_adopts() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "replicationcontroller-controller");
+    let adoptee = json!({"metadata": {"name": "found", "namespace": "shop", "labels": {"app": "web"}}});
+    api.add("pods", adoptee);
+    let spec = json!({"replicas": 3, "selector": {"app": "web"}, "template": template()});
+    api.add(
+        "replicationcontrollers",
+        json!({"metadata": {"name": "old", "namespace": "shop"}, "spec": spec}),
+    );
+    let status = |api: &FakeApi| {
+        api.get("replicationcontrollers", "shop", "old").unwrap_or_default()["status"].clone()
+    };
+    until(&api, "three pods", |api| status(api)["availableReplicas"] == 3).await;
+    let expected = json!({"replicas": 3, "fullyLabeledReplicas": 3, "readyReplicas": 3, "availableReplicas": 3,
+        "observedGeneration": 1});
+    assert_eq!(status(&api), expected);
+    let pods = api.list("pods");
+    assert_eq!(pods.len(), 3);
+    for pod in &pods {
+        let owner = &pod["metadata"]["ownerReferences"][0];
+        assert_eq!((&owner["apiVersion"], &owner["kind"]), (&json!("v1"), &json!("ReplicationController")));
+    }
+    assert!(pods.iter().any(|pod| pod["metadata"]["name"] == "found"), "it was adopted");
+    at_rest(&api).await;
+    api.edit("replicationcontrollers", "shop", "old", |old| old["spec"]["replicas"] = 1.into());
+    until(&api, "one pod", |api| status(api)["replicas"] == 1 && api.count("pods") == 1).await;
+    let sources: Vec<Value> =
+        api.list("events").iter().map(|event| event["source"]["component"].clone()).collect();
+    assert!(sources.iter().all(|source| source == "replication-controller"), "{sources:?}");
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_gets_the_rules_of_others() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "clusterrole-aggregation-controller");
+    let selector = json!({"clusterRoleSelectors": [{"matchLabels": {"to": "admin"}}]});
+    api.add(
+        "clusterroles",
+        json!({"metadata": {"name": "admin"}, "aggregationRule": selector, "rules": null}),
+    );
+    let part = |name: &str| json!({"metadata": {"name": name, "labels": {"to": "admin"}}, "rules": [{"verbs": ["get"], "resources": [name]}]});
+    api.add("clusterroles", part("pods"));
+    api.add("clusterroles", part("maps"));
+    let resources = |api: &FakeApi| -> Vec<Value> {
+        let admin = api.get("clusterroles", "", "admin").unwrap();
+        let rules = admin["rules"].as_array().cloned().unwrap_or_default();
+        rules.iter().map(|rule| rule["resources"][0].clone()).collect()
+    };
+    api.until("both rules", |api| resources(api) == ["maps", "pods"]).await;
+    at_rest(&api).await;
+    api.remove("clusterroles", "", "maps");
+    api.until("one rule", |api| resources(api) == ["pods"]).await;
+    at_rest(&api).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_leads_to_its_ready_pods() {
     let (api, running) = start();
     let ports = json!([{"port": 80, "targetPort": 8080, "protocol": "TCP"}]);
@@ -197,6 +277,45 @@ async fn a_service_leads_to_its_ready_pods() {
     })
     .await;
     at_rest(&api).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_without_a_selector_are_mirrored() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "endpointslice-mirroring-controller");
+    let metadata = json!({"name": "db", "namespace": "shop", "labels": {"team": "a"}});
+    let subsets =
+        json!([{"addresses": [{"ip": "10.1.2.3"}, {"ip": "2001:db8::1"}], "ports": [{"port": 5432}]}]);
+    api.add("endpoints", json!({"metadata": metadata, "subsets": subsets}));
+    at_rest(&api).await;
+    assert_eq!(api.count("endpointslices"), 0, "there is no Service");
+    api.add("services", json!({"metadata": {"name": "db", "namespace": "shop"}, "spec": {}}));
+    api.until("two slices", |api| api.count("endpointslices") == 2).await;
+    let slices = api.list("endpointslices");
+    let slice = slices.iter().find(|slice| slice["addressType"] == "IPv4").unwrap();
+    assert_eq!(slice["endpoints"], json!([{"addresses": ["10.1.2.3"], "conditions": {"ready": true}}]));
+    assert_eq!(slice["ports"], json!([{"name": "", "port": 5432, "protocol": "TCP"}]));
+    assert_eq!(
+        slice["metadata"]["labels"],
+        json!({"team": "a", "kubernetes.io/service-name": "db",
+        "endpointslice.kubernetes.io/managed-by": "endpointslicemirroring-controller.k8s.io"})
+    );
+    assert_eq!(slice["metadata"]["ownerReferences"][0]["kind"], "Endpoints");
+    at_rest(&api).await;
+
+    // Another port: the slices are used again.
+    let before = names(&api, "endpointslices");
+    api.edit("endpoints", "shop", "db", |db| db["subsets"][0]["ports"][0]["port"] = 5433.into());
+    api.until("the new port", |api| {
+        api.list("endpointslices").iter().all(|slice| slice["ports"][0]["port"] == 5433)
+    })
+    .await;
+    assert_eq!(names(&api, "endpointslices"), before);
+    at_rest(&api).await;
+    api.edit("endpoints", "shop", "db", |db| {
+        db["metadata"]["labels"]["endpointslice.kubernetes.io/skip-mirror"] = "true".into();
+    });
+    api.until("no slices", |api| api.count("endpointslices") == 0).await;
     running.stop().await;
 }
 

@@ -230,6 +230,11 @@ impl FakeApi {
         if matches!(parts.uri.path(), "/api" | "/apis") {
             return success(&self.discovery(parts.uri.path() == "/api"));
         }
+        if let ["apis", group, version] =
+            parts.uri.path().trim_matches('/').split('/').collect::<Vec<_>>()[..]
+        {
+            return success(&self.resources(group, version));
+        }
         let Some(target) = self.target(&parts.uri) else { return failure(Status::no_such_path()) };
         let local = parts.extensions.get::<WantLocal>().is_some() && !self.json_only.load(Ordering::Relaxed);
         if parts.method == Method::GET && target.query.contains_key("watch") {
@@ -248,6 +253,16 @@ impl FakeApi {
             }
         };
         result.map_or_else(failure, |value| success(&value))
+    }
+
+    /// What a group has; everything in it can be scaled.
+    fn resources(&self, group: &str, version: &str) -> Value {
+        let kinds = self.kinds.iter().filter(|kind| kind.group == group && kind.version == version);
+        let each = kinds.flat_map(|kind| {
+            let scale = json!({"name": format!("{}/scale", kind.plural), "kind": "Scale", "namespaced": kind.namespaced});
+            [json!({"name": kind.plural, "kind": kind.kind, "namespaced": kind.namespaced}), scale]
+        });
+        json!({"kind": "APIResourceList", "resources": each.collect::<Vec<_>>()})
     }
 
     fn discovery(&self, core: bool) -> Value {

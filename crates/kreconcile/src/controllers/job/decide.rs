@@ -1,7 +1,7 @@
 //! What a Job needs next, given its pods: no I/O.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use k8s_openapi::api::{
 
 use super::{
     indexes,
+    per_index::{IndexFailures, PerIndex},
     policy::{self, Failure, Failures},
 };
 use crate::{
@@ -43,6 +44,8 @@ pub(super) struct Decision {
     pub(super) status: JobStatus,
     /// The completion indexes of pods to make; `None` for those without one.
     pub(super) create: Vec<Option<i32>>,
+    /// The failures before the pods to make, where they count by index; those that are not there have none.
+    pub(super) failed_before: Option<HashMap<i32, IndexFailures>>,
     /// The names and uids of pods to delete.
     pub(super) delete: Vec<(String, String)>,
     /// The names of pods that are counted in the status, or will be once it is written.
@@ -62,7 +65,7 @@ pub(super) fn is_finished(job: &Job) -> bool {
     has_condition(job.status.as_ref(), "Complete") || has_condition(job.status.as_ref(), "Failed")
 }
 
-fn is_tracked(pod: &Pod) -> bool {
+pub(super) fn is_tracked(pod: &Pod) -> bool {
     pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == TRACKING)
 }
 
@@ -71,7 +74,7 @@ fn replaces_failed_only(spec: &JobSpec) -> bool {
 }
 
 /// Whether a pod counts as failed. One that is told to go may never come to say so itself.
-fn is_failed(spec: &JobSpec, pod: &Pod) -> bool {
+pub(super) fn is_failed(spec: &JobSpec, pod: &Pod) -> bool {
     match pod_state::phase(pod) {
         "Failed" => true,
         "Succeeded" => false,
@@ -130,6 +133,7 @@ struct Look<'a> {
     /// Indexes that the status says have succeeded, and those with the pods that were seen.
     known_indexes: BTreeSet<i32>,
     succeeded_indexes: BTreeSet<i32>,
+    per_index: Option<PerIndex<'a>>,
     uncounted_succeeded: HashSet<String>,
     uncounted_failed: HashSet<String>,
     end: Option<End>,
@@ -153,6 +157,7 @@ impl<'a> Look<'a> {
             failed: status.failed.unwrap_or_default(),
             known_indexes: BTreeSet::new(),
             succeeded_indexes: BTreeSet::new(),
+            per_index: None,
             uncounted_succeeded: uids(uncounted.and_then(|uncounted| uncounted.succeeded.as_ref())),
             uncounted_failed: uids(uncounted.and_then(|uncounted| uncounted.failed.as_ref())),
             end: None,
@@ -194,6 +199,9 @@ impl<'a> Look<'a> {
             let seen = seen.filter(|index| *index < self.completions());
             self.succeeded_indexes = self.known_indexes.iter().copied().chain(seen).collect();
             self.succeeded = to_i32(self.succeeded_indexes.len());
+            let known = status.failed_indexes.as_deref().unwrap_or_default();
+            let done = &self.succeeded_indexes;
+            self.per_index = PerIndex::new(spec, known, self.view.pods, &self.active, done);
         }
         if self.decision.status.start_time.is_none() && !self.suspended() {
             self.decision.status.start_time = Some(pod_state::stored_time(self.view.now));
@@ -218,19 +226,25 @@ impl<'a> Look<'a> {
                 _ => None,
             }
         });
-        let limit = spec.backoff_limit.unwrap_or(6);
+        let limit = spec.backoff_limit.unwrap_or(if self.per_index.is_some() { i32::MAX } else { 6 });
         self.end = if let Some(why) = failing {
             Some(End::new(false, "PodFailurePolicy", why))
         } else if self.failed > limit || self.restarted_too_often(limit) {
             Some(End::new(false, "BackoffLimitExceeded", "Job has reached the specified backoff limit"))
         } else if self.past_deadline() {
             Some(End::new(false, "DeadlineExceeded", "Job was active longer than specified deadline"))
+        } else if let Some((reason, message)) = self.failed_by_index() {
+            Some(End::new(false, reason, message))
         } else if self.indexed {
             let rule = policy::success_rule(spec, &self.succeeded_indexes);
             rule.map(|rule| End::new(true, "SuccessPolicy", format!("Matched rules at index {rule}")))
         } else {
             None
         };
+    }
+
+    fn failed_by_index(&self) -> Option<(&'static str, &'static str)> {
+        self.per_index.as_ref()?.end(self.view.spec, self.succeeded_indexes.len())
     }
 
     fn restarted_too_often(&self, limit: i32) -> bool {
@@ -304,19 +318,43 @@ impl<'a> Look<'a> {
         if missing == 0 {
             return;
         }
-        if let Some(wait) = self.decision.failures.wait(self.view.now) {
+        if self.per_index.is_none()
+            && let Some(wait) = self.decision.failures.wait(self.view.now)
+        {
             return self.look_after(wait);
         }
         let count = missing.min(PODS_PER_LOOK_MAX);
-        self.decision.create = if self.indexed {
-            let busy: HashSet<i32> = self.active.iter().filter_map(|pod| indexes::index_of(pod)).collect();
-            let free = (0..self.completions())
-                .filter(|index| !busy.contains(index) && !self.succeeded_indexes.contains(index));
-            free.take(count).map(Some).collect()
-        } else {
-            vec![None; count]
-        };
+        if !self.indexed {
+            self.decision.create = vec![None; count];
+        } else if let Err(wait) = self.create_indexes(count) {
+            return wait.into_iter().for_each(|wait| self.look_after(wait));
+        }
         self.active_count += to_i32(self.decision.create.len());
+    }
+
+    /// Plans pods for the first indexes that have none; where failures count by index, for those of them whose wait is over.
+    fn create_indexes(&mut self, count: usize) -> Result<(), Option<Duration>> {
+        let waits_for_end = replaces_failed_only(self.view.spec);
+        let pods = self.view.pods.iter().map(|pod| &**pod);
+        let busy: HashSet<i32> = pods
+            .filter(|pod| pod_state::is_active(pod) || (waits_for_end && pod_state::is_terminating(pod)))
+            .filter_map(indexes::index_of)
+            .collect();
+        let given_up = self.per_index.as_ref().map(|known| &known.failed);
+        let free = (0..self.completions()).filter(|index| {
+            let over =
+                self.succeeded_indexes.contains(index) || given_up.is_some_and(|all| all.contains(index));
+            !over && !busy.contains(index)
+        });
+        let mut wanted: Vec<i32> = free.take(count).collect();
+        if let Some(known) = &self.per_index {
+            wanted = known.due(wanted, self.view.now)?;
+            let before =
+                |index: &i32| Some((*index, IndexFailures::with(self.view.spec, known.held.get(index)?)));
+            self.decision.failed_before = Some(wanted.iter().filter_map(before).collect());
+        }
+        self.decision.create = wanted.into_iter().map(Some).collect();
+        Ok(())
     }
 
     /// The active pods that are one too many: first those whose index is taken or makes no sense, then by upstream's order.
@@ -409,7 +447,8 @@ impl<'a> Look<'a> {
             let fails = is_failed(self.view.spec, pod);
             let has_succeeded = pod_state::phase(pod) == "Succeeded";
             let job_goes = self.view.job.metadata.deletion_timestamp.is_some();
-            if !(job_goes || self.end.is_some() || has_succeeded || fails) {
+            let held = self.per_index.as_ref().is_some_and(|known| known.holds(pod));
+            if !(job_goes || self.end.is_some() || has_succeeded || (fails && !held)) {
                 continue;
             }
             self.decision.release.push(pod_state::name(pod).to_owned());
@@ -437,6 +476,7 @@ impl<'a> Look<'a> {
             status.succeeded = Some(to_i32(self.known_indexes.len())).filter(|count| *count > 0);
             status.completed_indexes =
                 Some(indexes::format(&self.known_indexes)).filter(|text| !text.is_empty());
+            status.failed_indexes = self.per_index.as_ref().map(|known| indexes::format(&known.failed));
         }
         let some = |list: Vec<String>| (!list.is_empty()).then_some(list);
         let uncounted = UncountedTerminatedPods { succeeded: some(succeeded), failed: some(failed) };

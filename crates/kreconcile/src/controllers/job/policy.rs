@@ -23,6 +23,8 @@ pub(super) enum Failure {
     Counts,
     /// It does not count.
     Ignored,
+    /// It counts, and the pod's index is not tried again.
+    FailsIndex,
     /// The Job fails, for this reason.
     FailsJob(String),
 }
@@ -35,7 +37,8 @@ pub(super) fn judge(spec: &JobSpec, pod: &Pod) -> Failure {
         let action = rule.action.as_str();
         match action {
             "Ignore" => return Failure::Ignored,
-            "Count" | "FailIndex" => return Failure::Counts,
+            "Count" => return Failure::Counts,
+            "FailIndex" => return Failure::FailsIndex,
             "FailJob" => {
                 return Failure::FailsJob(format!("{what} matching {action} rule at index {number}"));
             }
@@ -110,16 +113,21 @@ impl Failures {
 
     /// How long to wait until the next pod may be made.
     pub(super) fn wait(self, now: Timestamp) -> Option<std::time::Duration> {
-        let last = self.last.filter(|_| self.count > 0)?;
-        let factor = 1_i32.checked_shl(self.count - 1).filter(|factor| *factor > 0).unwrap_or(i32::MAX);
-        let wait = POD_FAILURE_BACKOFF_MIN.checked_mul(factor).unwrap_or(POD_FAILURE_BACKOFF_MAX);
-        let at = last.checked_add(wait.min(POD_FAILURE_BACKOFF_MAX)).ok()?;
-        std::time::Duration::try_from(at.duration_since(now)).ok().filter(|wait| !wait.is_zero())
+        wait_after(self.count, self.last?, now)
     }
 }
 
+/// How long to wait after so many failures in a row, the last of them at this time; `None` when the wait is over.
+pub(super) fn wait_after(count: u32, last: Timestamp, now: Timestamp) -> Option<std::time::Duration> {
+    let doublings = count.checked_sub(1)?;
+    let factor = 1_i32.checked_shl(doublings).filter(|factor| *factor > 0).unwrap_or(i32::MAX);
+    let wait = POD_FAILURE_BACKOFF_MIN.checked_mul(factor).unwrap_or(POD_FAILURE_BACKOFF_MAX);
+    let at = last.checked_add(wait.min(POD_FAILURE_BACKOFF_MAX)).ok()?;
+    std::time::Duration::try_from(at.duration_since(now)).ok().filter(|wait| !wait.is_zero())
+}
+
 /// When a pod ended: by its containers, else by its condition, its deletion or its creation.
-fn finished_at(pod: &Pod) -> Timestamp {
+pub(super) fn finished_at(pod: &Pod) -> Timestamp {
     let statuses = || pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
     let ended = |status: &ContainerStatus| {
         status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|time| time.0)

@@ -41,7 +41,12 @@ impl World {
         for index in &decision.create {
             self.made += 1;
             let name = format!("p{}", self.made);
-            let annotations = index.map(|index| json!({COMPLETION_INDEX: index.to_string()}));
+            let mut pod = json!({"metadata": {"annotations": index.map(|index| json!({COMPLETION_INDEX: index.to_string()}))}});
+            if let Some(failed) = &decision.failed_before {
+                let before = index.and_then(|index| failed.get(&index).copied()).unwrap_or_default();
+                super::note_failures(&mut pod, before);
+            }
+            let annotations = &pod["metadata"]["annotations"];
             let metadata = json!({"name": name, "uid": name, "finalizers": [TRACKING], "annotations": annotations,
                 "creationTimestamp": self.now.to_string()});
             let pod = json!({"metadata": metadata, "status": {"phase": "Running"}});
@@ -209,4 +214,69 @@ fn a_pod_is_counted_once_however_often_it_is_looked_at() {
     assert_eq!(world.show(), "0/0", "its uid waits in the status");
     world.settle();
     assert_eq!(world.show(), "1/0");
+}
+
+/// Cases of upstream's `TestSyncJobWithJobBackoffLimitPerIndex` and of its integration tests (KEP-3850).
+#[test]
+fn indexes_fail_one_by_one() {
+    let mut world = World::new(json!({"completionMode": "Indexed", "completions": 3, "parallelism": 3,
+        "backoffLimit": i32::MAX, "backoffLimitPerIndex": 1}));
+    world.settle();
+    world.end("p1", "Failed");
+    world.settle();
+    let status = |world: &World| world.job.status.clone().unwrap();
+    assert_eq!(
+        (world.made, world.after),
+        (3, Some(Duration::from_secs(10))),
+        "index 0 waits, the others run"
+    );
+    assert!(world.pods[0].metadata.finalizers.is_some(), "the failed pod is kept for its successor");
+    assert_eq!(status(&world).failed_indexes.as_deref(), Some(""));
+    world.now += SignedDuration::from_secs(10);
+    world.settle();
+    assert_eq!(world.made, 4);
+    let count = crate::controllers::pod_state::annotation(&world.pods[3], super::FAILURE_COUNT);
+    assert_eq!(count, Some("1"));
+    assert!(world.pods[0].metadata.finalizers.is_none(), "it is counted now");
+    world.end("p4", "Failed");
+    world.end("p2", "Succeeded");
+    world.settle();
+    assert_eq!(status(&world).failed_indexes.as_deref(), Some("0"));
+    assert_eq!(world.made, 4, "index 0 is given up");
+    world.end("p3", "Succeeded");
+    world.settle();
+    assert_eq!(world.show(), "FailureTarget:FailedIndexes Failed:FailedIndexes 2/2");
+}
+
+#[test]
+fn too_many_failed_indexes_fail_the_job_and_a_policy_may_give_one_up_at_once() {
+    let rules = json!({"rules": [
+        {"action": "FailIndex", "onPodConditions": [{"type": "Broken", "status": "True"}]},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]});
+    let mut world = World::new(json!({"completionMode": "Indexed", "completions": 5, "parallelism": 5,
+        "backoffLimit": i32::MAX, "backoffLimitPerIndex": 3, "maxFailedIndexes": 1, "podFailurePolicy": rules}));
+    let fail = |world: &mut World, name: &str, kind: &str| {
+        world.end(name, "Failed");
+        let pod = world.pods.iter_mut().find(|pod| pod.metadata.name.as_deref() == Some(name)).unwrap();
+        let conditions = json!([{"type": kind, "status": "True"}]);
+        pod.status.as_mut().unwrap().conditions = serde_json::from_value(conditions).unwrap();
+    };
+    world.settle();
+    fail(&mut world, "p3", "DisruptionTarget");
+    fail(&mut world, "p1", "Broken");
+    world.settle();
+    assert_eq!(world.job.status.as_ref().unwrap().failed_indexes.as_deref(), Some("0"));
+    world.now += SignedDuration::from_secs(10);
+    world.settle();
+    let annotation = |key| crate::controllers::pod_state::annotation(&world.pods[5], key);
+    assert_eq!(
+        (annotation(super::FAILURE_COUNT), annotation(super::IGNORED_FAILURE_COUNT)),
+        (Some("0"), Some("1"))
+    );
+    fail(&mut world, "p2", "Broken");
+    world.settle();
+    let end = "FailureTarget:MaxFailedIndexesExceeded Failed:MaxFailedIndexesExceeded";
+    assert!(world.show().starts_with(end), "{}", world.show());
+    assert_eq!(world.job.status.as_ref().unwrap().failed_indexes.as_deref(), Some("0,1"));
 }
