@@ -66,17 +66,19 @@ pub(super) fn unreserve(profile: &Profile, cycle: &CycleState, pod: &PodInfo, no
 }
 
 async fn permitted(job: &mut Job, waiting: &WaitingPods) -> Result<(), (Arc<str>, Rejection)> {
-    let Some(Wait { answer, times }) = job.wait.take() else { return Ok(()) };
+    let Some(Wait { mut answer, times }) = job.wait.take() else { return Ok(()) };
     let Some((plugin, time)) = times.into_iter().min_by_key(|(_, time)| *time) else { return Ok(()) };
-    match tokio::time::timeout(time, answer).await {
-        Ok(Ok(answer)) => answer,
-        // Nobody is left who could answer, or nobody did in time.
-        Ok(Err(_)) | Err(_) => {
-            waiting.forget(&job.queued.pod.uid);
-            let reason = format!("rejected due to timeout after waiting {time:?} at plugin {plugin}");
-            Err((plugin, Rejection::unschedulable(reason)))
-        }
-    }
+    let answered = match tokio::time::timeout(time, &mut answer).await {
+        Ok(answer) => answer.ok(),
+        Err(_) if waiting.forget(&job.queued.pod.uid) => None,
+        // Answered at the last moment. It counts, as whoever gave the answer was told that the pod waited: a gang would be
+        // torn apart otherwise.
+        Err(_) => answer.await.ok(),
+    };
+    answered.unwrap_or_else(|| {
+        let reason = format!("rejected due to timeout after waiting {time:?} at plugin {plugin}");
+        Err((plugin, Rejection::unschedulable(reason)))
+    })
 }
 
 async fn bind(job: &Job) -> Result<(), BindError> {
