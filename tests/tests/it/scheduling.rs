@@ -179,7 +179,12 @@ async fn a_rolling_update_keeps_the_skew() {
     let history = History::begin(&cluster).await;
     let constraint = json!({"maxSkew": 1, "topologyKey": ZONE, "whenUnsatisfiable": "DoNotSchedule",
         "labelSelector": {"matchLabels": {"app": "web"}}, "matchLabelKeys": ["pod-template-hash"]});
-    let deployment = web(9, json!({"topologySpreadConstraints": [constraint], "cpu": "100m"}));
+    // But for the constraint, all would go to one zone.
+    let preference = json!({"weight": 100, "preference": {"matchExpressions": [
+        {"key": ZONE, "operator": "In", "values": ["zone-0"]}]}});
+    let affinity = json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [preference]}});
+    let deployment =
+        web(9, json!({"topologySpreadConstraints": [constraint], "affinity": affinity, "cpu": "100m"}));
     create::<Deployment>(&cluster, deployment).await;
     available(&cluster, 9, Some(1)).await;
     let api: Api<Deployment> = Api::default_namespaced(cluster.client());
