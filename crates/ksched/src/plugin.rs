@@ -504,6 +504,13 @@ pub trait QueueingHint: Send + Sync + 'static {
     /// Asked for each event and each pod that the plug-in rejected; must be cheap.
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint;
 
+    /// Whether pods that the plug-in rejected may be helped by other pods that come and have no node yet, as those of a
+    /// gang are; then it is asked about [`ClusterEvent::PodAdded`]. `false` by default, so that a thousand pods that come do
+    /// not each have a look at a thousand that wait.
+    fn wants_new_pods(&self) -> bool {
+        false
+    }
+
     /// The kinds, besides pods and nodes, that the plug-in finds in [`Snapshot::catalog`] and of which it wants events.
     /// The scheduler watches the kinds that the plug-ins of its profiles ask for, and no others; asked once, at start.
     fn interests(&self) -> Vec<Interest> {

@@ -103,6 +103,8 @@ pub struct SchedulingQueue {
     nominated: HashMap<Arc<str>, (Arc<PodInfo>, Arc<str>), RandomState>,
     tickets: u64,
     lengths: QueueLengths,
+    /// Whether any hint is asked about pods that come.
+    wants_new_pods: bool,
 }
 
 impl std::fmt::Debug for SchedulingQueue {
@@ -119,6 +121,8 @@ impl SchedulingQueue {
     #[must_use]
     pub fn new(profiles: Arc<[Profile]>) -> Self {
         let sort = Arc::clone(&profiles[0].points.queue_sort[0].plugin);
+        let mut hints = profiles.iter().flat_map(|profile| &profile.points.hints);
+        let wants_new_pods = hints.any(|entry| entry.plugin.wants_new_pods());
         Self {
             sort,
             profiles,
@@ -129,6 +133,7 @@ impl SchedulingQueue {
             nominated: HashMap::default(),
             tickets: 0,
             lengths: QueueLengths::default(),
+            wants_new_pods,
         }
     }
 
@@ -261,6 +266,9 @@ impl SchedulingQueue {
 
     /// Has another look at the pods that an event may help.
     pub fn happened(&mut self, event: &ClusterEvent, now: Instant) {
+        if matches!(event, ClusterEvent::PodAdded(_)) && !self.wants_new_pods {
+            return;
+        }
         let helped: Vec<_> = self
             .unschedulable
             .values()
@@ -315,13 +323,17 @@ impl SchedulingQueue {
     }
 
     fn helps(&self, queued: &QueuedPod, event: &ClusterEvent) -> bool {
+        let is_asked_for = !matches!(event, ClusterEvent::PodAdded(_));
         if queued.rejected_by.is_empty() {
-            return true;
+            return is_asked_for;
         }
-        let Some(profile) = self.profile(&queued.pod) else { return true };
+        let Some(profile) = self.profile(&queued.pod) else { return is_asked_for };
         queued.rejected_by.iter().any(|name| {
             let entry = profile.points.hints.iter().find(|entry| entry.name == *name);
-            entry.is_none_or(|entry| QueueingHint::hint(&*entry.plugin, &queued.pod, event) == Hint::Queue)
+            entry.map_or(is_asked_for, |entry| {
+                (is_asked_for || entry.plugin.wants_new_pods())
+                    && QueueingHint::hint(&*entry.plugin, &queued.pod, event) == Hint::Queue
+            })
         })
     }
 
@@ -507,6 +519,42 @@ mod tests {
             queue.happened(event, now);
             assert_eq!(queue.lengths().backoff == 1, wakes, "{rejected_by} {event:?}");
             assert_eq!(popped(&mut queue, now).is_some(), wakes, "an idle scheduler cuts the back-off short");
+        }
+    }
+
+    /// Wants to know of new pods, if it says so, and is helped by those of the same name.
+    struct Twins(bool);
+
+    impl QueueingHint for Twins {
+        fn name(&self) -> &str {
+            "Twins"
+        }
+
+        fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint {
+            Hint::queue_if(matches!(event, ClusterEvent::PodAdded(other) if other.name == pod.name))
+        }
+
+        fn wants_new_pods(&self) -> bool {
+            self.0
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_comes_wakes_only_for_those_who_ask_for_it() {
+        for (wants, rejected_by, comes, wakes) in [
+            (true, "Twins", "a", true),
+            (true, "Twins", "b", false),
+            (false, "Twins", "a", false),
+            (true, "NodeResourcesFit", "a", false),
+            (true, "SomethingOfOnesOwn", "a", false),
+        ] {
+            let profile = Profile::builder().hint(Arc::new(Twins(wants))).build().unwrap();
+            let (mut queue, now) = (SchedulingQueue::new([profile].into()), Instant::now());
+            queue.set(Arc::new(pod("a").info()), now);
+            let queued = queue.pop(now).unwrap();
+            queue.failed(queued, vec![rejected_by.into()], now);
+            queue.happened(&ClusterEvent::PodAdded(Arc::new(pod(comes).info())), now);
+            assert_eq!(queue.lengths().backoff == 1, wakes, "{wants} {rejected_by} {comes}");
         }
     }
 

@@ -71,7 +71,8 @@ impl WaitingPods {
         receiver
     }
 
-    pub(crate) fn forget(&self, uid: &str) {
-        self.pods().remove(uid);
+    /// Ends a pod's wait without an answer; tells whether it waited and so no answer was given.
+    pub(crate) fn forget(&self, uid: &str) -> bool {
+        self.pods().remove(uid).is_some()
     }
 }

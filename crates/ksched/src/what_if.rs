@@ -80,11 +80,20 @@ pub struct Placement {
     pub snapshot: Snapshot,
 }
 
+/// A pod for which two profiles choose differently.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// The pod.
+    pub pod: Arc<PodInfo>,
+    /// The node that each profile chooses; `None` for no node.
+    pub nodes: (Option<Arc<str>>, Option<Arc<str>>),
+}
+
 /// Where two profiles would place the same pods.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    /// The pods that would go elsewhere, with the node of each profile; `None` for no node.
-    pub moved: Vec<(Arc<PodInfo>, Option<Arc<str>>, Option<Arc<str>>)>,
+    /// The pods that would go elsewhere.
+    pub moved: Vec<Move>,
     /// How many pods each profile finds no node for.
     pub unplaced: (usize, usize),
     /// How many nodes have pods then, with each profile.
@@ -157,11 +166,12 @@ pub fn waiting_again(pod: &PodInfo) -> Arc<PodInfo> {
 pub fn compare(one: &Profile, two: &Profile, snapshot: &Snapshot, pods: &[Arc<PodInfo>]) -> Comparison {
     let (one, two) = (place(one, snapshot, pods), place(two, snapshot, pods));
     let node = |placement: &Placement, pod: &PodInfo| placement.snapshot.node_of(&pod.uid).cloned();
-    let both = pods.iter().map(|pod| (Arc::clone(pod), node(&one, pod), node(&two, pod)));
+    let both =
+        pods.iter().map(|pod| Move { pod: Arc::clone(pod), nodes: (node(&one, pod), node(&two, pod)) });
     let used =
         |placement: &Placement| placement.snapshot.nodes().filter(|node| !node.pods().is_empty()).count();
     Comparison {
-        moved: both.filter(|(_, one, two)| one != two).collect(),
+        moved: both.filter(|Move { nodes: (one, two), .. }| one != two).collect(),
         unplaced: (one.unplaced.len(), two.unplaced.len()),
         nodes_used: (used(&one), used(&two)),
     }

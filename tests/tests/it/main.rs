@@ -17,6 +17,7 @@ mod leaks;
 mod mini_cluster;
 mod paused_time;
 mod pod_tokens;
+mod scheduling;
 mod schemathesis;
 mod support;
 mod swaps;

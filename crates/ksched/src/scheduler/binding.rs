@@ -46,7 +46,7 @@ pub(super) enum Outcome {
 }
 
 pub(super) async fn run(mut job: Job, waiting: WaitingPods) -> Done {
-    let outcome = match permitted(&mut job, &waiting).await {
+    let outcome = match permitted(job.wait.take(), &job.queued.pod.uid, &waiting).await {
         Err((plugin, rejection)) => Outcome::Refused(plugin, rejection),
         Ok(()) => match bind(&job).await {
             Ok(()) => Outcome::Bound,
@@ -65,18 +65,24 @@ pub(super) fn unreserve(profile: &Profile, cycle: &CycleState, pod: &PodInfo, no
     }
 }
 
-async fn permitted(job: &mut Job, waiting: &WaitingPods) -> Result<(), (Arc<str>, Rejection)> {
-    let Some(Wait { answer, times }) = job.wait.take() else { return Ok(()) };
+async fn permitted(
+    wait: Option<Wait>,
+    uid: &str,
+    waiting: &WaitingPods,
+) -> Result<(), (Arc<str>, Rejection)> {
+    let Some(Wait { mut answer, times }) = wait else { return Ok(()) };
     let Some((plugin, time)) = times.into_iter().min_by_key(|(_, time)| *time) else { return Ok(()) };
-    match tokio::time::timeout(time, answer).await {
-        Ok(Ok(answer)) => answer,
-        // Nobody is left who could answer, or nobody did in time.
-        Ok(Err(_)) | Err(_) => {
-            waiting.forget(&job.queued.pod.uid);
-            let reason = format!("rejected due to timeout after waiting {time:?} at plugin {plugin}");
-            Err((plugin, Rejection::unschedulable(reason)))
-        }
-    }
+    let answered = match tokio::time::timeout(time, &mut answer).await {
+        Ok(answer) => answer.ok(),
+        Err(_) if waiting.forget(uid) => None,
+        // Answered at the last moment. It counts, as whoever gave the answer was told that the pod waited: a gang would be
+        // torn apart otherwise.
+        Err(_) => answer.await.ok(),
+    };
+    answered.unwrap_or_else(|| {
+        let reason = format!("rejected due to timeout after waiting {time:?} at plugin {plugin}");
+        Err((plugin, Rejection::unschedulable(reason)))
+    })
 }
 
 async fn bind(job: &Job) -> Result<(), BindError> {
@@ -94,4 +100,38 @@ async fn bind(job: &Job) -> Result<(), BindError> {
         }
     }
     Err(BindError::NotHandled)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::build::pod;
+
+    fn wait(answer: Answer) -> Option<Wait> {
+        Some(Wait { answer, times: vec![("Gang".into(), Duration::from_secs(10))] })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_not_allowed_in_time_is_refused() {
+        let (waiting, pod) = (WaitingPods::default(), Arc::new(pod("p").info()));
+        let answer = waiting.add(&pod, &"a".into(), vec!["Gang".into()]);
+        let (plugin, rejection) = permitted(wait(answer), &pod.uid, &waiting).await.unwrap_err();
+        let expected = "rejected due to timeout after waiting 10s at plugin Gang";
+        assert_eq!((&*plugin, &*rejection.message()), ("Gang", expected));
+        assert!(!waiting.allow(&pod.uid, "Gang"), "it does not wait any more");
+    }
+
+    /// Another thread had taken the pod out of those that wait, to allow it, when the time was up; the pod was refused, and
+    /// the rest of its gang bound without it.
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_under_way_when_the_time_is_up_counts() {
+        let (sender, answer) = oneshot::channel();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            sender.send(Ok(())).unwrap();
+        });
+        assert_eq!(permitted(wait(answer), "uid-p", &WaitingPods::default()).await, Ok(()));
+    }
 }

@@ -143,7 +143,12 @@ impl Core {
     }
 
     fn enqueue(&mut self, pod: &Arc<PodInfo>, now: Instant) {
-        if self.queue.set(Arc::clone(pod), now).is_none() {
+        let is_new = !self.queue.contains(&pod.uid);
+        let held_back = self.queue.set(Arc::clone(pod), now);
+        if is_new {
+            self.queue.happened(&ClusterEvent::PodAdded(Arc::clone(pod)), now);
+        }
+        if held_back.is_none() {
             return;
         }
         let written = self.queue.written(&pod.uid).cloned();
