@@ -223,6 +223,7 @@ impl Evaluator {
     }
 
     /// What decides whether an object is within scopes; two objects with the same facts are within the same ones.
+    #[cfg(feature = "controllers")]
     pub(crate) fn scope_facts(&self, object: &Stored) -> Result<Vec<String>, serde_json::Error> {
         Ok(match self {
             Self::Pods => pods::scope_facts(&*object.typed::<Pod>()?),

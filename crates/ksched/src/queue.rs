@@ -99,6 +99,8 @@ pub struct SchedulingQueue {
     backoff: BTreeMap<(Instant, u64), Arc<str>>,
     /// By when the pod is tried anyway, and ticket.
     unschedulable: BTreeMap<(Instant, u64), Arc<str>>,
+    /// By ticket.
+    gated: BTreeMap<u64, Arc<str>>,
     /// Pods with a nominated node, by uid.
     nominated: HashMap<Arc<str>, (Arc<PodInfo>, Arc<str>), RandomState>,
     tickets: u64,
@@ -130,6 +132,7 @@ impl SchedulingQueue {
             active: Vec::new(),
             backoff: BTreeMap::new(),
             unschedulable: BTreeMap::new(),
+            gated: BTreeMap::new(),
             nominated: HashMap::default(),
             tickets: 0,
             lengths: QueueLengths::default(),
@@ -272,12 +275,19 @@ impl SchedulingQueue {
         let helped: Vec<_> = self
             .unschedulable
             .values()
+            .chain(self.gated.values())
             .filter(|uid| self.entries.get(&**uid).is_some_and(|entry| self.helps(&entry.queued, event)))
             .cloned()
             .collect();
         for uid in helped {
+            let gated = self.entries.get(&uid).is_some_and(|entry| entry.place == Place::Gated);
             if let Some(queued) = self.take(&uid) {
-                self.retry(queued, now);
+                // What was held back was not tried, and has no back-off.
+                if gated {
+                    self.activate(queued)
+                } else {
+                    self.retry(queued, now)
+                };
             }
         }
     }
@@ -384,7 +394,9 @@ impl SchedulingQueue {
             Place::Unschedulable { until } => {
                 self.unschedulable.insert((until, ticket), Arc::clone(&uid));
             }
-            Place::Gated => {}
+            Place::Gated => {
+                self.gated.insert(ticket, Arc::clone(&uid));
+            }
         }
         *self.count(place) += 1;
         self.entries.insert(uid, Entry { queued, place, ticket });
@@ -399,8 +411,11 @@ impl SchedulingQueue {
             Place::Unschedulable { until } => {
                 self.unschedulable.remove(&(until, entry.ticket));
             }
+            Place::Gated => {
+                self.gated.remove(&entry.ticket);
+            }
             // What the heap holds is stale now; it is thrown away when it comes up.
-            Place::Active | Place::Gated => {}
+            Place::Active => {}
         }
         *self.count(entry.place) -= 1;
         Some(Arc::unwrap_or_clone(entry.queued))
@@ -460,7 +475,10 @@ fn backoff(attempts: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::{node, pod};
+    use crate::{
+        build::{node, pod},
+        plugin::PreEnqueue,
+    };
 
     fn queue() -> SchedulingQueue {
         SchedulingQueue::new([Profile::default()].into())
@@ -556,6 +574,46 @@ mod tests {
             queue.happened(&ClusterEvent::PodAdded(Arc::new(pod(comes).info())), now);
             assert_eq!(queue.lengths().backoff == 1, wakes, "{wants} {rejected_by} {comes}");
         }
+    }
+
+    /// Holds pods back until a node is there.
+    struct Opens(std::sync::atomic::AtomicBool);
+
+    impl PreEnqueue for Opens {
+        fn name(&self) -> &str {
+            "Opens"
+        }
+
+        fn pre_enqueue(&self, _: &PodInfo) -> Verdict {
+            match self.0.load(std::sync::atomic::Ordering::Relaxed) {
+                true => Verdict::Pass,
+                false => Verdict::unschedulable("closed"),
+            }
+        }
+    }
+
+    impl QueueingHint for Opens {
+        fn name(&self) -> &str {
+            "Opens"
+        }
+
+        fn hint(&self, _: &PodInfo, event: &ClusterEvent) -> Hint {
+            Hint::queue_if(matches!(event, ClusterEvent::NodeAdded(_)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_held_back_is_asked_about_again_when_a_hint_says_so() {
+        let opens = Arc::new(Opens(false.into()));
+        let profile = Profile::builder().pre_enqueue(Arc::clone(&opens) as Arc<_>);
+        let profile = profile.hint(Arc::clone(&opens) as Arc<_>).build().unwrap();
+        let (mut queue, now) = (SchedulingQueue::new([profile].into()), Instant::now());
+        assert!(queue.set(Arc::new(pod("a").info()), now).is_some());
+        opens.0.store(true, std::sync::atomic::Ordering::Relaxed);
+        queue.happened(&ClusterEvent::NodeRemoved(Arc::new(node("n").info())), now);
+        assert_eq!(queue.lengths(), QueueLengths { gated: 1, ..QueueLengths::default() });
+        queue.happened(&ClusterEvent::NodeAdded(Arc::new(node("n").info())), now);
+        assert_eq!(queue.lengths(), QueueLengths { active: 1, ..QueueLengths::default() });
     }
 
     #[tokio::test(start_paused = true)]
