@@ -77,19 +77,93 @@ impl Counts {
     }
 }
 
-/// What the filter needs.
+/// What a pod requires of others, ready to be matched.
 #[derive(Clone)]
-struct Required {
+struct Terms {
     near: Vec<PodTerm>,
     far: Vec<PodTerm>,
     matches_itself: bool,
     namespace_labels: Option<Labels>,
-    /// Pods that all terms of affinity mean.
+}
+
+/// What another pod counts for.
+#[derive(Clone, Copy)]
+enum Counted {
+    /// All terms of affinity mean it.
+    Near,
+    /// A term of anti-affinity means it.
+    Far,
+    /// A term of its own anti-affinity means the pod.
+    Existing,
+}
+
+impl Terms {
+    fn read(pod: &PodInfo, snapshot: &Snapshot) -> Self {
+        let resolve = |terms: &[PodTerm]| terms.iter().map(|term| resolved(term, snapshot)).collect();
+        let near: Vec<_> = resolve(&pod.pod_affinity.required);
+        Self {
+            matches_itself: means_all(&near, pod),
+            near,
+            far: resolve(&pod.pod_affinity.required_anti),
+            namespace_labels: namespace_labels(pod, snapshot),
+        }
+    }
+
+    /// Whether all pods count, and not only those that say something about others.
+    fn has_rules(&self) -> bool {
+        !self.near.is_empty() || !self.far.is_empty()
+    }
+
+    /// Tells for which topology keys another pod counts.
+    fn each(&self, pod: &PodInfo, other: &PodInfo, mut tell: impl FnMut(Counted, &Arc<str>)) {
+        for term in &other.pod_affinity.required_anti {
+            if term.matches(pod, self.namespace_labels.as_ref()) {
+                tell(Counted::Existing, &term.topology_key);
+            }
+        }
+        if means_all(&self.near, other) {
+            self.near.iter().for_each(|term| tell(Counted::Near, &term.topology_key));
+        }
+        for term in self.far.iter().filter(|term| term.matches(other, None)) {
+            tell(Counted::Far, &term.topology_key);
+        }
+    }
+}
+
+/// What the filter needs.
+#[derive(Clone)]
+struct Required {
+    terms: Terms,
     near_counts: Counts,
-    /// Pods that a term of anti-affinity means.
     far_counts: Counts,
-    /// Terms of other pods' anti-affinity that mean this pod.
     existing_counts: Counts,
+}
+
+/// What a pod would like of others, ready to be matched.
+struct Preferences {
+    own: Vec<(i64, PodTerm)>,
+    hard_weight: i64,
+    namespace_labels: Option<Labels>,
+}
+
+impl Preferences {
+    fn read(pod: &PodInfo, hard_weight: i64, snapshot: &Snapshot) -> Self {
+        let own = pod.pod_affinity.preferred.iter();
+        let own = own.map(|(weight, term)| (*weight, resolved(term, snapshot))).collect();
+        Self { own, hard_weight, namespace_labels: namespace_labels(pod, snapshot) }
+    }
+
+    /// Tells for which topology keys another pod counts, and how much.
+    fn each(&self, pod: &PodInfo, other: &PodInfo, mut tell: impl FnMut(i64, &Arc<str>)) {
+        let hard = other.pod_affinity.required.iter().map(|term| (self.hard_weight, term));
+        let soft = other.pod_affinity.preferred.iter().map(|(weight, term)| (*weight, term));
+        let theirs = hard.filter(|(weight, _)| *weight > 0).chain(soft);
+        let theirs = theirs.filter(|(_, term)| term.matches(pod, self.namespace_labels.as_ref()));
+        let own = self.own.iter().filter(|(_, term)| term.matches(other, None));
+        for (weight, term) in theirs.chain(own.map(|(weight, term)| (*weight, term))) {
+            tell(weight, &term.topology_key);
+        }
+    }
 }
 
 /// What the score needs.
@@ -123,29 +197,24 @@ fn namespace_labels(pod: &PodInfo, snapshot: &Snapshot) -> Option<Labels> {
 
 impl Required {
     fn count(&mut self, pod: &PodInfo, other: &PodInfo, node: &NodeInfo, sign: i64) {
-        for term in &other.pod_affinity.required_anti {
-            if term.matches(pod, self.namespace_labels.as_ref()) {
-                self.existing_counts.add(node, &term.topology_key, sign);
-            }
-        }
-        if means_all(&self.near, other) {
-            for term in &self.near {
-                self.near_counts.add(node, &term.topology_key, sign);
-            }
-        }
-        for term in &self.far {
-            if term.matches(other, None) {
-                self.far_counts.add(node, &term.topology_key, sign);
-            }
-        }
+        let Self { terms, near_counts, far_counts, existing_counts } = self;
+        terms.each(pod, other, |counted, key| {
+            let counts = match counted {
+                Counted::Near => &mut *near_counts,
+                Counted::Far => &mut *far_counts,
+                Counted::Existing => &mut *existing_counts,
+            };
+            counts.add(node, key, sign);
+        });
     }
 
     fn is_near(&self, node: &NodeInfo) -> bool {
-        if self.near.iter().any(|term| node.labels.get(&term.topology_key).is_none()) {
+        let Terms { near, matches_itself, .. } = &self.terms;
+        if near.iter().any(|term| node.labels.get(&term.topology_key).is_none()) {
             return false;
         }
-        let first_of_its_kind = || self.near_counts.0.is_empty() && self.matches_itself;
-        self.near.iter().all(|term| self.near_counts.get(node, &term.topology_key) > 0) || first_of_its_kind()
+        let first_of_its_kind = || self.near_counts.0.is_empty() && *matches_itself;
+        near.iter().all(|term| self.near_counts.get(node, &term.topology_key) > 0) || first_of_its_kind()
     }
 }
 
@@ -155,18 +224,13 @@ impl PreFilter for InterPodAffinity {
     }
 
     fn pre_filter(&self, cycle: &mut CycleState, pod: &PodInfo, snapshot: &Snapshot) -> PreFilterVerdict {
-        let resolve = |terms: &[PodTerm]| terms.iter().map(|term| resolved(term, snapshot)).collect();
-        let near: Vec<_> = resolve(&pod.pod_affinity.required);
         let mut required = Required {
-            matches_itself: means_all(&near, pod),
-            near,
-            far: resolve(&pod.pod_affinity.required_anti),
-            namespace_labels: namespace_labels(pod, snapshot),
+            terms: Terms::read(pod, snapshot),
             near_counts: Counts::default(),
             far_counts: Counts::default(),
             existing_counts: Counts::default(),
         };
-        let has_rules = !required.near.is_empty() || !required.far.is_empty();
+        let has_rules = required.terms.has_rules();
         if has_rules {
             for node in snapshot.nodes() {
                 for other in node.pods() {
@@ -209,7 +273,7 @@ impl FilterPlugin for InterPodAffinity {
         if !required.is_near(node) {
             return Verdict::unresolvable(NOT_NEAR);
         }
-        if required.far.iter().any(|term| required.far_counts.get(node, &term.topology_key) > 0) {
+        if required.terms.far.iter().any(|term| required.far_counts.get(node, &term.topology_key) > 0) {
             return Verdict::unschedulable(NOT_FAR);
         }
         if required.existing_counts.0.keys().any(|key| required.existing_counts.get(node, key) > 0) {
@@ -239,20 +303,13 @@ impl PreScore for InterPodAffinity {
         if self.ignore_preferred_terms_of_existing_pods && !has_preferences {
             return PreScoreVerdict::Skip;
         }
-        let own = pod.pod_affinity.preferred.iter();
-        let own: Vec<_> = own.map(|(weight, term)| (*weight, resolved(term, snapshot))).collect();
-        let labels = namespace_labels(pod, snapshot);
+        let preferences = Preferences::read(pod, self.hard_pod_affinity_weight, snapshot);
         let (mut counts, mut touched) = (Counts::default(), false);
         let mut count = |other: &PodInfo, node: &NodeInfo| {
-            let hard = other.pod_affinity.required.iter().map(|term| (self.hard_pod_affinity_weight, term));
-            let soft = other.pod_affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-            let theirs = hard.filter(|(weight, _)| *weight > 0).chain(soft);
-            let theirs = theirs.filter(|(_, term)| term.matches(pod, labels.as_ref()));
-            let own = own.iter().filter(|(_, term)| term.matches(other, None));
-            for (weight, term) in theirs.chain(own.map(|(weight, term)| (*weight, term))) {
-                touched |= node.labels.get(&term.topology_key).is_some();
-                counts.add(node, &term.topology_key, weight);
-            }
+            preferences.each(pod, other, |weight, key| {
+                touched |= node.labels.get(key).is_some();
+                counts.add(node, key, weight);
+            });
         };
         if has_preferences {
             for node in snapshot.nodes() {

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use kcore::Labels;
-
 use crate::{
-    plugins::inter_pod_affinity::{means_all, namespace_labels, normalize, resolved},
+    plugins::inter_pod_affinity::{Counted, Preferences, Terms, normalize},
     pod::PodInfo,
-    pod_affinity::PodTerm,
     snapshot::{NodeIndex, Snapshot},
     track::{FilterTracker, PodChange, ScoreTracker, Surroundings, Topology},
 };
@@ -71,10 +68,7 @@ fn each_pod(snapshot: &Snapshot, all: bool, mut tell: impl FnMut(&PodInfo, NodeI
 /// What must be.
 pub(super) struct Required {
     pod: Arc<PodInfo>,
-    near: Vec<PodTerm>,
-    far: Vec<PodTerm>,
-    matches_itself: bool,
-    namespace_labels: Option<Labels>,
+    terms: Terms,
     near_counts: Counts,
     far_counts: Counts,
     existing_counts: Counts,
@@ -83,57 +77,42 @@ pub(super) struct Required {
 impl Required {
     pub(super) fn new(pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Self {
         let snapshot = around.snapshot;
-        let resolve = |terms: &[PodTerm]| terms.iter().map(|term| resolved(term, snapshot)).collect();
-        let near: Vec<PodTerm> = resolve(&pod.pod_affinity.required);
         let mut tracker = Self {
-            matches_itself: means_all(&near, pod),
-            near,
-            far: resolve(&pod.pod_affinity.required_anti),
-            namespace_labels: namespace_labels(pod, snapshot),
+            terms: Terms::read(pod, snapshot),
             near_counts: Counts::default(),
             far_counts: Counts::default(),
             existing_counts: Counts::default(),
             pod: Arc::clone(pod),
         };
-        for term in &tracker.near {
+        for term in &tracker.terms.near {
             tracker.near_counts.know(&term.topology_key, around);
         }
-        for term in &tracker.far {
+        for term in &tracker.terms.far {
             tracker.far_counts.know(&term.topology_key, around);
         }
-        for (other, _) in snapshot.pods_with_affinity() {
-            for term in &other.pod_affinity.required_anti {
-                tracker.existing_counts.know(&term.topology_key, around);
-            }
-        }
-        // Pods with the same rules come next.
-        for term in &pod.pod_affinity.required_anti {
+        // Pods with the same rules as this one come next.
+        let known = snapshot.pods_with_affinity().map(|(other, _)| other).chain([pod]);
+        for term in known.flat_map(|other| &other.pod_affinity.required_anti) {
             tracker.existing_counts.know(&term.topology_key, around);
         }
-        let has_rules = !tracker.near.is_empty() || !tracker.far.is_empty();
-        each_pod(snapshot, has_rules, |other, node| {
+        each_pod(snapshot, tracker.terms.has_rules(), |other, node| {
             tracker.count(other, node, 1);
         });
         tracker
     }
 
+    /// `false` when a key is not known.
     fn count(&mut self, other: &PodInfo, node: NodeIndex, sign: i64) -> bool {
+        let Self { pod, terms, near_counts, far_counts, existing_counts } = self;
         let mut known = true;
-        for term in &other.pod_affinity.required_anti {
-            if term.matches(&self.pod, self.namespace_labels.as_ref()) {
-                known &= self.existing_counts.add(node, &term.topology_key, sign);
-            }
-        }
-        if means_all(&self.near, other) {
-            for term in &self.near {
-                self.near_counts.add(node, &term.topology_key, sign);
-            }
-        }
-        for term in &self.far {
-            if term.matches(other, None) {
-                self.far_counts.add(node, &term.topology_key, sign);
-            }
-        }
+        terms.each(pod, other, |counted, key| {
+            let counts = match counted {
+                Counted::Near => &mut *near_counts,
+                Counted::Far => &mut *far_counts,
+                Counted::Existing => &mut *existing_counts,
+            };
+            known &= counts.add(node, key, sign);
+        });
         known
     }
 }
@@ -144,13 +123,13 @@ impl FilterTracker for Required {
     }
 
     fn is_silent(&self) -> bool {
-        self.near.is_empty() && self.far_counts.is_empty() && self.existing_counts.is_empty()
+        self.terms.near.is_empty() && self.far_counts.is_empty() && self.existing_counts.is_empty()
     }
 
     fn retain(&mut self, nodes: &mut Vec<NodeIndex>) {
         let near = &self.near_counts.0;
         // Without any pod that it could be near, one that means itself may begin anywhere.
-        let begins = self.near_counts.is_empty() && self.matches_itself;
+        let begins = self.near_counts.is_empty() && self.terms.matches_itself;
         nodes.retain(|&node| near.iter().all(|key| key.topology.value(node).is_some()));
         if !begins {
             nodes.retain(|&node| near.iter().all(|key| key.get(node) > 0));
@@ -164,17 +143,14 @@ impl FilterTracker for Required {
 /// What would be better.
 pub(super) struct Preferred {
     pod: Arc<PodInfo>,
-    hard_weight: i64,
-    own: Vec<(i64, PodTerm)>,
-    namespace_labels: Option<Labels>,
+    preferences: Preferences,
     counts: Counts,
 }
 
 impl Preferred {
     pub(super) fn new(pod: &Arc<PodInfo>, hard_weight: i64, around: &mut Surroundings<'_>) -> Self {
         let snapshot = around.snapshot;
-        let own = pod.pod_affinity.preferred.iter();
-        let own: Vec<_> = own.map(|(weight, term)| (*weight, resolved(term, snapshot))).collect();
+        let preferences = Preferences::read(pod, hard_weight, snapshot);
         let mut counts = Counts::default();
         let known = snapshot.pods_with_affinity().map(|(other, _)| other).chain([pod]);
         let keys = known.flat_map(|other| {
@@ -182,29 +158,18 @@ impl Preferred {
             other.pod_affinity.required.iter().chain(preferred).map(|term| &term.topology_key)
         });
         keys.for_each(|key| counts.know(key, around));
-        let mut tracker = Self {
-            pod: Arc::clone(pod),
-            hard_weight,
-            namespace_labels: namespace_labels(pod, snapshot),
-            counts,
-            own,
-        };
-        each_pod(snapshot, !tracker.own.is_empty(), |other, node| {
+        let mut tracker = Self { pod: Arc::clone(pod), preferences, counts };
+        each_pod(snapshot, !pod.pod_affinity.preferred.is_empty(), |other, node| {
             tracker.count(other, node, 1);
         });
         tracker
     }
 
+    /// `false` when a key is not known.
     fn count(&mut self, other: &PodInfo, node: NodeIndex, sign: i64) -> bool {
-        let hard = other.pod_affinity.required.iter().map(|term| (self.hard_weight, term));
-        let soft = other.pod_affinity.preferred.iter().map(|(weight, term)| (*weight, term));
-        let theirs = hard.filter(|(weight, _)| *weight > 0).chain(soft);
-        let theirs = theirs.filter(|(_, term)| term.matches(&self.pod, self.namespace_labels.as_ref()));
-        let own = self.own.iter().filter(|(_, term)| term.matches(other, None));
+        let Self { pod, preferences, counts } = self;
         let mut known = true;
-        for (weight, term) in theirs.chain(own.map(|(weight, term)| (*weight, term))) {
-            known &= self.counts.add(node, &term.topology_key, sign * weight);
-        }
+        preferences.each(pod, other, |weight, key| known &= counts.add(node, key, sign * weight));
         known
     }
 }
