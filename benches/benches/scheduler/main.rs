@@ -6,13 +6,11 @@
 mod whole;
 mod workloads;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use kplane_benches::{cpu_time, figure, percentile, resident_bytes};
 use ksched::{Plan, Planner, PodInfo, Profile, decide};
+use tokio::time::Instant;
 
 use crate::workloads::{WORKLOADS, Workload, node, pod};
 

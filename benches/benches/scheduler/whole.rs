@@ -1,9 +1,6 @@
 //! The whole way: pods are created through the API, and bound through it.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::{
@@ -18,6 +15,7 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::workloads::{PRIORITY_CLASS, Workload, node, pod};
 
