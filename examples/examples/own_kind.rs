@@ -72,7 +72,8 @@ async fn main() -> Result<()> {
     }
 
     // Defaults, ownership and an index by colour come with it.
-    let red = json!({"apiVersion": "example.com/v1", "kind": "Shirt", "spec": {"color": "red"}});
+    let red = json!({"apiVersion": "example.com/v1", "kind": "Shirt", "metadata": {"name": "d"},
+        "spec": {"color": "red"}});
     let applied = api.patch("d", &PatchParams::apply("me"), &Patch::Apply(&red)).await?;
     ensure!(applied.spec.size == 40);
     let found = api.list(&ListParams::default().fields("spec.color=red")).await?;
