@@ -68,7 +68,9 @@ impl std::error::Error for ConfigErrors {}
 /// A `KubeSchedulerConfiguration`, read and checked.
 ///
 /// What has no meaning here, because the scheduler is a library, is read and left to the program around it: the client's
-/// connection, leader election, profiling. `percentageOfNodesToScore` has no effect: all nodes are looked at.
+/// connection, leader election, profiling. The back-off is for [`SchedulerBuilder::backoff`](crate::SchedulerBuilder::backoff).
+/// `parallelism` and `percentageOfNodesToScore` have no effect: one task looks at all nodes; nor have, as long as volumes are not
+/// bound late and devices not allocated, the time limits in the arguments of VolumeBinding and DynamicResources.
 ///
 /// ```
 /// use ksched::{config::SchedulerConfiguration, registry::Registry};

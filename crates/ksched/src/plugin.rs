@@ -291,10 +291,10 @@ pub trait PreFilter: Send + Sync + 'static {
     /// only after `pre_filter` passed; by default there is nothing to bring up to date.
     fn add_pod(&self, _cycle: &mut CycleState, _pod: &PodInfo, _added: &PodInfo, _node: NodeView<'_>) {}
 
-    /// Whether what it says, and what it notes, depends on the pod alone as long as that is
+    /// Whether other pods make no difference to what it says and notes, as long as that is
     /// [`Skip`](PreFilterVerdict::Skip) or [`Pass`](PreFilterVerdict::Pass). Then a [`Planner`](crate::Planner) asks once
-    /// for equal pods. `false` by default.
-    fn depends_on_pod_only(&self) -> bool {
+    /// for equal pods, and again when a node or an object of another kind changes. `false` by default.
+    fn ignores_other_pods(&self) -> bool {
         false
     }
 

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     profile::{BuildError, Profile},
+    queue::{BACKOFF_MAX, BACKOFF_MIN},
     scheduler::core::Core,
     snapshot::catalog::Interest,
     waiting::WaitingPods,
@@ -54,6 +55,7 @@ pub struct Scheduler {
     informers: Option<Informers>,
     clock: Arc<dyn Clock>,
     profiles: Arc<[Profile]>,
+    backoff: (Duration, Duration),
     waiting: WaitingPods,
 }
 
@@ -66,7 +68,13 @@ impl fmt::Debug for Scheduler {
 impl Scheduler {
     /// Begins a scheduler that acts through `client`.
     pub fn builder(client: Client) -> SchedulerBuilder {
-        SchedulerBuilder { client, informers: None, clock: Arc::new(SystemClock), profiles: Vec::new() }
+        SchedulerBuilder {
+            client,
+            informers: None,
+            clock: Arc::new(SystemClock),
+            profiles: Vec::new(),
+            backoff: (BACKOFF_MIN, BACKOFF_MAX),
+        }
     }
 
     /// The pods that [`Permit`](crate::plugin::Permit) plug-ins let wait, as a handle.
@@ -83,6 +91,7 @@ pub struct SchedulerBuilder {
     informers: Option<Informers>,
     clock: Arc<dyn Clock>,
     profiles: Vec<Profile>,
+    backoff: (Duration, Duration),
 }
 
 impl fmt::Debug for SchedulerBuilder {
@@ -101,6 +110,12 @@ impl SchedulerBuilder {
     /// Reads pods and nodes through these informers; by default it has its own, from its client.
     pub fn informers(mut self, informers: &Informers) -> Self {
         self.informers = Some(informers.clone());
+        self
+    }
+
+    /// The back-off of a pod that found no place: the first one and the longest one. 1 and 10 seconds by default.
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.backoff = (first, longest);
         self
     }
 
@@ -128,6 +143,7 @@ impl SchedulerBuilder {
             informers: self.informers,
             clock: self.clock,
             profiles: self.profiles.into(),
+            backoff: self.backoff,
             waiting: WaitingPods::default(),
         })
     }
@@ -202,6 +218,7 @@ impl Runnable for Scheduler {
             Arc::clone(&self.clock),
             recorder,
             self.waiting.clone(),
+            self.backoff,
         );
         let mut object_changes =
             stream::select_all(others.iter().zip(&interests).map(|(informer, interest)| {

@@ -184,7 +184,7 @@ fn keep(profile: &Profile, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) ->
         }
     }
     for entry in points.pre_filter.iter().filter(|entry| !followed.contains(&&*entry.name)) {
-        if !entry.plugin.depends_on_pod_only() {
+        if !entry.plugin.ignores_other_pods() {
             return None;
         }
         match entry.plugin.pre_filter(&mut kept.cycle, pod, around.snapshot) {

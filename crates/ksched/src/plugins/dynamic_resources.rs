@@ -29,7 +29,7 @@ impl PreFilter for DynamicResources {
         ))
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

@@ -62,7 +62,7 @@ impl PreFilter for NodeAffinity {
         }
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

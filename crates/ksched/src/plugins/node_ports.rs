@@ -31,7 +31,7 @@ impl PreFilter for NodePorts {
         if pod.host_ports.is_empty() { PreFilterVerdict::Skip } else { PreFilterVerdict::Pass }
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

@@ -127,7 +127,7 @@ impl PreFilter for NodeVolumeLimits {
         PreFilterVerdict::Pass
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

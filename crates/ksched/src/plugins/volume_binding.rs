@@ -121,7 +121,7 @@ impl PreFilter for VolumeBinding {
         }
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

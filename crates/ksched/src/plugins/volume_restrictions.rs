@@ -124,7 +124,7 @@ impl PreFilter for VolumeRestrictions {
         }
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

@@ -96,7 +96,7 @@ impl PreFilter for VolumeZone {
         }
     }
 
-    fn depends_on_pod_only(&self) -> bool {
+    fn ignores_other_pods(&self) -> bool {
         true
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use ahash::RandomState;
@@ -53,9 +54,10 @@ impl Core {
         clock: Arc<dyn Clock>,
         recorder: EventRecorder,
         waiting: WaitingPods,
+        (first, longest): (Duration, Duration),
     ) -> Self {
         Self {
-            queue: SchedulingQueue::new(Arc::clone(&profiles)),
+            queue: SchedulingQueue::new(Arc::clone(&profiles)).with_backoff(first, longest),
             reporter: Reporter::new(client.clone(), clock, recorder),
             client,
             planner: Planner::new(Arc::clone(&profiles)),
