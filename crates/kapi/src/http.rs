@@ -8,6 +8,7 @@ mod openapi;
 mod proxy;
 mod resource;
 mod table;
+mod touched;
 pub(crate) mod tunnel;
 mod upgrade;
 mod watch;

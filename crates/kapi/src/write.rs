@@ -483,20 +483,19 @@ impl<'a> Call<'a> {
 
 /// What a change of the status may touch: the status, and the metadata that is not about the specification.
 fn keep_all_but_status(object: &mut Value, old: &Value) {
-    let status = object.get("status").cloned();
-    let metadata = object.get("metadata").cloned();
-    *object = old.clone();
-    if let Some(metadata) = metadata {
-        object["metadata"] = metadata;
-    }
     for key in ["labels", "ownerReferences", "generation"] {
         crate::schema::fields::keep(&mut object["metadata"], &old["metadata"], key);
     }
-    if let Some(map) = object.as_object_mut() {
-        match status {
-            Some(status) => map.insert("status".to_owned(), status),
-            None => map.remove("status"),
-        };
+    let (Some(map), Some(old)) = (object.as_object_mut(), old.as_object()) else { return };
+    let is_free = |key: &str| matches!(key, "status" | "metadata");
+    map.retain(|key, _| is_free(key) || old.contains_key(key));
+    for (key, before) in old.iter().filter(|(key, _)| !is_free(key)) {
+        // Mostly nothing else was touched, and looking costs far less than copying.
+        match map.get_mut(key) {
+            Some(value) if value == before => {}
+            Some(value) => value.clone_from(before),
+            None => drop(map.insert(key.clone(), before.clone())),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{
     any::Any,
     fmt,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -231,18 +232,37 @@ impl Stored {
         self.write_after_splice(self.splice + end_of_object(&self.raw[self.splice..]), out);
     }
 
+    /// [`write_json`](Self::write_json) without `metadata.managedFields`.
+    fn write_without_owners(&self, out: &mut Vec<u8>) {
+        let Some(owners) = owners_in(&self.raw, self.splice) else {
+            return self.write_json(out);
+        };
+        out.extend_from_slice(&self.raw[..self.splice]);
+        self.write_after_splice(owners.start, out);
+        let rest = &self.raw[owners.end..];
+        // One comma goes with the key: the one behind it, or else the one before.
+        let rest = rest.strip_prefix(b",").unwrap_or_else(|| {
+            if out.last() == Some(&b',') {
+                out.pop();
+            }
+            rest
+        });
+        out.extend_from_slice(rest);
+    }
+
     /// The resource version, and what comes after it up to `end`.
     fn write_after_splice(&self, end: usize, out: &mut Vec<u8>) {
         let rest = &self.raw[self.splice..end];
-        if let Some(first) = rest.first() {
-            out.extend_from_slice(b"\"resourceVersion\":\"");
-            out.extend_from_slice(itoa::Buffer::new().format(self.revision).as_bytes());
-            out.push(b'"');
-            if *first != b'}' {
-                out.push(b',');
-            }
-            out.extend_from_slice(rest);
+        if self.splice == self.raw.len() {
+            return;
         }
+        out.extend_from_slice(b"\"resourceVersion\":\"");
+        out.extend_from_slice(itoa::Buffer::new().format(self.revision).as_bytes());
+        out.push(b'"');
+        if rest.first() != Some(&b'}') {
+            out.push(b',');
+        }
+        out.extend_from_slice(rest);
     }
 
     /// The object as JSON, with its resource version. Put together at each call: copying the stored bytes costs next to nothing,
@@ -299,6 +319,9 @@ impl Stored {
     /// The object as its Rust type. Decoded once for the first type that is asked for, which all later callers share;
     /// another type is decoded at each call.
     ///
+    /// Without `metadata.managedFields`: as trees they would take several times what the rest of the object takes, and who
+    /// reads typed objects does not look at them. An update that has none leaves them as they are (KEP-555).
+    ///
     /// # Errors
     /// When the object does not fit the type.
     pub fn typed<K>(&self) -> Result<Arc<K>, serde_json::Error>
@@ -310,7 +333,7 @@ impl Stored {
             return Ok(value);
         }
         let mut json = Vec::with_capacity(self.raw.len() + 48);
-        self.write_json(&mut json);
+        self.write_without_owners(&mut json);
         let value = Arc::new(serde_json::from_slice::<K>(&json)?);
         let mut made = self.made();
         let kept = made.typed.get_or_insert_with(|| Arc::clone(&value) as Arc<dyn Any + Send + Sync>);
@@ -318,8 +341,26 @@ impl Stored {
     }
 }
 
+const OWNERS_OPEN: &[u8] = b"\"managedFields\":[";
+
+/// Where `managedFields` with its key is in the metadata that begins at `from`. The text can't stand for anything else there:
+/// in a string its quotes would be escaped, and all other keys of metadata that callers choose have texts as values.
+fn owners_in(raw: &[u8], from: usize) -> Option<Range<usize>> {
+    let metadata = &raw[from..];
+    let at = metadata.windows(OWNERS_OPEN.len()).position(|window| window == OWNERS_OPEN)?;
+    let list = at + OWNERS_OPEN.len();
+    // The first one may be that of an object within this one: then the metadata has ended before.
+    (at < end_of(metadata, b'{', b'}'))
+        .then(|| from + at..from + list + end_of(&metadata[list..], b'[', b']'))
+}
+
 /// Where the JSON object ends that `bytes` begins within: after its closing brace.
 fn end_of_object(bytes: &[u8]) -> usize {
+    end_of(bytes, b'{', b'}')
+}
+
+/// Where the object or list ends that `bytes` begins within, after what closes it.
+fn end_of(bytes: &[u8], open: u8, close: u8) -> usize {
     let (mut depth, mut quoted, mut escaped) = (1_usize, false, false);
     for (index, byte) in bytes.iter().enumerate() {
         match byte {
@@ -327,9 +368,9 @@ fn end_of_object(bytes: &[u8]) -> usize {
             b'\\' => escaped = true,
             b'"' => quoted = !quoted,
             _ if quoted => {}
-            b'{' => depth += 1,
-            b'}' if depth == 1 => return index + 1,
-            b'}' => depth -= 1,
+            _ if *byte == open => depth += 1,
+            _ if *byte == close && depth == 1 => return index + 1,
+            _ if *byte == close => depth -= 1,
             _ => {}
         }
     }
@@ -427,6 +468,32 @@ mod tests {
         stored.forget();
         let other = stored.typed::<Named>().unwrap();
         assert!(!Arc::ptr_eq(&one, &other) && one.metadata.name == other.metadata.name);
+    }
+
+    #[test]
+    fn typed_values_have_no_owners() {
+        let owners = json!([{"manager": "]}\"", "fieldsV1": {"f:a": {"k:[1]": {}}}}]);
+        for (metadata, expected) in [
+            (json!({"managedFields": owners}), json!({})),
+            (
+                json!({"labels": {"managedFields": "["}, "managedFields": owners}),
+                json!({"labels": {"managedFields": "["}}),
+            ),
+            (json!({"managedFields": owners, "name": "a"}), json!({"name": "a"})),
+            (
+                json!({"annotations": {"a": "\"managedFields\":["}}),
+                json!({"annotations": {"a": "\"managedFields\":["}}),
+            ),
+            (json!({}), json!({})),
+        ] {
+            let inner = json!({"metadata": {"managedFields": [1]}});
+            let mut value = json!({"kind": "X", "metadata": metadata, "spec": inner});
+            value["metadata"]["resourceVersion"] = json!("7");
+            let stored = Stored::from_value(value).unwrap();
+            let mut wanted = json!({"kind": "X", "metadata": expected, "spec": inner});
+            wanted["metadata"]["resourceVersion"] = json!("7");
+            assert_eq!(*stored.typed::<Value>().unwrap(), wanted);
+        }
     }
 
     #[test]

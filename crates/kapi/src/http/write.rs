@@ -11,7 +11,7 @@ use super::{
     Duplicates, add_warnings, binary, bytes_response, decode, json_response, media_type,
     negotiate::Form,
     resource::{Request, list_kind},
-    yaml,
+    touched, yaml,
 };
 use crate::{
     body::Body,
@@ -214,7 +214,20 @@ impl Request<'_> {
         };
         let mut patched = apply()?;
         self.check_kind(&mut patched, &resource.api_version(), &resource.def.kind)?;
-        let unknown = self.drop_unknown(resource, &mut patched).map_err(|why| refused(&why))?;
+        let unknown = match (patch, &mut patched) {
+            (
+                Patch::Strategic(Value::Object(patch)) | Patch::Merge(Value::Object(patch)),
+                Value::Object(whole),
+            ) if resource.version().structure.is_none() => {
+                let mut part = Value::Object(touched::take(whole, patch));
+                let unknown = self.drop_unknown(resource, &mut part).map_err(|why| refused(&why))?;
+                if let Value::Object(part) = part {
+                    touched::put_back(whole, part, patch);
+                }
+                unknown
+            }
+            (_, patched) => self.drop_unknown(resource, patched).map_err(|why| refused(&why))?,
+        };
         let texts = all_told(told, &unknown);
         match options.field_validation {
             FieldValidation::Strict if !texts.is_empty() => Err(refused(&strict(&texts))),

@@ -57,10 +57,12 @@ pub fn taint_eviction(context: &Context) -> Controller {
     )
     .when(crate::trigger::Predicate::when(|change| {
         // Only a pod that is newly bound, or tolerates something else, can have to go.
-        let what = |pod: Option<Arc<Pod>>| {
-            pod.and_then(|pod| pod.spec.clone().map(|spec| (spec.node_name, spec.tolerations)))
-        };
-        change.new.is_some() && (change.is_recreated() || what(change.old_as()) != what(change.new_as()))
+        fn what(pod: Option<&Pod>) -> Option<(Option<&str>, Option<&[Toleration]>)> {
+            let spec = pod?.spec.as_ref()?;
+            Some((spec.node_name.as_deref(), spec.tolerations.as_deref()))
+        }
+        let (old, new) = (change.old_as(), change.new_as());
+        new.is_some() && (change.is_recreated() || what(old.as_deref()) != what(new.as_deref()))
     })))
 }
 

@@ -30,45 +30,41 @@ impl WriteError {
 
 /// The strategic merge patch from `old` to `new`, field by field; of conditions only those that changed, since others
 /// write conditions too. `None` when nothing changes.
-fn difference(old: &Value, new: &Value) -> Option<Map<String, Value>> {
-    let empty = Map::new();
-    let (old, new) = (old.as_object().unwrap_or(&empty), new.as_object().unwrap_or(&empty));
-    let mut patch = Map::new();
-    for (key, value) in new {
+fn difference(old: &Value, new: Value) -> Option<Map<String, Value>> {
+    let (empty, mut patch) = (Map::new(), Map::new());
+    let old = old.as_object().unwrap_or(&empty);
+    if let Value::Object(new) = new {
+        patch = new;
+    }
+    for key in OWNED.into_iter().filter(|key| old.contains_key(*key)) {
+        patch.entry(key).or_insert(Value::Null);
+    }
+    patch.retain(|key, value| {
         let before = old.get(key);
         if before == Some(value) {
-            continue;
+            return false;
         }
-        let value = match (key.as_str(), value, before) {
-            ("conditions", Value::Array(conditions), Some(Value::Array(before))) => conditions
-                .iter()
-                .filter(|condition| !before.contains(condition))
-                .map(condition_patch)
-                .collect(),
-            _ => value.clone(),
-        };
-        if value.as_array().is_none_or(|list| !list.is_empty()) {
-            patch.insert(key.clone(), value);
+        if let ("conditions", Value::Array(conditions), Some(Value::Array(before))) =
+            (key.as_str(), &mut *value, before)
+        {
+            conditions.retain(|condition| !before.contains(condition));
+            conditions.iter_mut().for_each(clear_texts);
         }
-    }
-    for key in old.keys().filter(|key| !new.contains_key(*key) && OWNED.contains(&key.as_str())) {
-        patch.insert(key.clone(), Value::Null);
-    }
+        value.as_array().is_none_or(|list| !list.is_empty())
+    });
     (!patch.is_empty()).then_some(patch)
 }
 
 /// The fields that the agent takes away when it has nothing to say in them. All others belong to somebody else.
 const OWNED: [&str; 4] = ["reason", "message", "initContainerStatuses", "ephemeralContainerStatuses"];
 
-/// A condition that replaces another of its type: reason and message go when they aren't there any more.
-fn condition_patch(condition: &Value) -> Value {
-    let mut condition = condition.clone();
+/// Of a condition that replaces another of its type, reason and message go when they aren't there any more.
+fn clear_texts(condition: &mut Value) {
     if let Some(map) = condition.as_object_mut() {
         for key in ["reason", "message"] {
             map.entry(key).or_insert(Value::Null);
         }
     }
-    condition
 }
 
 impl Inner {
@@ -79,7 +75,7 @@ impl Inner {
         new: &PodStatus,
     ) -> Result<(), WriteError> {
         let old = serde_json::to_value(old)?;
-        let Some(patch) = difference(&old, &serde_json::to_value(new)?) else { return Ok(()) };
+        let Some(patch) = difference(&old, serde_json::to_value(new)?) else { return Ok(()) };
         let body = json!({"metadata": {"uid": pod.metadata.uid}, "status": patch});
         let request = Request::builder()
             .method(Method::PATCH)
@@ -137,9 +133,9 @@ mod tests {
             "phase": "Running", "podIP": "10.0.0.1",
             "conditions": [{"type": "A", "status": "True"}, {"type": "Ready", "status": "True"}],
         });
-        let patch = difference(&old, &new).map(Value::Object).unwrap();
+        let patch = difference(&old, new.clone()).map(Value::Object).unwrap();
         let ready = json!({"type": "Ready", "status": "True", "reason": null, "message": null});
         assert_eq!(patch, json!({"phase": "Running", "conditions": [ready], "reason": null}));
-        assert_eq!(difference(&new, &new), None);
+        assert_eq!(difference(&new.clone(), new), None);
     }
 }
