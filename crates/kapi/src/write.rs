@@ -69,6 +69,12 @@ pub(crate) enum Written {
 }
 
 impl Written {
+    /// What is not stored, or not any more.
+    fn unstored(mut object: Value) -> Self {
+        kcore::object::open(&mut object);
+        Self::DryRun(object)
+    }
+
     /// The object's uid.
     pub(crate) fn uid(&self) -> &str {
         match self {
@@ -321,13 +327,13 @@ impl<'a> Call<'a> {
     }
 
     /// Changes an object: reads it, lets `change` make the new state of the current one (both in the storage version, with
-    /// resource versions), and commits. A lost race is run again from the start, unless the new state names the revision it
+    /// resource versions; the sets of owned fields may be texts, see [`Stored::sealed`]), and commits. A lost race is run again from the start, unless the new state names the revision it
     /// replaces.
     pub(crate) async fn update(
         &self,
         change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
     ) -> ApiResult<Written> {
-        self.update_from(self.read().await?, change).await
+        self.update_as(None, change).await
     }
 
     /// The object as it is, stored and in the form that it is changed in.
@@ -338,18 +344,38 @@ impl<'a> Call<'a> {
         Ok((stored, object))
     }
 
-    /// [`update`](Self::update) of an object that has been read already.
+    /// The object as it is, its sets of owned fields as texts where nothing looks into them.
+    async fn read_sealed(&self) -> ApiResult<(Arc<Stored>, Value)> {
+        if self.foreign_admission || self.subresource == "scale" || !convert::is_identity(self.resource) {
+            return self.read().await;
+        }
+        let stored =
+            self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+        let object = stored.sealed().map_err(Status::internal)?;
+        Ok((stored, object))
+    }
+
+    /// [`update`](Self::update) of an object that has been read already, with all of it open.
     pub(crate) async fn update_from(
         &self,
         read: (Arc<Stored>, Value),
         change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
     ) -> ApiResult<Written> {
+        self.update_as(Some(read), change).await
+    }
+
+    async fn update_as(
+        &self,
+        mut read: Option<(Arc<Stored>, Value)>,
+        change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
+    ) -> ApiResult<Written> {
+        let is_open = read.is_some();
         let mut asked_revision = None;
-        let mut read = Some(read);
         for _ in 0..RETRIES_MAX {
             let (stored, old) = match read.take() {
                 Some(read) => read,
-                None => self.read().await?,
+                None if is_open => self.read().await?,
+                None => self.read_sealed().await?,
             };
             let mut object = change(&old)?;
             self.track(&old, &mut object);
@@ -451,7 +477,7 @@ impl<'a> Call<'a> {
             return Ok(Some(Written::Stored(Arc::clone(stored))));
         }
         if self.dry_run {
-            return Ok(Some(Written::DryRun(object)));
+            return Ok(Some(Written::unstored(object)));
         }
         meta::drop_revision(&mut object);
         let strategy = &self.resource.def.strategy;
@@ -471,7 +497,7 @@ impl<'a> Call<'a> {
                 drop(converted);
                 // The answer is the object in its last state, with the revision of its end.
                 object["metadata"]["resourceVersion"] = json!(written.revision().to_string());
-                Ok(Some(Written::DryRun(object)))
+                Ok(Some(Written::unstored(object)))
             }
             Ok(written) => Ok(Some(Written::Stored(written))),
             Err(WriteError::Conflict) => Ok(None),

@@ -1,10 +1,11 @@
 //! An object as it is kept and handed around: a small parsed header, its encoded bytes, and its typed value once
 //! somebody asked for it.
 
+mod owners;
+
 use std::{
     any::Any,
     fmt,
-    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
+pub use self::owners::open;
 use crate::json;
 
 /// Labels, sorted by key.
@@ -229,12 +231,12 @@ impl Stored {
             out.push(b'}');
             return;
         }
-        self.write_after_splice(self.splice + end_of_object(&self.raw[self.splice..]), out);
+        self.write_after_splice(self.splice + owners::end_of(&self.raw[self.splice..], b'{', b'}'), out);
     }
 
     /// [`write_json`](Self::write_json) without `metadata.managedFields`.
     fn write_without_owners(&self, out: &mut Vec<u8>) {
-        let Some(owners) = owners_in(&self.raw, self.splice) else {
+        let Some(owners) = owners::find(&self.raw, self.splice) else {
             return self.write_json(out);
         };
         out.extend_from_slice(&self.raw[..self.splice]);
@@ -310,10 +312,30 @@ impl Stored {
             Ok(text) => serde_json::from_str(text)?,
             Err(_) => serde_json::from_slice(&self.raw)?,
         };
+        self.tell_revision(&mut value);
+        Ok(value)
+    }
+
+    /// [`value`](Self::value) whose sets of owned fields, `metadata.managedFields[*].fieldsV1`, are texts as long as nobody
+    /// [`open`]s them. For who changes an object and leaves most of them alone; [`encode`] takes both forms.
+    ///
+    /// # Errors
+    /// As for [`value`](Self::value).
+    pub fn sealed(&self) -> Result<Value, serde_json::Error> {
+        let Some((text, owners)) =
+            std::str::from_utf8(&self.raw).ok().zip(owners::find(&self.raw, self.splice))
+        else {
+            return self.value();
+        };
+        let mut value = owners::sealed(text, owners)?;
+        self.tell_revision(&mut value);
+        Ok(value)
+    }
+
+    fn tell_revision(&self, value: &mut Value) {
         if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
             meta.insert("resourceVersion".to_owned(), Value::String(self.revision.to_string()));
         }
-        Ok(value)
     }
 
     /// The object as its Rust type. Decoded once for the first type that is asked for, which all later callers share;
@@ -341,42 +363,6 @@ impl Stored {
     }
 }
 
-const OWNERS_OPEN: &[u8] = b"\"managedFields\":[";
-
-/// Where `managedFields` with its key is in the metadata that begins at `from`. The text can't stand for anything else there:
-/// in a string its quotes would be escaped, and all other keys of metadata that callers choose have texts as values.
-fn owners_in(raw: &[u8], from: usize) -> Option<Range<usize>> {
-    let metadata = &raw[from..];
-    let at = metadata.windows(OWNERS_OPEN.len()).position(|window| window == OWNERS_OPEN)?;
-    let list = at + OWNERS_OPEN.len();
-    // The first one may be that of an object within this one: then the metadata has ended before.
-    (at < end_of(metadata, b'{', b'}'))
-        .then(|| from + at..from + list + end_of(&metadata[list..], b'[', b']'))
-}
-
-/// Where the JSON object ends that `bytes` begins within: after its closing brace.
-fn end_of_object(bytes: &[u8]) -> usize {
-    end_of(bytes, b'{', b'}')
-}
-
-/// Where the object or list ends that `bytes` begins within, after what closes it.
-fn end_of(bytes: &[u8], open: u8, close: u8) -> usize {
-    let (mut depth, mut quoted, mut escaped) = (1_usize, false, false);
-    for (index, byte) in bytes.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => quoted = !quoted,
-            _ if quoted => {}
-            _ if *byte == open => depth += 1,
-            _ if *byte == close && depth == 1 => return index + 1,
-            _ if *byte == close => depth -= 1,
-            _ => {}
-        }
-    }
-    bytes.len()
-}
-
 impl fmt::Debug for Stored {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stored")
@@ -393,7 +379,7 @@ impl fmt::Debug for Stored {
 pub struct MissingRevision;
 
 /// Encodes an object the way [`Stored`] keeps it: `apiVersion`, `kind` and `metadata` first, then the other keys in order.
-/// The caller has taken `metadata.resourceVersion` out.
+/// The caller has taken `metadata.resourceVersion` out. Sets of owned fields may be texts ([`Stored::sealed`]).
 #[must_use]
 pub fn encode(object: &Value) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
@@ -410,7 +396,11 @@ pub fn encode(object: &Value) -> Vec<u8> {
         }
         json::write_text(&mut out, key);
         out.push(b':');
-        json::write(&mut out, value);
+        if key == "metadata" {
+            owners::write_metadata(&mut out, value);
+        } else {
+            json::write(&mut out, value);
+        }
     }
     out.push(b'}');
     out

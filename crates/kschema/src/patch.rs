@@ -74,6 +74,17 @@ impl Patch {
         }
     }
 
+    /// Whether the patch may look into `metadata.managedFields`, or change it.
+    #[must_use]
+    pub fn may_touch_owners(&self) -> bool {
+        match self {
+            Self::Json(_) => true,
+            Self::Merge(patch) | Self::Strategic(patch) => {
+                patch.get("metadata").is_some_and(|metadata| metadata.get("managedFields").is_some())
+            }
+        }
+    }
+
     /// The patched object.
     ///
     /// # Errors

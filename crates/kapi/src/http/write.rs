@@ -456,11 +456,14 @@ impl Request<'_> {
         }
         let warnings = std::sync::Mutex::new(Vec::new());
         let change = |old: &Value| -> ApiResult<Value> {
-            let current = if convert::is_identity(resource) || resource.def.definition().is_some() {
+            let mut current = if convert::is_identity(resource) || resource.def.definition().is_some() {
                 Cow::Borrowed(old)
             } else {
                 Cow::Owned(in_version(resource, old.clone()))
             };
+            if patch.may_touch_owners() {
+                kcore::object::open(current.to_mut());
+            }
             let (mut patched, found) = self.patched(resource, (&patch, &told), &current, &options)?;
             *warnings.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = found;
             convert::to_hub(resource, &mut patched);

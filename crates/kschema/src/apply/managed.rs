@@ -253,16 +253,49 @@ pub fn keep_times(old: &Value, new: &mut Value) {
     if old_list == new_list || old_list.len() != new_list.len() {
         return;
     }
-    let same_but_time = |a: &Value, b: &Value| match (a.as_object(), b.as_object()) {
-        (Some(a), Some(b)) => a.iter().filter(|e| e.0 != "time").eq(b.iter().filter(|e| e.0 != "time")),
-        _ => false,
-    };
-    if !old_list.iter().zip(new_list).all(|(a, b)| same_but_time(a, b)) || !same_but_managed_fields(old, new)
+    if !old_list.iter().zip(new_list).all(|(a, b)| is_same_entry(a, b, "time"))
+        || !same_but_managed_fields(old, new)
     {
         return;
     }
     let old_list = of(old).clone();
     new["metadata"]["managedFields"] = old_list;
+}
+
+/// Whether two lists of entries are the same, whichever of them has its sets as texts.
+pub(crate) fn is_same_list(a: &Value, b: &Value) -> bool {
+    match (a.as_array(), b.as_array()) {
+        (Some(a), Some(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same_entry(a, b, "")),
+        _ => a == b,
+    }
+}
+
+/// Whether the sets of a list are texts.
+pub(crate) fn is_sealed(list: &Value) -> bool {
+    list.as_array().into_iter().flatten().any(|entry| entry["fieldsV1"].is_string())
+}
+
+fn is_same_entry(a: &Value, b: &Value, but: &str) -> bool {
+    let is_same = |a: &Value, b: &Value| match (a, b) {
+        (Value::String(text), tree @ Value::Object(_)) | (tree @ Value::Object(_), Value::String(text)) => {
+            kcore::json::to_vec(tree) == text.as_bytes()
+        }
+        _ => a == b,
+    };
+    match (a.as_object(), b.as_object()) {
+        (Some(a), Some(b)) => {
+            let (mut a, mut b) =
+                (a.iter().filter(|entry| entry.0 != but), b.iter().filter(|entry| entry.0 != but));
+            loop {
+                match (a.next(), b.next()) {
+                    (None, None) => return true,
+                    (Some((a_key, a)), Some((b_key, b))) if a_key == b_key && is_same(a, b) => {}
+                    _ => return false,
+                }
+            }
+        }
+        _ => but.is_empty() && a == b,
+    }
 }
 
 /// Whether two objects are the same when nobody looks at who owns what.

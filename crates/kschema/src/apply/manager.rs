@@ -50,7 +50,9 @@ impl<'a> FieldManager<'a> {
     pub fn on_update(&self, live: &Value, new: &mut Value, manager: &str, now: Timestamp) {
         let brought = managed::take(new).filter(|_| self.subresource.is_empty());
         let live_list = managed::of(live);
-        let is_live = brought.as_ref().is_none_or(|list| list == live_list);
+        let is_live = brought.as_ref().is_none_or(|list| managed::is_same_list(list, live_list));
+        // What is a text stays one.
+        let brought = brought.filter(|_| !is_live || !managed::is_sealed(live_list));
         if is_live && managed::same_but_managed_fields(live, new) {
             let metadata = new.get_mut("metadata").and_then(Value::as_object_mut);
             if let Some(metadata) = metadata.filter(|_| !live_list.is_null()) {

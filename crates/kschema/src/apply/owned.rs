@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::{
     fields_v1::{self, element_text, is_member},
+    path::PathElement,
     set::Set,
 };
 
@@ -17,9 +18,68 @@ use super::{
 pub(crate) struct Owned {
     /// The version that the set's paths are of.
     pub(crate) api_version: String,
-    /// As it is stored, if it is unchanged. In the form that this server writes.
-    stored: Option<Value>,
+    /// As it is stored, as long as it is not read in full. In the form that this server writes.
+    stored: Option<Fields>,
     set: OnceCell<Set>,
+}
+
+/// A stored `fieldsV1`: a text until somebody has to look into it.
+#[derive(Clone, Debug)]
+struct Fields {
+    /// Unless the tree has been changed.
+    text: Option<String>,
+    tree: OnceCell<Value>,
+}
+
+impl Fields {
+    fn of(stored: Value) -> Self {
+        match stored {
+            Value::String(text) => Self { text: Some(text), tree: OnceCell::new() },
+            tree => Self { text: None, tree: OnceCell::from(tree) },
+        }
+    }
+
+    fn tree(&self) -> &Value {
+        self.tree.get_or_init(|| {
+            let tree = self.text.as_deref().and_then(|text| serde_json::from_str(text).ok());
+            tree.unwrap_or_else(|| Value::Object(Map::new()))
+        })
+    }
+
+    fn change(&mut self) -> Option<&mut Map<String, Value>> {
+        self.tree();
+        self.text = None;
+        self.tree.get_mut().and_then(Value::as_object_mut)
+    }
+
+    /// Whether any member of `set` is a member here. A text in which none of the set's first steps stands need not be read.
+    fn meets(&self, set: &Set) -> bool {
+        if let (Some(text), None) = (&self.text, self.tree.get()) {
+            let stands = |element: &PathElement| {
+                let key = element_text(element);
+                key.contains(|c: char| c.is_control() || matches!(c, '"' | '\\')) || text.contains(&*key)
+            };
+            let mut steps = set.members.iter().chain(set.children.iter().map(|(element, _)| element));
+            if !steps.any(stands) {
+                return false;
+            }
+        }
+        meets(self.tree(), set)
+    }
+
+    fn is_empty(&self) -> bool {
+        match &self.text {
+            Some(text) => text == "{}",
+            None => self.tree().as_object().is_some_and(Map::is_empty),
+        }
+    }
+
+    fn into_value(self) -> Value {
+        match self.text {
+            Some(text) => Value::String(text),
+            None => self.tree.into_inner().unwrap_or_default(),
+        }
+    }
 }
 
 impl PartialEq for Owned {
@@ -33,20 +93,21 @@ impl Owned {
         Self { api_version: api_version.to_owned(), stored: None, set: OnceCell::from(set) }
     }
 
-    /// Of an entry that this server has written.
+    /// Of an entry that this server has written: a tree, or the text of one.
     pub(crate) fn stored(fields: Value, api_version: &str) -> Self {
-        Self { api_version: api_version.to_owned(), stored: Some(fields), set: OnceCell::new() }
+        Self { api_version: api_version.to_owned(), stored: Some(Fields::of(fields)), set: OnceCell::new() }
     }
 
     pub(crate) fn set(&self) -> &Set {
         self.set.get_or_init(|| {
-            self.stored.as_ref().and_then(|fields| Set::from_fields_v1(fields).ok()).unwrap_or_default()
+            let stored = self.stored.as_ref();
+            stored.and_then(|fields| Set::from_fields_v1(fields.tree()).ok()).unwrap_or_default()
         })
     }
 
     /// What is stored, as long as it is not read in full.
     pub(crate) fn unread(&self) -> Option<&Map<String, Value>> {
-        self.stored.as_ref().filter(|_| self.set.get().is_none()).and_then(Value::as_object)
+        self.stored.as_ref().filter(|_| self.set.get().is_none())?.tree().as_object()
     }
 
     pub(crate) fn replace(&mut self, set: Set) {
@@ -57,7 +118,7 @@ impl Owned {
     /// What of `set` is owned.
     pub(crate) fn intersection(&self, set: &Set) -> Set {
         match (&self.stored, self.set.get()) {
-            (Some(fields), None) if !meets(fields, set) => Set::default(),
+            (Some(fields), None) if !fields.meets(set) => Set::default(),
             _ => self.set().intersection(set),
         }
     }
@@ -65,8 +126,13 @@ impl Owned {
     /// Gives up what is in `set`.
     pub(crate) fn subtract(&mut self, set: &Set) {
         match (&mut self.stored, self.set.get()) {
-            (Some(fields), None) if !meets(fields, set) => {}
-            (Some(Value::Object(fields)), None) => fields_v1::remove(fields, set, false),
+            (Some(fields), None) => {
+                if fields.meets(set)
+                    && let Some(fields) = fields.change()
+                {
+                    fields_v1::remove(fields, set, false);
+                }
+            }
             _ => {
                 let rest = self.set().difference(set);
                 if rest != *self.set() {
@@ -79,8 +145,13 @@ impl Owned {
     /// Comes to own what is in `set`, too.
     pub(crate) fn add(&mut self, set: &Set) {
         match (&mut self.stored, self.set.get()) {
-            (Some(fields), None) if covers(fields, set) => {}
-            (Some(Value::Object(fields)), None) => fields_v1::insert(fields, set),
+            (Some(fields), None) => {
+                if !covers(fields.tree(), set)
+                    && let Some(fields) = fields.change()
+                {
+                    fields_v1::insert(fields, set);
+                }
+            }
             _ => {
                 let all = self.set().union(set);
                 if all != *self.set() {
@@ -92,14 +163,15 @@ impl Owned {
 
     pub(crate) fn is_empty(&self) -> bool {
         match (&self.stored, self.set.get()) {
-            (Some(Value::Object(fields)), None) => fields.is_empty(),
+            (Some(fields), None) => fields.is_empty(),
             _ => self.set().is_empty(),
         }
     }
 
+    /// The `fieldsV1` to store: a tree, or the text that it was before.
     pub(crate) fn into_fields_v1(self) -> Value {
         match self.stored {
-            Some(fields) => fields,
+            Some(fields) => fields.into_value(),
             None => self.set().to_fields_v1(),
         }
     }
