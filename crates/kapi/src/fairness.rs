@@ -10,6 +10,7 @@ mod counters;
 mod level;
 mod ratios;
 mod schema;
+mod width;
 
 use std::{
     sync::{
@@ -158,6 +159,7 @@ impl Fairness {
         objects: &Objects,
         user: &UserInfo,
         request: &RequestInfo,
+        limit: Option<&str>,
     ) -> ApiResult<Turn> {
         self.sync(objects);
         let mutating = !matches!(request.verb.as_str(), "get" | "list" | "watch" | "head");
@@ -170,16 +172,21 @@ impl Fairness {
             if lasts(request) || class.exempt {
                 // What lasts is counted as begun; how long it lasts says nothing.
                 class.flow.dispatched();
-                let stay = (!lasts(request)).then(|| class.flow.enter());
+                let stay = (!lasts(request)).then(|| class.flow.enter(1));
                 let busy = (!lasts(request)).then(|| self.kinds.enter(mutating, Phase::Executing));
                 return Ok(Turn { _seat: None, _stay: stay, _busy: busy, uids });
             }
             (class.level, class.schema.flow(user, request), uids, Arc::clone(&class.flow))
         };
-        let seat = match self.levels.sit(level, flow) {
-            level::Place::Seat(seat) => Ok(seat),
-            level::Place::Queue(place) => {
-                let waiting = Waiting::new(&counters);
+        let width = width::of(objects, request, limit);
+        let seat = match self.levels.sit(level, flow, width) {
+            level::Place::Seat(seat) => {
+                counters.estimated(seat.width());
+                Ok(seat)
+            }
+            level::Place::Queue(place, width) => {
+                counters.estimated(width);
+                let waiting = Waiting::new(&counters, width);
                 let _busy = self.kinds.enter(mutating, Phase::Waiting);
                 let seat = tokio::time::timeout(WAIT_MAX, place).await.unwrap_or(None);
                 waiting.end(seat.is_some());
@@ -191,7 +198,8 @@ impl Fairness {
             Ok(seat) => {
                 counters.dispatched();
                 let busy = self.kinds.enter(mutating, Phase::Executing);
-                Ok(Turn { _seat: Some(seat), _stay: Some(counters.enter()), _busy: Some(busy), uids })
+                let stay = Some(counters.enter(seat.width()));
+                Ok(Turn { _seat: Some(seat), _stay: stay, _busy: Some(busy), uids })
             }
             Err(why) => {
                 counters.rejected(why);
@@ -274,21 +282,23 @@ mod tests {
         let get = request("get");
         let mut held = Vec::new();
         for _ in 0..2 {
-            held.push(now(fairness.admit(&objects, &jane, &get)).expect("a seat").unwrap());
+            held.push(now(fairness.admit(&objects, &jane, &get, None)).expect("a seat").unwrap());
         }
         assert_eq!(held[0].uids.as_ref().unwrap().1, "global-default");
-        let watch =
-            now(fairness.admit(&objects, &jane, &request("watch"))).expect("watches take no seat").unwrap();
+        let watch = now(fairness.admit(&objects, &jane, &request("watch"), None))
+            .expect("watches take no seat")
+            .unwrap();
         assert!(watch._seat.is_none());
-        let mut waiting = Box::pin(fairness.admit(&objects, &jane, &get));
+        let mut waiting = Box::pin(fairness.admit(&objects, &jane, &get, None));
         assert!(waiting.as_mut().now_or_never().is_none(), "the third waits");
-        let error = now(fairness.admit(&objects, &jane, &get)).unwrap().err().expect("the queue is full");
+        let error =
+            now(fairness.admit(&objects, &jane, &get, None)).unwrap().err().expect("the queue is full");
         assert_eq!((error.0.code, error.0.details.unwrap().retry_after_seconds), (429, 1));
         drop(held.pop());
         let turn = waiting.await;
         assert!(turn.is_ok());
         // Somebody who gives up.
-        let mut gone = Box::pin(fairness.admit(&objects, &jane, &get));
+        let mut gone = Box::pin(fairness.admit(&objects, &jane, &get, None));
         assert!(gone.as_mut().now_or_never().is_none());
         drop(gone);
         let mut text = String::new();
@@ -303,6 +313,8 @@ mod tests {
             &format!("apiserver_flowcontrol_current_executing_requests{{{labels}}} 2"),
             &format!("apiserver_flowcontrol_current_executing_seats{{{labels}}} 2"),
             &format!("apiserver_flowcontrol_current_inqueue_requests{{{labels}}} 0"),
+            &format!("apiserver_flowcontrol_current_inqueue_seats{{{labels}}} 0"),
+            &format!("apiserver_flowcontrol_work_estimated_seats_bucket{{{labels},le=\"1\"}} 4"),
             &format!("{waited}{{execute=\"true\",{labels}}} 1"),
             &format!("{waited}{{execute=\"false\",{labels}}} 1"),
             &format!("apiserver_flowcontrol_request_execution_seconds_count{{{labels},type=\"regular\"}} 1"),
@@ -319,18 +331,20 @@ mod tests {
         let fairness = Fairness::new(&objects);
         let jane = UserInfo::new("jane", ["system:authenticated"]);
         let mut held = Vec::new();
-        while let Some(turn) = now(fairness.admit(&objects, &jane, &request("get"))) {
+        while let Some(turn) = now(fairness.admit(&objects, &jane, &request("get"), None)) {
             held.push(turn.unwrap());
         }
         assert!(held.len() > 100, "idle levels lend their seats: {}", held.len());
         assert!(held.len() < SEATS_TOTAL, "but not all of them");
         let began = tokio::time::Instant::now();
-        assert_eq!(fairness.admit(&objects, &jane, &request("get")).await.err().unwrap().0.code, 429);
+        assert_eq!(fairness.admit(&objects, &jane, &request("get"), None).await.err().unwrap().0.code, 429);
         assert_eq!(began.elapsed(), WAIT_MAX);
         // Others have their own seats, and administrators need none.
         let scheduler = UserInfo::new("system:kube-scheduler", ["system:authenticated"]);
-        assert!(now(fairness.admit(&objects, &scheduler, &request("get"))).is_some());
+        assert!(now(fairness.admit(&objects, &scheduler, &request("get"), None)).is_some());
         let admin = UserInfo::new("admin", ["system:masters"]);
-        assert!(now(fairness.admit(&objects, &admin, &request("get"))).unwrap().unwrap()._seat.is_none());
+        assert!(
+            now(fairness.admit(&objects, &admin, &request("get"), None)).unwrap().unwrap()._seat.is_none()
+        );
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Page {
     pub(crate) remaining: Option<usize>,
     /// The objects.
     pub(crate) items: Vec<Arc<Stored>>,
+    /// How many objects have been looked at.
+    pub(crate) evaluated: usize,
 }
 
 /// Where a list goes on: the revision it shows and the last key that was given out.
@@ -66,8 +68,9 @@ pub(crate) async fn list(
     let (snapshot, start) = view(objects, resource, options).await?;
     let selects_all = options.labels.is_empty() && options.fields.is_empty();
     let mut items = Vec::new();
-    let mut more = false;
+    let (mut more, mut evaluated) = (false, 0);
     for entry in scope.entries(&snapshot, resource, start.as_deref()) {
+        evaluated += 1;
         let object = stored(&resource.def, &entry);
         let header = object.header();
         if !scope.admits(header) || !options.labels.matches(&header.labels) || !options.fields.matches(header)
@@ -88,7 +91,7 @@ pub(crate) async fn list(
         last.as_ref().filter(|_| selects_all).map(|last| count_after(&scope, &snapshot, resource, last));
     let revision = snapshot.revision().get();
     let continue_ = last.map(|start| Token { v: "meta.k8s.io/v1".to_owned(), rv: revision, start }.encode());
-    Ok(Page { revision, continue_: continue_.unwrap_or_default(), remaining, items })
+    Ok(Page { revision, continue_: continue_.unwrap_or_default(), remaining, items, evaluated })
 }
 
 fn count_after(scope: &Scope, snapshot: &Snapshot, resource: &Resource, last: &str) -> usize {

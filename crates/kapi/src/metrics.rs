@@ -2,6 +2,8 @@
 //!
 //! A request finds its series by borrowed labels, so counting it allocates nothing once a series is there.
 
+mod resources;
+
 use std::{
     fmt::Write as _,
     hash::Hash,
@@ -114,6 +116,7 @@ pub(crate) struct Metrics {
     long_running: AtomicI64,
     watch_events: AtomicU64,
     panics: AtomicU64,
+    resources: resources::Resources,
 }
 
 /// A request that is being worked on, counted as long as it lives.
@@ -208,6 +211,16 @@ impl Metrics {
         Arc::clone(requests.entry(key.owned()).or_default())
     }
 
+    /// Counts the body of a request to a resource that is served.
+    pub(crate) fn received(&self, group: &str, resource: &str, verb: &str, bytes: usize) {
+        self.resources.body(group, resource, verb, bytes);
+    }
+
+    /// Counts a list of a resource, which has looked at so many objects and gives so many.
+    pub(crate) fn listed(&self, group: &str, resource: &str, evaluated: usize, returned: usize) {
+        self.resources.list(group, resource, evaluated, returned);
+    }
+
     /// Counts events sent to watchers.
     pub(crate) fn sent(&self, events: usize) {
         self.watch_events.fetch_add(events as u64, Ordering::Relaxed);
@@ -249,6 +262,7 @@ impl Metrics {
         for group in all.chunk_by(|(one, _), (other, _)| order(one).0.0 == order(other).0.0) {
             write_sizes(&mut out, name, group);
         }
+        self.resources.write(&mut out);
         let gauge = |value: &AtomicI64| value.load(Ordering::Relaxed);
         head(&mut out, "apiserver_current_inflight_requests", "gauge", "Requests that are being worked on.");
         let _ = writeln!(

@@ -423,7 +423,7 @@ impl Inner {
             Ok(user) => user,
             Err((user, error)) => return (Some(user), Err(error)),
         };
-        let turn = match self.fairness.admit(&self.objects, &user, info).await {
+        let turn = match self.fairness.admit(&self.objects, &user, info, query.get("limit")).await {
             Ok(turn) => turn,
             Err(error) => return (Some(user), Err(error)),
         };

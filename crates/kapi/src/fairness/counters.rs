@@ -17,6 +17,8 @@ use crate::metrics::head;
 
 /// The upper bounds of the histograms, in seconds.
 const BUCKETS: [f64; 13] = [0.0, 0.005, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 15.0, 30.0];
+/// The upper bounds of the histogram of seats.
+const WIDTHS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 100];
 /// How many pairs of a level and a schema are counted apart; those that come later are counted together. Only who may change
 /// the configuration makes any.
 const FLOWS_MAX: usize = 1_000;
@@ -43,10 +45,21 @@ pub(super) struct Flow {
     dispatched: AtomicU64,
     rejected: [AtomicU64; REFUSALS.len()],
     waiting: AtomicI64,
+    waiting_seats: AtomicI64,
     executing: AtomicI64,
+    seats: AtomicI64,
+    estimated: Widths,
     /// How long those waited who were sent away, and those who were not.
     waited: [Histogram; 2],
     executed: Histogram,
+}
+
+/// How many seats requests were to take.
+#[derive(Debug, Default)]
+struct Widths {
+    buckets: [AtomicU64; WIDTHS.len()],
+    count: AtomicU64,
+    sum: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +73,7 @@ struct Histogram {
 #[derive(Debug)]
 pub(crate) struct Stay {
     flow: Arc<Flow>,
+    seats: i64,
     began: Instant,
 }
 
@@ -67,6 +81,7 @@ pub(crate) struct Stay {
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     flow: &'a Flow,
+    seats: i64,
     began: Instant,
     ended: bool,
 }
@@ -86,7 +101,7 @@ impl Counters {
             |level: &str, schema: &str| format!("flow_schema=\"{schema}\",priority_level=\"{level}\"");
         let all: Vec<(String, &Flow)> =
             flows.iter().map(|((level, schema), flow)| (label(level, schema), &**flow)).collect();
-        let simple: [Simple; 4] = [
+        let simple: [Simple; 5] = [
             ("dispatched_requests_total", "counter", "Requests that were worked on.", |flow| {
                 i64::try_from(flow.dispatched.load(Ordering::Relaxed)).unwrap_or(i64::MAX)
             }),
@@ -96,8 +111,11 @@ impl Counters {
             ("current_executing_requests", "gauge", "Requests that are being worked on.", |flow| {
                 flow.executing.load(Ordering::Relaxed)
             }),
-            ("current_executing_seats", "gauge", "Seats that are taken; a request takes one.", |flow| {
-                flow.executing.load(Ordering::Relaxed)
+            ("current_inqueue_seats", "gauge", "Seats that those who wait will take.", |flow| {
+                flow.waiting_seats.load(Ordering::Relaxed)
+            }),
+            ("current_executing_seats", "gauge", "Seats that are taken.", |flow| {
+                flow.seats.load(Ordering::Relaxed)
             }),
         ];
         for (name, kind, help, value) in simple {
@@ -116,6 +134,11 @@ impl Counters {
                     let _ = writeln!(out, "{name}{{{labels},reason=\"{reason}\"}} {count}");
                 }
             }
+        }
+        let name = "apiserver_flowcontrol_work_estimated_seats";
+        head(out, name, "histogram", "How many seats requests were to take.");
+        for (labels, flow) in &all {
+            flow.estimated.write(name, labels, out);
         }
         let name = "apiserver_flowcontrol_request_wait_duration_seconds";
         head(out, name, "histogram", "How long requests waited, in seconds.");
@@ -166,24 +189,38 @@ impl Flow {
         }
     }
 
-    /// A request is being worked on.
-    pub(super) fn enter(self: &Arc<Self>) -> Stay {
+    /// A request is to take so many seats.
+    pub(super) fn estimated(&self, seats: usize) {
+        self.estimated.count.fetch_add(1, Ordering::Relaxed);
+        self.estimated.sum.fetch_add(seats as u64, Ordering::Relaxed);
+        if let Some(bucket) = WIDTHS.iter().position(|bound| seats <= *bound) {
+            self.estimated.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A request is being worked on, on so many seats.
+    pub(super) fn enter(self: &Arc<Self>, seats: usize) -> Stay {
+        let seats = i64::try_from(seats).unwrap_or(i64::MAX);
         self.executing.fetch_add(1, Ordering::Relaxed);
-        Stay { flow: Arc::clone(self), began: Instant::now() }
+        self.seats.fetch_add(seats, Ordering::Relaxed);
+        Stay { flow: Arc::clone(self), seats, began: Instant::now() }
     }
 }
 
 impl Drop for Stay {
     fn drop(&mut self) {
         self.flow.executing.fetch_sub(1, Ordering::Relaxed);
+        self.flow.seats.fetch_sub(self.seats, Ordering::Relaxed);
         self.flow.executed.add(self.began.elapsed());
     }
 }
 
 impl<'a> Waiting<'a> {
-    pub(super) fn new(flow: &'a Flow) -> Self {
+    pub(super) fn new(flow: &'a Flow, seats: usize) -> Self {
+        let seats = i64::try_from(seats).unwrap_or(i64::MAX);
         flow.waiting.fetch_add(1, Ordering::Relaxed);
-        Self { flow, began: Instant::now(), ended: false }
+        flow.waiting_seats.fetch_add(seats, Ordering::Relaxed);
+        Self { flow, seats, began: Instant::now(), ended: false }
     }
 
     /// The request got a seat, or waited too long.
@@ -196,10 +233,28 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.flow.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.flow.waiting_seats.fetch_sub(self.seats, Ordering::Relaxed);
         if !self.ended {
             self.flow.waited[0].add(self.began.elapsed());
             self.flow.rejected(Refusal::Cancelled);
         }
+    }
+}
+
+impl Widths {
+    fn write(&self, name: &str, labels: &str, out: &mut String) {
+        let count = self.count.load(Ordering::Relaxed);
+        if count == 0 {
+            return;
+        }
+        let mut below = 0;
+        for (bound, bucket) in WIDTHS.iter().zip(&self.buckets) {
+            below += bucket.load(Ordering::Relaxed);
+            let _ = writeln!(out, "{name}_bucket{{{labels},le=\"{bound}\"}} {below}");
+        }
+        let sum = self.sum.load(Ordering::Relaxed);
+        let _ = writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {count}");
+        let _ = writeln!(out, "{name}_sum{{{labels}}} {sum}\n{name}_count{{{labels}}} {count}");
     }
 }
 

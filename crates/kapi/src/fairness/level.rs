@@ -29,7 +29,9 @@ struct Level {
     most: usize,
     queue_length: usize,
     hand: usize,
-    queues: Vec<VecDeque<oneshot::Sender<Seat>>>,
+    /// The most seats that one request may take.
+    widest: usize,
+    queues: Vec<VecDeque<Waiter>>,
     /// How many wait in all queues.
     waiting: usize,
     /// The queue that was served last.
@@ -38,19 +40,34 @@ struct Level {
     usage: Usage,
 }
 
-/// A seat; it is free again when this is dropped.
+/// Somebody in a queue.
+#[derive(Debug)]
+struct Waiter {
+    sender: oneshot::Sender<Seat>,
+    width: usize,
+}
+
+/// The seats of one request; they are free again when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Seat {
     levels: Arc<Levels>,
     level: usize,
+    width: usize,
+}
+
+impl Seat {
+    /// How many seats they are.
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
 }
 
 /// Where a request is put.
 pub(super) enum Place {
     /// It can be worked on.
     Seat(Seat),
-    /// It waits; nothing comes when the level is taken away.
-    Queue(futures::future::BoxFuture<'static, Option<Seat>>),
+    /// It waits for so many seats; nothing comes when the level is taken away.
+    Queue(futures::future::BoxFuture<'static, Option<Seat>>, usize),
     /// It is sent away.
     Nowhere(Refusal),
 }
@@ -83,15 +100,18 @@ pub(super) struct Limits {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let given = {
+        {
             let mut state = self.levels.lock();
-            state[self.level].executing -= 1;
+            state[self.level].executing -= self.width;
             state[self.level].note();
-            self.levels.next(&mut state)
-        };
-        if let Some((level, waiting)) = given {
-            // Who gave up waiting hands the seat on by dropping it.
-            let _ = waiting.send(Seat { levels: Arc::clone(&self.levels), level });
+        }
+        // A wide request makes room for several.
+        loop {
+            let next = self.levels.next(&mut self.levels.lock());
+            let Some((level, waiter)) = next else { break };
+            // Who gave up waiting hands the seats on by dropping them.
+            let seat = Seat { levels: Arc::clone(&self.levels), level, width: waiter.width };
+            let _ = waiter.sender.send(seat);
         }
     }
 }
@@ -139,6 +159,7 @@ impl Levels {
             (level.nominal, level.reserved, level.most) = (nominal, nominal - lendable, most);
             (level.hand, level.queue_length) =
                 (number("handSize", 8).clamp(1, queues.max(1)), number("queueLengthLimit", 50));
+            level.widest = if queues > 0 { widest(nominal, level.hand) } else { usize::MAX };
             // Queues with somebody in them stay until they are empty.
             let kept = level.queues.iter().rposition(|queue| !queue.is_empty()).map_or(0, |last| last + 1);
             level.queues.resize_with(queues.max(kept), VecDeque::new);
@@ -179,26 +200,28 @@ impl Levels {
         self.lock().iter().position(|level| level.name == name)
     }
 
-    /// Whether another request of the level may be worked on: on a seat of its own, or on one that others lend.
-    fn has_seat(&self, state: &[Level], level: usize) -> bool {
+    /// Whether another request of the level may be worked on: on seats of its own, or on some that others lend. One that is
+    /// wider than the level can ever be has it to itself.
+    fn has_seat(&self, state: &[Level], level: usize, width: usize) -> bool {
         let Level { executing, nominal, most, .. } = state[level];
-        if executing < nominal {
+        if executing + width <= nominal || (executing == 0 && width > most) {
             return true;
         }
-        if executing >= most {
+        if executing + width > most {
             return false;
         }
         let others = state.iter().enumerate().filter(|(index, _)| *index != level);
         let kept: usize = others.map(|(_, other)| other.executing.max(other.reserved)).sum();
-        kept + executing < self.seats
+        kept + executing + width <= self.seats
     }
 
-    pub(super) fn sit(self: &Arc<Self>, level: usize, flow: u64) -> Place {
+    pub(super) fn sit(self: &Arc<Self>, level: usize, flow: u64, width: usize) -> Place {
         let mut state = self.lock();
-        if state[level].waiting == 0 && self.has_seat(&state, level) {
-            state[level].executing += 1;
+        let width = width.min(state[level].widest).max(1);
+        if state[level].waiting == 0 && self.has_seat(&state, level, width) {
+            state[level].executing += width;
             state[level].note();
-            return Place::Seat(Seat { levels: Arc::clone(self), level });
+            return Place::Seat(Seat { levels: Arc::clone(self), level, width });
         }
         let own = &mut state[level];
         let Some(queue) = own.shortest(flow) else {
@@ -208,29 +231,35 @@ impl Levels {
             return Place::Nowhere(Refusal::QueueFull);
         }
         let (sender, receiver) = oneshot::channel();
-        own.queues[queue].push_back(sender);
+        own.queues[queue].push_back(Waiter { sender, width });
         own.waiting += 1;
         own.note();
-        Place::Queue(receiver.map(Result::ok).boxed())
+        Place::Queue(receiver.map(Result::ok).boxed(), width)
     }
 
-    /// Who is next, in any level that has a seat: the seat counts as taken.
-    fn next(&self, state: &mut [Level]) -> Option<(usize, oneshot::Sender<Seat>)> {
+    /// Who is next, in any level that has room: the seats count as taken. Nobody overtakes a wide request that waits for room.
+    fn next(&self, state: &mut [Level]) -> Option<(usize, Waiter)> {
         for level in 0..state.len() {
-            while state[level].waiting > 0 && self.has_seat(state, level) {
-                let Some(sender) = state[level].pop() else {
-                    break;
-                };
-                if sender.is_closed() {
+            while let Some((queue, width)) = state[level].front()
+                && self.has_seat(state, level, width)
+                && let Some(waiter) = state[level].pop(queue)
+            {
+                if waiter.sender.is_closed() {
                     continue;
                 }
-                state[level].executing += 1;
+                state[level].executing += width;
                 state[level].note();
-                return Some((level, sender));
+                return Some((level, waiter));
             }
         }
         None
     }
+}
+
+/// The most seats that one request of a level with queues may take (upstream's `MaxSeatsTracker`): 15 % of the level's own,
+/// and no more than each queue of a hand could have.
+fn widest(nominal: usize, hand: usize) -> usize {
+    (nominal * 15).div_ceil(100).min(nominal / hand.max(1)).max(1)
 }
 
 impl Level {
@@ -253,7 +282,7 @@ impl Level {
             let index = usize::try_from(number % count as u64).unwrap_or(0);
             number = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(23);
             let before = self.queues[index].len();
-            self.queues[index].retain(|sender| !sender.is_closed());
+            self.queues[index].retain(|waiter| !waiter.sender.is_closed());
             self.waiting -= before - self.queues[index].len();
             if best.is_none_or(|best| self.queues[index].len() < self.queues[best].len()) {
                 best = Some(index);
@@ -262,18 +291,18 @@ impl Level {
         best
     }
 
-    /// The first of the next queue that has one, in turn.
-    fn pop(&mut self) -> Option<oneshot::Sender<Seat>> {
+    /// The next queue in turn that has somebody, and how many seats the first of it wants.
+    fn front(&self) -> Option<(usize, usize)> {
         let count = self.queues.len();
-        for step in 1..=count {
-            let index = (self.last + step) % count;
-            if let Some(sender) = self.queues[index].pop_front() {
-                self.last = index;
-                self.waiting -= 1;
-                return Some(sender);
-            }
-        }
-        None
+        let mut indexes = (1..=count).map(|step| (self.last + step) % count);
+        indexes.find_map(|index| self.queues[index].front().map(|waiter| (index, waiter.width)))
+    }
+
+    fn pop(&mut self, queue: usize) -> Option<Waiter> {
+        let waiter = self.queues[queue].pop_front()?;
+        self.last = queue;
+        self.waiting -= 1;
+        Some(waiter)
     }
 }
 
@@ -285,18 +314,22 @@ mod tests {
     use super::*;
 
     fn levels(seats: usize, borrows: Value) -> Arc<Levels> {
+        with_queues(seats, &borrows, 8, 2)
+    }
+
+    fn with_queues(seats: usize, borrows: &Value, queues: u32, hand: u32) -> Arc<Levels> {
         let levels = Arc::new(Levels::new(seats));
         let level = |name: &str| {
             json!({"metadata": {"name": name}, "spec": {"type": "Limited", "limited": {
                 "nominalConcurrencyShares": 10, "lendablePercent": 50, "borrowingLimitPercent": borrows,
-                "limitResponse": {"type": "Queue", "queuing": {"queues": 8, "handSize": 2, "queueLengthLimit": 10}}}}})
+                "limitResponse": {"type": "Queue", "queuing": {"queues": queues, "handSize": hand, "queueLengthLimit": 10}}}}})
         };
         levels.configure(&[level("a"), level("b")]);
         levels
     }
 
     fn seats(levels: &Arc<Levels>, level: usize) -> Vec<Seat> {
-        let seat = || match levels.sit(level, 7) {
+        let seat = || match levels.sit(level, 7, 1) {
             Place::Seat(seat) => Some(seat),
             _ => None,
         };
@@ -319,8 +352,8 @@ mod tests {
         let levels = levels(2, json!(0));
         let held = seats(&levels, 0);
         assert_eq!(held.len(), 1);
-        let wait = |flow| match levels.sit(0, flow) {
-            Place::Queue(waiting) => waiting,
+        let wait = |flow| match levels.sit(0, flow, 1) {
+            Place::Queue(waiting, _) => waiting,
             _ => panic!("there is no seat and room in the queues"),
         };
         // Nine of one flow, then one of another, which has another queue.
@@ -345,5 +378,32 @@ mod tests {
             }
         }
         assert!(served <= 3, "the rare flow waited for {served}");
+    }
+
+    #[test]
+    fn wide_requests_take_several_seats_and_are_not_overtaken() {
+        let levels = with_queues(160, &json!(0), 1, 1);
+        // 80 seats of its own: 15 % are 12, more than that nobody gets.
+        let Place::Seat(wide) = levels.sit(0, 7, 50) else { panic!("there is room") };
+        assert_eq!(wide.width(), 12);
+        let narrow = seats(&levels, 0);
+        assert_eq!(narrow.len(), 68);
+        let Place::Queue(mut waiting, 10) = levels.sit(0, 7, 10) else { panic!("there is no room") };
+        let Place::Queue(mut behind, 1) = levels.sit(0, 7, 1) else { panic!("others are first") };
+        let mut narrow = narrow.into_iter();
+        drop(narrow.by_ref().take(9).collect::<Vec<_>>());
+        assert!(waiting.as_mut().now_or_never().is_none() && behind.as_mut().now_or_never().is_none());
+        // With these twelve, there is room for both.
+        drop(wide);
+        assert_eq!(waiting.now_or_never().flatten().map(|seat| seat.width()), Some(10));
+        assert_eq!(behind.now_or_never().flatten().map(|seat| seat.width()), Some(1));
+    }
+
+    #[test]
+    fn the_widest_request_depends_on_the_level() {
+        // (seats of the level, size of a hand, most seats of a request), as upstream computes them.
+        for (nominal, hand, most) in [(100, 6, 15), (100, 10, 10), (10, 1, 2), (1, 8, 1), (0, 8, 1)] {
+            assert_eq!(widest(nominal, hand), most, "{nominal} {hand}");
+        }
     }
 }

@@ -102,10 +102,10 @@ impl Request<'_> {
             "get" => return self.get(resource).await,
             "list" => return self.list(resource).await,
             "watch" => return self.watch(resource).await,
-            "delete" | "deletecollection" => self.delete(resource, read_body(body).await?).await,
-            "create" => self.create(resource, read_body(body).await?).await,
-            "update" => self.update(resource, read_body(body).await?).await,
-            "patch" => self.patch(resource, read_body(body).await?).await,
+            "delete" | "deletecollection" => self.delete(resource, self.read(resource, body).await?).await,
+            "create" => self.create(resource, self.read(resource, body).await?).await,
+            "update" => self.update(resource, self.read(resource, body).await?).await,
+            "patch" => self.patch(resource, self.read(resource, body).await?).await,
             _ => return Err(self.not_allowed(resource)),
         };
         let def = &resource.def;
@@ -117,6 +117,18 @@ impl Request<'_> {
             aggregate::settle(self.server).await?;
         }
         writes
+    }
+
+    /// Reads the body of a request that writes.
+    async fn read<B>(&self, resource: &Resource, body: B) -> ApiResult<Bytes>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: fmt::Display + Send,
+    {
+        let body = read_body(body).await?;
+        let def = &resource.def;
+        self.server.metrics.received(&def.group, &def.plural, &self.info.verb, body.len());
+        Ok(body)
     }
 
     /// Waits until everything is here that any server over the same store has answered, so that a client may go from one
@@ -250,6 +262,8 @@ impl Request<'_> {
         let form = self.form(resource, false)?;
         let options = self.list_options(resource, false)?;
         let page = list::list(&self.server.objects, resource, self.namespace(resource), &options).await?;
+        let def = &resource.def;
+        self.server.metrics.listed(&def.group, &def.plural, page.evaluated, page.items.len());
         let mut meta = json!({"resourceVersion": page.revision.to_string()});
         if !page.continue_.is_empty() {
             meta["continue"] = json!(page.continue_);
