@@ -42,12 +42,14 @@
 
 pub use kreconcile::node_selector as affinity;
 mod attachable;
+pub mod booking;
 pub mod build;
 pub mod config;
 pub mod cycle;
 pub mod decision;
 pub mod event;
 pub mod node;
+pub mod observer;
 pub mod planner;
 pub mod plugin;
 pub mod plugins;
@@ -68,10 +70,12 @@ mod volumes;
 pub mod waiting;
 pub mod what_if;
 
+pub use booking::Booking;
 pub use cycle::{decide, decide_among};
 pub use decision::{Decision, Diagnosis, NodeVerdict, Nomination, Score};
 pub use event::{ClusterEvent, Hint, ObjectEvent};
 pub use node::NodeInfo;
+pub use observer::Observer;
 pub use planner::{Plan, Planner};
 pub use plugin::{Rejection, Verdict};
 pub use pod::PodInfo;

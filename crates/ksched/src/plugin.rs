@@ -32,10 +32,15 @@ use async_trait::async_trait;
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
+    booking::Booking,
     event::{ClusterEvent, Hint},
+    observer::Observer,
     pod::PodInfo,
     queue::QueuedPod,
-    snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
+    snapshot::{
+        NodeIndex, NodeView, Snapshot,
+        catalog::{Catalog, Interest},
+    },
     track::{FilterTracker, ScoreTracker, Surroundings, Track},
     trial::Attempt,
     waiting::WaitingPods,
@@ -203,6 +208,8 @@ pub struct Binding<'a> {
     pub client: &'a kube::Client,
     /// What the plug-ins noted while deciding.
     pub cycle: &'a CycleState,
+    /// Sees what the scheduler sees of the cluster.
+    pub observer: &'a Observer,
     /// The pod.
     pub pod: &'a PodInfo,
     /// The node that it goes to.
@@ -435,12 +442,19 @@ pub trait Reserve: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
-    /// Asked in the order of the profile; a rejection ends the attempt.
-    fn reserve(&self, cycle: &mut CycleState, pod: &PodInfo, node: &str) -> Verdict;
+    /// Whether it has anything to book for this pod. A pod that concerns no [`Reserve`], [`Permit`] or [`PreBind`] gets
+    /// its place from what a [`Planner`](crate::Planner) keeps; the others are decided on from scratch, so that the
+    /// plug-in finds its notes. Asked for every pod, so it must be cheap. `true` by default.
+    fn concerns(&self, _pod: &PodInfo, _catalog: &Catalog) -> bool {
+        true
+    }
 
-    /// Asked in the opposite order, of every plug-in, when anything later fails; also of those whose `reserve` was not
-    /// asked, so it must be fine to call it for nothing, and twice.
-    fn unreserve(&self, _cycle: &CycleState, _pod: &PodInfo, _node: &str) {}
+    /// Asked in the order of the profile; a rejection ends the attempt.
+    fn reserve(&self, booking: &mut Booking<'_>) -> Verdict;
+
+    /// Asked in the opposite order, of every plug-in, when anything later fails; also of those
+    /// whose `reserve` was not asked, so it must be fine to call it for nothing, and twice.
+    fn unreserve(&self, _booking: &mut Booking<'_>) {}
 }
 
 /// Has the last word before a pod is bound; can have it wait for others.
@@ -448,14 +462,13 @@ pub trait Permit: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
+    /// Whether it has a say about this pod; see [`Reserve::concerns`]. `true` by default.
+    fn concerns(&self, _pod: &PodInfo, _catalog: &Catalog) -> bool {
+        true
+    }
+
     /// `waiting` holds the pods that wait, so that this one's arrival can let them go.
-    fn permit(
-        &self,
-        cycle: &mut CycleState,
-        pod: &PodInfo,
-        node: &str,
-        waiting: &WaitingPods,
-    ) -> PermitVerdict;
+    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods) -> PermitVerdict;
 }
 
 /// Does what must be done before a pod is bound, such as attaching a volume. Pods are bound at the same time; one pod's
@@ -464,6 +477,11 @@ pub trait Permit: Send + Sync + 'static {
 pub trait PreBind: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
+
+    /// Whether it has anything to do for this pod (KEP-5229 asks the same); see [`Reserve::concerns`]. `true` by default.
+    fn concerns(&self, _pod: &PodInfo, _catalog: &Catalog) -> bool {
+        true
+    }
 
     /// A failure gives the pod's place back, and the pod is tried again after a back-off.
     ///

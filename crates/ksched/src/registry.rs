@@ -162,10 +162,7 @@ impl Default for Registry {
         );
         with_args(
             "VolumeBinding",
-            Arc::new(|args| {
-                args::volume_binding(args)?;
-                Ok(all!(plugins::VolumeBinding; pre_filter filter hint))
-            }),
+            Arc::new(|args| Ok(all!(args::volume_binding(args)?; pre_filter filter reserve pre_bind hint))),
         );
         with_args(
             "PodTopologySpread",

@@ -239,6 +239,7 @@ impl Runnable for Scheduler {
             for change in pod_changes.try_next() {
                 core.pod_changed(&change);
             }
+            core.show();
             core.take_finished();
             if core.schedule(BATCH_PODS_MAX) == BATCH_PODS_MAX {
                 tokio::task::yield_now().await;

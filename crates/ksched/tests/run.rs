@@ -18,9 +18,10 @@ use kcore::{
 };
 use kreconcile::{Manager, Running, Start};
 use ksched::{
-    PodInfo, Profile, Scheduler, WaitingPods,
+    Booking, Profile, Scheduler, WaitingPods,
     build::{NodeBuilder, PodBuilder, node, pod},
-    plugin::{CycleState, Permit, PermitVerdict, Reserve, Verdict},
+    plugin::{Permit, PermitVerdict, Reserve, Verdict},
+    plugins::VolumeBinding,
 };
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
@@ -179,6 +180,10 @@ impl Api {
                 self.put("pods", pod.clone());
                 answer(StatusCode::OK, &pod)
             }
+            (Method::PATCH, ["persistentvolumes", name]) => self.merge("persistentvolumes", name, &body),
+            (Method::PATCH, ["namespaces", _, "persistentvolumeclaims", name]) => {
+                self.merge("persistentvolumeclaims", name, &body)
+            }
             (Method::DELETE, ["namespaces", _, "pods", name]) => {
                 let mut pod = self.get("pods", name);
                 pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
@@ -193,6 +198,36 @@ impl Api {
             }
             (_, _) => answer(StatusCode::NOT_FOUND, &json!({})),
         }
+    }
+
+    /// A merge patch that is refused when it was made from another revision.
+    fn merge(&self, plural: &str, name: &str, patch: &Value) -> Response<Body> {
+        fn merge(into: &mut Value, patch: &Value) {
+            match patch {
+                Value::Object(fields) => {
+                    fields.iter().for_each(|(key, value)| merge(&mut into[key], value));
+                }
+                Value::Null => {}
+                other => *into = other.clone(),
+            }
+        }
+        let mut object = self.get(plural, name);
+        if object["metadata"]["resourceVersion"] != patch["metadata"]["resourceVersion"] {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 409,
+                "reason": "Conflict", "message": "the object has been modified", "metadata": {}});
+            return answer(StatusCode::CONFLICT, &status);
+        }
+        merge(&mut object, patch);
+        self.put(plural, object);
+        answer(StatusCode::OK, &self.get(plural, name))
+    }
+
+    /// What a volume controller does: claim and volume are told of each other.
+    fn bind_claim(&self, name: &str, volume: &str) {
+        let mut claim = self.get("persistentvolumeclaims", name);
+        claim["spec"]["volumeName"] = json!(volume);
+        claim["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = json!("yes");
+        self.put("persistentvolumeclaims", claim);
     }
 
     fn watch(&self, plural: &str) -> Response<Body> {
@@ -294,12 +329,12 @@ impl Reserve for Pairs {
         "Pairs"
     }
 
-    fn reserve(&self, _: &mut CycleState, _: &PodInfo, _: &str) -> Verdict {
+    fn reserve(&self, _: &mut Booking<'_>) -> Verdict {
         self.booked.fetch_add(1, Ordering::Relaxed);
         Verdict::Pass
     }
 
-    fn unreserve(&self, _: &CycleState, _: &PodInfo, _: &str) {
+    fn unreserve(&self, _: &mut Booking<'_>) {
         self.booked.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -309,7 +344,7 @@ impl Permit for Pairs {
         "Pairs"
     }
 
-    fn permit(&self, _: &mut CycleState, _: &PodInfo, _: &str, waiting: &WaitingPods) -> PermitVerdict {
+    fn permit(&self, _: &mut Booking<'_>, waiting: &WaitingPods) -> PermitVerdict {
         match waiting.list().first() {
             Some((other, _)) => {
                 waiting.allow(&other.uid, "Pairs");
@@ -400,6 +435,140 @@ async fn a_pod_waits_until_its_claim_is_bound() {
     claim["spec"]["volumeName"] = json!("pv");
     api.put("persistentvolumeclaims", claim);
     api.until_on("db", "b").await;
+    running.stop().await;
+}
+
+/// Two hosts with a disk each, and a class of disks that are chosen with the pod.
+fn with_local_disks() -> Arc<Api> {
+    let api = Api::new();
+    let provisioner = "kubernetes.io/no-provisioner";
+    for (name, provisioner) in [("local", provisioner), ("network", "example.com/disk")] {
+        let class = json!({"metadata": {"name": name}, "provisioner": provisioner,
+            "volumeBindingMode": "WaitForFirstConsumer"});
+        api.put("storageclasses", class);
+    }
+    for host in ["a", "b"] {
+        api.add_node(node(host).label("kubernetes.io/hostname", host));
+        let terms = json!([{"matchExpressions":
+            [{"key": "kubernetes.io/hostname", "operator": "In", "values": [host]}]}]);
+        api.put(
+            "persistentvolumes",
+            json!({
+                "metadata": {"name": format!("disk-{host}")},
+                "spec": {"storageClassName": "local", "capacity": {"storage": "10Gi"},
+                    "accessModes": ["ReadWriteOnce"], "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
+                "status": {"phase": "Available"},
+            }),
+        );
+    }
+    api
+}
+
+fn claim(name: &str, class: &str) -> Value {
+    json!({
+        "metadata": {"namespace": "default", "name": name, "uid": format!("uid-{name}")},
+        "spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}},
+    })
+}
+
+fn user(name: &str, claim: &str) -> PodBuilder {
+    pod(name).edit(|pod| {
+        let volume = json!({"name": "data", "persistentVolumeClaim": {"claimName": claim}});
+        pod.spec.get_or_insert_default().volumes = Some(vec![serde_json::from_value(volume).unwrap()]);
+    })
+}
+
+/// Three pods, two disks: each disk is written for one claim, the third pod has none; and no pod is bound before its claim.
+#[tokio::test(start_paused = true)]
+async fn volumes_are_bound_with_the_pods_that_use_them() {
+    let api = with_local_disks();
+    let running = api.start();
+    for name in ["one", "two", "three"] {
+        api.put("persistentvolumeclaims", claim(name, "local"));
+        api.add_pod(user(name, name));
+    }
+    let owner = |api: &Api, host: &str| {
+        let claim = api.get("persistentvolumes", &format!("disk-{host}"))["spec"]["claimRef"]["name"].clone();
+        claim.as_str().map(str::to_owned)
+    };
+    api.until(|api| owner(api, "a").is_some() && owner(api, "b").is_some()).await;
+    api.until(|api| {
+        api.events("FailedScheduling")
+            .iter()
+            .any(|text| text.contains("2 node(s) didn't find available persistent volumes to bind"))
+    })
+    .await;
+    for host in ["a", "b"] {
+        let disk = format!("disk-{host}");
+        let volume = api.get("persistentvolumes", &disk);
+        assert_eq!(volume["metadata"]["annotations"]["pv.kubernetes.io/bound-by-controller"], "yes");
+        let claim = owner(&api, host).unwrap();
+        assert_eq!(volume["spec"]["claimRef"]["uid"], format!("uid-{claim}"));
+        assert_eq!(api.get("pods", &claim)["spec"]["nodeName"], Value::Null, "its claim is not bound");
+        api.bind_claim(&claim, &disk);
+        api.until_on(&claim, host).await;
+    }
+    let last =
+        ["one", "two", "three"].into_iter().find(|name| api.get("pods", name)["spec"]["nodeName"].is_null());
+    let mut disk = api.get("persistentvolumes", "disk-a");
+    disk["metadata"] = json!({"name": "disk-c"});
+    disk["spec"]["claimRef"] = Value::Null;
+    api.put("persistentvolumes", disk);
+    api.until(|api| owner(api, "c").as_deref() == last).await;
+    api.bind_claim(last.unwrap(), "disk-c");
+    api.until_on(last.unwrap(), "a").await;
+    running.stop().await;
+}
+
+/// A provisioner is told the node, and says that it can't by taking the name away; then the pod is tried again.
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_provisioned_for_the_node_or_the_pod_is_tried_again() {
+    let api = with_local_disks();
+    let running = api.start();
+    api.put("persistentvolumeclaims", claim("data", "network"));
+    api.add_pod(user("p", "data"));
+    let selected = |api: &Api| {
+        let claim = api.get("persistentvolumeclaims", "data");
+        claim["metadata"]["annotations"]["volume.kubernetes.io/selected-node"].as_str().map(str::to_owned)
+    };
+    api.until(|api| selected(api).is_some()).await;
+    let mut failed = api.get("persistentvolumeclaims", "data");
+    failed["metadata"]["annotations"] = json!({"other": "one"});
+    api.put("persistentvolumeclaims", failed);
+    let expected =
+        "running PreBind plugin \"VolumeBinding\": binding volumes: provisioning failed for PVC \"data\"";
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    api.until(|api| selected(api).is_some()).await;
+    let node = selected(&api).unwrap();
+    api.put("persistentvolumes", json!({"metadata": {"name": "new"}, "spec": {}}));
+    api.bind_claim("data", "new");
+    api.until_on("p", &node).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_are_not_bound_in_time_give_the_place_back() {
+    let api = with_local_disks();
+    let short = Arc::new(VolumeBinding::new(std::time::Duration::from_secs(30)));
+    let profile = Profile::builder().reserve(Arc::clone(&short) as Arc<_>).pre_bind(short as Arc<_>).build();
+    let running = api.start_with(profile.unwrap());
+    api.put("persistentvolumeclaims", claim("data", "network"));
+    let started = tokio::time::Instant::now();
+    api.add_pod(user("p", "data"));
+    let expected = "running PreBind plugin \"VolumeBinding\": binding volumes: context deadline exceeded";
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    assert_eq!(started.elapsed().as_secs(), 30);
+    // A pod that goes does not keep its volumes waiting.
+    api.until(|api| api.patches.load(Ordering::Relaxed) > 0).await;
+    api.remove("pods", "p");
+    api.put("persistentvolumeclaims", claim("local", "local"));
+    api.add_pod(user("q", "local"));
+    api.until(|api| {
+        !api.get("persistentvolumes", "disk-a")["spec"]["claimRef"].is_null()
+            || !api.get("persistentvolumes", "disk-b")["spec"]["claimRef"].is_null()
+    })
+    .await;
     running.stop().await;
 }
 

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    plugin::{BindError, BindOutcome, Binding, CycleState, Rejection},
-    pod::PodInfo,
+    observer::Observer,
+    plugin::{BindError, BindOutcome, Binding, CycleState, PreBind, Rejection},
     profile::Profile,
     queue::QueuedPod,
     waiting::{Answer, WaitingPods},
@@ -20,6 +20,9 @@ pub(super) struct Job {
     pub(super) queued: QueuedPod,
     pub(super) node: Arc<str>,
     pub(super) wait: Option<Wait>,
+    /// What has something to do before the pod is bound.
+    pub(super) pre_bind: Vec<Arc<dyn PreBind>>,
+    pub(super) observer: Observer,
 }
 
 /// A permission that is still to come.
@@ -32,11 +35,19 @@ pub(super) struct Wait {
 /// What a task of the scheduler has done.
 pub(super) enum Done {
     /// A binding ended.
-    Binding { queued: QueuedPod, node: Arc<str>, outcome: Outcome },
+    Binding(Box<Bound>),
     /// A condition was written, or could not be.
     Report,
     /// The victims of the pod with this uid are told to go, but for those where it failed.
     Preemption { uid: Arc<str>, failed: bool },
+}
+
+/// How a binding ended.
+pub(super) struct Bound {
+    pub(super) queued: QueuedPod,
+    pub(super) node: Arc<str>,
+    pub(super) cycle: CycleState,
+    pub(super) outcome: Outcome,
 }
 
 pub(super) enum Outcome {
@@ -53,16 +64,7 @@ pub(super) async fn run(mut job: Job, waiting: WaitingPods) -> Done {
             Err(error) => Outcome::Failed(error),
         },
     };
-    if !matches!(outcome, Outcome::Bound) {
-        unreserve(&job.profiles[job.profile], &job.cycle, &job.queued.pod, &job.node);
-    }
-    Done::Binding { queued: job.queued, node: job.node, outcome }
-}
-
-pub(super) fn unreserve(profile: &Profile, cycle: &CycleState, pod: &PodInfo, node: &str) {
-    for entry in profile.points.reserve.iter().rev() {
-        entry.plugin.unreserve(cycle, pod, node);
-    }
+    Done::Binding(Box::new(Bound { queued: job.queued, node: job.node, cycle: job.cycle, outcome }))
 }
 
 async fn permitted(
@@ -87,9 +89,10 @@ async fn permitted(
 
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profiles[job.profile].points;
-    let binding = Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
-    for entry in &points.pre_bind {
-        entry.plugin.pre_bind(binding).await?;
+    let Job { client, cycle, observer, queued, node, .. } = job;
+    let binding = Binding { client, cycle, observer, pod: &queued.pod, node };
+    for plugin in &job.pre_bind {
+        plugin.pre_bind(binding).await?;
     }
     for entry in &points.bind {
         if entry.plugin.bind(binding).await? == BindOutcome::Bound {

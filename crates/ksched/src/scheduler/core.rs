@@ -17,14 +17,15 @@ use crate::{
     decision::{Decision, Nomination},
     event::ClusterEvent,
     node::NodeInfo,
+    observer::{Observed, Observer},
     planner::{Plan, Planner},
     plugin::{CycleState, PermitVerdict, Rejection, Verdict},
     pod::PodInfo,
-    profile::Profile,
+    profile::{Entry, Profile},
     queue::{QueuedPod, SchedulingQueue},
     scheduler::{
         REQUESTS_MAX,
-        binding::{self, Done, Job, Outcome, Wait},
+        binding::{self, Bound, Done, Job, Outcome, Wait},
         preemption::{self, Preemption},
         report::Reporter,
     },
@@ -45,6 +46,8 @@ pub(super) struct Core {
     tasks: JoinSet<Done>,
     reporter: Reporter,
     waiting: WaitingPods,
+    observer: Observer,
+    observed: Observed,
 }
 
 impl Core {
@@ -56,6 +59,7 @@ impl Core {
         waiting: WaitingPods,
         (first, longest): (Duration, Duration),
     ) -> Self {
+        let (observer, observed) = Observed::new();
         Self {
             queue: SchedulingQueue::new(Arc::clone(&profiles)).with_backoff(first, longest),
             reporter: Reporter::new(client.clone(), clock, recorder),
@@ -66,10 +70,13 @@ impl Core {
             preempting: HashMap::default(),
             tasks: JoinSet::new(),
             waiting,
+            observer,
+            observed,
         }
     }
 
     pub(super) fn node_changed(&mut self, change: &Change) {
+        self.observed.changed();
         let now = Instant::now();
         if change.new.is_none() {
             let name = &change.header().name;
@@ -103,6 +110,7 @@ impl Core {
 
     /// Takes over what happened to objects of other kinds.
     pub(super) fn object_changed(&mut self, interest: &Interest, change: &Change) {
+        self.observed.changed();
         match self.planner.object_changed(interest, change) {
             Some(event) => self.queue.happened(&event, Instant::now()),
             None => tracing::warn!(object = %change.key(), "an object can't be read and is left out"),
@@ -178,6 +186,7 @@ impl Core {
         self.waiting.reject(uid, "", Rejection::unresolvable("the pod is gone"));
         if let Some(pod) = self.planner.snapshot().pod(uid).cloned() {
             self.planner.remove_pod(uid);
+            self.observed.changed();
             self.queue.happened(&ClusterEvent::PodGone(pod), Instant::now());
         }
     }
@@ -227,25 +236,8 @@ impl Core {
         self.planner.place(&queued.pod, &node);
         self.assumed.insert(Arc::clone(&queued.pod.uid));
         let mut waits = Vec::new();
-        let mut refusal = None;
-        for entry in &profile.points.reserve {
-            if let Verdict::Reject(rejection) = entry.plugin.reserve(&mut cycle, &queued.pod, &node) {
-                refusal = Some((Arc::clone(&entry.name), rejection));
-                break;
-            }
-        }
-        for entry in &profile.points.permit {
-            if refusal.is_some() {
-                break;
-            }
-            match entry.plugin.permit(&mut cycle, &queued.pod, &node, &self.waiting) {
-                PermitVerdict::Allow => {}
-                PermitVerdict::Reject(rejection) => refusal = Some((Arc::clone(&entry.name), rejection)),
-                PermitVerdict::Wait(time) => waits.push((Arc::clone(&entry.name), time)),
-            }
-        }
-        if let Some((plugin, rejection)) = refusal {
-            binding::unreserve(profile, &cycle, &queued.pod, &node);
+        if let Some((plugin, rejection)) = self.book(profile, &queued.pod, &node, &mut cycle, &mut waits) {
+            self.unreserve(number, &queued.pod, &node, &mut cycle);
             self.refused(queued, &plugin, &rejection, now);
             return;
         }
@@ -253,9 +245,52 @@ impl Core {
             let names = waits.iter().map(|(name, _)| Arc::clone(name)).collect();
             Wait { answer: self.waiting.add(&queued.pod, &node, names), times: waits }
         });
-        let client = self.client.clone();
-        let job = Job { client, profiles, profile: number, cycle, queued, node, wait };
+        let catalog = self.planner.snapshot().catalog();
+        let pre_bind = profile.points.pre_bind.iter();
+        let pre_bind = pre_bind.filter(|entry| entry.plugin.concerns(&queued.pod, catalog));
+        let pre_bind = pre_bind.map(|entry| Arc::clone(&entry.plugin)).collect();
+        let (client, observer) = (self.client.clone(), self.observer.clone());
+        let job = Job { client, profiles, profile: number, cycle, queued, node, wait, pre_bind, observer };
         self.tasks.spawn(binding::run(job, self.waiting.clone()));
+    }
+
+    /// Has the plug-ins that the pod concerns book and permit; gives the first that refuses.
+    fn book(
+        &mut self,
+        profile: &Profile,
+        pod: &Arc<PodInfo>,
+        node: &Arc<str>,
+        cycle: &mut CycleState,
+        waits: &mut Vec<(Arc<str>, Duration)>,
+    ) -> Option<(Arc<str>, Rejection)> {
+        for Entry { name, plugin, .. } in &profile.points.reserve {
+            if plugin.concerns(pod, self.planner.snapshot().catalog())
+                && let Verdict::Reject(rejection) =
+                    self.planner.book(cycle, pod, node, |booking| plugin.reserve(booking))
+            {
+                return Some((Arc::clone(name), rejection));
+            }
+        }
+        for Entry { name, plugin, .. } in &profile.points.permit {
+            if !plugin.concerns(pod, self.planner.snapshot().catalog()) {
+                continue;
+            }
+            let waiting = &self.waiting;
+            match self.planner.book(cycle, pod, node, |booking| plugin.permit(booking, waiting)) {
+                PermitVerdict::Allow => {}
+                PermitVerdict::Reject(rejection) => return Some((Arc::clone(name), rejection)),
+                PermitVerdict::Wait(time) => waits.push((Arc::clone(name), time)),
+            }
+        }
+        None
+    }
+
+    /// Has the plug-ins give back what they booked.
+    fn unreserve(&mut self, profile: usize, pod: &Arc<PodInfo>, node: &Arc<str>, cycle: &mut CycleState) {
+        let profiles = Arc::clone(&self.profiles);
+        for Entry { plugin, .. } in profiles[profile].points.reserve.iter().rev() {
+            self.planner.book(cycle, pod, node, |booking| plugin.unreserve(booking));
+        }
     }
 
     /// Has the victims removed, and takes the place away from pods of lower priority that were to get it.
@@ -339,11 +374,19 @@ impl Core {
     /// # Cancel safety
     /// A call that is dropped has taken nothing.
     pub(super) async fn finished(&mut self) {
-        match self.tasks.join_next().await {
-            Some(Ok(done)) => self.done(done),
-            Some(Err(error)) => tracing::error!(%error, "a binding ended unexpectedly"),
-            None => std::future::pending().await,
+        tokio::select! {
+            biased;
+            Some(done) = self.tasks.join_next() => match done {
+                Ok(done) => self.done(done),
+                Err(error) => tracing::error!(%error, "a binding ended unexpectedly"),
+            },
+            () = self.observed.asked() => {}
         }
+    }
+
+    /// Has those look at the cluster who wait for something there.
+    pub(super) fn show(&mut self) {
+        self.observed.show(self.planner.snapshot());
     }
 
     /// Does what follows from the requests that have ended.
@@ -358,9 +401,9 @@ impl Core {
 
     fn done(&mut self, done: Done) {
         let now = Instant::now();
-        let (queued, node, outcome) = match done {
+        let Bound { queued, node, mut cycle, outcome } = match done {
             Done::Report => return,
-            Done::Binding { queued, node, outcome } => (queued, node, outcome),
+            Done::Binding(bound) => *bound,
             Done::Preemption { uid, failed } => {
                 let tried = self.preempting.remove(&uid).unwrap_or_default();
                 if tried || failed {
@@ -369,6 +412,11 @@ impl Core {
                 return;
             }
         };
+        if !matches!(outcome, Outcome::Bound)
+            && let Some(profile) = self.profile_of(&queued.pod)
+        {
+            self.unreserve(profile, &queued.pod, &node, &mut cycle);
+        }
         match outcome {
             Outcome::Bound => self.reporter.bound(&queued.pod, &node),
             Outcome::Refused(plugin, rejection) => self.refused(queued, &plugin, &rejection, now),
