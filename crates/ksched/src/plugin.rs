@@ -33,7 +33,9 @@ use smallvec::{SmallVec, smallvec};
 
 use crate::{
     booking::Booking,
+    candidate::Candidate,
     event::{ClusterEvent, Hint},
+    extender::ExtenderError,
     observer::Observer,
     pod::PodInfo,
     queue::QueuedPod,
@@ -153,6 +155,9 @@ pub enum PostFilterVerdict {
         /// The pods that have to go.
         victims: Vec<Arc<PodInfo>>,
     },
+    /// Room can be made on any of these nodes. [Extenders](crate::extender) may have a say; of what they leave, the node is
+    /// nominated whose pods' going harms least (upstream's `pickOneNodeForPreemption`).
+    Candidates(Vec<Candidate>),
     /// Nothing, and why.
     Reject(Rejection),
     /// Nothing, and why; and nothing that is being done already helps, so that the pod loses its nominated node.
@@ -186,6 +191,9 @@ pub enum BindError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// An [extender](crate::extender) could not bind it.
+    #[error("{0}")]
+    Extender(#[source] ExtenderError),
     /// No [`Bind`] plug-in took it on.
     #[error("no plugin could bind the pod")]
     NotHandled,

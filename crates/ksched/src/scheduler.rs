@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    extender::{Extender, in_order},
     profile::{BuildError, Profile},
     queue::{BACKOFF_MAX, BACKOFF_MIN},
     scheduler::core::Core,
@@ -55,6 +56,7 @@ pub struct Scheduler {
     informers: Option<Informers>,
     clock: Arc<dyn Clock>,
     profiles: Arc<[Profile]>,
+    extenders: Arc<[Arc<dyn Extender>]>,
     backoff: (Duration, Duration),
     waiting: WaitingPods,
 }
@@ -73,6 +75,7 @@ impl Scheduler {
             informers: None,
             clock: Arc::new(SystemClock),
             profiles: Vec::new(),
+            extenders: Vec::new(),
             backoff: (BACKOFF_MIN, BACKOFF_MAX),
         }
     }
@@ -91,6 +94,7 @@ pub struct SchedulerBuilder {
     informers: Option<Informers>,
     clock: Arc<dyn Clock>,
     profiles: Vec<Profile>,
+    extenders: Vec<Arc<dyn Extender>>,
     backoff: (Duration, Duration),
 }
 
@@ -125,6 +129,12 @@ impl SchedulerBuilder {
         self
     }
 
+    /// Adds a program that has a say in decisions, for all profiles. Extenders that can be ignored are asked last.
+    pub fn extender(mut self, extender: Arc<dyn Extender>) -> Self {
+        self.extenders.push(extender);
+        self
+    }
+
     /// Makes the scheduler.
     ///
     /// # Errors
@@ -143,6 +153,7 @@ impl SchedulerBuilder {
             informers: self.informers,
             clock: self.clock,
             profiles: self.profiles.into(),
+            extenders: in_order(self.extenders),
             backoff: self.backoff,
             waiting: WaitingPods::default(),
         })
@@ -218,6 +229,7 @@ impl Runnable for Scheduler {
             Arc::clone(&self.clock),
             recorder,
             self.waiting.clone(),
+            Arc::clone(&self.extenders),
             self.backoff,
         );
         let mut object_changes =
@@ -241,7 +253,9 @@ impl Runnable for Scheduler {
             }
             core.show();
             core.take_finished();
-            if core.schedule(BATCH_PODS_MAX) == BATCH_PODS_MAX {
+            // Extenders may take their time.
+            let Some(decided) = stop.run_until_cancelled(core.schedule(BATCH_PODS_MAX)).await else { break };
+            if decided == BATCH_PODS_MAX {
                 tokio::task::yield_now().await;
                 continue;
             }

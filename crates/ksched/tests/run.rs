@@ -18,8 +18,9 @@ use kcore::{
 };
 use kreconcile::{Manager, Running, Start};
 use ksched::{
-    Booking, Profile, Scheduler, WaitingPods,
+    Booking, Extender, ExtenderError, NodeIndex, PodInfo, Profile, Scheduler, Snapshot, WaitingPods,
     build::{NodeBuilder, PodBuilder, node, pod},
+    extender::Filtered,
     plugin::{Permit, PermitVerdict, Reserve, Verdict},
     plugins::VolumeBinding,
 };
@@ -435,6 +436,77 @@ async fn a_pod_waits_until_its_claim_is_bound() {
     claim["spec"]["volumeName"] = json!("pv");
     api.put("persistentvolumeclaims", claim);
     api.until_on("db", "b").await;
+    running.stop().await;
+}
+
+/// Keeps pods with the label away from all nodes but one, takes over their binding, and fails as often as it is told.
+struct Keeper {
+    bound: Mutex<Vec<String>>,
+    failures: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Extender for Keeper {
+    fn name(&self) -> &str {
+        "keeper"
+    }
+
+    fn is_interested(&self, pod: &PodInfo) -> bool {
+        pod.labels.get("kept").is_some()
+    }
+
+    async fn filter(
+        &self,
+        _: &PodInfo,
+        snapshot: &Snapshot,
+        nodes: &[NodeIndex],
+    ) -> Result<Option<Filtered>, ExtenderError> {
+        if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.fetch_sub(1, Ordering::Relaxed);
+            return Err(ExtenderError::new("the keeper sleeps"));
+        }
+        let mut said = Filtered::default();
+        for &node in nodes {
+            if snapshot.node(node).name() == "b" {
+                said.nodes.push(node);
+            } else {
+                said.failed.push((node, "not the keeper's".to_owned()));
+            }
+        }
+        Ok(Some(said))
+    }
+
+    async fn bind(&self, pod: &PodInfo, node: &str) -> Result<bool, ExtenderError> {
+        self.bound.lock().unwrap().push(format!("{} on {node}", pod.name));
+        Ok(true)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extender_has_its_say_and_binds() {
+    let api = Api::new();
+    for name in ["a", "c"] {
+        api.add_node(node(name));
+    }
+    let keeper = Arc::new(Keeper { bound: Mutex::default(), failures: AtomicUsize::new(1) });
+    let scheduler = Scheduler::builder(api.client()).extender(Arc::clone(&keeper) as Arc<_>).build().unwrap();
+    let running = Manager::new().add(Start::Always, scheduler).start();
+    api.add_pod(pod("free"));
+    api.add_pod(pod("kept").edit(|pod| {
+        pod.metadata.labels = Some(BTreeMap::from([("kept".to_owned(), "yes".to_owned())]));
+    }));
+    api.until(|api| api.events("FailedScheduling").iter().any(|text| text == "the keeper sleeps")).await;
+    let expected = "0/2 nodes are available: 2 not the keeper's. no new claims to deallocate, preemption: 0/2 nodes \
+                    are available: 2 No preemption victims found for incoming pod.";
+    api.until(|api| api.events("FailedScheduling").iter().any(|text| text == expected)).await;
+    assert!(!api.get("pods", "free")["spec"]["nodeName"].is_null());
+    api.add_node(node("b"));
+    api.until(|api| {
+        api.events("Scheduled").iter().any(|text| text == "Successfully assigned default/kept to b")
+    })
+    .await;
+    assert_eq!(*keeper.bound.lock().unwrap(), ["kept on b"]);
+    assert_eq!(api.get("pods", "kept")["spec"]["nodeName"], Value::Null, "no plug-in has bound it");
     running.stop().await;
 }
 

@@ -3,8 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    extender::Extender,
     observer::Observer,
     plugin::{BindError, BindOutcome, Binding, CycleState, PreBind, Rejection},
+    pod::PodInfo,
     profile::Profile,
     queue::QueuedPod,
     waiting::{Answer, WaitingPods},
@@ -16,6 +18,7 @@ pub(super) struct Job {
     pub(super) profiles: Arc<[Profile]>,
     /// Which of them it is.
     pub(super) profile: usize,
+    pub(super) extenders: Arc<[Arc<dyn Extender>]>,
     pub(super) cycle: CycleState,
     pub(super) queued: QueuedPod,
     pub(super) node: Arc<str>,
@@ -94,15 +97,36 @@ async fn bind(job: &Job) -> Result<(), BindError> {
     for plugin in &job.pre_bind {
         plugin.pre_bind(binding).await?;
     }
+    let mut bound = bind_by_extender(&job.extenders, &queued.pod, node).await?;
     for entry in &points.bind {
-        if entry.plugin.bind(binding).await? == BindOutcome::Bound {
-            for entry in &points.post_bind {
-                entry.plugin.post_bind(binding).await;
+        bound = bound || entry.plugin.bind(binding).await? == BindOutcome::Bound;
+    }
+    if !bound {
+        return Err(BindError::NotHandled);
+    }
+    for entry in &points.post_bind {
+        entry.plugin.post_bind(binding).await;
+    }
+    Ok(())
+}
+
+/// Whether an extender has bound the pod.
+async fn bind_by_extender(
+    extenders: &[Arc<dyn Extender>],
+    pod: &PodInfo,
+    node: &str,
+) -> Result<bool, BindError> {
+    for extender in extenders.iter().filter(|extender| extender.is_interested(pod)) {
+        match extender.bind(pod, node).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) if extender.is_ignorable() => {
+                tracing::info!(%error, extender = extender.name(), "an extender can't bind and is ignored");
             }
-            return Ok(());
+            Err(error) => return Err(BindError::Extender(error)),
         }
     }
-    Err(BindError::NotHandled)
+    Ok(false)
 }
 
 #[cfg(test)]

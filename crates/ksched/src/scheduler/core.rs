@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt::Display,
     sync::Arc,
     time::Duration,
 };
@@ -16,6 +17,7 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     decision::{Decision, Nomination},
     event::ClusterEvent,
+    extender::{Extender, ExtenderError, decide_extended},
     node::NodeInfo,
     observer::{Observed, Observer},
     planner::{Plan, Planner},
@@ -46,6 +48,7 @@ pub(super) struct Core {
     tasks: JoinSet<Done>,
     reporter: Reporter,
     waiting: WaitingPods,
+    extenders: Arc<[Arc<dyn Extender>]>,
     observer: Observer,
     observed: Observed,
 }
@@ -57,6 +60,7 @@ impl Core {
         clock: Arc<dyn Clock>,
         recorder: EventRecorder,
         waiting: WaitingPods,
+        extenders: Arc<[Arc<dyn Extender>]>,
         (first, longest): (Duration, Duration),
     ) -> Self {
         let (observer, observed) = Observed::new();
@@ -70,6 +74,7 @@ impl Core {
             preempting: HashMap::default(),
             tasks: JoinSet::new(),
             waiting,
+            extenders,
             observer,
             observed,
         }
@@ -201,19 +206,19 @@ impl Core {
     }
 
     /// Decides on up to `pods_max` pods; tells how many it were.
-    pub(super) fn schedule(&mut self, pods_max: usize) -> usize {
+    pub(super) async fn schedule(&mut self, pods_max: usize) -> usize {
         let now = Instant::now();
         for done in 0..pods_max {
             if self.tasks.len() >= REQUESTS_MAX {
                 return done;
             }
             let Some(queued) = self.queue.pop(now) else { return done };
-            self.schedule_one(queued, now);
+            self.schedule_one(queued, now).await;
         }
         pods_max
     }
 
-    fn schedule_one(&mut self, mut queued: QueuedPod, now: Instant) {
+    async fn schedule_one(&mut self, mut queued: QueuedPod, now: Instant) {
         if let Some(tried) = self.preempting.get_mut(&queued.pod.uid) {
             // A second try would find other victims while the first ones are not yet seen to go.
             *tried = true;
@@ -225,7 +230,11 @@ impl Core {
         let Some(number) = self.profile_of(&queued.pod) else { return };
         let profiles = Arc::clone(&self.profiles);
         let profile = &profiles[number];
-        let (node, mut cycle) = match self.plan(number, &queued.pod) {
+        let plan = match self.plan(number, &queued.pod).await {
+            Ok(plan) => plan,
+            Err(error) => return self.errored(queued, &error, now),
+        };
+        let (node, mut cycle) = match plan {
             Plan::Node(node) => (Arc::clone(&self.planner.snapshot().names()[node]), CycleState::default()),
             Plan::Decision(decision) => match decision.node_name().cloned() {
                 Some(node) => (node, decision.cycle),
@@ -250,7 +259,19 @@ impl Core {
         let pre_bind = pre_bind.filter(|entry| entry.plugin.concerns(&queued.pod, catalog));
         let pre_bind = pre_bind.map(|entry| Arc::clone(&entry.plugin)).collect();
         let (client, observer) = (self.client.clone(), self.observer.clone());
-        let job = Job { client, profiles, profile: number, cycle, queued, node, wait, pre_bind, observer };
+        let extenders = Arc::clone(&self.extenders);
+        let job = Job {
+            client,
+            profiles,
+            profile: number,
+            extenders,
+            cycle,
+            queued,
+            node,
+            wait,
+            pre_bind,
+            observer,
+        };
         self.tasks.spawn(binding::run(job, self.waiting.clone()));
     }
 
@@ -325,10 +346,22 @@ impl Core {
     }
 
     /// Decides with the pods in place for which room is being made, if they come before this one.
-    fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Plan {
+    async fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Result<Plan, ExtenderError> {
         let nominated: Vec<_> =
             self.queue.nominated().map(|(other, node)| (Arc::clone(other), Arc::clone(node))).collect();
-        self.planner.plan(profile, pod, &nominated)
+        if self.extenders.iter().any(|extender| extender.is_interested(pod)) {
+            let (profile, snapshot) = (&self.profiles[profile], self.planner.snapshot());
+            let decision = decide_extended(profile, &self.extenders, snapshot, pod, &nominated).await?;
+            return Ok(Plan::Decision(Box::new(decision)));
+        }
+        Ok(self.planner.plan(profile, pod, &nominated))
+    }
+
+    /// Something went wrong that has nothing to do with where pods can go.
+    fn errored(&mut self, mut queued: QueuedPod, error: &dyn Display, now: Instant) {
+        let (written, pod) = (queued.written.take(), Arc::clone(&queued.pod));
+        queued.written = self.reporter.errored(&pod, error, written, &mut self.tasks);
+        self.queue.errored(queued, now);
     }
 
     /// Gives the place back that was assumed; tells whether it still was.
@@ -426,11 +459,7 @@ impl Core {
                     return;
                 }
                 self.queue.happened(&ClusterEvent::PodGone(Arc::clone(&queued.pod)), now);
-                let mut queued = queued;
-                let written = queued.written.take();
-                let pod = Arc::clone(&queued.pod);
-                queued.written = self.reporter.errored(&pod, &error, written, &mut self.tasks);
-                self.queue.errored(queued, now);
+                self.errored(queued, &error, now);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Tells users what became of their pods: events and the condition `PodScheduled`.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use kcore::{Clock, clock::format_time};
 use kreconcile::{EventRecorder, EventType, Regarding};
@@ -10,7 +10,6 @@ use tokio::task::JoinSet;
 
 use crate::{
     decision::Nomination,
-    plugin::BindError,
     pod::{PodInfo, ScheduledCondition},
     scheduler::{binding::Done, preemption::write_status},
 };
@@ -58,7 +57,7 @@ impl Reporter {
     pub(super) fn errored(
         &self,
         pod: &Arc<PodInfo>,
-        error: &BindError,
+        error: &dyn Display,
         written: Option<ScheduledCondition>,
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
