@@ -51,6 +51,24 @@ pub enum ClusterEvent {
     Other(Arc<str>),
 }
 
+impl ClusterEvent {
+    /// Upstream's word for it (`ClusterEvent.Label`). Objects of all other kinds have one.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::NodeAdded(_) => "NodeAdd",
+            Self::NodeUpdated { .. } => "NodeUpdate",
+            Self::NodeRemoved(_) => "NodeDelete",
+            Self::PodAdded(_) => "UnschedulablePodAdd",
+            Self::PodAssigned(_) => "AssignedPodAdd",
+            Self::PodUpdated { .. } => "AssignedPodUpdate",
+            Self::PodGone(_) => "AssignedPodDelete",
+            Self::TargetUpdated { .. } => "UnschedulablePodUpdate",
+            Self::Object(_) => "Object",
+            Self::Other(_) => "Other",
+        }
+    }
+}
+
 /// What happened to an object of a kind besides pods and nodes.
 #[derive(Clone)]
 pub struct ObjectEvent {

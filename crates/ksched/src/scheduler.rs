@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     extender::{Extender, in_order},
+    metrics::Metrics,
     profile::{BuildError, Profile},
     queue::{BACKOFF_MAX, BACKOFF_MIN},
     scheduler::core::Core,
@@ -59,6 +60,7 @@ pub struct Scheduler {
     extenders: Arc<[Arc<dyn Extender>]>,
     backoff: (Duration, Duration),
     waiting: WaitingPods,
+    metrics: Metrics,
 }
 
 impl fmt::Debug for Scheduler {
@@ -77,7 +79,14 @@ impl Scheduler {
             profiles: Vec::new(),
             extenders: Vec::new(),
             backoff: (BACKOFF_MIN, BACKOFF_MAX),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// What it counts, as a handle.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
     }
 
     /// The pods that [`Permit`](crate::plugin::Permit) plug-ins let wait, as a handle.
@@ -96,6 +105,7 @@ pub struct SchedulerBuilder {
     profiles: Vec<Profile>,
     extenders: Vec<Arc<dyn Extender>>,
     backoff: (Duration, Duration),
+    metrics: Metrics,
 }
 
 impl fmt::Debug for SchedulerBuilder {
@@ -120,6 +130,12 @@ impl SchedulerBuilder {
     /// The back-off of a pod that found no place: the first one and the longest one. 1 and 10 seconds by default.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.backoff = (first, longest);
+        self
+    }
+
+    /// Counts here; by default it has counters of its own.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
         self
     }
 
@@ -156,6 +172,7 @@ impl SchedulerBuilder {
             extenders: in_order(self.extenders),
             backoff: self.backoff,
             waiting: WaitingPods::default(),
+            metrics: self.metrics,
         })
     }
 }
@@ -223,15 +240,7 @@ impl Runnable for Scheduler {
         }
         let (mut node_changes, mut pod_changes) = (nodes.subscribe(), pods.subscribe());
         let recorder = EventRecorder::new(self.client.clone(), Arc::clone(&self.clock), "default-scheduler");
-        let mut core = Core::new(
-            self.client.clone(),
-            Arc::clone(&self.profiles),
-            Arc::clone(&self.clock),
-            recorder,
-            self.waiting.clone(),
-            Arc::clone(&self.extenders),
-            self.backoff,
-        );
+        let mut core = Core::new(self, recorder);
         let mut object_changes =
             stream::select_all(others.iter().zip(&interests).map(|(informer, interest)| {
                 let start = (informer.subscribe(), interest);
@@ -255,6 +264,7 @@ impl Runnable for Scheduler {
             core.take_finished();
             // Extenders may take their time.
             let Some(decided) = stop.run_until_cancelled(core.schedule(BATCH_PODS_MAX)).await else { break };
+            core.measure();
             if decided == BATCH_PODS_MAX {
                 tokio::task::yield_now().await;
                 continue;

@@ -294,6 +294,41 @@ async fn a_pod_without_a_place_says_so_once_and_is_woken_by_a_node() {
     running.stop().await;
 }
 
+/// One pod is bound at its second try, another finds no place.
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_pods_is_counted() {
+    let api = Api::new();
+    api.failing_bindings.store(1, Ordering::Relaxed);
+    api.add_node(node("a").resource("cpu", "1"));
+    let scheduler = Scheduler::builder(api.client()).build().unwrap();
+    let metrics = scheduler.metrics();
+    let running = Manager::new().add(Start::Always, scheduler).start();
+    api.add_pod(pod("small").request("cpu", "1"));
+    api.add_pod(pod("large").request("cpu", "2"));
+    api.until_on("small", "a").await;
+    api.until(|api| api.events("Scheduled").len() == 1).await;
+    running.stop().await;
+    let text = metrics.text();
+    let profile = "profile=\"default-scheduler\"";
+    for line in [
+        &format!("scheduler_schedule_attempts_total{{result=\"scheduled\",{profile}}} 1"),
+        &format!("scheduler_schedule_attempts_total{{result=\"error\",{profile}}} 1"),
+        &format!("scheduler_scheduling_attempt_duration_seconds_count{{result=\"scheduled\",{profile}}} 1"),
+        &format!("scheduler_unschedulable_pods{{plugin=\"NodeResourcesFit\",{profile}}} 1"),
+        &format!(
+            "scheduler_framework_extension_point_duration_seconds_count{{extension_point=\"Bind\",status=\"Error\",{profile}}} 1"
+        ),
+        "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"2\",le=\"0.64\"} 0",
+        "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"2\",le=\"1.28\"} 1",
+        "scheduler_pending_pods{queue=\"unschedulable\"} 1",
+        "scheduler_queue_incoming_pods_total{queue=\"active\",event=\"UnschedulablePodAdd\"} 2",
+        "scheduler_queue_incoming_pods_total{queue=\"backoff\",event=\"ScheduleAttemptFailure\"} 1",
+        "scheduler_cache_size{type=\"nodes\"} 1",
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failed_binding_gives_the_place_back_and_is_tried_again() {
     let api = Api::new();

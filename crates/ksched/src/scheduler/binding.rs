@@ -2,8 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     extender::Extender,
+    metrics::{Family, Label, Metrics},
     observer::Observer,
     plugin::{BindError, BindOutcome, Binding, CycleState, PreBind, Rejection},
     pod::PodInfo,
@@ -14,6 +17,7 @@ use crate::{
 
 /// A pod that has a node and is to be bound.
 pub(super) struct Job {
+    pub(super) metrics: Metrics,
     pub(super) client: kube::Client,
     pub(super) profiles: Arc<[Profile]>,
     /// Which of them it is.
@@ -60,7 +64,13 @@ pub(super) enum Outcome {
 }
 
 pub(super) async fn run(mut job: Job, waiting: WaitingPods) -> Done {
-    let outcome = match permitted(job.wait.take(), &job.queued.pod.uid, &waiting).await {
+    let (waits, since) = (job.wait.is_some(), Instant::now());
+    let permitted = permitted(job.wait.take(), &job.queued.pod.uid, &waiting).await;
+    if waits {
+        let result = if permitted.is_ok() { "Success" } else { "Unschedulable" };
+        job.metrics.observe(Family::PermitWait, [result.into()], since.elapsed().as_secs_f64());
+    }
+    let outcome = match permitted {
         Err((plugin, rejection)) => Outcome::Refused(plugin, rejection),
         Ok(()) => match bind(&job).await {
             Ok(()) => Outcome::Bound,
@@ -90,24 +100,64 @@ async fn permitted(
     })
 }
 
+/// Measures what is done at an extension point, by all its plug-ins or by one.
+struct Watch<'a> {
+    job: &'a Job,
+    point: &'static str,
+    since: Instant,
+}
+
+impl<'a> Watch<'a> {
+    fn start(job: &'a Job, point: &'static str) -> Self {
+        Self { job, point, since: Instant::now() }
+    }
+
+    fn all(self, ok: bool) {
+        let profile = &self.job.profiles[self.job.profile].scheduler_name;
+        self.job.metrics.point(self.point, ok, profile, self.since.elapsed());
+    }
+
+    fn one(self, plugin: &str, ok: bool) {
+        let status = if ok { "Success" } else { "Error" };
+        let labels = [Label::from(&Arc::from(plugin)), self.point.into(), status.into()];
+        self.job.metrics.observe(Family::Plugin, labels, self.since.elapsed().as_secs_f64());
+    }
+}
+
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profiles[job.profile].points;
     let Job { client, cycle, observer, queued, node, .. } = job;
     let binding = Binding { client, cycle, observer, pod: &queued.pod, node };
-    for plugin in &job.pre_bind {
-        plugin.pre_bind(binding).await?;
+    if !job.pre_bind.is_empty() {
+        let all = Watch::start(job, "PreBind");
+        let mut done = Ok(());
+        for plugin in &job.pre_bind {
+            let one = Watch::start(job, "PreBind");
+            done = plugin.pre_bind(binding).await;
+            one.one(plugin.name(), done.is_ok());
+            if done.is_err() {
+                break;
+            }
+        }
+        all.all(done.is_ok());
+        done?;
     }
-    let mut bound = bind_by_extender(&job.extenders, &queued.pod, node).await?;
-    for entry in &points.bind {
-        bound = bound || entry.plugin.bind(binding).await? == BindOutcome::Bound;
-    }
-    if !bound {
-        return Err(BindError::NotHandled);
-    }
+    let watch = Watch::start(job, "Bind");
+    let bound = bind_by_any(job, binding).await;
+    watch.all(bound.is_ok());
+    bound?;
     for entry in &points.post_bind {
         entry.plugin.post_bind(binding).await;
     }
     Ok(())
+}
+
+async fn bind_by_any(job: &Job, binding: Binding<'_>) -> Result<(), BindError> {
+    let mut bound = bind_by_extender(&job.extenders, binding.pod, binding.node).await?;
+    for entry in &job.profiles[job.profile].points.bind {
+        bound = bound || entry.plugin.bind(binding).await? == BindOutcome::Bound;
+    }
+    if bound { Ok(()) } else { Err(BindError::NotHandled) }
 }
 
 /// Whether an extender has bound the pod.

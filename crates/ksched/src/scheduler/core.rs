@@ -9,7 +9,7 @@ use std::{
 
 use ahash::RandomState;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kcore::{Clock, Stored};
+use kcore::Stored;
 use kreconcile::{Change, EventRecorder};
 use kube::Client;
 use tokio::{task::JoinSet, time::Instant};
@@ -18,6 +18,7 @@ use crate::{
     decision::{Decision, Nomination},
     event::ClusterEvent,
     extender::{Extender, ExtenderError, decide_extended},
+    metrics::{Attempt, Family, Metrics},
     node::NodeInfo,
     observer::{Observed, Observer},
     planner::{Plan, Planner},
@@ -26,7 +27,7 @@ use crate::{
     profile::{Entry, Profile},
     queue::{QueuedPod, SchedulingQueue},
     scheduler::{
-        REQUESTS_MAX,
+        REQUESTS_MAX, Scheduler,
         binding::{self, Bound, Done, Job, Outcome, Wait},
         preemption::{self, Preemption},
         report::Reporter,
@@ -51,33 +52,46 @@ pub(super) struct Core {
     extenders: Arc<[Arc<dyn Extender>]>,
     observer: Observer,
     observed: Observed,
+    metrics: Metrics,
 }
 
 impl Core {
-    pub(super) fn new(
-        client: Client,
-        profiles: Arc<[Profile]>,
-        clock: Arc<dyn Clock>,
-        recorder: EventRecorder,
-        waiting: WaitingPods,
-        extenders: Arc<[Arc<dyn Extender>]>,
-        (first, longest): (Duration, Duration),
-    ) -> Self {
+    pub(super) fn new(scheduler: &Scheduler, recorder: EventRecorder) -> Self {
+        let Scheduler { client, profiles, clock, waiting, extenders, backoff, metrics, .. } = scheduler;
         let (observer, observed) = Observed::new();
+        let queue = SchedulingQueue::new(Arc::clone(profiles)).with_backoff(backoff.0, backoff.1);
         Self {
-            queue: SchedulingQueue::new(Arc::clone(&profiles)).with_backoff(first, longest),
-            reporter: Reporter::new(client.clone(), clock, recorder),
-            client,
-            planner: Planner::new(Arc::clone(&profiles)),
-            profiles,
+            queue: queue.with_metrics(metrics.clone()),
+            reporter: Reporter::new(client.clone(), Arc::clone(clock), recorder),
+            client: client.clone(),
+            planner: Planner::new(Arc::clone(profiles)),
+            profiles: Arc::clone(profiles),
             assumed: HashSet::default(),
             preempting: HashMap::default(),
             tasks: JoinSet::new(),
-            waiting,
-            extenders,
+            waiting: waiting.clone(),
+            extenders: Arc::clone(extenders),
             observer,
             observed,
+            metrics: metrics.clone(),
         }
+    }
+
+    /// Counts how much there is.
+    pub(super) fn measure(&self) {
+        let lengths = self.queue.lengths();
+        for (queue, number) in [
+            ("active", lengths.active),
+            ("backoff", lengths.backoff),
+            ("unschedulable", lengths.unschedulable),
+            ("gated", lengths.gated),
+        ] {
+            self.metrics.set(Family::Pending, queue, number);
+        }
+        let snapshot = self.planner.snapshot();
+        self.metrics.set(Family::CacheSize, "nodes", snapshot.len());
+        self.metrics.set(Family::CacheSize, "pods", snapshot.pods_len());
+        self.metrics.set(Family::CacheSize, "assumed_pods", self.assumed.len());
     }
 
     pub(super) fn node_changed(&mut self, change: &Change) {
@@ -230,7 +244,10 @@ impl Core {
         let Some(number) = self.profile_of(&queued.pod) else { return };
         let profiles = Arc::clone(&self.profiles);
         let profile = &profiles[number];
-        let plan = match self.plan(number, &queued.pod).await {
+        queued.started = Instant::now();
+        let plan = self.plan(number, &queued.pod).await;
+        self.metrics.observe(Family::AlgorithmDuration, [], queued.started.elapsed().as_secs_f64());
+        let plan = match plan {
             Ok(plan) => plan,
             Err(error) => return self.errored(queued, &error, now),
         };
@@ -245,7 +262,13 @@ impl Core {
         self.planner.place(&queued.pod, &node);
         self.assumed.insert(Arc::clone(&queued.pod.uid));
         let mut waits = Vec::new();
-        if let Some((plugin, rejection)) = self.book(profile, &queued.pod, &node, &mut cycle, &mut waits) {
+        let booking = Instant::now();
+        let refused = self.book(profile, &queued.pod, &node, &mut cycle, &mut waits);
+        if profile.points.concern(&queued.pod, self.planner.snapshot().catalog()) {
+            let took = booking.elapsed();
+            self.metrics.point("Reserve", refused.is_none(), &profile.scheduler_name, took);
+        }
+        if let Some((plugin, rejection)) = refused {
             self.unreserve(number, &queued.pod, &node, &mut cycle);
             self.refused(queued, &plugin, &rejection, now);
             return;
@@ -260,7 +283,9 @@ impl Core {
         let pre_bind = pre_bind.map(|entry| Arc::clone(&entry.plugin)).collect();
         let (client, observer) = (self.client.clone(), self.observer.clone());
         let extenders = Arc::clone(&self.extenders);
+        let metrics = self.metrics.clone();
         let job = Job {
+            metrics,
             client,
             profiles,
             profile: number,
@@ -336,6 +361,13 @@ impl Core {
     }
 
     fn no_node(&mut self, queued: QueuedPod, decision: Decision, now: Instant) {
+        if !self.profile_of(&queued.pod).is_none_or(|at| self.profiles[at].points.post_filter.is_empty()) {
+            self.metrics.add(Family::Preemptions, [], 1);
+        }
+        if !decision.victims.is_empty() {
+            let victims = u32::try_from(decision.victims.len()).unwrap_or(u32::MAX);
+            self.metrics.observe(Family::Victims, [], f64::from(victims));
+        }
         let message = decision.diagnosis().message();
         let plugins = decision.diagnosis().plugins.clone();
         let pod = Arc::clone(&queued.pod);
@@ -360,6 +392,7 @@ impl Core {
     /// Something went wrong that has nothing to do with where pods can go.
     fn errored(&mut self, mut queued: QueuedPod, error: &dyn Display, now: Instant) {
         let (written, pod) = (queued.written.take(), Arc::clone(&queued.pod));
+        self.metrics.attempt(Attempt::Error, &pod.scheduler_name, queued.started.elapsed());
         queued.written = self.reporter.errored(&pod, error, written, &mut self.tasks);
         self.queue.errored(queued, now);
     }
@@ -393,6 +426,7 @@ impl Core {
     ) {
         let written = queued.written.take();
         let pod = Arc::clone(&queued.pod);
+        self.metrics.attempt(Attempt::Unschedulable, &pod.scheduler_name, queued.started.elapsed());
         queued.written = self.reporter.unschedulable(&pod, message, nomination, written, &mut self.tasks);
         self.queue.failed(queued, plugins, now);
         match nomination {
@@ -451,7 +485,12 @@ impl Core {
             self.unreserve(profile, &queued.pod, &node, &mut cycle);
         }
         match outcome {
-            Outcome::Bound => self.reporter.bound(&queued.pod, &node),
+            Outcome::Bound => {
+                let QueuedPod { pod, attempts, first, started, .. } = &queued;
+                self.metrics.attempt(Attempt::Scheduled, &pod.scheduler_name, started.elapsed());
+                self.metrics.bound(*attempts, first.unwrap_or(*started).elapsed());
+                self.reporter.bound(pod, &node);
+            }
             Outcome::Refused(plugin, rejection) => self.refused(queued, &plugin, &rejection, now),
             Outcome::Failed(error) => {
                 // The informer may have shown the pod on its node, or gone, in the meantime.
