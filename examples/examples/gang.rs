@@ -12,6 +12,7 @@ use kplane::Cluster;
 use ksched::{
     Booking, Catalog, ClusterEvent, Hint, PodInfo, Profile, Rejection, Snapshot, Verdict, WaitingPods,
     build::pod,
+    groups::Groups,
     plugin::{CycleState, Permit, PermitVerdict, PreFilter, PreFilterVerdict, QueueingHint, Reserve},
 };
 use kube::{
@@ -69,7 +70,7 @@ impl Permit for Gang {
         min_member(pod).is_some()
     }
 
-    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods) -> PermitVerdict {
+    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods, _: &Groups) -> PermitVerdict {
         let (pod, cycle) = (booking.pod, &mut booking.cycle);
         let Some(needed) = min_member(pod) else { return PermitVerdict::Allow };
         let placed = cycle.get::<Placed>().map_or(0, |placed| placed.0) + 1;
@@ -127,8 +128,8 @@ impl QueueingHint for Gang {
         if helps { Hint::Queue } else { Hint::Skip }
     }
 
-    fn wants_new_pods(&self) -> bool {
-        true
+    fn wants_new_pod(&self, pod: &PodInfo) -> bool {
+        min_member(pod).is_some()
     }
 }
 

@@ -24,7 +24,7 @@ pub enum ClusterEvent {
     /// A node left.
     NodeRemoved(Arc<NodeInfo>),
     /// A pod without a node came (upstream's `EventUnscheduledPodAdd`). Only hints that
-    /// [want it](crate::plugin::QueueingHint::wants_new_pods) are asked about it.
+    /// [want it](crate::plugin::QueueingHint::wants_new_pod) are asked about it.
     PodAdded(Arc<PodInfo>),
     /// A pod came onto a node.
     PodAssigned(Arc<PodInfo>),

@@ -50,6 +50,7 @@ pub mod cycle;
 pub mod decision;
 pub mod event;
 pub mod extender;
+pub mod groups;
 pub mod metrics;
 pub mod node;
 pub mod observer;

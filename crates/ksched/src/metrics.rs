@@ -24,6 +24,7 @@ pub const SERIES_MAX: usize = 4_096;
 const ATTEMPTS_MAX: u32 = 15;
 
 type Labels = SmallVec<[Label; 3]>;
+type All = HashMap<(Family, Labels), Series, RandomState>;
 
 enum Series {
     Number(i64),
@@ -38,7 +39,7 @@ enum Series {
 /// ```
 #[derive(Clone, Default)]
 pub struct Metrics {
-    series: Arc<Mutex<HashMap<(Family, Labels), Series, RandomState>>>,
+    series: Arc<Mutex<All>>,
 }
 
 impl fmt::Debug for Metrics {
@@ -66,7 +67,7 @@ impl Attempt {
 }
 
 impl Metrics {
-    fn all(&self) -> MutexGuard<'_, HashMap<(Family, Labels), Series, RandomState>> {
+    fn all(&self) -> MutexGuard<'_, All> {
         self.series.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -146,7 +147,7 @@ impl Metrics {
     pub fn text(&self) -> String {
         let all = self.all();
         let mut sorted: Vec<_> = all.iter().collect();
-        sorted.sort_by(|(one, _), (other, _)| one.cmp(other));
+        sorted.sort_by_key(|(key, _)| *key);
         let mut out = String::new();
         let mut last = None;
         for ((family, labels), series) in sorted {

@@ -36,6 +36,7 @@ use crate::{
     candidate::Candidate,
     event::{ClusterEvent, Hint},
     extender::ExtenderError,
+    groups::Groups,
     observer::Observer,
     pod::PodInfo,
     queue::QueuedPod,
@@ -290,8 +291,8 @@ pub trait PreEnqueue: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
-    /// Whether the pod may enter the queue.
-    fn pre_enqueue(&self, pod: &PodInfo) -> Verdict;
+    /// Whether the pod may enter the queue. `groups` tells how many pods of its group there are.
+    fn pre_enqueue(&self, pod: &PodInfo, groups: &Groups) -> Verdict;
 }
 
 /// Says once per pod what needs no look at each node, and takes notes for the filter.
@@ -475,8 +476,9 @@ pub trait Permit: Send + Sync + 'static {
         true
     }
 
-    /// `waiting` holds the pods that wait, so that this one's arrival can let them go.
-    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods) -> PermitVerdict;
+    /// `waiting` holds the pods that wait, so that this one's arrival can let them go; `groups` tells how many pods of its
+    /// group have a place, this one included.
+    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods, groups: &Groups) -> PermitVerdict;
 }
 
 /// Does what must be done before a pod is bound, such as attaching a volume. Pods are bound at the same time; one pod's
@@ -530,10 +532,10 @@ pub trait QueueingHint: Send + Sync + 'static {
     /// Asked for each event and each pod that the plug-in rejected; must be cheap.
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint;
 
-    /// Whether pods that the plug-in rejected may be helped by other pods that come and have no node yet, as those of a
-    /// gang are; then it is asked about [`ClusterEvent::PodAdded`]. `false` by default, so that a thousand pods that come do
-    /// not each have a look at a thousand that wait.
-    fn wants_new_pods(&self) -> bool {
+    /// Whether pods that the plug-in rejected may be helped by this one that comes and has no node yet, as one of a gang
+    /// helps the others; then it is asked about [`ClusterEvent::PodAdded`]. `false` by default, so that a thousand pods that
+    /// come do not each have a look at a thousand that wait.
+    fn wants_new_pod(&self, _pod: &PodInfo) -> bool {
         false
     }
 

@@ -4,6 +4,7 @@ mod balanced_allocation;
 mod default_binder;
 mod default_preemption;
 mod dynamic_resources;
+mod gang_scheduling;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -26,6 +27,8 @@ pub use balanced_allocation::BalancedAllocation;
 pub use default_binder::DefaultBinder;
 pub use default_preemption::DefaultPreemption;
 pub use dynamic_resources::DynamicResources;
+pub use gang_scheduling::{GANG_WAIT_MAX, GangScheduling};
+pub(crate) use gang_scheduling::{NAME as GANG_SCHEDULING, WAITING as WAITING_FOR_GANG};
 pub use image_locality::ImageLocality;
 pub use inter_pod_affinity::InterPodAffinity;
 pub use node_affinity::NodeAffinity;
@@ -53,6 +56,9 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
     builder
         .pre_enqueue(Arc::new(SchedulingGates))
         .hint(Arc::new(SchedulingGates))
+        .pre_enqueue(Arc::new(GangScheduling))
+        .permit(Arc::new(GangScheduling))
+        .hint(Arc::new(GangScheduling))
         .pre_filter(Arc::new(NodeAffinity::default()))
         .pre_filter(Arc::new(NodePorts))
         .pre_filter(Arc::new(VolumeRestrictions))

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::{
     event::{ClusterEvent, Hint},
+    groups::Groups,
     metrics::{Family, Metrics},
     plugin::{QueueSort, QueueingHint, Rejection, Verdict},
     pod::{PodInfo, ScheduledCondition},
@@ -120,8 +121,7 @@ pub struct SchedulingQueue {
     tickets: u64,
     lengths: QueueLengths,
     backoff_limits: (Duration, Duration),
-    /// Whether any hint is asked about pods that come.
-    wants_new_pods: bool,
+    groups: Groups,
     metrics: Metrics,
 }
 
@@ -139,8 +139,6 @@ impl SchedulingQueue {
     #[must_use]
     pub fn new(profiles: Arc<[Profile]>) -> Self {
         let sort = Arc::clone(&profiles[0].points.queue_sort[0].plugin);
-        let mut hints = profiles.iter().flat_map(|profile| &profile.points.hints);
-        let wants_new_pods = hints.any(|entry| entry.plugin.wants_new_pods());
         Self {
             sort,
             profiles,
@@ -153,9 +151,16 @@ impl SchedulingQueue {
             tickets: 0,
             lengths: QueueLengths::default(),
             backoff_limits: (BACKOFF_MIN, BACKOFF_MAX),
-            wants_new_pods,
+            groups: Groups::default(),
             metrics: Metrics::default(),
         }
+    }
+
+    /// Finds here how many pods of a group there are.
+    #[must_use]
+    pub fn with_groups(mut self, groups: Groups) -> Self {
+        self.groups = groups;
+        self
     }
 
     /// Counts here what comes in and what is rejected.
@@ -285,6 +290,12 @@ impl SchedulingQueue {
         self.taken(&uid, now)
     }
 
+    /// As [`pop`](Self::pop), with this pod, unless something holds it back or it is not in the queue.
+    pub(crate) fn pop_this(&mut self, uid: &str, now: Instant) -> Option<QueuedPod> {
+        let place = self.entries.get(uid)?.place;
+        if place == Place::Gated { None } else { self.taken(uid, now) }
+    }
+
     fn taken(&mut self, uid: &str, now: Instant) -> Option<QueuedPod> {
         let mut queued = self.take(uid)?;
         queued.started = now;
@@ -312,8 +323,11 @@ impl SchedulingQueue {
 
     /// Has another look at the pods that an event may help.
     pub fn happened(&mut self, event: &ClusterEvent, now: Instant) {
-        if matches!(event, ClusterEvent::PodAdded(_)) && !self.wants_new_pods {
-            return;
+        if let ClusterEvent::PodAdded(pod) = event {
+            let mut hints = self.profiles.iter().flat_map(|profile| &profile.points.hints);
+            if !hints.any(|entry| entry.plugin.wants_new_pod(pod)) {
+                return;
+            }
         }
         let helped: Vec<_> = self
             .unschedulable
@@ -376,7 +390,8 @@ impl SchedulingQueue {
     }
 
     fn helps(&self, queued: &QueuedPod, event: &ClusterEvent) -> bool {
-        let is_asked_for = !matches!(event, ClusterEvent::PodAdded(_));
+        let added = if let ClusterEvent::PodAdded(pod) = event { Some(pod) } else { None };
+        let is_asked_for = added.is_none();
         if queued.rejected_by.is_empty() {
             return is_asked_for;
         }
@@ -384,7 +399,7 @@ impl SchedulingQueue {
         queued.rejected_by.iter().any(|name| {
             let entry = profile.points.hints.iter().find(|entry| entry.name == *name);
             entry.map_or(is_asked_for, |entry| {
-                (is_asked_for || entry.plugin.wants_new_pods())
+                added.is_none_or(|added| entry.plugin.wants_new_pod(added))
                     && QueueingHint::hint(&*entry.plugin, &queued.pod, event) == Hint::Queue
             })
         })
@@ -420,9 +435,11 @@ impl SchedulingQueue {
     /// Next, unless something holds the pod back.
     fn activate(&mut self, mut queued: QueuedPod, why: &'static str, now: Instant) -> Option<Rejection> {
         let verdict = self.profile(&queued.pod).and_then(|profile| {
-            profile.points.pre_enqueue.iter().find_map(|entry| match entry.plugin.pre_enqueue(&queued.pod) {
-                Verdict::Pass => None,
-                Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
+            profile.points.pre_enqueue.iter().find_map(|entry| {
+                match entry.plugin.pre_enqueue(&queued.pod, &self.groups) {
+                    Verdict::Pass => None,
+                    Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
+                }
             })
         });
         match verdict {

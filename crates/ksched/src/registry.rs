@@ -141,6 +141,7 @@ impl Default for Registry {
             registry.add(name, Arc::new(move |args| args::none(args).map(|()| parts.clone())));
         };
         plain("SchedulingGates", all!(plugins::SchedulingGates; pre_enqueue hint));
+        plain("GangScheduling", all!(plugins::GangScheduling; pre_enqueue permit hint));
         plain("PrioritySort", all!(plugins::PrioritySort; queue_sort));
         plain("NodeUnschedulable", all!(plugins::NodeUnschedulable; filter hint));
         plain("NodeName", all!(plugins::NodeName; filter hint));

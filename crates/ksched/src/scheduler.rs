@@ -2,6 +2,7 @@
 
 mod binding;
 mod core;
+mod gang;
 mod preemption;
 mod report;
 

@@ -21,6 +21,7 @@ use ksched::{
     Booking, Extender, ExtenderError, NodeIndex, PodInfo, Profile, Scheduler, Snapshot, WaitingPods,
     build::{NodeBuilder, PodBuilder, node, pod},
     extender::Filtered,
+    groups::Groups,
     plugin::{Permit, PermitVerdict, Reserve, Verdict},
     plugins::VolumeBinding,
 };
@@ -380,7 +381,7 @@ impl Permit for Pairs {
         "Pairs"
     }
 
-    fn permit(&self, _: &mut Booking<'_>, waiting: &WaitingPods) -> PermitVerdict {
+    fn permit(&self, _: &mut Booking<'_>, waiting: &WaitingPods, _: &Groups) -> PermitVerdict {
         match waiting.list().first() {
             Some((other, _)) => {
                 waiting.allow(&other.uid, "Pairs");
@@ -471,6 +472,94 @@ async fn a_pod_waits_until_its_claim_is_bound() {
     claim["spec"]["volumeName"] = json!("pv");
     api.put("persistentvolumeclaims", claim);
     api.until_on("db", "b").await;
+    running.stop().await;
+}
+
+fn gang(api: &Api, name: &str, least: u32) {
+    let policy = json!({"gang": {"minCount": least}});
+    api.put(
+        "podgroups",
+        json!({"metadata": {"namespace": "default", "name": name}, "spec": {"schedulingPolicy": policy}}),
+    );
+}
+
+/// Two of three would fit: none is bound, and none keeps a place from others. With room for three all are bound at once.
+#[tokio::test(start_paused = true)]
+async fn a_gang_is_bound_together_or_not_at_all() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "2"));
+    let running = api.start();
+    let member = |name: &str| pod(name).group("train").request("cpu", "1");
+    api.add_pod(member("one"));
+    api.add_pod(member("two"));
+    api.add_pod(pod("plain"));
+    api.until_on("plain", "a").await;
+    gang(&api, "train", 3);
+    // Nothing is said of pods that are held back.
+    tokio::time::sleep(std::time::Duration::from_secs(700)).await;
+    assert_eq!(api.events("FailedScheduling"), [""; 0]);
+    api.add_pod(member("three"));
+    let expected = [
+        "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are \
+         available: 1 No preemption victims found for incoming pod.",
+        "waiting for minCount pods from a gang to be scheduled",
+        "waiting for minCount pods from a gang to be scheduled",
+    ];
+    let mut said = Vec::new();
+    api.until(|api| {
+        said = api.events("FailedScheduling");
+        said.sort();
+        said.len() >= 3
+    })
+    .await;
+    assert_eq!(said, expected);
+    api.add_pod(pod("large").request("cpu", "2"));
+    api.until_on("large", "a").await;
+    api.add_node(node("b").resource("cpu", "3"));
+    for name in ["one", "two", "three"] {
+        api.until_on(name, "b").await;
+    }
+    // The gang runs: one more needs nobody beside it.
+    api.add_node(node("c").resource("cpu", "1"));
+    api.add_pod(member("four"));
+    api.until_on("four", "c").await;
+    running.stop().await;
+}
+
+/// Others are removed only when that completes the gang.
+#[tokio::test(start_paused = true)]
+async fn room_is_made_for_a_whole_gang_only() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "2"));
+    let running = api.start();
+    for name in ["low-1", "low-2"] {
+        api.add_pod(pod(name).request("cpu", "1"));
+        api.until_on(name, "a").await;
+    }
+    let going = |api: &Api| {
+        let is_going = |name: &&str| !api.get("pods", name)["metadata"]["deletionTimestamp"].is_null();
+        ["low-1", "low-2"].into_iter().filter(is_going).count()
+    };
+    let member = |name: &str, group: &str| pod(name).group(group).priority(10).request("cpu", "1");
+    gang(&api, "three", 3);
+    for name in ["x-1", "x-2", "x-3"] {
+        api.add_pod(member(name, "three"));
+    }
+    api.until(|api| api.events("FailedScheduling").len() >= 3).await;
+    tokio::time::sleep(std::time::Duration::from_secs(400)).await;
+    assert_eq!(going(&api), 0);
+    for name in ["x-1", "x-2", "x-3"] {
+        api.remove("pods", name);
+    }
+    gang(&api, "two", 2);
+    for name in ["y-1", "y-2"] {
+        api.add_pod(member(name, "two"));
+    }
+    api.until(|api| going(api) == 2).await;
+    api.remove("pods", "low-1");
+    api.remove("pods", "low-2");
+    api.until_on("y-1", "a").await;
+    api.until_on("y-2", "a").await;
     running.stop().await;
 }
 

@@ -8,7 +8,10 @@ use std::{
 };
 
 use ahash::RandomState;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    scheduling::v1beta1::PodGroup,
+};
 use kcore::Stored;
 use kreconcile::{Change, EventRecorder};
 use kube::Client;
@@ -18,11 +21,13 @@ use crate::{
     decision::{Decision, Nomination},
     event::ClusterEvent,
     extender::{Extender, ExtenderError, decide_extended},
+    groups::{GroupPolicy, GroupState, Groups},
     metrics::{Attempt, Family, Metrics},
     node::NodeInfo,
     observer::{Observed, Observer},
     planner::{Plan, Planner},
     plugin::{CycleState, PermitVerdict, Rejection, Verdict},
+    plugins::GANG_SCHEDULING,
     pod::PodInfo,
     profile::{Entry, Profile},
     queue::{QueuedPod, SchedulingQueue},
@@ -40,12 +45,12 @@ pub(super) struct Core {
     client: Client,
     profiles: Arc<[Profile]>,
     planner: Planner,
-    queue: SchedulingQueue,
+    pub(super) queue: SchedulingQueue,
     /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
     /// queue when its binding fails is not the scheduler's business any more.
     assumed: HashSet<Arc<str>, RandomState>,
     /// The uids of pods whose victims are being removed, and whether the pod was to be tried meanwhile.
-    preempting: HashMap<Arc<str>, bool, RandomState>,
+    pub(super) preempting: HashMap<Arc<str>, bool, RandomState>,
     tasks: JoinSet<Done>,
     reporter: Reporter,
     waiting: WaitingPods,
@@ -53,15 +58,18 @@ pub(super) struct Core {
     observer: Observer,
     observed: Observed,
     metrics: Metrics,
+    pub(super) groups: Groups,
 }
 
 impl Core {
     pub(super) fn new(scheduler: &Scheduler, recorder: EventRecorder) -> Self {
         let Scheduler { client, profiles, clock, waiting, extenders, backoff, metrics, .. } = scheduler;
         let (observer, observed) = Observed::new();
+        let groups = Groups::default();
         let queue = SchedulingQueue::new(Arc::clone(profiles)).with_backoff(backoff.0, backoff.1);
         Self {
-            queue: queue.with_metrics(metrics.clone()),
+            queue: queue.with_metrics(metrics.clone()).with_groups(groups.clone()),
+            groups,
             reporter: Reporter::new(client.clone(), Arc::clone(clock), recorder),
             client: client.clone(),
             planner: Planner::new(Arc::clone(profiles)),
@@ -130,7 +138,14 @@ impl Core {
     /// Takes over what happened to objects of other kinds.
     pub(super) fn object_changed(&mut self, interest: &Interest, change: &Change) {
         self.observed.changed();
-        match self.planner.object_changed(interest, change) {
+        let event = self.planner.object_changed(interest, change);
+        if let Some(ClusterEvent::Object(event)) = &event
+            && let Some((_, new)) = event.of::<PodGroup>()
+        {
+            let key = change.key();
+            self.groups.set_policy(&key.namespace, &key.name, new.map(GroupPolicy::of));
+        }
+        match event {
             Some(event) => self.queue.happened(&event, Instant::now()),
             None => tracing::warn!(object = %change.key(), "an object can't be read and is left out"),
         }
@@ -154,6 +169,7 @@ impl Core {
             Some(node) => {
                 self.assumed.remove(&pod.uid);
                 self.queue.remove(&pod.uid);
+                self.groups.placed(&pod);
                 let known = self.planner.snapshot().pod(&pod.uid).cloned();
                 self.planner.place(&pod, node);
                 let event = match known {
@@ -164,7 +180,10 @@ impl Core {
                 };
                 self.queue.happened(&event, now);
             }
-            None if pod.deleting => self.queue.remove(&pod.uid),
+            None if pod.deleting => {
+                self.queue.remove(&pod.uid);
+                self.groups.gone(&pod.uid);
+            }
             None if self.assumed.contains(&pod.uid) => {}
             None if self.profile_of(&pod).is_some() => self.enqueue(&pod, now),
             None => {}
@@ -172,12 +191,14 @@ impl Core {
     }
 
     fn enqueue(&mut self, pod: &Arc<PodInfo>, now: Instant) {
+        self.groups.waits(pod);
         let is_new = !self.queue.contains(&pod.uid);
         let held_back = self.queue.set(Arc::clone(pod), now);
         if is_new {
             self.queue.happened(&ClusterEvent::PodAdded(Arc::clone(pod)), now);
         }
-        if held_back.is_none() {
+        // What else holds a pod back is nothing that its condition has a word for.
+        if held_back.is_none() || pod.gates.is_empty() {
             return;
         }
         let written = self.queue.written(&pod.uid).cloned();
@@ -200,6 +221,7 @@ impl Core {
     }
 
     fn gone(&mut self, uid: &str) {
+        self.groups.gone(uid);
         self.queue.remove(uid);
         self.assumed.remove(uid);
         self.waiting.reject(uid, "", Rejection::unresolvable("the pod is gone"));
@@ -210,7 +232,7 @@ impl Core {
         }
     }
 
-    fn profile_of(&self, pod: &PodInfo) -> Option<usize> {
+    pub(super) fn profile_of(&self, pod: &PodInfo) -> Option<usize> {
         self.profiles.iter().position(|profile| profile.scheduler_name == pod.scheduler_name)
     }
 
@@ -242,8 +264,11 @@ impl Core {
             return;
         }
         let Some(number) = self.profile_of(&queued.pod) else { return };
-        let profiles = Arc::clone(&self.profiles);
-        let profile = &profiles[number];
+        if let Some(GroupState { policy: Some(GroupPolicy::Gang(least)), .. }) = self.groups.of(&queued.pod)
+            && self.profiles[number].points.permit.iter().any(|entry| *entry.name == *GANG_SCHEDULING)
+        {
+            return self.schedule_gang(number, queued, least, now).await;
+        }
         queued.started = Instant::now();
         let plan = self.plan(number, &queued.pod).await;
         self.metrics.observe(Family::AlgorithmDuration, [], queued.started.elapsed().as_secs_f64());
@@ -251,16 +276,46 @@ impl Core {
             Ok(plan) => plan,
             Err(error) => return self.errored(queued, &error, now),
         };
-        let (node, mut cycle) = match plan {
-            Plan::Node(node) => (Arc::clone(&self.planner.snapshot().names()[node]), CycleState::default()),
+        match self.placed(plan) {
+            Ok((node, cycle)) => {
+                self.assume(&queued.pod, &node);
+                self.commit(number, queued, node, cycle, now);
+            }
+            Err(decision) => self.no_node(queued, *decision, now),
+        }
+    }
+
+    /// The node, and what was noted; or the decision that there is none.
+    pub(super) fn placed(&self, plan: Plan) -> Result<(Arc<str>, CycleState), Box<Decision>> {
+        match plan {
+            Plan::Node(node) => {
+                Ok((Arc::clone(&self.planner.snapshot().names()[node]), CycleState::default()))
+            }
             Plan::Decision(decision) => match decision.node_name().cloned() {
-                Some(node) => (node, decision.cycle),
-                None => return self.no_node(queued, *decision, now),
+                Some(node) => Ok((node, decision.cycle)),
+                None => Err(decision),
             },
-        };
-        // From here the place counts; the pod's own object still says that it has no node.
-        self.planner.place(&queued.pod, &node);
-        self.assumed.insert(Arc::clone(&queued.pod.uid));
+        }
+    }
+
+    /// From here the place counts; the pod's own object still says that it has no node.
+    pub(super) fn assume(&mut self, pod: &Arc<PodInfo>, node: &Arc<str>) {
+        self.planner.place(pod, node);
+        self.groups.placed(pod);
+        self.assumed.insert(Arc::clone(&pod.uid));
+    }
+
+    /// Books, permits and binds a pod that has its place.
+    pub(super) fn commit(
+        &mut self,
+        number: usize,
+        queued: QueuedPod,
+        node: Arc<str>,
+        mut cycle: CycleState,
+        now: Instant,
+    ) {
+        let profiles = Arc::clone(&self.profiles);
+        let profile = &profiles[number];
         let mut waits = Vec::new();
         let booking = Instant::now();
         let refused = self.book(profile, &queued.pod, &node, &mut cycle, &mut waits);
@@ -321,8 +376,8 @@ impl Core {
             if !plugin.concerns(pod, self.planner.snapshot().catalog()) {
                 continue;
             }
-            let waiting = &self.waiting;
-            match self.planner.book(cycle, pod, node, |booking| plugin.permit(booking, waiting)) {
+            let (waiting, groups) = (&self.waiting, &self.groups);
+            match self.planner.book(cycle, pod, node, |booking| plugin.permit(booking, waiting, groups)) {
                 PermitVerdict::Allow => {}
                 PermitVerdict::Reject(rejection) => return Some((Arc::clone(name), rejection)),
                 PermitVerdict::Wait(time) => waits.push((Arc::clone(name), time)),
@@ -360,7 +415,7 @@ impl Core {
         self.tasks.spawn(preemption::run(job));
     }
 
-    fn no_node(&mut self, queued: QueuedPod, decision: Decision, now: Instant) {
+    pub(super) fn no_node(&mut self, queued: QueuedPod, decision: Decision, now: Instant) {
         if !self.profile_of(&queued.pod).is_none_or(|at| self.profiles[at].points.post_filter.is_empty()) {
             self.metrics.add(Family::Preemptions, [], 1);
         }
@@ -378,7 +433,7 @@ impl Core {
     }
 
     /// Decides with the pods in place for which room is being made, if they come before this one.
-    async fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Result<Plan, ExtenderError> {
+    pub(super) async fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Result<Plan, ExtenderError> {
         let nominated: Vec<_> =
             self.queue.nominated().map(|(other, node)| (Arc::clone(other), Arc::clone(node))).collect();
         if self.extenders.iter().any(|extender| extender.is_interested(pod)) {
@@ -390,7 +445,7 @@ impl Core {
     }
 
     /// Something went wrong that has nothing to do with where pods can go.
-    fn errored(&mut self, mut queued: QueuedPod, error: &dyn Display, now: Instant) {
+    pub(super) fn errored(&mut self, mut queued: QueuedPod, error: &dyn Display, now: Instant) {
         let (written, pod) = (queued.written.take(), Arc::clone(&queued.pod));
         self.metrics.attempt(Attempt::Error, &pod.scheduler_name, queued.started.elapsed());
         queued.written = self.reporter.errored(&pod, error, written, &mut self.tasks);
@@ -398,9 +453,12 @@ impl Core {
     }
 
     /// Gives the place back that was assumed; tells whether it still was.
-    fn forget(&mut self, uid: &str) -> bool {
+    pub(super) fn forget(&mut self, uid: &str) -> bool {
         let was = self.assumed.remove(uid);
         if was {
+            if let Some(pod) = self.planner.snapshot().pod(uid) {
+                self.groups.waits(pod);
+            }
             self.planner.remove_pod(uid);
         }
         was
@@ -416,7 +474,7 @@ impl Core {
         self.reject(queued, vec![Arc::clone(plugin)], &message, &Nomination::Keep, now);
     }
 
-    fn reject(
+    pub(super) fn reject(
         &mut self,
         mut queued: QueuedPod,
         plugins: Vec<Arc<str>>,
