@@ -186,6 +186,12 @@ impl Api {
             (Method::PATCH, ["namespaces", _, "persistentvolumeclaims", name]) => {
                 self.merge("persistentvolumeclaims", name, &body)
             }
+            (Method::PATCH, ["", "apis", _, _, "namespaces", _, "podgroups", name, "status"]) => {
+                let mut group = self.get("podgroups", name);
+                group["status"]["conditions"] = body["status"]["conditions"].clone();
+                self.put("podgroups", group.clone());
+                answer(StatusCode::OK, &group)
+            }
             (Method::DELETE, ["namespaces", _, "pods", name]) => {
                 let mut pod = self.get("pods", name);
                 pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
@@ -502,8 +508,8 @@ async fn a_gang_is_bound_together_or_not_at_all() {
     let expected = [
         "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are \
          available: 1 No preemption victims found for incoming pod.",
-        "waiting for minCount pods from a gang to be scheduled",
-        "waiting for minCount pods from a gang to be scheduled",
+        "pod group is unschedulable, waiting for minCount pods from a gang to be scheduled",
+        "pod group is unschedulable, waiting for minCount pods from a gang to be scheduled",
     ];
     let mut said = Vec::new();
     api.until(|api| {
@@ -513,12 +519,18 @@ async fn a_gang_is_bound_together_or_not_at_all() {
     })
     .await;
     assert_eq!(said, expected);
+    let condition = |api: &Api| {
+        let condition = api.get("podgroups", "train")["status"]["conditions"][0].clone();
+        [condition["type"].clone(), condition["status"].clone(), condition["reason"].clone()]
+    };
+    api.until(|api| condition(api) == ["PodGroupScheduled", "False", "Unschedulable"]).await;
     api.add_pod(pod("large").request("cpu", "2"));
     api.until_on("large", "a").await;
     api.add_node(node("b").resource("cpu", "3"));
     for name in ["one", "two", "three"] {
         api.until_on(name, "b").await;
     }
+    api.until(|api| condition(api) == ["PodGroupScheduled", "True", "Scheduled"]).await;
     // The gang runs: one more needs nobody beside it.
     api.add_node(node("c").resource("cpu", "1"));
     api.add_pod(member("four"));

@@ -16,7 +16,8 @@ use crate::{
 
 pub(crate) const NAME: &str = "GangScheduling";
 /// Why pods of a gang are not bound although there is a place for them.
-pub(crate) const WAITING: &str = "waiting for minCount pods from a gang to be scheduled";
+pub(crate) const WAITING: &str =
+    "pod group is unschedulable, waiting for minCount pods from a gang to be scheduled";
 /// How long a pod of a gang waits for the others once it has its place (upstream's `permitTimeoutDuration`).
 pub const GANG_WAIT_MAX: Duration = Duration::from_secs(300);
 
@@ -92,13 +93,14 @@ impl QueueingHint for GangScheduling {
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint {
         Hint::queue_if(match event {
             ClusterEvent::PodAdded(added) | ClusterEvent::PodAssigned(added) => same_group(pod, added),
-            // Since 1.37 `minCount` may change.
-            ClusterEvent::Object(event) => event.of::<PodGroup>().is_some_and(|(_, new)| {
+            // Since 1.37 `minCount` may change; that the scheduler writes the status helps nobody.
+            ClusterEvent::Object(event) => event.of::<PodGroup>().is_some_and(|(old, new)| {
                 let meta = new.map(|group| &group.metadata);
-                meta.is_some_and(|meta| {
-                    meta.namespace.as_deref() == Some(&*pod.namespace)
-                        && meta.name.as_deref() == pod.group.as_deref()
-                })
+                old.map(GroupPolicy::of) != new.map(GroupPolicy::of)
+                    && meta.is_some_and(|meta| {
+                        meta.namespace.as_deref() == Some(&*pod.namespace)
+                            && meta.name.as_deref() == pod.group.as_deref()
+                    })
             }),
             _ => false,
         })

@@ -44,15 +44,15 @@ use crate::{
 pub(super) struct Core {
     client: Client,
     profiles: Arc<[Profile]>,
-    planner: Planner,
+    pub(super) planner: Planner,
     pub(super) queue: SchedulingQueue,
     /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
     /// queue when its binding fails is not the scheduler's business any more.
     assumed: HashSet<Arc<str>, RandomState>,
     /// The uids of pods whose victims are being removed, and whether the pod was to be tried meanwhile.
     pub(super) preempting: HashMap<Arc<str>, bool, RandomState>,
-    tasks: JoinSet<Done>,
-    reporter: Reporter,
+    pub(super) tasks: JoinSet<Done>,
+    pub(super) reporter: Reporter,
     waiting: WaitingPods,
     extenders: Arc<[Arc<dyn Extender>]>,
     observer: Observer,

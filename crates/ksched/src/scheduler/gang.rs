@@ -2,12 +2,14 @@
 
 use std::{cmp::Reverse, sync::Arc};
 
+use k8s_openapi::api::scheduling::v1beta1::PodGroup;
 use tokio::time::Instant;
 
 use crate::{
     decision::{Decision, Nomination},
     plugin::CycleState,
     plugins::{GANG_SCHEDULING, WAITING_FOR_GANG},
+    pod::PodInfo,
     queue::QueuedPod,
     scheduler::core::Core,
 };
@@ -17,6 +19,17 @@ enum Outcome {
     Place(Arc<str>, CycleState),
     None(Box<Decision>),
 }
+
+/// What becomes of a gang.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Bound,
+    WaitsForRoom,
+    Rejected,
+}
+
+const UNSCHEDULABLE: &str = "pod group is unschedulable";
+const WAITING_FOR_ROOM: &str = "pod group is unschedulable, pod group is waiting for preemption to complete";
 
 impl Core {
     /// Decides on a pod and on all others of its gang that wait for a place, each beside the ones before. With places for
@@ -51,31 +64,48 @@ impl Core {
             }
         }
         let found = self.groups.state(&pod.namespace, pod.group.as_deref().unwrap_or_default()).placed;
-        let (complete, worth_room) = (found - nominated >= least, found >= least);
-        // The places of those for whom room is to be made are not theirs yet.
+        // When room must be made for one, all wait for it.
+        let fate = match (found >= least, nominated) {
+            (true, 0) => Fate::Bound,
+            (true, _) => Fate::WaitsForRoom,
+            (false, _) => Fate::Rejected,
+        };
         for (queued, outcome) in &decided {
-            if !complete || matches!(outcome, Outcome::None(_)) {
+            if fate != Fate::Bound || matches!(outcome, Outcome::None(_)) {
                 self.forget(&queued.pod.uid);
             }
         }
         for (queued, outcome) in decided {
-            match outcome {
-                Outcome::Place(node, cycle) if complete => self.commit(profile, queued, node, cycle, now),
-                Outcome::None(decision) if complete || worth_room || decision.nominated().is_none() => {
-                    self.no_node(queued, *decision, now);
+            let plugins = vec![GANG_SCHEDULING.into()];
+            match (fate, outcome) {
+                (Fate::Bound, Outcome::Place(node, cycle)) => self.commit(profile, queued, node, cycle, now),
+                (Fate::WaitsForRoom, Outcome::Place(node, _)) => {
+                    self.reject(queued, plugins, WAITING_FOR_ROOM, &Nomination::Node(node), now);
                 }
-                // A gang that is not complete does not have others removed.
-                Outcome::Place(..) | Outcome::None(_) => {
-                    self.reject(
-                        queued,
-                        vec![GANG_SCHEDULING.into()],
-                        WAITING_FOR_GANG,
-                        &Nomination::Clear,
-                        now,
-                    );
+                (Fate::Rejected, Outcome::None(decision)) if decision.nominated().is_some() => {
+                    // A gang that is not complete does not have others removed.
+                    self.reject(queued, plugins, WAITING_FOR_GANG, &Nomination::Clear, now);
+                }
+                (_, Outcome::None(decision)) => self.no_node(queued, *decision, now),
+                (Fate::Rejected, Outcome::Place(..)) => {
+                    self.reject(queued, plugins, WAITING_FOR_GANG, &Nomination::Clear, now);
                 }
             }
         }
+        self.tell_group(&pod, fate);
+    }
+
+    /// Writes what became of the gang into its `PodGroup`.
+    fn tell_group(&mut self, pod: &PodInfo, fate: Fate) {
+        let Some(name) = &pod.group else { return };
+        let group = self.planner.snapshot().catalog().get::<PodGroup>(&pod.namespace, name);
+        let Some(group) = group.cloned() else { return };
+        let message = match fate {
+            Fate::Bound => "",
+            Fate::WaitsForRoom => WAITING_FOR_ROOM,
+            Fate::Rejected => UNSCHEDULABLE,
+        };
+        self.reporter.group(&group, fate == Fate::Bound, message, &mut self.tasks);
     }
 
     /// The pods of the gang that can be decided on now: the most important first, then who waits longest.
