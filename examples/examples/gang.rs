@@ -10,8 +10,9 @@ use k8s_openapi::{
 };
 use kplane::Cluster;
 use ksched::{
-    ClusterEvent, Hint, PodInfo, Profile, Rejection, Snapshot, Verdict, WaitingPods,
+    Booking, Catalog, ClusterEvent, Hint, PodInfo, Profile, Rejection, Snapshot, Verdict, WaitingPods,
     build::pod,
+    groups::Groups,
     plugin::{CycleState, Permit, PermitVerdict, PreFilter, PreFilterVerdict, QueueingHint, Reserve},
 };
 use kube::{
@@ -65,7 +66,12 @@ impl Permit for Gang {
         "Gang"
     }
 
-    fn permit(&self, cycle: &mut CycleState, pod: &PodInfo, _: &str, waiting: &WaitingPods) -> PermitVerdict {
+    fn concerns(&self, pod: &PodInfo, _: &Catalog) -> bool {
+        min_member(pod).is_some()
+    }
+
+    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods, _: &Groups) -> PermitVerdict {
+        let (pod, cycle) = (booking.pod, &mut booking.cycle);
         let Some(needed) = min_member(pod) else { return PermitVerdict::Allow };
         let placed = cycle.get::<Placed>().map_or(0, |placed| placed.0) + 1;
         if placed < needed {
@@ -85,14 +91,18 @@ impl Reserve for Gang {
         "Gang"
     }
 
-    fn reserve(&self, _: &mut CycleState, _: &PodInfo, _: &str) -> Verdict {
+    fn concerns(&self, pod: &PodInfo, _: &Catalog) -> bool {
+        min_member(pod).is_some()
+    }
+
+    fn reserve(&self, _: &mut Booking<'_>) -> Verdict {
         Verdict::Pass
     }
 
     /// One did not get there: the others need not wait any longer, and must not keep their places from other gangs.
-    fn unreserve(&self, cycle: &CycleState, pod: &PodInfo, _: &str) {
-        let Some(waiting) = cycle.get::<WaitingPods>() else { return };
-        for (other, _) in waiting.list().iter().filter(|(other, _)| same_gang(pod, other)) {
+    fn unreserve(&self, booking: &mut Booking<'_>) {
+        let Some(waiting) = booking.cycle.get::<WaitingPods>() else { return };
+        for (other, _) in waiting.list().iter().filter(|(other, _)| same_gang(booking.pod, other)) {
             let why = Rejection::unschedulable("a pod of the gang found no place in time");
             waiting.reject(&other.uid, "Gang", why);
         }
@@ -118,8 +128,8 @@ impl QueueingHint for Gang {
         if helps { Hint::Queue } else { Hint::Skip }
     }
 
-    fn wants_new_pods(&self) -> bool {
-        true
+    fn wants_new_pod(&self, pod: &PodInfo) -> bool {
+        min_member(pod).is_some()
     }
 }
 

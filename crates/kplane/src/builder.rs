@@ -57,6 +57,7 @@ pub struct ClusterBuilder {
     reconcilers: Vec<ReconcilersFn>,
     settings: Vec<SettingsFn>,
     profiles: Vec<Profile>,
+    extenders: Vec<Arc<dyn ksched::Extender>>,
     schedules: bool,
     nodes: usize,
     node_prefix: String,
@@ -124,6 +125,7 @@ impl ClusterBuilder {
             reconcilers: Vec::new(),
             settings: Vec::new(),
             profiles: Vec::new(),
+            extenders: Vec::new(),
             schedules: true,
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
@@ -188,6 +190,12 @@ impl ClusterBuilder {
     /// Schedules with this profile instead of the default one; called again, with several, one for each `schedulerName`.
     pub fn scheduler(mut self, profile: Profile) -> Self {
         self.profiles.push(profile);
+        self
+    }
+
+    /// Gives a program beside the scheduler a say in its decisions, for pods of all profiles.
+    pub fn extender(mut self, extender: Arc<dyn ksched::Extender>) -> Self {
+        self.extenders.push(extender);
         self
     }
 
@@ -286,6 +294,7 @@ impl ClusterBuilder {
             manager = manager.informers(context.informers());
             startup.done("controllers");
         }
+        let scheduler_metrics = ksched::Metrics::default();
         if self.schedules {
             let client = component("system:kube-scheduler");
             let scheduler_informers = Informers::new(client.clone());
@@ -294,6 +303,10 @@ impl ClusterBuilder {
             for profile in self.profiles {
                 scheduler = scheduler.profile(profile);
             }
+            for extender in self.extenders {
+                scheduler = scheduler.extender(extender);
+            }
+            let scheduler = scheduler.metrics(scheduler_metrics.clone());
             manager = manager.add(Start::Leading, scheduler.build()?).informers(&scheduler_informers);
             startup.done("scheduler");
         }
@@ -352,6 +365,7 @@ impl ClusterBuilder {
         }
         let running = Some(manager.start());
         Ok(Cluster {
+            scheduler_metrics,
             server,
             clock,
             client,

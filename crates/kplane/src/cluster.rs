@@ -42,6 +42,7 @@ pub struct Cluster {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) client: Client,
     pub(crate) informers: Informers,
+    pub(crate) scheduler_metrics: ksched::Metrics,
     pub(crate) ca: Arc<Ca>,
     pub(crate) tasks: Tasks,
     pub(crate) running: Option<Running>,
@@ -243,6 +244,13 @@ impl Cluster {
             timeout,
             last: format!("{:?}", informer.get(namespace, name)),
         })
+    }
+
+    /// What the scheduler counts, under kube-scheduler's names; [`text`](ksched::Metrics::text) is what Prometheus reads. Empty
+    /// without a scheduler.
+    #[must_use]
+    pub fn scheduler_metrics(&self) -> &ksched::Metrics {
+        &self.scheduler_metrics
     }
 
     /// Ends everything in order: controllers, scheduler and nodes first, then connections.

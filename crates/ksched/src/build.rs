@@ -11,7 +11,9 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{ContainerImage, ContainerPort, Node, Pod, PodSchedulingGate, Taint, Toleration},
+    api::core::v1::{
+        ContainerImage, ContainerPort, Node, Pod, PodSchedulingGate, PodSchedulingGroup, Taint, Toleration,
+    },
     apimachinery::pkg::api::resource::Quantity,
 };
 
@@ -102,6 +104,13 @@ impl PodBuilder {
     pub fn gate(self, name: &str) -> Self {
         let gate = PodSchedulingGate { name: name.to_owned() };
         self.edit(|pod| pod.spec.get_or_insert_default().scheduling_gates.get_or_insert_default().push(gate))
+    }
+
+    /// Makes it one of a `PodGroup`.
+    #[must_use]
+    pub fn group(self, name: &str) -> Self {
+        let group = PodSchedulingGroup { pod_group_name: Some(name.to_owned()) };
+        self.edit(|pod| pod.spec.get_or_insert_default().scheduling_group = Some(group))
     }
 
     /// Sets `spec.nodeName`.

@@ -1,6 +1,7 @@
 //! `KubeSchedulerConfiguration`, as kube-scheduler's `--config` reads it.
 
 pub(crate) mod args;
+mod extenders;
 mod merge;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
-    config::merge::Merged,
+    config::{extenders::ExtenderConfiguration, merge::Merged},
     profile::{BuildError, Profile},
     registry::Registry,
 };
@@ -69,8 +70,8 @@ impl std::error::Error for ConfigErrors {}
 ///
 /// What has no meaning here, because the scheduler is a library, is read and left to the program around it: the client's
 /// connection, leader election, profiling. The back-off is for [`SchedulerBuilder::backoff`](crate::SchedulerBuilder::backoff).
-/// `parallelism` and `percentageOfNodesToScore` have no effect: one task looks at all nodes; nor have, as long as volumes are not
-/// bound late and devices not allocated, the time limits in the arguments of VolumeBinding and DynamicResources.
+/// `parallelism` and `percentageOfNodesToScore` have no effect: one task looks at all nodes; nor have, as long as devices are
+/// not allocated, the time limits in the arguments of DynamicResources.
 ///
 /// ```
 /// use ksched::{config::SchedulerConfiguration, registry::Registry};
@@ -102,7 +103,7 @@ pub struct SchedulerConfiguration {
     parallelism: Option<i32>,
     percentage_of_nodes_to_score: Option<i32>,
     #[serde(default)]
-    extenders: Vec<Value>,
+    extenders: Vec<ExtenderConfiguration>,
     /// How the scheduler elects a leader: for the program around it.
     pub leader_election: Option<Value>,
     /// How it connects to the API server: for the program around it.
@@ -187,6 +188,7 @@ impl SchedulerConfiguration {
             only.scheduler_name.get_or_insert_with(|| crate::pod::DEFAULT_SCHEDULER_NAME.to_owned());
         }
         let errors = read.check();
+        extenders::ignore_resources(&read.extenders, &mut read.profiles);
         if errors.is_empty() { Ok(read) } else { Err(ConfigErrors(errors)) }
     }
 
@@ -247,8 +249,10 @@ impl SchedulerConfiguration {
             let why = "must be greater than or equal to PodInitialBackoffSeconds";
             errors.push(ConfigError::invalid("podMaxBackoffSeconds", longest, why));
         }
-        if !self.extenders.is_empty() {
-            errors.push(ConfigError::new("extenders", "Forbidden: this scheduler has no HTTP extenders"));
+        extenders::check(&self.extenders, &mut errors);
+        if cfg!(not(feature = "http-extenders")) && !self.extenders.is_empty() {
+            let why = "Forbidden: this scheduler is built without the feature http-extenders";
+            errors.push(ConfigError::new("extenders", why));
         }
         errors
     }

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use crate::{
+    candidate::{self, Candidate},
     decision::{Decision, Diagnosis, Nomination, ScoreColumn},
     plugin::{
         CycleState, Finality, PostFilterVerdict, PreFilterVerdict, PreScoreVerdict, Rejection, Verdict,
@@ -47,7 +48,25 @@ pub fn decide_among(
     pod: &PodInfo,
     nominated: &[Nominated],
 ) -> Decision {
-    let mut decision = Decision {
+    let mut decision = begin(snapshot);
+    if snapshot.is_empty() {
+        return decision;
+    }
+    let nominations = Nominations::new(nominated, pod, snapshot);
+    let skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
+    if decision.feasible.is_empty() {
+        let help = help(profile, snapshot, pod, &decision, &nominations, &skipped);
+        give_up(snapshot, help, &mut decision);
+        return decision;
+    }
+    score(profile, snapshot, pod, &mut decision);
+    decision.chosen = select(profile.seed, snapshot, pod, &decision);
+    decision
+}
+
+/// Nothing is decided yet.
+pub(crate) fn begin(snapshot: &Snapshot) -> Decision {
+    Decision {
         names: Arc::clone(snapshot.names()),
         chosen: None,
         nomination: Nomination::Keep,
@@ -57,34 +76,55 @@ pub fn decide_among(
         scores: Vec::new(),
         totals: Vec::new(),
         cycle: CycleState::default(),
-    };
-    if snapshot.is_empty() {
-        return decision;
     }
-    let nominations = Nominations::new(nominated, pod, snapshot);
-    let skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
-    if decision.feasible.is_empty() {
-        let Decision { cycle, diagnosis, .. } = &decision;
-        let attempt = Attempt {
-            profile,
-            cycle,
-            pod,
-            snapshot,
-            diagnosis,
-            nominations: &nominations,
-            skipped: &skipped,
-        };
-        let outcome = post_filter(&attempt);
-        (decision.diagnosis.post_filter, decision.nomination, decision.victims) = outcome;
-        return decision;
+}
+
+/// What can be done for a pod that found no node.
+pub(crate) enum Help {
+    /// Room can be made on this node.
+    Nominate(Arc<str>, Vec<Arc<PodInfo>>),
+    /// Room can be made on one of these.
+    Candidates(Vec<Candidate>),
+    /// Nothing, with what was said; and what becomes of the room that is being made.
+    Nothing(String, Nomination),
+}
+
+/// Asks what can be done.
+pub(crate) fn help(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    decision: &Decision,
+    nominations: &Nominations,
+    skipped: &[Arc<str>],
+) -> Help {
+    let Decision { cycle, diagnosis, .. } = decision;
+    post_filter(&Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped })
+}
+
+/// Notes what is done.
+pub(crate) fn give_up(snapshot: &Snapshot, help: Help, decision: &mut Decision) {
+    match help {
+        Help::Nominate(node, victims) => {
+            (decision.nomination, decision.victims) = (Nomination::Node(node), victims);
+        }
+        Help::Candidates(candidates) => match candidate::pick(candidates) {
+            Some(Candidate { node, victims, .. }) => {
+                decision.nomination = Nomination::Node(Arc::clone(&snapshot.names()[node]));
+                decision.victims = victims;
+            }
+            None => {
+                decision.diagnosis.post_filter = "preemption: no candidate node for preemption".to_owned();
+            }
+        },
+        Help::Nothing(message, nomination) => {
+            (decision.diagnosis.post_filter, decision.nomination) = (message, nomination);
+        }
     }
-    score(profile, snapshot, pod, &mut decision);
-    decision.chosen = select(profile.seed, snapshot, pod, &decision);
-    decision
 }
 
 /// Fills `feasible` and the diagnosis; gives the plug-ins that have nothing to say about the pod.
-fn filter(
+pub(crate) fn filter(
     profile: &Profile,
     snapshot: &Snapshot,
     pod: &PodInfo,
@@ -206,15 +246,14 @@ fn plugin_list(names: &[&Arc<str>]) -> String {
     format!("[{}]", names.join(" "))
 }
 
-/// What was said about helping the pod, and what is done.
-fn post_filter(attempt: &Attempt<'_>) -> (String, Nomination, Vec<Arc<PodInfo>>) {
+/// What was said about helping the pod.
+fn post_filter(attempt: &Attempt<'_>) -> Help {
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
     let mut nomination = Nomination::Keep;
     for entry in &attempt.profile.points.post_filter {
         let rejection = match entry.plugin.post_filter(attempt) {
-            PostFilterVerdict::Nominate { node, victims } => {
-                return (String::new(), Nomination::Node(node), victims);
-            }
+            PostFilterVerdict::Nominate { node, victims } => return Help::Nominate(node, victims),
+            PostFilterVerdict::Candidates(candidates) => return Help::Candidates(candidates),
             PostFilterVerdict::Hopeless(rejection) => {
                 nomination = Nomination::Clear;
                 rejection
@@ -230,11 +269,11 @@ fn post_filter(attempt: &Attempt<'_>) -> (String, Nomination, Vec<Arc<PodInfo>>)
             break;
         }
     }
-    (reasons.join(", "), nomination, Vec::new())
+    Help::Nothing(reasons.join(", "), nomination)
 }
 
 /// Fills the scores and totals.
-fn score(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut Decision) {
+pub(crate) fn score(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut Decision) {
     let Decision { cycle, feasible, scores, totals, .. } = decision;
     let mut skipped: Vec<&str> = Vec::new();
     for entry in &profile.points.pre_score {
@@ -259,7 +298,12 @@ fn score(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut D
 }
 
 /// The best node; among equals the one whose hash together with the pod's comes first.
-fn select(seed: u64, snapshot: &Snapshot, pod: &PodInfo, decision: &Decision) -> Option<NodeIndex> {
+pub(crate) fn select(
+    seed: u64,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    decision: &Decision,
+) -> Option<NodeIndex> {
     let best = decision.totals.iter().copied().max()?;
     let pod_hash = pod_hash(seed, pod);
     let equals = decision.feasible.iter().zip(&decision.totals).filter(|(_, total)| **total == best);

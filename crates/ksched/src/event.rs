@@ -24,7 +24,7 @@ pub enum ClusterEvent {
     /// A node left.
     NodeRemoved(Arc<NodeInfo>),
     /// A pod without a node came (upstream's `EventUnscheduledPodAdd`). Only hints that
-    /// [want it](crate::plugin::QueueingHint::wants_new_pods) are asked about it.
+    /// [want it](crate::plugin::QueueingHint::wants_new_pod) are asked about it.
     PodAdded(Arc<PodInfo>),
     /// A pod came onto a node.
     PodAssigned(Arc<PodInfo>),
@@ -49,6 +49,24 @@ pub enum ClusterEvent {
     Object(ObjectEvent),
     /// Something else, of which a plug-in wants to know; the name says what.
     Other(Arc<str>),
+}
+
+impl ClusterEvent {
+    /// Upstream's word for it (`ClusterEvent.Label`). Objects of all other kinds have one.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::NodeAdded(_) => "NodeAdd",
+            Self::NodeUpdated { .. } => "NodeUpdate",
+            Self::NodeRemoved(_) => "NodeDelete",
+            Self::PodAdded(_) => "UnschedulablePodAdd",
+            Self::PodAssigned(_) => "AssignedPodAdd",
+            Self::PodUpdated { .. } => "AssignedPodUpdate",
+            Self::PodGone(_) => "AssignedPodDelete",
+            Self::TargetUpdated { .. } => "UnschedulablePodUpdate",
+            Self::Object(_) => "Object",
+            Self::Other(_) => "Other",
+        }
+    }
 }
 
 /// What happened to an object of a kind besides pods and nodes.

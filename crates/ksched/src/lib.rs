@@ -42,12 +42,18 @@
 
 pub use kreconcile::node_selector as affinity;
 mod attachable;
+pub mod booking;
 pub mod build;
+pub mod candidate;
 pub mod config;
 pub mod cycle;
 pub mod decision;
 pub mod event;
+pub mod extender;
+pub mod groups;
+pub mod metrics;
 pub mod node;
+pub mod observer;
 pub mod planner;
 pub mod plugin;
 pub mod plugins;
@@ -68,10 +74,15 @@ mod volumes;
 pub mod waiting;
 pub mod what_if;
 
+pub use booking::Booking;
+pub use candidate::Candidate;
 pub use cycle::{decide, decide_among};
 pub use decision::{Decision, Diagnosis, NodeVerdict, Nomination, Score};
 pub use event::{ClusterEvent, Hint, ObjectEvent};
+pub use extender::{Extender, ExtenderError};
+pub use metrics::Metrics;
 pub use node::NodeInfo;
+pub use observer::Observer;
 pub use planner::{Plan, Planner};
 pub use plugin::{Rejection, Verdict};
 pub use pod::PodInfo;

@@ -12,11 +12,13 @@ use ahash::RandomState;
 use kreconcile::Change;
 
 use crate::{
+    booking::Booking,
     cycle::decide_among,
     decision::Decision,
     event::ClusterEvent,
     node::NodeInfo,
     planner::class::Class,
+    plugin::CycleState,
     pod::PodInfo,
     profile::Profile,
     snapshot::{NodeIndex, Snapshot, catalog::Interest},
@@ -173,6 +175,22 @@ impl Planner {
         interest.apply(self.snapshot.catalog_mut(), change)
     }
 
+    /// Has plug-ins book, or give back, what the pod needs besides its place.
+    pub fn book<T>(
+        &mut self,
+        cycle: &mut CycleState,
+        pod: &Arc<PodInfo>,
+        node: &Arc<str>,
+        book: impl FnOnce(&mut Booking<'_>) -> T,
+    ) -> T {
+        let before = self.snapshot.catalog().edition();
+        let done = book(&mut Booking::new(cycle, pod, node, &mut self.snapshot));
+        if self.snapshot.catalog().edition() != before {
+            self.forget();
+        }
+        done
+    }
+
     fn forget(&mut self) {
         self.epoch += 1;
         self.first += self.log.len() as u64;
@@ -216,8 +234,9 @@ impl Planner {
     pub fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>, nominated: &[Nominated]) -> Plan {
         let nominations = Nominations::new(nominated, pod, &self.snapshot);
         let contested: Vec<NodeIndex> = nominations.others.iter().map(|(node, _)| *node).collect();
-        // A pod for which room was made is tried there first.
+        // A pod for which room was made is tried there first. Whoever acts on the decision may want the notes.
         if nominations.own.is_none()
+            && !self.profiles[profile].points.concern(pod, self.snapshot.catalog())
             && let Some(node) = self.quick(profile, pod, &contested)
         {
             return Plan::Node(node);

@@ -32,10 +32,18 @@ use async_trait::async_trait;
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
+    booking::Booking,
+    candidate::Candidate,
     event::{ClusterEvent, Hint},
+    extender::ExtenderError,
+    groups::Groups,
+    observer::Observer,
     pod::PodInfo,
     queue::QueuedPod,
-    snapshot::{NodeIndex, NodeView, Snapshot, catalog::Interest},
+    snapshot::{
+        NodeIndex, NodeView, Snapshot,
+        catalog::{Catalog, Interest},
+    },
     track::{FilterTracker, ScoreTracker, Surroundings, Track},
     trial::Attempt,
     waiting::WaitingPods,
@@ -148,6 +156,9 @@ pub enum PostFilterVerdict {
         /// The pods that have to go.
         victims: Vec<Arc<PodInfo>>,
     },
+    /// Room can be made on any of these nodes. [Extenders](crate::extender) may have a say; of what they leave, the node is
+    /// nominated whose pods' going harms least (upstream's `pickOneNodeForPreemption`).
+    Candidates(Vec<Candidate>),
     /// Nothing, and why.
     Reject(Rejection),
     /// Nothing, and why; and nothing that is being done already helps, so that the pod loses its nominated node.
@@ -181,6 +192,9 @@ pub enum BindError {
         /// What went wrong.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// An [extender](crate::extender) could not bind it.
+    #[error("{0}")]
+    Extender(#[source] ExtenderError),
     /// No [`Bind`] plug-in took it on.
     #[error("no plugin could bind the pod")]
     NotHandled,
@@ -203,6 +217,8 @@ pub struct Binding<'a> {
     pub client: &'a kube::Client,
     /// What the plug-ins noted while deciding.
     pub cycle: &'a CycleState,
+    /// Sees what the scheduler sees of the cluster.
+    pub observer: &'a Observer,
     /// The pod.
     pub pod: &'a PodInfo,
     /// The node that it goes to.
@@ -275,8 +291,8 @@ pub trait PreEnqueue: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
-    /// Whether the pod may enter the queue.
-    fn pre_enqueue(&self, pod: &PodInfo) -> Verdict;
+    /// Whether the pod may enter the queue. `groups` tells how many pods of its group there are.
+    fn pre_enqueue(&self, pod: &PodInfo, groups: &Groups) -> Verdict;
 }
 
 /// Says once per pod what needs no look at each node, and takes notes for the filter.
@@ -435,12 +451,19 @@ pub trait Reserve: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
-    /// Asked in the order of the profile; a rejection ends the attempt.
-    fn reserve(&self, cycle: &mut CycleState, pod: &PodInfo, node: &str) -> Verdict;
+    /// Whether it has anything to book for this pod. A pod that concerns no [`Reserve`], [`Permit`] or [`PreBind`] gets
+    /// its place from what a [`Planner`](crate::Planner) keeps; the others are decided on from scratch, so that the
+    /// plug-in finds its notes. Asked for every pod, so it must be cheap. `true` by default.
+    fn concerns(&self, _pod: &PodInfo, _catalog: &Catalog) -> bool {
+        true
+    }
 
-    /// Asked in the opposite order, of every plug-in, when anything later fails; also of those whose `reserve` was not
-    /// asked, so it must be fine to call it for nothing, and twice.
-    fn unreserve(&self, _cycle: &CycleState, _pod: &PodInfo, _node: &str) {}
+    /// Asked in the order of the profile; a rejection ends the attempt.
+    fn reserve(&self, booking: &mut Booking<'_>) -> Verdict;
+
+    /// Asked in the opposite order, of every plug-in, when anything later fails; also of those
+    /// whose `reserve` was not asked, so it must be fine to call it for nothing, and twice.
+    fn unreserve(&self, _booking: &mut Booking<'_>) {}
 }
 
 /// Has the last word before a pod is bound; can have it wait for others.
@@ -448,14 +471,14 @@ pub trait Permit: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
 
-    /// `waiting` holds the pods that wait, so that this one's arrival can let them go.
-    fn permit(
-        &self,
-        cycle: &mut CycleState,
-        pod: &PodInfo,
-        node: &str,
-        waiting: &WaitingPods,
-    ) -> PermitVerdict;
+    /// Whether it has a say about this pod; see [`Reserve::concerns`]. `true` by default.
+    fn concerns(&self, _pod: &PodInfo, _catalog: &Catalog) -> bool {
+        true
+    }
+
+    /// `waiting` holds the pods that wait, so that this one's arrival can let them go; `groups` tells how many pods of its
+    /// group have a place, this one included.
+    fn permit(&self, booking: &mut Booking<'_>, waiting: &WaitingPods, groups: &Groups) -> PermitVerdict;
 }
 
 /// Does what must be done before a pod is bound, such as attaching a volume. Pods are bound at the same time; one pod's
@@ -464,6 +487,11 @@ pub trait Permit: Send + Sync + 'static {
 pub trait PreBind: Send + Sync + 'static {
     /// The plug-in's name.
     fn name(&self) -> &str;
+
+    /// Whether it has anything to do for this pod (KEP-5229 asks the same); see [`Reserve::concerns`]. `true` by default.
+    fn concerns(&self, _pod: &PodInfo, _catalog: &Catalog) -> bool {
+        true
+    }
 
     /// A failure gives the pod's place back, and the pod is tried again after a back-off.
     ///
@@ -504,10 +532,10 @@ pub trait QueueingHint: Send + Sync + 'static {
     /// Asked for each event and each pod that the plug-in rejected; must be cheap.
     fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint;
 
-    /// Whether pods that the plug-in rejected may be helped by other pods that come and have no node yet, as those of a
-    /// gang are; then it is asked about [`ClusterEvent::PodAdded`]. `false` by default, so that a thousand pods that come do
-    /// not each have a look at a thousand that wait.
-    fn wants_new_pods(&self) -> bool {
+    /// Whether pods that the plug-in rejected may be helped by this one that comes and has no node yet, as one of a gang
+    /// helps the others; then it is asked about [`ClusterEvent::PodAdded`]. `false` by default, so that a thousand pods that
+    /// come do not each have a look at a thousand that wait.
+    fn wants_new_pod(&self, _pod: &PodInfo) -> bool {
         false
     }
 

@@ -4,6 +4,7 @@ mod balanced_allocation;
 mod default_binder;
 mod default_preemption;
 mod dynamic_resources;
+mod gang_scheduling;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
@@ -26,6 +27,8 @@ pub use balanced_allocation::BalancedAllocation;
 pub use default_binder::DefaultBinder;
 pub use default_preemption::DefaultPreemption;
 pub use dynamic_resources::DynamicResources;
+pub use gang_scheduling::{GANG_WAIT_MAX, GangScheduling};
+pub(crate) use gang_scheduling::{NAME as GANG_SCHEDULING, WAITING as WAITING_FOR_GANG};
 pub use image_locality::ImageLocality;
 pub use inter_pod_affinity::InterPodAffinity;
 pub use node_affinity::NodeAffinity;
@@ -38,7 +41,7 @@ pub use pod_topology_spread::PodTopologySpread;
 pub use priority_sort::PrioritySort;
 pub use scheduling_gates::SchedulingGates;
 pub use taint_toleration::TaintToleration;
-pub use volume_binding::VolumeBinding;
+pub use volume_binding::{BIND_TIMEOUT, VolumeBinding};
 pub use volume_restrictions::VolumeRestrictions;
 pub use volume_zone::VolumeZone;
 
@@ -53,11 +56,14 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
     builder
         .pre_enqueue(Arc::new(SchedulingGates))
         .hint(Arc::new(SchedulingGates))
+        .pre_enqueue(Arc::new(GangScheduling))
+        .permit(Arc::new(GangScheduling))
+        .hint(Arc::new(GangScheduling))
         .pre_filter(Arc::new(NodeAffinity::default()))
         .pre_filter(Arc::new(NodePorts))
         .pre_filter(Arc::new(VolumeRestrictions))
         .pre_filter(Arc::new(NodeVolumeLimits))
-        .pre_filter(Arc::new(VolumeBinding))
+        .pre_filter(Arc::new(VolumeBinding::default()))
         .pre_filter(Arc::new(VolumeZone))
         .pre_filter(Arc::clone(&spread) as Arc<_>)
         .pre_filter(Arc::clone(&between_pods) as Arc<_>)
@@ -70,7 +76,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::clone(&fit) as Arc<_>)
         .filter(Arc::new(VolumeRestrictions))
         .filter(Arc::new(NodeVolumeLimits))
-        .filter(Arc::new(VolumeBinding))
+        .filter(Arc::new(VolumeBinding::default()))
         .filter(Arc::new(VolumeZone))
         .filter(Arc::clone(&spread) as Arc<_>)
         .filter(Arc::clone(&between_pods) as Arc<_>)
@@ -82,7 +88,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::clone(&fit) as Arc<_>)
         .hint(Arc::new(VolumeRestrictions))
         .hint(Arc::new(NodeVolumeLimits))
-        .hint(Arc::new(VolumeBinding))
+        .hint(Arc::new(VolumeBinding::default()))
         .hint(Arc::new(VolumeZone))
         .hint(Arc::clone(&spread) as Arc<_>)
         .hint(Arc::clone(&between_pods) as Arc<_>)
@@ -100,6 +106,8 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .score(between_pods, 2)
         .score(balanced, 1)
         .score(Arc::new(ImageLocality), 1)
+        .reserve(Arc::new(VolumeBinding::default()))
+        .pre_bind(Arc::new(VolumeBinding::default()))
 }
 
 #[cfg(test)]
@@ -117,7 +125,7 @@ mod tests {
         check_filter(Arc::new(NodeResourcesFit::default()));
         check_filter(Arc::new(VolumeRestrictions));
         check_filter(Arc::new(NodeVolumeLimits));
-        check_filter(Arc::new(VolumeBinding));
+        check_filter(Arc::new(VolumeBinding::default()));
         check_filter(Arc::new(VolumeZone));
         check_filter(Arc::new(PodTopologySpread::default()));
         check_filter(Arc::new(InterPodAffinity::default()));

@@ -88,6 +88,8 @@ pub struct PodInfo {
     pub containers: usize,
     /// The names of its scheduling gates.
     pub gates: Vec<String>,
+    /// The name of the `PodGroup` that it is of (`spec.schedulingGroup`).
+    pub group: Option<Arc<str>>,
     /// Whether it takes more than its spec asks for, because a resize (KEP-1287) is not finished.
     pub resizing: bool,
     /// Whether it has ended and takes nothing any more.
@@ -143,6 +145,7 @@ impl PodInfo {
             images: images(&spec),
             containers: spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len),
             gates: spec.scheduling_gates.iter().flatten().map(|gate| gate.name.clone()).collect(),
+            group: spec.scheduling_group.as_ref().and_then(|group| set(&group.pod_group_name)),
             tolerations: spec.tolerations.unwrap_or_default(),
             resizing: is_resizing(&object, &requests),
             terminal: matches!(phase, Some("Succeeded" | "Failed")),

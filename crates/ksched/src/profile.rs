@@ -8,7 +8,8 @@ use crate::{
         QueueSort, QueueingHint, Reserve, ScorePlugin,
     },
     plugins,
-    pod::DEFAULT_SCHEDULER_NAME,
+    pod::{DEFAULT_SCHEDULER_NAME, PodInfo},
+    snapshot::catalog::Catalog,
 };
 
 /// The largest weight (upstream's limit is that the sum of all does not overflow).
@@ -64,6 +65,15 @@ pub(crate) struct Points {
     pub(crate) bind: Entries<dyn Bind>,
     pub(crate) post_bind: Entries<dyn PostBind>,
     pub(crate) hints: Entries<dyn QueueingHint>,
+}
+
+impl Points {
+    /// Whether anything is to be booked, permitted or prepared for the pod.
+    pub(crate) fn concern(&self, pod: &PodInfo, catalog: &Catalog) -> bool {
+        self.reserve.iter().any(|entry| entry.plugin.concerns(pod, catalog))
+            || self.permit.iter().any(|entry| entry.plugin.concerns(pod, catalog))
+            || self.pre_bind.iter().any(|entry| entry.plugin.concerns(pod, catalog))
+    }
 }
 
 impl fmt::Debug for Profile {

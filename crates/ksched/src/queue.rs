@@ -17,6 +17,8 @@ use tokio::time::Instant;
 
 use crate::{
     event::{ClusterEvent, Hint},
+    groups::Groups,
+    metrics::{Family, Metrics},
     plugin::{QueueSort, QueueingHint, Rejection, Verdict},
     pod::{PodInfo, ScheduledCondition},
     profile::Profile,
@@ -29,6 +31,14 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How long a pod waits for an event before it is tried again anyway (upstream's
 /// `DefaultPodMaxInUnschedulablePodsDuration`).
 pub const UNSCHEDULABLE_MAX: Duration = Duration::from_secs(300);
+
+// Upstream's words for what brings pods into a queue, beside events.
+const UNSCHEDULED_ADD: &str = "UnschedulablePodAdd";
+const UNSCHEDULED_UPDATE: &str = "UnschedulablePodUpdate";
+const FAILED: &str = "ScheduleAttemptFailure";
+const BACKED_OFF: &str = "BackoffComplete";
+const TIMED_OUT: &str = "UnschedulableTimeout";
+const FORCED: &str = "ForceActivate";
 
 /// A pod in the queue.
 #[derive(Clone, Debug)]
@@ -44,13 +54,18 @@ pub struct QueuedPod {
     pub rejected_by: Vec<Arc<str>>,
     /// The condition that was last written.
     pub(crate) written: Option<ScheduledCondition>,
+    /// When it first could be tried.
+    pub(crate) first: Option<Instant>,
+    /// When the last try began.
+    pub(crate) started: Instant,
 }
 
 impl QueuedPod {
     /// A pod that was not tried yet.
     #[must_use]
     pub fn new(pod: Arc<PodInfo>, since: Instant) -> Self {
-        Self { pod, since, attempts: 0, rejected_by: Vec::new(), written: None }
+        let (rejected_by, written, first) = (Vec::new(), None, None);
+        Self { pod, since, attempts: 0, rejected_by, written, first, started: since }
     }
 }
 
@@ -106,8 +121,8 @@ pub struct SchedulingQueue {
     tickets: u64,
     lengths: QueueLengths,
     backoff_limits: (Duration, Duration),
-    /// Whether any hint is asked about pods that come.
-    wants_new_pods: bool,
+    groups: Groups,
+    metrics: Metrics,
 }
 
 impl std::fmt::Debug for SchedulingQueue {
@@ -124,8 +139,6 @@ impl SchedulingQueue {
     #[must_use]
     pub fn new(profiles: Arc<[Profile]>) -> Self {
         let sort = Arc::clone(&profiles[0].points.queue_sort[0].plugin);
-        let mut hints = profiles.iter().flat_map(|profile| &profile.points.hints);
-        let wants_new_pods = hints.any(|entry| entry.plugin.wants_new_pods());
         Self {
             sort,
             profiles,
@@ -138,8 +151,23 @@ impl SchedulingQueue {
             tickets: 0,
             lengths: QueueLengths::default(),
             backoff_limits: (BACKOFF_MIN, BACKOFF_MAX),
-            wants_new_pods,
+            groups: Groups::default(),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// Finds here how many pods of a group there are.
+    #[must_use]
+    pub fn with_groups(mut self, groups: Groups) -> Self {
+        self.groups = groups;
+        self
+    }
+
+    /// Counts here what comes in and what is rejected.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
     }
 
     /// Another back-off than [`BACKOFF_MIN`] to [`BACKOFF_MAX`].
@@ -191,7 +219,7 @@ impl SchedulingQueue {
         if self.entries.get(uid).is_some_and(waits)
             && let Some(queued) = self.take(uid)
         {
-            self.retry(queued, now);
+            self.retry(queued, FORCED, now);
         }
     }
 
@@ -213,19 +241,19 @@ impl SchedulingQueue {
         }
         let Some(entry) = self.entries.get(&pod.uid) else {
             let queued = QueuedPod::new(pod, now);
-            return self.activate(queued);
+            return self.activate(queued, UNSCHEDULED_ADD, now);
         };
         let (place, mut queued) = (entry.place, (*entry.queued).clone());
         let old = std::mem::replace(&mut queued.pod, Arc::clone(&pod));
         match place {
-            Place::Gated => self.activate(queued),
+            Place::Gated => self.activate(queued, UNSCHEDULED_UPDATE, now),
             Place::Unschedulable { .. } => {
                 // A change of the status, such as the condition that the scheduler itself writes, helps nobody.
                 let is_same =
                     old.generation > 0 && old.generation == pod.generation && old.labels == pod.labels;
                 let event = ClusterEvent::TargetUpdated { old, new: pod };
                 if !is_same && self.helps(&queued, &event) {
-                    self.retry(queued, now)
+                    self.retry(queued, UNSCHEDULED_UPDATE, now)
                 } else {
                     self.insert(queued, place);
                     None
@@ -251,7 +279,7 @@ impl SchedulingQueue {
         self.flush(now);
         while let Some((ticket, queued)) = self.pop_active() {
             if self.entries.get(&queued.pod.uid).is_some_and(|entry| entry.ticket == ticket) {
-                return self.taken(&queued.pod.uid);
+                return self.taken(&queued.pod.uid, now);
             }
         }
         let early = self.backoff.values().find(|uid| {
@@ -259,11 +287,19 @@ impl SchedulingQueue {
             entry.is_some_and(|entry| matches!(entry.place, Place::Backoff { after_error: false, .. }))
         });
         let uid = Arc::clone(early?);
-        self.taken(&uid)
+        self.taken(&uid, now)
     }
 
-    fn taken(&mut self, uid: &str) -> Option<QueuedPod> {
+    /// As [`pop`](Self::pop), with this pod, unless something holds it back or it is not in the queue.
+    pub(crate) fn pop_this(&mut self, uid: &str, now: Instant) -> Option<QueuedPod> {
+        let place = self.entries.get(uid)?.place;
+        if place == Place::Gated { None } else { self.taken(uid, now) }
+    }
+
+    fn taken(&mut self, uid: &str, now: Instant) -> Option<QueuedPod> {
         let mut queued = self.take(uid)?;
+        queued.started = now;
+        queued.first.get_or_insert(now);
         queued.attempts = queued.attempts.saturating_add(1);
         Some(queued)
     }
@@ -272,6 +308,7 @@ impl SchedulingQueue {
     pub fn failed(&mut self, mut queued: QueuedPod, rejected_by: Vec<Arc<str>>, now: Instant) {
         queued.since = now;
         queued.rejected_by = rejected_by;
+        self.count_incoming("unschedulable", FAILED);
         self.insert(queued, Place::Unschedulable { until: now + UNSCHEDULABLE_MAX });
     }
 
@@ -280,13 +317,17 @@ impl SchedulingQueue {
         queued.since = now;
         queued.rejected_by.clear();
         let until = now + self.backoff(queued.attempts);
+        self.count_incoming("backoff", FAILED);
         self.insert(queued, Place::Backoff { until, after_error: true });
     }
 
     /// Has another look at the pods that an event may help.
     pub fn happened(&mut self, event: &ClusterEvent, now: Instant) {
-        if matches!(event, ClusterEvent::PodAdded(_)) && !self.wants_new_pods {
-            return;
+        if let ClusterEvent::PodAdded(pod) = event {
+            let mut hints = self.profiles.iter().flat_map(|profile| &profile.points.hints);
+            if !hints.any(|entry| entry.plugin.wants_new_pod(pod)) {
+                return;
+            }
         }
         let helped: Vec<_> = self
             .unschedulable
@@ -300,9 +341,9 @@ impl SchedulingQueue {
             if let Some(queued) = self.take(&uid) {
                 // What was held back was not tried, and has no back-off.
                 if gated {
-                    self.activate(queued)
+                    self.activate(queued, event.label(), now)
                 } else {
-                    self.retry(queued, now)
+                    self.retry(queued, event.label(), now)
                 };
             }
         }
@@ -334,7 +375,7 @@ impl SchedulingQueue {
             }
             let uid = Arc::clone(uid);
             if let Some(queued) = self.take(&uid) {
-                self.activate(queued);
+                self.activate(queued, BACKED_OFF, now);
             }
         }
         while let Some((&(until, _), uid)) = self.unschedulable.iter().next() {
@@ -343,13 +384,14 @@ impl SchedulingQueue {
             }
             let uid = Arc::clone(uid);
             if let Some(queued) = self.take(&uid) {
-                self.retry(queued, now);
+                self.retry(queued, TIMED_OUT, now);
             }
         }
     }
 
     fn helps(&self, queued: &QueuedPod, event: &ClusterEvent) -> bool {
-        let is_asked_for = !matches!(event, ClusterEvent::PodAdded(_));
+        let added = if let ClusterEvent::PodAdded(pod) = event { Some(pod) } else { None };
+        let is_asked_for = added.is_none();
         if queued.rejected_by.is_empty() {
             return is_asked_for;
         }
@@ -357,7 +399,7 @@ impl SchedulingQueue {
         queued.rejected_by.iter().any(|name| {
             let entry = profile.points.hints.iter().find(|entry| entry.name == *name);
             entry.map_or(is_asked_for, |entry| {
-                (is_asked_for || entry.plugin.wants_new_pods())
+                added.is_none_or(|added| entry.plugin.wants_new_pod(added))
                     && QueueingHint::hint(&*entry.plugin, &queued.pod, event) == Hint::Queue
             })
         })
@@ -368,30 +410,48 @@ impl SchedulingQueue {
     }
 
     /// Into the back-off if that has not ended, else next.
-    fn retry(&mut self, queued: QueuedPod, now: Instant) -> Option<Rejection> {
+    fn retry(&mut self, queued: QueuedPod, why: &'static str, now: Instant) -> Option<Rejection> {
         let until = queued.since + self.backoff(queued.attempts);
         if until > now {
+            self.count_incoming("backoff", why);
             self.insert(queued, Place::Backoff { until, after_error: false });
             return None;
         }
-        self.activate(queued)
+        self.activate(queued, why, now)
+    }
+
+    fn count_incoming(&self, queue: &'static str, why: &'static str) {
+        self.metrics.add(Family::Incoming, [queue.into(), why.into()], 1);
+    }
+
+    /// Counts a pod among those that plug-ins have rejected, or not any more.
+    fn count_rejected(&self, queued: &QueuedPod, number: i64) {
+        for plugin in &queued.rejected_by {
+            let labels = [plugin.into(), (&queued.pod.scheduler_name).into()];
+            self.metrics.add(Family::Unschedulable, labels, number);
+        }
     }
 
     /// Next, unless something holds the pod back.
-    fn activate(&mut self, mut queued: QueuedPod) -> Option<Rejection> {
+    fn activate(&mut self, mut queued: QueuedPod, why: &'static str, now: Instant) -> Option<Rejection> {
         let verdict = self.profile(&queued.pod).and_then(|profile| {
-            profile.points.pre_enqueue.iter().find_map(|entry| match entry.plugin.pre_enqueue(&queued.pod) {
-                Verdict::Pass => None,
-                Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
+            profile.points.pre_enqueue.iter().find_map(|entry| {
+                match entry.plugin.pre_enqueue(&queued.pod, &self.groups) {
+                    Verdict::Pass => None,
+                    Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
+                }
             })
         });
         match verdict {
             None => {
+                queued.first.get_or_insert(now);
+                self.count_incoming("active", why);
                 self.insert(queued, Place::Active);
                 None
             }
             Some((plugin, rejection)) => {
                 queued.rejected_by = vec![plugin];
+                self.count_incoming("gated", why);
                 self.insert(queued, Place::Gated);
                 Some(rejection)
             }
@@ -415,6 +475,7 @@ impl SchedulingQueue {
             }
         }
         *self.count(place) += 1;
+        self.count_rejected(&queued, 1);
         self.entries.insert(uid, Entry { queued, place, ticket });
     }
 
@@ -434,6 +495,7 @@ impl SchedulingQueue {
             Place::Active => {}
         }
         *self.count(entry.place) -= 1;
+        self.count_rejected(&entry.queued, -1);
         Some(Arc::unwrap_or_clone(entry.queued))
     }
 

@@ -141,6 +141,7 @@ impl Default for Registry {
             registry.add(name, Arc::new(move |args| args::none(args).map(|()| parts.clone())));
         };
         plain("SchedulingGates", all!(plugins::SchedulingGates; pre_enqueue hint));
+        plain("GangScheduling", all!(plugins::GangScheduling; pre_enqueue permit hint));
         plain("PrioritySort", all!(plugins::PrioritySort; queue_sort));
         plain("NodeUnschedulable", all!(plugins::NodeUnschedulable; filter hint));
         plain("NodeName", all!(plugins::NodeName; filter hint));
@@ -162,10 +163,7 @@ impl Default for Registry {
         );
         with_args(
             "VolumeBinding",
-            Arc::new(|args| {
-                args::volume_binding(args)?;
-                Ok(all!(plugins::VolumeBinding; pre_filter filter hint))
-            }),
+            Arc::new(|args| Ok(all!(args::volume_binding(args)?; pre_filter filter reserve pre_bind hint))),
         );
         with_args(
             "PodTopologySpread",

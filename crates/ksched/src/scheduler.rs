@@ -2,6 +2,7 @@
 
 mod binding;
 mod core;
+mod gang;
 mod preemption;
 mod report;
 
@@ -17,6 +18,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    extender::{Extender, in_order},
+    metrics::Metrics,
     profile::{BuildError, Profile},
     queue::{BACKOFF_MAX, BACKOFF_MIN},
     scheduler::core::Core,
@@ -55,8 +58,10 @@ pub struct Scheduler {
     informers: Option<Informers>,
     clock: Arc<dyn Clock>,
     profiles: Arc<[Profile]>,
+    extenders: Arc<[Arc<dyn Extender>]>,
     backoff: (Duration, Duration),
     waiting: WaitingPods,
+    metrics: Metrics,
 }
 
 impl fmt::Debug for Scheduler {
@@ -73,8 +78,16 @@ impl Scheduler {
             informers: None,
             clock: Arc::new(SystemClock),
             profiles: Vec::new(),
+            extenders: Vec::new(),
             backoff: (BACKOFF_MIN, BACKOFF_MAX),
+            metrics: Metrics::default(),
         }
+    }
+
+    /// What it counts, as a handle.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
     }
 
     /// The pods that [`Permit`](crate::plugin::Permit) plug-ins let wait, as a handle.
@@ -91,7 +104,9 @@ pub struct SchedulerBuilder {
     informers: Option<Informers>,
     clock: Arc<dyn Clock>,
     profiles: Vec<Profile>,
+    extenders: Vec<Arc<dyn Extender>>,
     backoff: (Duration, Duration),
+    metrics: Metrics,
 }
 
 impl fmt::Debug for SchedulerBuilder {
@@ -119,9 +134,21 @@ impl SchedulerBuilder {
         self
     }
 
+    /// Counts here; by default it has counters of its own.
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// Adds a profile. Without any there is the default one.
     pub fn profile(mut self, profile: Profile) -> Self {
         self.profiles.push(profile);
+        self
+    }
+
+    /// Adds a program that has a say in decisions, for all profiles. Extenders that can be ignored are asked last.
+    pub fn extender(mut self, extender: Arc<dyn Extender>) -> Self {
+        self.extenders.push(extender);
         self
     }
 
@@ -143,8 +170,10 @@ impl SchedulerBuilder {
             informers: self.informers,
             clock: self.clock,
             profiles: self.profiles.into(),
+            extenders: in_order(self.extenders),
             backoff: self.backoff,
             waiting: WaitingPods::default(),
+            metrics: self.metrics,
         })
     }
 }
@@ -212,14 +241,7 @@ impl Runnable for Scheduler {
         }
         let (mut node_changes, mut pod_changes) = (nodes.subscribe(), pods.subscribe());
         let recorder = EventRecorder::new(self.client.clone(), Arc::clone(&self.clock), "default-scheduler");
-        let mut core = Core::new(
-            self.client.clone(),
-            Arc::clone(&self.profiles),
-            Arc::clone(&self.clock),
-            recorder,
-            self.waiting.clone(),
-            self.backoff,
-        );
+        let mut core = Core::new(self, recorder);
         let mut object_changes =
             stream::select_all(others.iter().zip(&interests).map(|(informer, interest)| {
                 let start = (informer.subscribe(), interest);
@@ -239,8 +261,12 @@ impl Runnable for Scheduler {
             for change in pod_changes.try_next() {
                 core.pod_changed(&change);
             }
+            core.show();
             core.take_finished();
-            if core.schedule(BATCH_PODS_MAX) == BATCH_PODS_MAX {
+            // Extenders may take their time.
+            let Some(decided) = stop.run_until_cancelled(core.schedule(BATCH_PODS_MAX)).await else { break };
+            core.measure();
+            if decided == BATCH_PODS_MAX {
                 tokio::task::yield_now().await;
                 continue;
             }

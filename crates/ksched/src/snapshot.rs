@@ -138,6 +138,11 @@ impl Snapshot {
         &self.names
     }
 
+    /// How many pods there are.
+    pub(crate) fn pods_len(&self) -> usize {
+        self.pods.len()
+    }
+
     pub(crate) fn name_hash(&self, index: NodeIndex) -> u64 {
         self.name_hashes[index]
     }

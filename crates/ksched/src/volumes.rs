@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use k8s_openapi::api::{
-    core::v1::{PersistentVolumeClaim, Volume},
+    core::v1::{PersistentVolume, PersistentVolumeClaim, Volume},
     storage::v1::StorageClass,
 };
 
@@ -11,6 +11,8 @@ use crate::{pod::PodInfo, snapshot::catalog::Catalog};
 
 /// The annotation that named the class before there was a field; it still wins.
 const BETA_CLASS: &str = "volume.beta.kubernetes.io/storage-class";
+/// Stands on a claim once claim and volume know each other.
+pub(crate) const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 /// The label values of volumes in many zones join them by this.
 pub(crate) const MANY_ZONES: &str = "__";
 
@@ -93,6 +95,49 @@ pub(crate) fn class_name(claim: &PersistentVolumeClaim) -> &str {
     let annotated = claim.metadata.annotations.as_ref().and_then(|annotations| annotations.get(BETA_CLASS));
     let named = || claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
     annotated.or_else(named).map_or("", String::as_str)
+}
+
+/// How far a claim is on its way to a volume, as far as scheduling asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Standing<'a> {
+    /// It names this volume.
+    Volume(&'a str),
+    /// It gets one when a pod needs it.
+    OnUse(&'a StorageClass),
+    /// It gets one without any pod, and has not got it yet.
+    AtOnce,
+    /// It has neither a volume nor a class.
+    NoClass,
+    /// The class with this name is not there.
+    ClassGone(&'a str),
+}
+
+impl<'a> Standing<'a> {
+    /// An error when the claim's class does not say when it binds.
+    pub(crate) fn of(catalog: &'a Catalog, claim: &'a PersistentVolumeClaim) -> Result<Self, String> {
+        let (volume, class) = (volume_name(claim), class_name(claim));
+        if !volume.is_empty() {
+            return Ok(Self::Volume(volume));
+        }
+        if class.is_empty() {
+            return Ok(Self::NoClass);
+        }
+        let Some(class) = catalog.get::<StorageClass>("", class) else { return Ok(Self::ClassGone(class)) };
+        Ok(if waits_for_consumer(class)? { Self::OnUse(class) } else { Self::AtOnce })
+    }
+}
+
+/// The name of the volume's class; empty when it has none.
+pub(crate) fn class_of_volume(volume: &PersistentVolume) -> &str {
+    let annotated = volume.metadata.annotations.as_ref().and_then(|annotations| annotations.get(BETA_CLASS));
+    let named = || volume.spec.as_ref().and_then(|spec| spec.storage_class_name.as_ref());
+    annotated.or_else(named).map_or("", String::as_str)
+}
+
+/// Whether claim and volume know each other: the controller has finished (upstream's `isPVCFullyBound`).
+pub(crate) fn is_bound(claim: &PersistentVolumeClaim) -> bool {
+    let annotations = claim.metadata.annotations.as_ref();
+    !volume_name(claim).is_empty() && annotations.is_some_and(|all| all.contains_key(BIND_COMPLETED))
 }
 
 /// Whether volumes of this class are bound only when a pod needs them; an error when the class does not say.

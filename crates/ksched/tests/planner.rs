@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim, Service};
 use ksched::{
     NodeInfo, Plan, Planner, PodInfo, Profile, Snapshot,
     build::{node, pod},
@@ -186,4 +186,31 @@ fn the_choice_is_that_of_a_decision_from_scratch() {
     }
     // What has no place is decided from scratch, to say why.
     assert!(kept > 0 && anew > 0, "{kept} kept, {anew} anew");
+}
+
+/// Volumes that are still to be chosen take a decision whose notes are kept; no other pod pays for that.
+#[test]
+fn only_pods_that_have_something_to_book_are_decided_on_from_scratch() {
+    let mut planner = Planner::new([Profile::default()].into());
+    planner.set_node(node("a").info());
+    let with_claim = |name: &str, claim: &str| {
+        let volume = json!({"name": "v", "persistentVolumeClaim": {"claimName": claim}});
+        let volume = serde_json::from_value(volume).unwrap();
+        Arc::new(pod(name).edit(|pod| pod.spec.get_or_insert_default().volumes = Some(vec![volume])).info())
+    };
+    let mut snapshot = planner.snapshot().clone();
+    let catalog = snapshot.catalog_mut();
+    let class =
+        json!({"metadata": {"name": "net"}, "provisioner": "x", "volumeBindingMode": "WaitForFirstConsumer"});
+    catalog
+        .set::<k8s_openapi::api::storage::v1::StorageClass>(Arc::new(serde_json::from_value(class).unwrap()));
+    let claim =
+        json!({"metadata": {"namespace": "default", "name": "open"}, "spec": {"storageClassName": "net"}});
+    catalog.set::<PersistentVolumeClaim>(Arc::new(serde_json::from_value(claim).unwrap()));
+    let mut planner = Planner::with_snapshot([Profile::default()].into(), snapshot);
+    for (pod, quick) in [(Arc::new(pod("plain").info()), true), (with_claim("q", "open"), false)] {
+        let plan = planner.plan(0, &pod, &[]);
+        assert_eq!(plan.node(&planner), Some("a"));
+        assert_eq!(matches!(plan, Plan::Node(_)), quick, "{}", pod.name);
+    }
 }

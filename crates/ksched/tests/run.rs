@@ -18,9 +18,12 @@ use kcore::{
 };
 use kreconcile::{Manager, Running, Start};
 use ksched::{
-    PodInfo, Profile, Scheduler, WaitingPods,
+    Booking, Extender, ExtenderError, NodeIndex, PodInfo, Profile, Scheduler, Snapshot, WaitingPods,
     build::{NodeBuilder, PodBuilder, node, pod},
-    plugin::{CycleState, Permit, PermitVerdict, Reserve, Verdict},
+    extender::Filtered,
+    groups::Groups,
+    plugin::{Permit, PermitVerdict, Reserve, Verdict},
+    plugins::VolumeBinding,
 };
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
@@ -179,6 +182,16 @@ impl Api {
                 self.put("pods", pod.clone());
                 answer(StatusCode::OK, &pod)
             }
+            (Method::PATCH, ["persistentvolumes", name]) => self.merge("persistentvolumes", name, &body),
+            (Method::PATCH, ["namespaces", _, "persistentvolumeclaims", name]) => {
+                self.merge("persistentvolumeclaims", name, &body)
+            }
+            (Method::PATCH, ["", "apis", _, _, "namespaces", _, "podgroups", name, "status"]) => {
+                let mut group = self.get("podgroups", name);
+                group["status"]["conditions"] = body["status"]["conditions"].clone();
+                self.put("podgroups", group.clone());
+                answer(StatusCode::OK, &group)
+            }
             (Method::DELETE, ["namespaces", _, "pods", name]) => {
                 let mut pod = self.get("pods", name);
                 pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
@@ -193,6 +206,36 @@ impl Api {
             }
             (_, _) => answer(StatusCode::NOT_FOUND, &json!({})),
         }
+    }
+
+    /// A merge patch that is refused when it was made from another revision.
+    fn merge(&self, plural: &str, name: &str, patch: &Value) -> Response<Body> {
+        fn merge(into: &mut Value, patch: &Value) {
+            match patch {
+                Value::Object(fields) => {
+                    fields.iter().for_each(|(key, value)| merge(&mut into[key], value));
+                }
+                Value::Null => {}
+                other => *into = other.clone(),
+            }
+        }
+        let mut object = self.get(plural, name);
+        if object["metadata"]["resourceVersion"] != patch["metadata"]["resourceVersion"] {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 409,
+                "reason": "Conflict", "message": "the object has been modified", "metadata": {}});
+            return answer(StatusCode::CONFLICT, &status);
+        }
+        merge(&mut object, patch);
+        self.put(plural, object);
+        answer(StatusCode::OK, &self.get(plural, name))
+    }
+
+    /// What a volume controller does: claim and volume are told of each other.
+    fn bind_claim(&self, name: &str, volume: &str) {
+        let mut claim = self.get("persistentvolumeclaims", name);
+        claim["spec"]["volumeName"] = json!(volume);
+        claim["metadata"]["annotations"]["pv.kubernetes.io/bind-completed"] = json!("yes");
+        self.put("persistentvolumeclaims", claim);
     }
 
     fn watch(&self, plural: &str) -> Response<Body> {
@@ -258,6 +301,41 @@ async fn a_pod_without_a_place_says_so_once_and_is_woken_by_a_node() {
     running.stop().await;
 }
 
+/// One pod is bound at its second try, another finds no place.
+#[tokio::test(start_paused = true)]
+async fn what_happens_to_pods_is_counted() {
+    let api = Api::new();
+    api.failing_bindings.store(1, Ordering::Relaxed);
+    api.add_node(node("a").resource("cpu", "1"));
+    let scheduler = Scheduler::builder(api.client()).build().unwrap();
+    let metrics = scheduler.metrics();
+    let running = Manager::new().add(Start::Always, scheduler).start();
+    api.add_pod(pod("small").request("cpu", "1"));
+    api.add_pod(pod("large").request("cpu", "2"));
+    api.until_on("small", "a").await;
+    api.until(|api| api.events("Scheduled").len() == 1).await;
+    running.stop().await;
+    let text = metrics.text();
+    let profile = "profile=\"default-scheduler\"";
+    for line in [
+        &format!("scheduler_schedule_attempts_total{{result=\"scheduled\",{profile}}} 1"),
+        &format!("scheduler_schedule_attempts_total{{result=\"error\",{profile}}} 1"),
+        &format!("scheduler_scheduling_attempt_duration_seconds_count{{result=\"scheduled\",{profile}}} 1"),
+        &format!("scheduler_unschedulable_pods{{plugin=\"NodeResourcesFit\",{profile}}} 1"),
+        &format!(
+            "scheduler_framework_extension_point_duration_seconds_count{{extension_point=\"Bind\",status=\"Error\",{profile}}} 1"
+        ),
+        "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"2\",le=\"0.64\"} 0",
+        "scheduler_pod_scheduling_sli_duration_seconds_bucket{attempts=\"2\",le=\"1.28\"} 1",
+        "scheduler_pending_pods{queue=\"unschedulable\"} 1",
+        "scheduler_queue_incoming_pods_total{queue=\"active\",event=\"UnschedulablePodAdd\"} 2",
+        "scheduler_queue_incoming_pods_total{queue=\"backoff\",event=\"ScheduleAttemptFailure\"} 1",
+        "scheduler_cache_size{type=\"nodes\"} 1",
+    ] {
+        assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failed_binding_gives_the_place_back_and_is_tried_again() {
     let api = Api::new();
@@ -294,12 +372,12 @@ impl Reserve for Pairs {
         "Pairs"
     }
 
-    fn reserve(&self, _: &mut CycleState, _: &PodInfo, _: &str) -> Verdict {
+    fn reserve(&self, _: &mut Booking<'_>) -> Verdict {
         self.booked.fetch_add(1, Ordering::Relaxed);
         Verdict::Pass
     }
 
-    fn unreserve(&self, _: &CycleState, _: &PodInfo, _: &str) {
+    fn unreserve(&self, _: &mut Booking<'_>) {
         self.booked.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -309,7 +387,7 @@ impl Permit for Pairs {
         "Pairs"
     }
 
-    fn permit(&self, _: &mut CycleState, _: &PodInfo, _: &str, waiting: &WaitingPods) -> PermitVerdict {
+    fn permit(&self, _: &mut Booking<'_>, waiting: &WaitingPods, _: &Groups) -> PermitVerdict {
         match waiting.list().first() {
             Some((other, _)) => {
                 waiting.allow(&other.uid, "Pairs");
@@ -400,6 +478,305 @@ async fn a_pod_waits_until_its_claim_is_bound() {
     claim["spec"]["volumeName"] = json!("pv");
     api.put("persistentvolumeclaims", claim);
     api.until_on("db", "b").await;
+    running.stop().await;
+}
+
+fn gang(api: &Api, name: &str, least: u32) {
+    let policy = json!({"gang": {"minCount": least}});
+    api.put(
+        "podgroups",
+        json!({"metadata": {"namespace": "default", "name": name}, "spec": {"schedulingPolicy": policy}}),
+    );
+}
+
+/// Two of three would fit: none is bound, and none keeps a place from others. With room for three all are bound at once.
+#[tokio::test(start_paused = true)]
+async fn a_gang_is_bound_together_or_not_at_all() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "2"));
+    let running = api.start();
+    let member = |name: &str| pod(name).group("train").request("cpu", "1");
+    api.add_pod(member("one"));
+    api.add_pod(member("two"));
+    api.add_pod(pod("plain"));
+    api.until_on("plain", "a").await;
+    gang(&api, "train", 3);
+    // Nothing is said of pods that are held back.
+    tokio::time::sleep(std::time::Duration::from_secs(700)).await;
+    assert_eq!(api.events("FailedScheduling"), [""; 0]);
+    api.add_pod(member("three"));
+    let expected = [
+        "0/1 nodes are available: 1 Insufficient cpu. no new claims to deallocate, preemption: 0/1 nodes are \
+         available: 1 No preemption victims found for incoming pod.",
+        "pod group is unschedulable, waiting for minCount pods from a gang to be scheduled",
+        "pod group is unschedulable, waiting for minCount pods from a gang to be scheduled",
+    ];
+    let mut said = Vec::new();
+    api.until(|api| {
+        said = api.events("FailedScheduling");
+        said.sort();
+        said.len() >= 3
+    })
+    .await;
+    assert_eq!(said, expected);
+    let condition = |api: &Api| {
+        let condition = api.get("podgroups", "train")["status"]["conditions"][0].clone();
+        [condition["type"].clone(), condition["status"].clone(), condition["reason"].clone()]
+    };
+    api.until(|api| condition(api) == ["PodGroupScheduled", "False", "Unschedulable"]).await;
+    api.add_pod(pod("large").request("cpu", "2"));
+    api.until_on("large", "a").await;
+    api.add_node(node("b").resource("cpu", "3"));
+    for name in ["one", "two", "three"] {
+        api.until_on(name, "b").await;
+    }
+    api.until(|api| condition(api) == ["PodGroupScheduled", "True", "Scheduled"]).await;
+    // The gang runs: one more needs nobody beside it.
+    api.add_node(node("c").resource("cpu", "1"));
+    api.add_pod(member("four"));
+    api.until_on("four", "c").await;
+    running.stop().await;
+}
+
+/// Others are removed only when that completes the gang.
+#[tokio::test(start_paused = true)]
+async fn room_is_made_for_a_whole_gang_only() {
+    let api = Api::new();
+    api.add_node(node("a").resource("cpu", "2"));
+    let running = api.start();
+    for name in ["low-1", "low-2"] {
+        api.add_pod(pod(name).request("cpu", "1"));
+        api.until_on(name, "a").await;
+    }
+    let going = |api: &Api| {
+        let is_going = |name: &&str| !api.get("pods", name)["metadata"]["deletionTimestamp"].is_null();
+        ["low-1", "low-2"].into_iter().filter(is_going).count()
+    };
+    let member = |name: &str, group: &str| pod(name).group(group).priority(10).request("cpu", "1");
+    gang(&api, "three", 3);
+    for name in ["x-1", "x-2", "x-3"] {
+        api.add_pod(member(name, "three"));
+    }
+    api.until(|api| api.events("FailedScheduling").len() >= 3).await;
+    tokio::time::sleep(std::time::Duration::from_secs(400)).await;
+    assert_eq!(going(&api), 0);
+    for name in ["x-1", "x-2", "x-3"] {
+        api.remove("pods", name);
+    }
+    gang(&api, "two", 2);
+    for name in ["y-1", "y-2"] {
+        api.add_pod(member(name, "two"));
+    }
+    api.until(|api| going(api) == 2).await;
+    api.remove("pods", "low-1");
+    api.remove("pods", "low-2");
+    api.until_on("y-1", "a").await;
+    api.until_on("y-2", "a").await;
+    running.stop().await;
+}
+
+/// Keeps pods with the label away from all nodes but one, takes over their binding, and fails as often as it is told.
+struct Keeper {
+    bound: Mutex<Vec<String>>,
+    failures: AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Extender for Keeper {
+    fn name(&self) -> &str {
+        "keeper"
+    }
+
+    fn is_interested(&self, pod: &PodInfo) -> bool {
+        pod.labels.get("kept").is_some()
+    }
+
+    async fn filter(
+        &self,
+        _: &PodInfo,
+        snapshot: &Snapshot,
+        nodes: &[NodeIndex],
+    ) -> Result<Option<Filtered>, ExtenderError> {
+        if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.fetch_sub(1, Ordering::Relaxed);
+            return Err(ExtenderError::new("the keeper sleeps"));
+        }
+        let mut said = Filtered::default();
+        for &node in nodes {
+            if snapshot.node(node).name() == "b" {
+                said.nodes.push(node);
+            } else {
+                said.failed.push((node, "not the keeper's".to_owned()));
+            }
+        }
+        Ok(Some(said))
+    }
+
+    async fn bind(&self, pod: &PodInfo, node: &str) -> Result<bool, ExtenderError> {
+        self.bound.lock().unwrap().push(format!("{} on {node}", pod.name));
+        Ok(true)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_extender_has_its_say_and_binds() {
+    let api = Api::new();
+    for name in ["a", "c"] {
+        api.add_node(node(name));
+    }
+    let keeper = Arc::new(Keeper { bound: Mutex::default(), failures: AtomicUsize::new(1) });
+    let scheduler = Scheduler::builder(api.client()).extender(Arc::clone(&keeper) as Arc<_>).build().unwrap();
+    let running = Manager::new().add(Start::Always, scheduler).start();
+    api.add_pod(pod("free"));
+    api.add_pod(pod("kept").edit(|pod| {
+        pod.metadata.labels = Some(BTreeMap::from([("kept".to_owned(), "yes".to_owned())]));
+    }));
+    api.until(|api| api.events("FailedScheduling").iter().any(|text| text == "the keeper sleeps")).await;
+    let expected = "0/2 nodes are available: 2 not the keeper's. no new claims to deallocate, preemption: 0/2 nodes \
+                    are available: 2 No preemption victims found for incoming pod.";
+    api.until(|api| api.events("FailedScheduling").iter().any(|text| text == expected)).await;
+    assert!(!api.get("pods", "free")["spec"]["nodeName"].is_null());
+    api.add_node(node("b"));
+    api.until(|api| {
+        api.events("Scheduled").iter().any(|text| text == "Successfully assigned default/kept to b")
+    })
+    .await;
+    assert_eq!(*keeper.bound.lock().unwrap(), ["kept on b"]);
+    assert_eq!(api.get("pods", "kept")["spec"]["nodeName"], Value::Null, "no plug-in has bound it");
+    running.stop().await;
+}
+
+/// Two hosts with a disk each, and a class of disks that are chosen with the pod.
+fn with_local_disks() -> Arc<Api> {
+    let api = Api::new();
+    let provisioner = "kubernetes.io/no-provisioner";
+    for (name, provisioner) in [("local", provisioner), ("network", "example.com/disk")] {
+        let class = json!({"metadata": {"name": name}, "provisioner": provisioner,
+            "volumeBindingMode": "WaitForFirstConsumer"});
+        api.put("storageclasses", class);
+    }
+    for host in ["a", "b"] {
+        api.add_node(node(host).label("kubernetes.io/hostname", host));
+        let terms = json!([{"matchExpressions":
+            [{"key": "kubernetes.io/hostname", "operator": "In", "values": [host]}]}]);
+        api.put(
+            "persistentvolumes",
+            json!({
+                "metadata": {"name": format!("disk-{host}")},
+                "spec": {"storageClassName": "local", "capacity": {"storage": "10Gi"},
+                    "accessModes": ["ReadWriteOnce"], "nodeAffinity": {"required": {"nodeSelectorTerms": terms}}},
+                "status": {"phase": "Available"},
+            }),
+        );
+    }
+    api
+}
+
+fn claim(name: &str, class: &str) -> Value {
+    json!({
+        "metadata": {"namespace": "default", "name": name, "uid": format!("uid-{name}")},
+        "spec": {"storageClassName": class, "accessModes": ["ReadWriteOnce"],
+            "resources": {"requests": {"storage": "1Gi"}}},
+    })
+}
+
+fn user(name: &str, claim: &str) -> PodBuilder {
+    pod(name).edit(|pod| {
+        let volume = json!({"name": "data", "persistentVolumeClaim": {"claimName": claim}});
+        pod.spec.get_or_insert_default().volumes = Some(vec![serde_json::from_value(volume).unwrap()]);
+    })
+}
+
+/// Three pods, two disks: each disk is written for one claim, the third pod has none; and no pod is bound before its claim.
+#[tokio::test(start_paused = true)]
+async fn volumes_are_bound_with_the_pods_that_use_them() {
+    let api = with_local_disks();
+    let running = api.start();
+    for name in ["one", "two", "three"] {
+        api.put("persistentvolumeclaims", claim(name, "local"));
+        api.add_pod(user(name, name));
+    }
+    let owner = |api: &Api, host: &str| {
+        let claim = api.get("persistentvolumes", &format!("disk-{host}"))["spec"]["claimRef"]["name"].clone();
+        claim.as_str().map(str::to_owned)
+    };
+    api.until(|api| owner(api, "a").is_some() && owner(api, "b").is_some()).await;
+    api.until(|api| {
+        api.events("FailedScheduling")
+            .iter()
+            .any(|text| text.contains("2 node(s) didn't find available persistent volumes to bind"))
+    })
+    .await;
+    for host in ["a", "b"] {
+        let disk = format!("disk-{host}");
+        let volume = api.get("persistentvolumes", &disk);
+        assert_eq!(volume["metadata"]["annotations"]["pv.kubernetes.io/bound-by-controller"], "yes");
+        let claim = owner(&api, host).unwrap();
+        assert_eq!(volume["spec"]["claimRef"]["uid"], format!("uid-{claim}"));
+        assert_eq!(api.get("pods", &claim)["spec"]["nodeName"], Value::Null, "its claim is not bound");
+        api.bind_claim(&claim, &disk);
+        api.until_on(&claim, host).await;
+    }
+    let last =
+        ["one", "two", "three"].into_iter().find(|name| api.get("pods", name)["spec"]["nodeName"].is_null());
+    let mut disk = api.get("persistentvolumes", "disk-a");
+    disk["metadata"] = json!({"name": "disk-c"});
+    disk["spec"]["claimRef"] = Value::Null;
+    api.put("persistentvolumes", disk);
+    api.until(|api| owner(api, "c").as_deref() == last).await;
+    api.bind_claim(last.unwrap(), "disk-c");
+    api.until_on(last.unwrap(), "a").await;
+    running.stop().await;
+}
+
+/// A provisioner is told the node, and says that it can't by taking the name away; then the pod is tried again.
+#[tokio::test(start_paused = true)]
+async fn a_volume_is_provisioned_for_the_node_or_the_pod_is_tried_again() {
+    let api = with_local_disks();
+    let running = api.start();
+    api.put("persistentvolumeclaims", claim("data", "network"));
+    api.add_pod(user("p", "data"));
+    let selected = |api: &Api| {
+        let claim = api.get("persistentvolumeclaims", "data");
+        claim["metadata"]["annotations"]["volume.kubernetes.io/selected-node"].as_str().map(str::to_owned)
+    };
+    api.until(|api| selected(api).is_some()).await;
+    let mut failed = api.get("persistentvolumeclaims", "data");
+    failed["metadata"]["annotations"] = json!({"other": "one"});
+    api.put("persistentvolumeclaims", failed);
+    let expected =
+        "running PreBind plugin \"VolumeBinding\": binding volumes: provisioning failed for PVC \"data\"";
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    api.until(|api| selected(api).is_some()).await;
+    let node = selected(&api).unwrap();
+    api.put("persistentvolumes", json!({"metadata": {"name": "new"}, "spec": {}}));
+    api.bind_claim("data", "new");
+    api.until_on("p", &node).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn volumes_that_are_not_bound_in_time_give_the_place_back() {
+    let api = with_local_disks();
+    let short = Arc::new(VolumeBinding::new(std::time::Duration::from_secs(30)));
+    let profile = Profile::builder().reserve(Arc::clone(&short) as Arc<_>).pre_bind(short as Arc<_>).build();
+    let running = api.start_with(profile.unwrap());
+    api.put("persistentvolumeclaims", claim("data", "network"));
+    let started = tokio::time::Instant::now();
+    api.add_pod(user("p", "data"));
+    let expected = "running PreBind plugin \"VolumeBinding\": binding volumes: context deadline exceeded";
+    api.until(|api| api.events("FailedScheduling") == [expected]).await;
+    assert_eq!(started.elapsed().as_secs(), 30);
+    // A pod that goes does not keep its volumes waiting.
+    api.until(|api| api.patches.load(Ordering::Relaxed) > 0).await;
+    api.remove("pods", "p");
+    api.put("persistentvolumeclaims", claim("local", "local"));
+    api.add_pod(user("q", "local"));
+    api.until(|api| {
+        !api.get("persistentvolumes", "disk-a")["spec"]["claimRef"].is_null()
+            || !api.get("persistentvolumes", "disk-b")["spec"]["claimRef"].is_null()
+    })
+    .await;
     running.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! The arguments of plug-ins, with upstream's defaults and checks.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use k8s_openapi::api::core::v1::{NodeAffinity as NodeAffinityTerms, TopologySpreadConstraint};
 use serde::{Deserialize, de::DeserializeOwned};
@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::{
     config::ConfigError,
     plugins::{
-        BalancedAllocation, DefaultPreemption, InterPodAffinity, NodeAffinity, NodeResourcesFit,
-        PodTopologySpread, ScoringStrategy,
+        BIND_TIMEOUT, BalancedAllocation, DefaultPreemption, InterPodAffinity, NodeAffinity,
+        NodeResourcesFit, PodTopologySpread, ScoringStrategy, VolumeBinding,
     },
     spread::SpreadConstraint,
 };
@@ -191,24 +191,31 @@ pub(crate) fn node_affinity(args: &Value) -> Result<NodeAffinity, Errors> {
     Ok(added.as_ref().map_or_else(NodeAffinity::default, NodeAffinity::with_added))
 }
 
-pub(crate) fn volume_binding(args: &Value) -> Result<(), Errors> {
+pub(crate) fn volume_binding(args: &Value) -> Result<VolumeBinding, Errors> {
     #[derive(Deserialize, Default)]
     #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
     struct Args {
-        bind_timeout_seconds: i64,
+        bind_timeout_seconds: Option<i64>,
         shape: Option<Value>,
     }
     let args: Args = read(args)?;
     let mut errors = Vec::new();
-    if args.bind_timeout_seconds < 0 {
+    let timeout = args
+        .bind_timeout_seconds
+        .map_or(Some(BIND_TIMEOUT), |seconds| u64::try_from(seconds).ok().map(Duration::from_secs));
+    if timeout.is_none() {
         let why = "invalid BindTimeoutSeconds, should not be a negative value";
-        errors.push(ConfigError::invalid("bindTimeoutSeconds", args.bind_timeout_seconds, why));
+        errors.push(ConfigError::invalid(
+            "bindTimeoutSeconds",
+            args.bind_timeout_seconds.unwrap_or_default(),
+            why,
+        ));
     }
     if let Some(shape) = args.shape {
         let why = "unexpected field `shape`, remove it or turn on the feature gate StorageCapacityScoring";
         errors.push(ConfigError::invalid("shape", shape, why));
     }
-    checked((), errors)
+    checked(VolumeBinding::new(timeout.unwrap_or(BIND_TIMEOUT)), errors)
 }
 
 pub(crate) fn dynamic_resources(args: &Value) -> Result<(), Errors> {

@@ -11,8 +11,9 @@ use crate::{
 };
 
 /// Upstream's default plug-ins with their weights, in their order (`getDefaultPlugins`).
-const DEFAULTS: [(&str, Option<i32>); 19] = [
+const DEFAULTS: [(&str, Option<i32>); 20] = [
     ("SchedulingGates", None),
+    ("GangScheduling", None),
     ("PrioritySort", None),
     ("NodeUnschedulable", None),
     ("NodeName", None),

@@ -164,3 +164,62 @@ fn arguments_have_their_effect() {
         "preference": {"matchExpressions": [{"key": "size", "operator": "In", "values": ["small"]}]}}]}});
     assert_eq!(decide(&with("NodeAffinity", rather_small), &snapshot, &pod).node(), Some("small"));
 }
+
+/// The cases of upstream's `TestValidateKubeSchedulerConfiguration` about extenders
+/// (`apis/config/validation/validation_test.go`).
+#[test]
+fn extenders_are_checked() {
+    let check = |extenders: Value, expected: &str| {
+        let mut given = configuration(&json!([]));
+        given["extenders"] = extenders;
+        let why = SchedulerConfiguration::from_value(given).unwrap_err().to_string();
+        assert!(why.contains(expected), "{why}");
+    };
+    let base = || json!({"urlPrefix": "http://127.0.0.1:1"});
+    let with = |key: &str, value: Value| {
+        let mut extender = base();
+        extender[key] = value;
+        extender
+    };
+    let mut heavy = with("weight", json!(-1));
+    heavy["prioritizeVerb"] = json!("prioritize");
+    check(
+        json!([heavy]),
+        "extenders[0].weight: Invalid value: -1: must have a positive weight applied to it",
+    );
+    let binds = with("bindVerb", json!("bind"));
+    check(
+        json!([binds, binds]),
+        "extenders: Invalid value: \"found 2 extenders implementing bind\": only one extender can implement bind",
+    );
+    let manages = |name: &str| with("managedResources", json!([{"name": name}]));
+    check(
+        json!([manages("example.com/foo"), manages("example.com/foo")]),
+        "extenders[1].managedResources[0].name: Invalid value: \"example.com/foo\": duplicate extender managed resource name",
+    );
+    check(
+        json!([manages("kubernetes.io/foo")]),
+        "extenders[0].managedResources[0].name: Invalid value: \"kubernetes.io/foo\": is an invalid extended resource name",
+    );
+    check(json!([with("httpTimeout", json!("5"))]), "extenders[0].httpTimeout: strict decoding error");
+    check(json!([with("verb", json!("x"))]), "unknown field `verb`");
+}
+
+#[test]
+fn durations_are_read_as_go_writes_them() {
+    use std::time::Duration;
+    for (text, expected) in [
+        ("5s", Some(Duration::from_secs(5))),
+        ("1m0.5s", Some(Duration::from_millis(60_500))),
+        ("100ms", Some(Duration::from_millis(100))),
+        ("0", Some(Duration::ZERO)),
+        ("1h", Some(Duration::from_secs(3600))),
+        ("5", None),
+        ("", None),
+        ("s", None),
+        ("-1s", None),
+        ("1x", None),
+    ] {
+        assert_eq!(super::extenders::go_duration(text), expected, "{text:?}");
+    }
+}

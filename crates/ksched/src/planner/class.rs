@@ -159,10 +159,6 @@ impl Class {
 /// Asks the plug-ins how they are to be followed. `None` when one is not.
 fn keep(profile: &Profile, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Option<Kept> {
     let points = &profile.points;
-    // These may look at what the others have noted while deciding, which is not kept.
-    if !(points.reserve.is_empty() && points.permit.is_empty() && points.pre_bind.is_empty()) {
-        return None;
-    }
     let count = around.snapshot.len();
     let mut kept = Kept {
         cycle: CycleState::default(),

@@ -1,7 +1,6 @@
 //! Making room for a pod by removing pods of lower priority.
 
 mod budgets;
-mod candidate;
 #[cfg(test)]
 mod tests;
 
@@ -10,13 +9,11 @@ use std::{collections::BTreeMap, fmt::Write, sync::Arc};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 
 use crate::{
+    candidate::{Candidate, importance},
     cycle::mix,
     event::{ClusterEvent, Hint},
     plugin::{Finality, PostFilter, PostFilterVerdict, QueueingHint, Rejection, Verdict},
-    plugins::default_preemption::{
-        budgets::Budgets,
-        candidate::{Candidate, importance, pick},
-    },
+    plugins::default_preemption::budgets::Budgets,
     pod::PodInfo,
     snapshot::{NodeIndex, catalog::Interest},
     trial::{Attempt, Trial},
@@ -98,21 +95,12 @@ impl PostFilter for DefaultPreemption {
         // Where the search begins must differ from pod to pod, and not depend on the order of nodes.
         let seed = attempt.seed();
         nodes.sort_by_cached_key(|&node| mix(seed ^ attempt.snapshot().name_hash(node)));
-        let candidates = match self.find(attempt, &nodes) {
-            Ok(candidates) => candidates,
+        match self.find(attempt, &nodes) {
+            Ok(candidates) => PostFilterVerdict::Candidates(candidates),
             Err(refused) => {
                 let text = hopeless(attempt.diagnosis().nodes, &refused);
-                return PostFilterVerdict::Hopeless(Rejection::unschedulable(text));
+                PostFilterVerdict::Hopeless(Rejection::unschedulable(text))
             }
-        };
-        match pick(candidates) {
-            Some(Candidate { node, victims, .. }) => {
-                let node = Arc::clone(&attempt.snapshot().names()[node]);
-                PostFilterVerdict::Nominate { node, victims }
-            }
-            None => PostFilterVerdict::Reject(Rejection::unschedulable(
-                "preemption: no candidate node for preemption",
-            )),
         }
     }
 }

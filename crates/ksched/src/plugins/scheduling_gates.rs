@@ -2,6 +2,7 @@
 
 use crate::{
     event::{ClusterEvent, Hint},
+    groups::Groups,
     plugin::{PreEnqueue, QueueingHint, Verdict},
     pod::PodInfo,
 };
@@ -17,7 +18,7 @@ impl PreEnqueue for SchedulingGates {
         NAME
     }
 
-    fn pre_enqueue(&self, pod: &PodInfo) -> Verdict {
+    fn pre_enqueue(&self, pod: &PodInfo, _: &Groups) -> Verdict {
         if pod.gates.is_empty() {
             return Verdict::Pass;
         }

@@ -1,14 +1,27 @@
-//! A pod's claims must be bound, to volumes that its node can reach.
+//! A pod's claims must be bound, or be such that they can be bound on its node; then they are.
 
+mod assume;
+mod bind;
+mod claims;
+mod matching;
+mod provision;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
 use k8s_openapi::api::{
     core::v1::{PersistentVolume, PersistentVolumeClaim},
-    storage::v1::StorageClass,
+    storage::v1::{CSIDriver, CSINode, CSIStorageCapacity, StorageClass},
 };
 
+use self::{assume::Assumed, claims::Claims};
 use crate::{
-    affinity::Term,
-    event::{ClusterEvent, Hint},
-    plugin::{CycleState, FilterPlugin, PreFilter, PreFilterVerdict, QueueingHint, Rejection, Verdict},
+    booking::Booking,
+    event::{ClusterEvent, Hint, ObjectEvent},
+    plugin::{
+        BindError, Binding, CycleState, FilterPlugin, PreBind, PreFilter, PreFilterVerdict, QueueingHint,
+        Rejection, Reserve, Verdict,
+    },
     pod::PodInfo,
     snapshot::{
         NodeView, Snapshot,
@@ -18,91 +31,36 @@ use crate::{
 };
 
 const NAME: &str = "VolumeBinding";
-const UNBOUND: &str = "pod has unbound immediate PersistentVolumeClaims";
-const CONFLICT: &str = "node(s) didn't match PersistentVolume's node affinity";
-const NO_VOLUME: &str = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)";
-/// Claim and volume know each other.
-const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
+/// How long the volumes of a pod may take to be bound (upstream's `bindTimeoutSeconds`).
+pub const BIND_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Rejects pods whose claims are missing, lost, being deleted or not bound, and nodes that the volumes of bound claims
-/// can't be used from.
+/// Rejects pods whose claims are missing, lost, being deleted or not bound though they should be, and nodes that the
+/// volumes of bound claims can't be used from.
 ///
-/// Claims of classes that bind on first use (`WaitForFirstConsumer`) are not bound by this scheduler: a pod with one that
-/// is unbound is rejected with a text that says so.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct VolumeBinding;
-
-/// What each bound claim's volume asks of nodes, in the order of claims.
-struct Bound(Vec<Reach>);
-
-enum Reach {
-    /// The volume is not there.
-    Nowhere,
-    /// Nodes that match any of the terms.
-    Any(Vec<Term>),
+/// For claims of classes that bind on first use (`WaitForFirstConsumer`), the node must reach a volume that fits and is
+/// free, or one must be possible to provision there: the class's `allowedTopologies` must match, and a driver that tells
+/// its capacity must have enough of it (KEP-1472). Once the pod has its node the choice is assumed; before the pod is
+/// bound it is written (a volume's `claimRef`, a claim's annotation `volume.kubernetes.io/selected-node`), and the pod
+/// waits until the volume controller has bound all of them.
+///
+/// Volumes of drivers that have moved out of the tree are compared with nodes by the labels that they were made with.
+#[derive(Clone, Copy, Debug)]
+pub struct VolumeBinding {
+    bind_timeout: Duration,
 }
 
-fn check(pod: &PodInfo, catalog: &Catalog) -> Result<Vec<Reach>, String> {
-    let mut claims = Vec::new();
-    for wanted in volumes::claims(pod) {
-        let name = &*wanted.name;
-        let claim = volumes::claim(catalog, pod, name).map_err(|text| {
-            let waiting = || {
-                format!(
-                    "waiting for ephemeral volume controller to create the persistentvolumeclaim {name:?}"
-                )
-            };
-            if wanted.ephemeral { waiting() } else { text }
-        })?;
-        if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Lost") {
-            let volume = volumes::volume_name(claim);
-            return Err(format!(
-                "persistentvolumeclaim {name:?} bound to non-existent persistentvolume {volume:?}"
-            ));
-        }
-        if claim.metadata.deletion_timestamp.is_some() {
-            return Err(format!("persistentvolumeclaim {name:?} is being deleted"));
-        }
-        if wanted.ephemeral
-            && let Some(text) = volumes::foreign(pod, claim)
-        {
-            return Err(text);
-        }
-        claims.push(claim);
-    }
-    let (mut bound, mut delayed, mut immediate) = (Vec::new(), None, false);
-    for claim in claims {
-        let completed =
-            claim.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(BIND_COMPLETED));
-        let volume = volumes::volume_name(claim);
-        if completed && !volume.is_empty() {
-            bound.extend(reach(catalog, volume));
-        } else if binds_on_use(catalog, claim)? && volume.is_empty() {
-            delayed = delayed.or(claim.metadata.name.as_deref());
-        } else {
-            immediate = true;
-        }
-    }
-    match delayed {
-        _ if immediate => Err(UNBOUND.to_owned()),
-        Some(name) => {
-            Err(format!("this scheduler does not bind claims on first use: persistentvolumeclaim {name:?}"))
-        }
-        None => Ok(bound),
+impl Default for VolumeBinding {
+    fn default() -> Self {
+        Self::new(BIND_TIMEOUT)
     }
 }
 
-fn binds_on_use(catalog: &Catalog, claim: &PersistentVolumeClaim) -> Result<bool, String> {
-    let class = Some(volumes::class_name(claim)).filter(|name| !name.is_empty());
-    let class = class.and_then(|name| catalog.get::<StorageClass>("", name));
-    class.map_or(Ok(false), |class| volumes::waits_for_consumer(class))
-}
-
-/// `None` when every node will do.
-fn reach(catalog: &Catalog, volume: &str) -> Option<Reach> {
-    let Some(volume) = catalog.get::<PersistentVolume>("", volume) else { return Some(Reach::Nowhere) };
-    let required = volume.spec.as_ref()?.node_affinity.as_ref()?.required.as_ref()?;
-    Some(Reach::Any(required.node_selector_terms.iter().map(Term::read).collect()))
+impl VolumeBinding {
+    /// With another time than [`BIND_TIMEOUT`] for volumes to be bound.
+    #[must_use]
+    pub fn new(bind_timeout: Duration) -> Self {
+        Self { bind_timeout }
+    }
 }
 
 impl PreFilter for VolumeBinding {
@@ -111,10 +69,10 @@ impl PreFilter for VolumeBinding {
     }
 
     fn pre_filter(&self, cycle: &mut CycleState, pod: &PodInfo, snapshot: &Snapshot) -> PreFilterVerdict {
-        match check(pod, snapshot.catalog()) {
-            Ok(bound) if bound.is_empty() => PreFilterVerdict::Skip,
-            Ok(bound) => {
-                cycle.put(Bound(bound));
+        match Claims::read(pod, snapshot.catalog()) {
+            Ok(claims) if claims.is_empty() => PreFilterVerdict::Skip,
+            Ok(claims) => {
+                cycle.put(claims);
                 PreFilterVerdict::Pass
             }
             Err(text) => PreFilterVerdict::Reject(Rejection::unresolvable(text)),
@@ -132,21 +90,93 @@ impl FilterPlugin for VolumeBinding {
     }
 
     fn filter(&self, cycle: &CycleState, _pod: &PodInfo, node: NodeView<'_>) -> Verdict {
-        let Some(Bound(bound)) = cycle.get::<Bound>() else { return Verdict::Pass };
-        let labels = &node.info().labels;
-        for reach in bound {
-            match reach {
-                Reach::Nowhere => return Verdict::unresolvable(NO_VOLUME),
-                // Upstream compares labels only: a volume that asks for a node's name finds none.
-                Reach::Any(terms) if !terms.iter().any(|term| term.matches("", labels)) => {
-                    return Verdict::unresolvable(CONFLICT);
-                }
-                Reach::Any(_) => {}
-            }
+        match cycle.get::<Claims>().map(|claims| claims.on(node.info())) {
+            Some(Err(rejection)) => Verdict::Reject(rejection),
+            Some(Ok(_)) | None => Verdict::Pass,
         }
-        Verdict::Pass
     }
 }
+
+impl Reserve for VolumeBinding {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn concerns(&self, pod: &PodInfo, catalog: &Catalog) -> bool {
+        volumes::claims(pod).any(|wanted| {
+            volumes::claim(catalog, pod, &wanted.name).map_or(true, |claim| !volumes::is_bound(claim))
+        })
+    }
+
+    fn reserve(&self, booking: &mut Booking<'_>) -> Verdict {
+        let Some(claims) = booking.cycle.get::<Claims>() else { return Verdict::Pass };
+        let Some(node) = booking.node_view() else { return Verdict::Pass };
+        let choice = match claims.on(node.info()) {
+            Ok(choice) => choice,
+            Err(rejection) => return Verdict::Reject(rejection),
+        };
+        let node = std::sync::Arc::clone(booking.node);
+        match assume::assume(booking.catalog_mut(), &choice, &node) {
+            Ok(assumed) => {
+                booking.cycle.put(assumed);
+                Verdict::Pass
+            }
+            Err(error) => Verdict::unschedulable(error.to_string()),
+        }
+    }
+
+    fn unreserve(&self, booking: &mut Booking<'_>) {
+        let Some(assumed) = booking.cycle.get::<Assumed>().cloned() else { return };
+        assumed.restore(booking.catalog_mut());
+    }
+}
+
+#[async_trait]
+impl PreBind for VolumeBinding {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn concerns(&self, pod: &PodInfo, catalog: &Catalog) -> bool {
+        Reserve::concerns(self, pod, catalog)
+    }
+
+    async fn pre_bind(&self, binding: Binding<'_>) -> Result<(), BindError> {
+        let Some(assumed) = binding.cycle.get::<Assumed>() else { return Ok(()) };
+        let bound = bind::bind(binding, assumed, self.bind_timeout).await;
+        bound.map_err(|error| BindError::Plugin { plugin: NAME.into(), source: error.into() })
+    }
+}
+
+/// Whether what happened to an object besides pods and nodes may help.
+fn helps(pod: &PodInfo, event: &ObjectEvent) -> bool {
+    if let Some((_, Some(claim))) = event.of::<PersistentVolumeClaim>() {
+        volumes::uses(pod, claim)
+    } else if let Some((_, Some(_))) = event.of::<PersistentVolume>() {
+        true
+    } else if let Some((old, Some(new))) = event.of::<StorageClass>() {
+        old.is_none_or(|old| old.allowed_topologies != new.allowed_topologies)
+    } else if let Some((old, Some(new))) = event.of::<CSINode>() {
+        let migrated = |node: &CSINode| {
+            let annotations = node.metadata.annotations.as_ref();
+            annotations.and_then(|all| all.get(MIGRATED_PLUGINS)).cloned()
+        };
+        old.is_none_or(|old| migrated(old) != migrated(new))
+    } else if let Some((Some(old), Some(new))) = event.of::<CSIDriver>() {
+        let counts = |driver: &CSIDriver| driver.spec.storage_capacity == Some(true);
+        let name = new.metadata.name.as_deref();
+        let mut inline = volumes::volumes(pod).iter().filter_map(|volume| volume.csi.as_ref());
+        counts(old) && !counts(new) && inline.any(|source| Some(&*source.driver) == name)
+    } else if let Some((old, Some(new))) = event.of::<CSIStorageCapacity>() {
+        let limit = |pool: Option<&CSIStorageCapacity>| pool.and_then(provision::largest_volume);
+        old.is_none() || limit(Some(new)) > limit(old)
+    } else {
+        false
+    }
+}
+
+/// The annotation of a `CSINode` that names the drivers which have moved out of the tree there.
+const MIGRATED_PLUGINS: &str = "storage.alpha.kubernetes.io/migrated-plugins";
 
 impl QueueingHint for VolumeBinding {
     fn name(&self) -> &str {
@@ -157,17 +187,7 @@ impl QueueingHint for VolumeBinding {
         Hint::queue_if(match event {
             ClusterEvent::NodeAdded(_) => true,
             ClusterEvent::NodeUpdated { old, new } => old.labels != new.labels,
-            ClusterEvent::Object(event) => {
-                if let Some((_, Some(claim))) = event.of::<PersistentVolumeClaim>() {
-                    volumes::uses(pod, claim)
-                } else if let Some((_, Some(_))) = event.of::<PersistentVolume>() {
-                    true
-                } else if let Some((old, Some(new))) = event.of::<StorageClass>() {
-                    old.is_none_or(|old| old.allowed_topologies != new.allowed_topologies)
-                } else {
-                    false
-                }
-            }
+            ClusterEvent::Object(event) => helps(pod, event),
             _ => false,
         })
     }
@@ -177,130 +197,12 @@ impl QueueingHint for VolumeBinding {
             Interest::of::<PersistentVolumeClaim>(),
             Interest::of::<PersistentVolume>(),
             Interest::of::<StorageClass>(),
+            Interest::of::<CSINode>(),
+            Interest::of::<CSIDriver>(),
+            Interest::of::<CSIStorageCapacity>(),
         ]
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::build::{node, pod};
-
-    fn user(source: &Value) -> PodInfo {
-        let mut volume = source.clone();
-        volume["name"] = json!("v");
-        let volume = serde_json::from_value(volume).unwrap();
-        pod("p").edit(|pod| pod.spec.get_or_insert_default().volumes = Some(vec![volume])).info()
-    }
-
-    fn snapshot(claim: &Value, mode: &str, volume: &Value) -> Snapshot {
-        let mut snapshot = Snapshot::new();
-        snapshot.set_node(node("a").label("disk", "ssd").info());
-        snapshot.set_node(node("b").info());
-        let catalog = snapshot.catalog_mut();
-        if !claim.is_null() {
-            let mut claim = claim.clone();
-            claim["metadata"]["namespace"] = json!("default");
-            catalog.set(Arc::new(serde_json::from_value::<PersistentVolumeClaim>(claim).unwrap()));
-        }
-        if !mode.is_empty() {
-            let class = json!({"metadata": {"name": "fast"}, "provisioner": "x", "volumeBindingMode": mode});
-            catalog.set(Arc::new(serde_json::from_value::<StorageClass>(class).unwrap()));
-        }
-        if !volume.is_null() {
-            let volume = json!({"metadata": {"name": "pv"}, "spec": volume});
-            catalog.set(Arc::new(serde_json::from_value::<PersistentVolume>(volume).unwrap()));
-        }
-        snapshot
-    }
-
-    /// The cases of upstream's `TestVolumeBinding` (`volume_binding_test.go`) that end before a node is looked at.
-    #[test]
-    fn claims_that_are_not_ready_reject_the_pod() {
-        let named = json!({"persistentVolumeClaim": {"claimName": "c"}});
-        let own = json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}});
-        let claim = |spec: Value| json!({"metadata": {"name": "c"}, "spec": spec});
-        let fast = || claim(json!({"storageClassName": "fast"}));
-        for (source, claim, mode, expected) in [
-            (&named, Value::Null, "", "persistentvolumeclaim \"c\" not found"),
-            (
-                &own,
-                Value::Null,
-                "",
-                "waiting for ephemeral volume controller to create the persistentvolumeclaim \"p-v\"",
-            ),
-            (
-                &own,
-                json!({"metadata": {"name": "p-v"}, "spec": {}}),
-                "",
-                "PVC default/p-v was not created for pod default/p (pod is not owner)",
-            ),
-            (&named, claim(json!({})), "", UNBOUND),
-            (&named, fast(), "", UNBOUND),
-            (&named, fast(), "Immediate", UNBOUND),
-            // Bound by hand, but not yet by the controller.
-            (
-                &named,
-                claim(json!({"storageClassName": "fast", "volumeName": "pv"})),
-                "WaitForFirstConsumer",
-                UNBOUND,
-            ),
-            (
-                &named,
-                fast(),
-                "WaitForFirstConsumer",
-                "this scheduler does not bind claims on first use: persistentvolumeclaim \"c\"",
-            ),
-            (
-                &named,
-                json!({"metadata": {"name": "c"}, "spec": {"volumeName": "pv"}, "status": {"phase": "Lost"}}),
-                "",
-                "persistentvolumeclaim \"c\" bound to non-existent persistentvolume \"pv\"",
-            ),
-            (
-                &named,
-                json!({"metadata": {"name": "c", "deletionTimestamp": "2026-01-01T00:00:00Z"}, "spec": {}}),
-                "",
-                "persistentvolumeclaim \"c\" is being deleted",
-            ),
-        ] {
-            let snapshot = snapshot(&claim, mode, &Value::Null);
-            let verdict = VolumeBinding.pre_filter(&mut CycleState::default(), &user(source), &snapshot);
-            assert_eq!(verdict, PreFilterVerdict::Reject(Rejection::unresolvable(expected)), "{claim}");
-        }
-        let without = pod("p").info();
-        let verdict = VolumeBinding.pre_filter(&mut CycleState::default(), &without, &Snapshot::new());
-        assert_eq!(verdict, PreFilterVerdict::Skip);
-    }
-
-    /// The cases of upstream's `TestFindPodVolumesWithoutProvisioning` (`binder_test.go`) with bound claims.
-    #[test]
-    fn volumes_must_be_reachable_from_the_node() {
-        let affinity = |values: &[&str]| {
-            json!({"nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [
-                {"key": "disk", "operator": "In", "values": values}]}]}}})
-        };
-        let reject = Verdict::unresolvable;
-        for (volume, before, expected) in [
-            (json!({}), PreFilterVerdict::Skip, [Verdict::Pass, Verdict::Pass]),
-            (affinity(&["ssd"]), PreFilterVerdict::Pass, [Verdict::Pass, reject(CONFLICT)]),
-            (affinity(&["hdd"]), PreFilterVerdict::Pass, [reject(CONFLICT), reject(CONFLICT)]),
-            (Value::Null, PreFilterVerdict::Pass, [reject(NO_VOLUME), reject(NO_VOLUME)]),
-        ] {
-            let claim = json!({
-                "metadata": {"name": "c", "annotations": {BIND_COMPLETED: "yes"}}, "spec": {"volumeName": "pv"},
-            });
-            let snapshot = snapshot(&claim, "", &volume);
-            let pod = user(&json!({"persistentVolumeClaim": {"claimName": "c"}}));
-            let mut cycle = CycleState::default();
-            assert_eq!(VolumeBinding.pre_filter(&mut cycle, &pod, &snapshot), before, "{volume}");
-            let verdicts: Vec<_> =
-                snapshot.nodes().map(|node| VolumeBinding.filter(&cycle, &pod, node)).collect();
-            assert_eq!(verdicts, expected, "{volume}");
-        }
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use crate::{
         NodeView, Snapshot,
         catalog::{Catalog, Interest},
     },
-    volumes,
+    volumes::{self, Standing},
 };
 
 const NAME: &str = "VolumeZone";
@@ -61,20 +61,17 @@ fn places_of(pod: &PodInfo, catalog: &Catalog) -> Result<Vec<Place>, String> {
             return Err("PersistentVolumeClaim had no name".to_owned());
         }
         let claim = volumes::claim(catalog, pod, name)?;
-        let volume = volumes::volume_name(claim);
-        if !volume.is_empty() {
-            let found = catalog.get::<PersistentVolume>("", volume);
-            all.extend(places(found.ok_or_else(|| volumes::not_found("persistentvolume", volume))?));
-            continue;
-        }
-        let class = volumes::class_name(claim);
-        if class.is_empty() {
-            return Err("PersistentVolumeClaim had no pv name and storageClass name".to_owned());
-        }
-        let found = catalog.get::<StorageClass>("", class);
-        let class = found.ok_or_else(|| volumes::not_found("storageclass.storage.k8s.io", class))?;
-        if !volumes::waits_for_consumer(class)? {
-            return Err("PersistentVolume had no name".to_owned());
+        match Standing::of(catalog, claim)? {
+            Standing::Volume(volume) => {
+                let found = catalog.get::<PersistentVolume>("", volume);
+                all.extend(places(found.ok_or_else(|| volumes::not_found("persistentvolume", volume))?));
+            }
+            Standing::OnUse(_) => {}
+            Standing::AtOnce => return Err("PersistentVolume had no name".to_owned()),
+            Standing::NoClass => {
+                return Err("PersistentVolumeClaim had no pv name and storageClass name".to_owned());
+            }
+            Standing::ClassGone(name) => return Err(volumes::not_found("storageclass.storage.k8s.io", name)),
         }
     }
     Ok(all)

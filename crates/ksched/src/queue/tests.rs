@@ -76,7 +76,7 @@ impl QueueingHint for Twins {
         Hint::queue_if(matches!(event, ClusterEvent::PodAdded(other) if other.name == pod.name))
     }
 
-    fn wants_new_pods(&self) -> bool {
+    fn wants_new_pod(&self, _: &PodInfo) -> bool {
         self.0
     }
 }
@@ -108,7 +108,7 @@ impl PreEnqueue for Opens {
         "Opens"
     }
 
-    fn pre_enqueue(&self, _: &PodInfo) -> Verdict {
+    fn pre_enqueue(&self, _: &PodInfo, _: &Groups) -> Verdict {
         match self.0.load(std::sync::atomic::Ordering::Relaxed) {
             true => Verdict::Pass,
             false => Verdict::unschedulable("closed"),

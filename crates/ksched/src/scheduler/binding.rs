@@ -2,8 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
-    plugin::{BindError, BindOutcome, Binding, CycleState, Rejection},
+    extender::Extender,
+    metrics::{Family, Label, Metrics},
+    observer::Observer,
+    plugin::{BindError, BindOutcome, Binding, CycleState, PreBind, Rejection},
     pod::PodInfo,
     profile::Profile,
     queue::QueuedPod,
@@ -12,14 +17,19 @@ use crate::{
 
 /// A pod that has a node and is to be bound.
 pub(super) struct Job {
+    pub(super) metrics: Metrics,
     pub(super) client: kube::Client,
     pub(super) profiles: Arc<[Profile]>,
     /// Which of them it is.
     pub(super) profile: usize,
+    pub(super) extenders: Arc<[Arc<dyn Extender>]>,
     pub(super) cycle: CycleState,
     pub(super) queued: QueuedPod,
     pub(super) node: Arc<str>,
     pub(super) wait: Option<Wait>,
+    /// What has something to do before the pod is bound.
+    pub(super) pre_bind: Vec<Arc<dyn PreBind>>,
+    pub(super) observer: Observer,
 }
 
 /// A permission that is still to come.
@@ -32,11 +42,19 @@ pub(super) struct Wait {
 /// What a task of the scheduler has done.
 pub(super) enum Done {
     /// A binding ended.
-    Binding { queued: QueuedPod, node: Arc<str>, outcome: Outcome },
+    Binding(Box<Bound>),
     /// A condition was written, or could not be.
     Report,
     /// The victims of the pod with this uid are told to go, but for those where it failed.
     Preemption { uid: Arc<str>, failed: bool },
+}
+
+/// How a binding ended.
+pub(super) struct Bound {
+    pub(super) queued: QueuedPod,
+    pub(super) node: Arc<str>,
+    pub(super) cycle: CycleState,
+    pub(super) outcome: Outcome,
 }
 
 pub(super) enum Outcome {
@@ -46,23 +64,20 @@ pub(super) enum Outcome {
 }
 
 pub(super) async fn run(mut job: Job, waiting: WaitingPods) -> Done {
-    let outcome = match permitted(job.wait.take(), &job.queued.pod.uid, &waiting).await {
+    let (waits, since) = (job.wait.is_some(), Instant::now());
+    let permitted = permitted(job.wait.take(), &job.queued.pod.uid, &waiting).await;
+    if waits {
+        let result = if permitted.is_ok() { "Success" } else { "Unschedulable" };
+        job.metrics.observe(Family::PermitWait, [result.into()], since.elapsed().as_secs_f64());
+    }
+    let outcome = match permitted {
         Err((plugin, rejection)) => Outcome::Refused(plugin, rejection),
         Ok(()) => match bind(&job).await {
             Ok(()) => Outcome::Bound,
             Err(error) => Outcome::Failed(error),
         },
     };
-    if !matches!(outcome, Outcome::Bound) {
-        unreserve(&job.profiles[job.profile], &job.cycle, &job.queued.pod, &job.node);
-    }
-    Done::Binding { queued: job.queued, node: job.node, outcome }
-}
-
-pub(super) fn unreserve(profile: &Profile, cycle: &CycleState, pod: &PodInfo, node: &str) {
-    for entry in profile.points.reserve.iter().rev() {
-        entry.plugin.unreserve(cycle, pod, node);
-    }
+    Done::Binding(Box::new(Bound { queued: job.queued, node: job.node, cycle: job.cycle, outcome }))
 }
 
 async fn permitted(
@@ -85,21 +100,83 @@ async fn permitted(
     })
 }
 
+/// Measures what is done at an extension point, by all its plug-ins or by one.
+struct Watch<'a> {
+    job: &'a Job,
+    point: &'static str,
+    since: Instant,
+}
+
+impl<'a> Watch<'a> {
+    fn start(job: &'a Job, point: &'static str) -> Self {
+        Self { job, point, since: Instant::now() }
+    }
+
+    fn all(self, ok: bool) {
+        let profile = &self.job.profiles[self.job.profile].scheduler_name;
+        self.job.metrics.point(self.point, ok, profile, self.since.elapsed());
+    }
+
+    fn one(self, plugin: &str, ok: bool) {
+        let status = if ok { "Success" } else { "Error" };
+        let labels = [Label::from(&Arc::from(plugin)), self.point.into(), status.into()];
+        self.job.metrics.observe(Family::Plugin, labels, self.since.elapsed().as_secs_f64());
+    }
+}
+
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profiles[job.profile].points;
-    let binding = Binding { client: &job.client, cycle: &job.cycle, pod: &job.queued.pod, node: &job.node };
-    for entry in &points.pre_bind {
-        entry.plugin.pre_bind(binding).await?;
-    }
-    for entry in &points.bind {
-        if entry.plugin.bind(binding).await? == BindOutcome::Bound {
-            for entry in &points.post_bind {
-                entry.plugin.post_bind(binding).await;
+    let Job { client, cycle, observer, queued, node, .. } = job;
+    let binding = Binding { client, cycle, observer, pod: &queued.pod, node };
+    if !job.pre_bind.is_empty() {
+        let all = Watch::start(job, "PreBind");
+        let mut done = Ok(());
+        for plugin in &job.pre_bind {
+            let one = Watch::start(job, "PreBind");
+            done = plugin.pre_bind(binding).await;
+            one.one(plugin.name(), done.is_ok());
+            if done.is_err() {
+                break;
             }
-            return Ok(());
+        }
+        all.all(done.is_ok());
+        done?;
+    }
+    let watch = Watch::start(job, "Bind");
+    let bound = bind_by_any(job, binding).await;
+    watch.all(bound.is_ok());
+    bound?;
+    for entry in &points.post_bind {
+        entry.plugin.post_bind(binding).await;
+    }
+    Ok(())
+}
+
+async fn bind_by_any(job: &Job, binding: Binding<'_>) -> Result<(), BindError> {
+    let mut bound = bind_by_extender(&job.extenders, binding.pod, binding.node).await?;
+    for entry in &job.profiles[job.profile].points.bind {
+        bound = bound || entry.plugin.bind(binding).await? == BindOutcome::Bound;
+    }
+    if bound { Ok(()) } else { Err(BindError::NotHandled) }
+}
+
+/// Whether an extender has bound the pod.
+async fn bind_by_extender(
+    extenders: &[Arc<dyn Extender>],
+    pod: &PodInfo,
+    node: &str,
+) -> Result<bool, BindError> {
+    for extender in extenders.iter().filter(|extender| extender.is_interested(pod)) {
+        match extender.bind(pod, node).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) if extender.is_ignorable() => {
+                tracing::info!(%error, extender = extender.name(), "an extender can't bind and is ignored");
+            }
+            Err(error) => return Err(BindError::Extender(error)),
         }
     }
-    Err(BindError::NotHandled)
+    Ok(false)
 }
 
 #[cfg(test)]

@@ -2,13 +2,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt::Display,
     sync::Arc,
     time::Duration,
 };
 
 use ahash::RandomState;
-use k8s_openapi::api::core::v1::{Node, Pod};
-use kcore::{Clock, Stored};
+use k8s_openapi::api::{
+    core::v1::{Node, Pod},
+    scheduling::v1beta1::PodGroup,
+};
+use kcore::Stored;
 use kreconcile::{Change, EventRecorder};
 use kube::Client;
 use tokio::{task::JoinSet, time::Instant};
@@ -16,15 +20,20 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     decision::{Decision, Nomination},
     event::ClusterEvent,
+    extender::{Extender, ExtenderError, decide_extended},
+    groups::{GroupPolicy, GroupState, Groups},
+    metrics::{Attempt, Family, Metrics},
     node::NodeInfo,
+    observer::{Observed, Observer},
     planner::{Plan, Planner},
     plugin::{CycleState, PermitVerdict, Rejection, Verdict},
+    plugins::GANG_SCHEDULING,
     pod::PodInfo,
-    profile::Profile,
+    profile::{Entry, Profile},
     queue::{QueuedPod, SchedulingQueue},
     scheduler::{
-        REQUESTS_MAX,
-        binding::{self, Done, Job, Outcome, Wait},
+        REQUESTS_MAX, Scheduler,
+        binding::{self, Bound, Done, Job, Outcome, Wait},
         preemption::{self, Preemption},
         report::Reporter,
     },
@@ -35,41 +44,66 @@ use crate::{
 pub(super) struct Core {
     client: Client,
     profiles: Arc<[Profile]>,
-    planner: Planner,
-    queue: SchedulingQueue,
+    pub(super) planner: Planner,
+    pub(super) queue: SchedulingQueue,
     /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
     /// queue when its binding fails is not the scheduler's business any more.
     assumed: HashSet<Arc<str>, RandomState>,
     /// The uids of pods whose victims are being removed, and whether the pod was to be tried meanwhile.
-    preempting: HashMap<Arc<str>, bool, RandomState>,
-    tasks: JoinSet<Done>,
-    reporter: Reporter,
+    pub(super) preempting: HashMap<Arc<str>, bool, RandomState>,
+    pub(super) tasks: JoinSet<Done>,
+    pub(super) reporter: Reporter,
     waiting: WaitingPods,
+    extenders: Arc<[Arc<dyn Extender>]>,
+    observer: Observer,
+    observed: Observed,
+    metrics: Metrics,
+    pub(super) groups: Groups,
 }
 
 impl Core {
-    pub(super) fn new(
-        client: Client,
-        profiles: Arc<[Profile]>,
-        clock: Arc<dyn Clock>,
-        recorder: EventRecorder,
-        waiting: WaitingPods,
-        (first, longest): (Duration, Duration),
-    ) -> Self {
+    pub(super) fn new(scheduler: &Scheduler, recorder: EventRecorder) -> Self {
+        let Scheduler { client, profiles, clock, waiting, extenders, backoff, metrics, .. } = scheduler;
+        let (observer, observed) = Observed::new();
+        let groups = Groups::default();
+        let queue = SchedulingQueue::new(Arc::clone(profiles)).with_backoff(backoff.0, backoff.1);
         Self {
-            queue: SchedulingQueue::new(Arc::clone(&profiles)).with_backoff(first, longest),
-            reporter: Reporter::new(client.clone(), clock, recorder),
-            client,
-            planner: Planner::new(Arc::clone(&profiles)),
-            profiles,
+            queue: queue.with_metrics(metrics.clone()).with_groups(groups.clone()),
+            groups,
+            reporter: Reporter::new(client.clone(), Arc::clone(clock), recorder),
+            client: client.clone(),
+            planner: Planner::new(Arc::clone(profiles)),
+            profiles: Arc::clone(profiles),
             assumed: HashSet::default(),
             preempting: HashMap::default(),
             tasks: JoinSet::new(),
-            waiting,
+            waiting: waiting.clone(),
+            extenders: Arc::clone(extenders),
+            observer,
+            observed,
+            metrics: metrics.clone(),
         }
     }
 
+    /// Counts how much there is.
+    pub(super) fn measure(&self) {
+        let lengths = self.queue.lengths();
+        for (queue, number) in [
+            ("active", lengths.active),
+            ("backoff", lengths.backoff),
+            ("unschedulable", lengths.unschedulable),
+            ("gated", lengths.gated),
+        ] {
+            self.metrics.set(Family::Pending, queue, number);
+        }
+        let snapshot = self.planner.snapshot();
+        self.metrics.set(Family::CacheSize, "nodes", snapshot.len());
+        self.metrics.set(Family::CacheSize, "pods", snapshot.pods_len());
+        self.metrics.set(Family::CacheSize, "assumed_pods", self.assumed.len());
+    }
+
     pub(super) fn node_changed(&mut self, change: &Change) {
+        self.observed.changed();
         let now = Instant::now();
         if change.new.is_none() {
             let name = &change.header().name;
@@ -103,7 +137,15 @@ impl Core {
 
     /// Takes over what happened to objects of other kinds.
     pub(super) fn object_changed(&mut self, interest: &Interest, change: &Change) {
-        match self.planner.object_changed(interest, change) {
+        self.observed.changed();
+        let event = self.planner.object_changed(interest, change);
+        if let Some(ClusterEvent::Object(event)) = &event
+            && let Some((_, new)) = event.of::<PodGroup>()
+        {
+            let key = change.key();
+            self.groups.set_policy(&key.namespace, &key.name, new.map(GroupPolicy::of));
+        }
+        match event {
             Some(event) => self.queue.happened(&event, Instant::now()),
             None => tracing::warn!(object = %change.key(), "an object can't be read and is left out"),
         }
@@ -127,6 +169,7 @@ impl Core {
             Some(node) => {
                 self.assumed.remove(&pod.uid);
                 self.queue.remove(&pod.uid);
+                self.groups.placed(&pod);
                 let known = self.planner.snapshot().pod(&pod.uid).cloned();
                 self.planner.place(&pod, node);
                 let event = match known {
@@ -137,7 +180,10 @@ impl Core {
                 };
                 self.queue.happened(&event, now);
             }
-            None if pod.deleting => self.queue.remove(&pod.uid),
+            None if pod.deleting => {
+                self.queue.remove(&pod.uid);
+                self.groups.gone(&pod.uid);
+            }
             None if self.assumed.contains(&pod.uid) => {}
             None if self.profile_of(&pod).is_some() => self.enqueue(&pod, now),
             None => {}
@@ -145,12 +191,14 @@ impl Core {
     }
 
     fn enqueue(&mut self, pod: &Arc<PodInfo>, now: Instant) {
+        self.groups.waits(pod);
         let is_new = !self.queue.contains(&pod.uid);
         let held_back = self.queue.set(Arc::clone(pod), now);
         if is_new {
             self.queue.happened(&ClusterEvent::PodAdded(Arc::clone(pod)), now);
         }
-        if held_back.is_none() {
+        // What else holds a pod back is nothing that its condition has a word for.
+        if held_back.is_none() || pod.gates.is_empty() {
             return;
         }
         let written = self.queue.written(&pod.uid).cloned();
@@ -173,16 +221,18 @@ impl Core {
     }
 
     fn gone(&mut self, uid: &str) {
+        self.groups.gone(uid);
         self.queue.remove(uid);
         self.assumed.remove(uid);
         self.waiting.reject(uid, "", Rejection::unresolvable("the pod is gone"));
         if let Some(pod) = self.planner.snapshot().pod(uid).cloned() {
             self.planner.remove_pod(uid);
+            self.observed.changed();
             self.queue.happened(&ClusterEvent::PodGone(pod), Instant::now());
         }
     }
 
-    fn profile_of(&self, pod: &PodInfo) -> Option<usize> {
+    pub(super) fn profile_of(&self, pod: &PodInfo) -> Option<usize> {
         self.profiles.iter().position(|profile| profile.scheduler_name == pod.scheduler_name)
     }
 
@@ -192,19 +242,19 @@ impl Core {
     }
 
     /// Decides on up to `pods_max` pods; tells how many it were.
-    pub(super) fn schedule(&mut self, pods_max: usize) -> usize {
+    pub(super) async fn schedule(&mut self, pods_max: usize) -> usize {
         let now = Instant::now();
         for done in 0..pods_max {
             if self.tasks.len() >= REQUESTS_MAX {
                 return done;
             }
             let Some(queued) = self.queue.pop(now) else { return done };
-            self.schedule_one(queued, now);
+            self.schedule_one(queued, now).await;
         }
         pods_max
     }
 
-    fn schedule_one(&mut self, mut queued: QueuedPod, now: Instant) {
+    async fn schedule_one(&mut self, mut queued: QueuedPod, now: Instant) {
         if let Some(tried) = self.preempting.get_mut(&queued.pod.uid) {
             // A second try would find other victims while the first ones are not yet seen to go.
             *tried = true;
@@ -214,38 +264,67 @@ impl Core {
             return;
         }
         let Some(number) = self.profile_of(&queued.pod) else { return };
+        if let Some(GroupState { policy: Some(GroupPolicy::Gang(least)), .. }) = self.groups.of(&queued.pod)
+            && self.profiles[number].points.permit.iter().any(|entry| *entry.name == *GANG_SCHEDULING)
+        {
+            return self.schedule_gang(number, queued, least, now).await;
+        }
+        queued.started = Instant::now();
+        let plan = self.plan(number, &queued.pod).await;
+        self.metrics.observe(Family::AlgorithmDuration, [], queued.started.elapsed().as_secs_f64());
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => return self.errored(queued, &error, now),
+        };
+        match self.placed(plan) {
+            Ok((node, cycle)) => {
+                self.assume(&queued.pod, &node);
+                self.commit(number, queued, node, cycle, now);
+            }
+            Err(decision) => self.no_node(queued, *decision, now),
+        }
+    }
+
+    /// The node, and what was noted; or the decision that there is none.
+    pub(super) fn placed(&self, plan: Plan) -> Result<(Arc<str>, CycleState), Box<Decision>> {
+        match plan {
+            Plan::Node(node) => {
+                Ok((Arc::clone(&self.planner.snapshot().names()[node]), CycleState::default()))
+            }
+            Plan::Decision(decision) => match decision.node_name().cloned() {
+                Some(node) => Ok((node, decision.cycle)),
+                None => Err(decision),
+            },
+        }
+    }
+
+    /// From here the place counts; the pod's own object still says that it has no node.
+    pub(super) fn assume(&mut self, pod: &Arc<PodInfo>, node: &Arc<str>) {
+        self.planner.place(pod, node);
+        self.groups.placed(pod);
+        self.assumed.insert(Arc::clone(&pod.uid));
+    }
+
+    /// Books, permits and binds a pod that has its place.
+    pub(super) fn commit(
+        &mut self,
+        number: usize,
+        queued: QueuedPod,
+        node: Arc<str>,
+        mut cycle: CycleState,
+        now: Instant,
+    ) {
         let profiles = Arc::clone(&self.profiles);
         let profile = &profiles[number];
-        let (node, mut cycle) = match self.plan(number, &queued.pod) {
-            Plan::Node(node) => (Arc::clone(&self.planner.snapshot().names()[node]), CycleState::default()),
-            Plan::Decision(decision) => match decision.node_name().cloned() {
-                Some(node) => (node, decision.cycle),
-                None => return self.no_node(queued, *decision, now),
-            },
-        };
-        // From here the place counts; the pod's own object still says that it has no node.
-        self.planner.place(&queued.pod, &node);
-        self.assumed.insert(Arc::clone(&queued.pod.uid));
         let mut waits = Vec::new();
-        let mut refusal = None;
-        for entry in &profile.points.reserve {
-            if let Verdict::Reject(rejection) = entry.plugin.reserve(&mut cycle, &queued.pod, &node) {
-                refusal = Some((Arc::clone(&entry.name), rejection));
-                break;
-            }
+        let booking = Instant::now();
+        let refused = self.book(profile, &queued.pod, &node, &mut cycle, &mut waits);
+        if profile.points.concern(&queued.pod, self.planner.snapshot().catalog()) {
+            let took = booking.elapsed();
+            self.metrics.point("Reserve", refused.is_none(), &profile.scheduler_name, took);
         }
-        for entry in &profile.points.permit {
-            if refusal.is_some() {
-                break;
-            }
-            match entry.plugin.permit(&mut cycle, &queued.pod, &node, &self.waiting) {
-                PermitVerdict::Allow => {}
-                PermitVerdict::Reject(rejection) => refusal = Some((Arc::clone(&entry.name), rejection)),
-                PermitVerdict::Wait(time) => waits.push((Arc::clone(&entry.name), time)),
-            }
-        }
-        if let Some((plugin, rejection)) = refusal {
-            binding::unreserve(profile, &cycle, &queued.pod, &node);
+        if let Some((plugin, rejection)) = refused {
+            self.unreserve(number, &queued.pod, &node, &mut cycle);
             self.refused(queued, &plugin, &rejection, now);
             return;
         }
@@ -253,9 +332,66 @@ impl Core {
             let names = waits.iter().map(|(name, _)| Arc::clone(name)).collect();
             Wait { answer: self.waiting.add(&queued.pod, &node, names), times: waits }
         });
-        let client = self.client.clone();
-        let job = Job { client, profiles, profile: number, cycle, queued, node, wait };
+        let catalog = self.planner.snapshot().catalog();
+        let pre_bind = profile.points.pre_bind.iter();
+        let pre_bind = pre_bind.filter(|entry| entry.plugin.concerns(&queued.pod, catalog));
+        let pre_bind = pre_bind.map(|entry| Arc::clone(&entry.plugin)).collect();
+        let (client, observer) = (self.client.clone(), self.observer.clone());
+        let extenders = Arc::clone(&self.extenders);
+        let metrics = self.metrics.clone();
+        let job = Job {
+            metrics,
+            client,
+            profiles,
+            profile: number,
+            extenders,
+            cycle,
+            queued,
+            node,
+            wait,
+            pre_bind,
+            observer,
+        };
         self.tasks.spawn(binding::run(job, self.waiting.clone()));
+    }
+
+    /// Has the plug-ins that the pod concerns book and permit; gives the first that refuses.
+    fn book(
+        &mut self,
+        profile: &Profile,
+        pod: &Arc<PodInfo>,
+        node: &Arc<str>,
+        cycle: &mut CycleState,
+        waits: &mut Vec<(Arc<str>, Duration)>,
+    ) -> Option<(Arc<str>, Rejection)> {
+        for Entry { name, plugin, .. } in &profile.points.reserve {
+            if plugin.concerns(pod, self.planner.snapshot().catalog())
+                && let Verdict::Reject(rejection) =
+                    self.planner.book(cycle, pod, node, |booking| plugin.reserve(booking))
+            {
+                return Some((Arc::clone(name), rejection));
+            }
+        }
+        for Entry { name, plugin, .. } in &profile.points.permit {
+            if !plugin.concerns(pod, self.planner.snapshot().catalog()) {
+                continue;
+            }
+            let (waiting, groups) = (&self.waiting, &self.groups);
+            match self.planner.book(cycle, pod, node, |booking| plugin.permit(booking, waiting, groups)) {
+                PermitVerdict::Allow => {}
+                PermitVerdict::Reject(rejection) => return Some((Arc::clone(name), rejection)),
+                PermitVerdict::Wait(time) => waits.push((Arc::clone(name), time)),
+            }
+        }
+        None
+    }
+
+    /// Has the plug-ins give back what they booked.
+    fn unreserve(&mut self, profile: usize, pod: &Arc<PodInfo>, node: &Arc<str>, cycle: &mut CycleState) {
+        let profiles = Arc::clone(&self.profiles);
+        for Entry { plugin, .. } in profiles[profile].points.reserve.iter().rev() {
+            self.planner.book(cycle, pod, node, |booking| plugin.unreserve(booking));
+        }
     }
 
     /// Has the victims removed, and takes the place away from pods of lower priority that were to get it.
@@ -279,7 +415,14 @@ impl Core {
         self.tasks.spawn(preemption::run(job));
     }
 
-    fn no_node(&mut self, queued: QueuedPod, decision: Decision, now: Instant) {
+    pub(super) fn no_node(&mut self, queued: QueuedPod, decision: Decision, now: Instant) {
+        if !self.profile_of(&queued.pod).is_none_or(|at| self.profiles[at].points.post_filter.is_empty()) {
+            self.metrics.add(Family::Preemptions, [], 1);
+        }
+        if !decision.victims.is_empty() {
+            let victims = u32::try_from(decision.victims.len()).unwrap_or(u32::MAX);
+            self.metrics.observe(Family::Victims, [], f64::from(victims));
+        }
         let message = decision.diagnosis().message();
         let plugins = decision.diagnosis().plugins.clone();
         let pod = Arc::clone(&queued.pod);
@@ -290,16 +433,32 @@ impl Core {
     }
 
     /// Decides with the pods in place for which room is being made, if they come before this one.
-    fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Plan {
+    pub(super) async fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Result<Plan, ExtenderError> {
         let nominated: Vec<_> =
             self.queue.nominated().map(|(other, node)| (Arc::clone(other), Arc::clone(node))).collect();
-        self.planner.plan(profile, pod, &nominated)
+        if self.extenders.iter().any(|extender| extender.is_interested(pod)) {
+            let (profile, snapshot) = (&self.profiles[profile], self.planner.snapshot());
+            let decision = decide_extended(profile, &self.extenders, snapshot, pod, &nominated).await?;
+            return Ok(Plan::Decision(Box::new(decision)));
+        }
+        Ok(self.planner.plan(profile, pod, &nominated))
+    }
+
+    /// Something went wrong that has nothing to do with where pods can go.
+    pub(super) fn errored(&mut self, mut queued: QueuedPod, error: &dyn Display, now: Instant) {
+        let (written, pod) = (queued.written.take(), Arc::clone(&queued.pod));
+        self.metrics.attempt(Attempt::Error, &pod.scheduler_name, queued.started.elapsed());
+        queued.written = self.reporter.errored(&pod, error, written, &mut self.tasks);
+        self.queue.errored(queued, now);
     }
 
     /// Gives the place back that was assumed; tells whether it still was.
-    fn forget(&mut self, uid: &str) -> bool {
+    pub(super) fn forget(&mut self, uid: &str) -> bool {
         let was = self.assumed.remove(uid);
         if was {
+            if let Some(pod) = self.planner.snapshot().pod(uid) {
+                self.groups.waits(pod);
+            }
             self.planner.remove_pod(uid);
         }
         was
@@ -315,7 +474,7 @@ impl Core {
         self.reject(queued, vec![Arc::clone(plugin)], &message, &Nomination::Keep, now);
     }
 
-    fn reject(
+    pub(super) fn reject(
         &mut self,
         mut queued: QueuedPod,
         plugins: Vec<Arc<str>>,
@@ -325,6 +484,7 @@ impl Core {
     ) {
         let written = queued.written.take();
         let pod = Arc::clone(&queued.pod);
+        self.metrics.attempt(Attempt::Unschedulable, &pod.scheduler_name, queued.started.elapsed());
         queued.written = self.reporter.unschedulable(&pod, message, nomination, written, &mut self.tasks);
         self.queue.failed(queued, plugins, now);
         match nomination {
@@ -339,11 +499,19 @@ impl Core {
     /// # Cancel safety
     /// A call that is dropped has taken nothing.
     pub(super) async fn finished(&mut self) {
-        match self.tasks.join_next().await {
-            Some(Ok(done)) => self.done(done),
-            Some(Err(error)) => tracing::error!(%error, "a binding ended unexpectedly"),
-            None => std::future::pending().await,
+        tokio::select! {
+            biased;
+            Some(done) = self.tasks.join_next() => match done {
+                Ok(done) => self.done(done),
+                Err(error) => tracing::error!(%error, "a binding ended unexpectedly"),
+            },
+            () = self.observed.asked() => {}
         }
+    }
+
+    /// Has those look at the cluster who wait for something there.
+    pub(super) fn show(&mut self) {
+        self.observed.show(self.planner.snapshot());
     }
 
     /// Does what follows from the requests that have ended.
@@ -358,9 +526,9 @@ impl Core {
 
     fn done(&mut self, done: Done) {
         let now = Instant::now();
-        let (queued, node, outcome) = match done {
+        let Bound { queued, node, mut cycle, outcome } = match done {
             Done::Report => return,
-            Done::Binding { queued, node, outcome } => (queued, node, outcome),
+            Done::Binding(bound) => *bound,
             Done::Preemption { uid, failed } => {
                 let tried = self.preempting.remove(&uid).unwrap_or_default();
                 if tried || failed {
@@ -369,8 +537,18 @@ impl Core {
                 return;
             }
         };
+        if !matches!(outcome, Outcome::Bound)
+            && let Some(profile) = self.profile_of(&queued.pod)
+        {
+            self.unreserve(profile, &queued.pod, &node, &mut cycle);
+        }
         match outcome {
-            Outcome::Bound => self.reporter.bound(&queued.pod, &node),
+            Outcome::Bound => {
+                let QueuedPod { pod, attempts, first, started, .. } = &queued;
+                self.metrics.attempt(Attempt::Scheduled, &pod.scheduler_name, started.elapsed());
+                self.metrics.bound(*attempts, first.unwrap_or(*started).elapsed());
+                self.reporter.bound(pod, &node);
+            }
             Outcome::Refused(plugin, rejection) => self.refused(queued, &plugin, &rejection, now),
             Outcome::Failed(error) => {
                 // The informer may have shown the pod on its node, or gone, in the meantime.
@@ -378,11 +556,7 @@ impl Core {
                     return;
                 }
                 self.queue.happened(&ClusterEvent::PodGone(Arc::clone(&queued.pod)), now);
-                let mut queued = queued;
-                let written = queued.written.take();
-                let pod = Arc::clone(&queued.pod);
-                queued.written = self.reporter.errored(&pod, &error, written, &mut self.tasks);
-                self.queue.errored(queued, now);
+                self.errored(queued, &error, now);
             }
         }
     }

@@ -1,21 +1,30 @@
 //! Tells users what became of their pods: events and the condition `PodScheduled`.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
+use k8s_openapi::{
+    api::scheduling::v1beta1::PodGroup,
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
+};
 use kcore::{Clock, clock::format_time};
 use kreconcile::{EventRecorder, EventType, Regarding};
-use kube::Client;
+use kube::{
+    Client,
+    api::{Patch, PatchParams},
+    core::Request,
+};
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
     decision::Nomination,
-    plugin::BindError,
     pod::{PodInfo, ScheduledCondition},
     scheduler::{binding::Done, preemption::write_status},
 };
 
 const UNSCHEDULABLE: &str = "Unschedulable";
+const GROUP_SCHEDULED: &str = "PodGroupScheduled";
 const GATED: &str = "SchedulingGated";
 const ERROR: &str = "SchedulerError";
 /// The message of the condition of a gated pod, as the API server writes it when the pod is created.
@@ -58,7 +67,7 @@ impl Reporter {
     pub(super) fn errored(
         &self,
         pod: &Arc<PodInfo>,
-        error: &BindError,
+        error: &dyn Display,
         written: Option<ScheduledCondition>,
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
@@ -74,6 +83,31 @@ impl Reporter {
         tasks: &mut JoinSet<Done>,
     ) -> Option<ScheduledCondition> {
         self.set(pod, GATED, GATED_MESSAGE, &Nomination::Keep, written, tasks)
+    }
+
+    /// Writes into a `PodGroup` whether its pods have places, unless it says so already. One whose pods had places once keeps
+    /// saying so (upstream's `updatePodGroupCondition`).
+    pub(super) fn group(&self, group: &PodGroup, scheduled: bool, message: &str, tasks: &mut JoinSet<Done>) {
+        let conditions = group.status.as_ref().and_then(|status| status.conditions.as_ref());
+        let known = conditions.and_then(|all| all.iter().find(|known| known.type_ == GROUP_SCHEDULED));
+        let (status, reason) = if scheduled { ("True", "Scheduled") } else { ("False", UNSCHEDULABLE) };
+        let is_same =
+            |known: &Condition| known.status == status && known.reason == reason && known.message == message;
+        if known.is_some_and(|known| is_same(known) || (known.status == "True" && !scheduled)) {
+            return;
+        }
+        let since =
+            known.filter(|known| known.status == status).map(|known| json!(known.last_transition_time));
+        let condition = json!({
+            "type": GROUP_SCHEDULED,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": since.unwrap_or_else(|| json!(format_time(self.clock.now()))),
+            "observedGeneration": group.metadata.generation,
+        });
+        let patch = json!({"metadata": {"uid": group.metadata.uid}, "status": {"conditions": [condition]}});
+        tasks.spawn(write_group(self.client.clone(), group.metadata.clone(), patch));
     }
 
     /// Writes the condition unless it is there already; gives it when it was written.
@@ -123,6 +157,22 @@ async fn write(client: Client, pod: Arc<PodInfo>, status: Value) -> Done {
     if let Err(error) = write_status(&client, &pod, status).await {
         // The next try of the pod writes it again if the pod still is as it was.
         tracing::debug!(%error, namespace = %pod.namespace, name = %pod.name, "the condition of a pod can't be written");
+    }
+    Done::Report
+}
+
+async fn write_group(client: Client, meta: ObjectMeta, patch: Value) -> Done {
+    let (namespace, name) = (meta.namespace.unwrap_or_default(), meta.name.unwrap_or_default());
+    let path = format!("/apis/scheduling.k8s.io/v1beta1/namespaces/{namespace}/podgroups");
+    let patch = Patch::Strategic(patch);
+    let request = Request::new(path).patch_subresource("status", &name, &PatchParams::default(), &patch);
+    let written = match request {
+        Ok(request) => client.request::<IgnoredAny>(request).await.map(drop),
+        Err(error) => Err(kube::Error::BuildRequest(error)),
+    };
+    if let Err(error) = written {
+        // The next try of the gang writes it again.
+        tracing::debug!(%error, namespace, name, "the condition of a pod group can't be written");
     }
     Done::Report
 }

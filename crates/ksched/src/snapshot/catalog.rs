@@ -38,6 +38,8 @@ use crate::event::{ClusterEvent, ObjectEvent};
 pub struct Catalog {
     /// `Objects<K>` by the type id of `K`.
     tables: Arc<HashMap<TypeId, Arc<dyn Any + Send + Sync>, RandomState>>,
+    /// Raised with each change.
+    edition: u64,
 }
 
 struct Objects<K> {
@@ -90,6 +92,17 @@ impl Catalog {
     #[must_use]
     pub fn get<K: Send + Sync + 'static>(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
         self.namespace(namespace)?.objects.get(name).map(|entry| &entry.latest)
+    }
+
+    /// An object as the API server showed it, whatever is assumed.
+    #[must_use]
+    pub fn shown<K: Send + Sync + 'static>(&self, namespace: &str, name: &str) -> Option<&Arc<K>> {
+        self.namespace(namespace)?.objects.get(name).map(|entry| &entry.shown)
+    }
+
+    /// A number that is another one after each change.
+    pub(crate) fn edition(&self) -> u64 {
+        self.edition
     }
 
     /// All objects of a kind, ordered by namespace and name.
@@ -160,6 +173,7 @@ impl Catalog {
     }
 
     fn namespace_mut<K: Send + Sync + 'static>(&mut self, namespace: Arc<str>) -> &mut Namespaced<K> {
+        self.edition += 1;
         let table = Arc::make_mut(&mut self.tables)
             .entry(TypeId::of::<K>())
             .or_insert_with(|| Arc::new(Objects::<K> { namespaces: BTreeMap::new() }));
@@ -254,6 +268,7 @@ mod tests {
     use k8s_openapi::api::core::v1::{Namespace, PersistentVolumeClaim};
 
     use super::*;
+    use crate::volumes;
 
     fn claim(name: &str, revision: u64, volume: &str) -> Arc<PersistentVolumeClaim> {
         let mut claim = PersistentVolumeClaim::default();
@@ -302,6 +317,8 @@ mod tests {
         assert_eq!(catalog.assume(claim("a", 5, "assumed")), Ok(()));
         catalog.set(claim("a", 5, ""));
         assert_eq!(volume(&catalog, "a").as_deref(), Some("assumed"));
+        let shown = catalog.shown::<PersistentVolumeClaim>("default", "a").unwrap();
+        assert_eq!(volumes::volume_name(shown), "", "what is assumed is not what was shown");
         catalog.restore::<PersistentVolumeClaim>("default", "a");
         assert_eq!(volume(&catalog, "a").as_deref(), Some(""));
         assert_eq!(catalog.assume(claim("a", 5, "assumed")), Ok(()));

@@ -1,4 +1,4 @@
-//! The choice between nodes where room could be made.
+//! Nodes where room could be made for a pod, and the choice between them.
 
 use std::{cmp::Reverse, sync::Arc};
 
@@ -7,13 +7,14 @@ use k8s_openapi::jiff::Timestamp;
 use crate::{pod::PodInfo, snapshot::NodeIndex};
 
 /// A node, and what would have to go.
-#[derive(Debug)]
-pub(super) struct Candidate {
-    pub(super) node: NodeIndex,
-    /// The most important first.
-    pub(super) victims: Vec<Arc<PodInfo>>,
-    /// How many of them violate a budget.
-    pub(super) violations: usize,
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The node.
+    pub node: NodeIndex,
+    /// The pods that would have to go, the most important first.
+    pub victims: Vec<Arc<PodInfo>>,
+    /// For how many of them a PodDisruptionBudget would be violated.
+    pub violations: usize,
 }
 
 /// When a pod started; one that has not started yet counts as starting now, which is later than all others.
@@ -24,12 +25,12 @@ fn start(pod: &PodInfo) -> Timestamp {
 
 /// Sorts the most important pod first: by priority, then the one that has run longer (upstream's `MoreImportantPod`). The
 /// name decides between equals, so that the choice is the same in every run.
-pub(super) fn importance(pod: &PodInfo) -> (Reverse<i32>, Timestamp, &str, &str) {
+pub(crate) fn importance(pod: &PodInfo) -> (Reverse<i32>, Timestamp, &str, &str) {
     (Reverse(pod.priority), start(pod), &pod.namespace, &pod.name)
 }
 
 /// The candidate that harms least (upstream's `pickOneNodeForPreemption`); of several the first.
-pub(super) fn pick(candidates: Vec<Candidate>) -> Option<Candidate> {
+pub(crate) fn pick(candidates: Vec<Candidate>) -> Option<Candidate> {
     candidates.into_iter().min_by_key(harm)
 }
 

@@ -1,0 +1,153 @@
+//! The metrics that there are.
+
+/// One metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Family {
+    ScheduleAttempts,
+    AttemptDuration,
+    AlgorithmDuration,
+    SliDuration,
+    Attempts,
+    Pending,
+    Incoming,
+    Unschedulable,
+    Victims,
+    Preemptions,
+    ExtensionPoint,
+    Plugin,
+    PermitWait,
+    CacheSize,
+}
+
+struct Description {
+    name: &'static str,
+    kind: &'static str,
+    labels: &'static [&'static str],
+    /// The first bound of a histogram, the factor from one to the next, and how many there are.
+    buckets: (f64, f64, usize),
+    help: &'static str,
+}
+
+impl Family {
+    fn describe(self) -> Description {
+        let (name, kind, labels, buckets, help): (_, _, &[&str], _, _) = match self {
+            Self::ScheduleAttempts => (
+                "scheduler_schedule_attempts_total",
+                "counter",
+                &["result", "profile"],
+                (0.0, 1.0, 0),
+                "Tries to schedule pods, by how they ended.",
+            ),
+            Self::AttemptDuration => (
+                "scheduler_scheduling_attempt_duration_seconds",
+                "histogram",
+                &["result", "profile"],
+                (0.001, 2.0, 15),
+                "How long tries took, the binding included, in seconds.",
+            ),
+            Self::AlgorithmDuration => (
+                "scheduler_scheduling_algorithm_duration_seconds",
+                "histogram",
+                &[],
+                (0.001, 2.0, 15),
+                "How long decisions took, in seconds.",
+            ),
+            Self::SliDuration => (
+                "scheduler_pod_scheduling_sli_duration_seconds",
+                "histogram",
+                &["attempts"],
+                (0.01, 2.0, 20),
+                "How long pods took to be bound since they could first be scheduled, in seconds.",
+            ),
+            Self::Attempts => (
+                "scheduler_pod_scheduling_attempts",
+                "histogram",
+                &[],
+                (1.0, 2.0, 5),
+                "How many tries it took to bind a pod.",
+            ),
+            Self::Pending => {
+                ("scheduler_pending_pods", "gauge", &["queue"], (0.0, 1.0, 0), "Pods that wait, by where.")
+            }
+            Self::Incoming => (
+                "scheduler_queue_incoming_pods_total",
+                "counter",
+                &["queue", "event"],
+                (0.0, 1.0, 0),
+                "Pods that came into a queue, by which and why.",
+            ),
+            Self::Unschedulable => (
+                "scheduler_unschedulable_pods",
+                "gauge",
+                &["plugin", "profile"],
+                (0.0, 1.0, 0),
+                "Pods in the queue that a plug-in has rejected at their last try.",
+            ),
+            Self::Victims => (
+                "scheduler_preemption_victims",
+                "histogram",
+                &[],
+                (1.0, 2.0, 7),
+                "How many pods had to go to make room for one.",
+            ),
+            Self::Preemptions => (
+                "scheduler_preemption_attempts_total",
+                "counter",
+                &[],
+                (0.0, 1.0, 0),
+                "How often room was made or could not be made.",
+            ),
+            Self::ExtensionPoint => (
+                "scheduler_framework_extension_point_duration_seconds",
+                "histogram",
+                &["extension_point", "status", "profile"],
+                (0.0001, 2.0, 12),
+                "How long all plug-ins of an extension point took, in seconds.",
+            ),
+            Self::Plugin => (
+                "scheduler_plugin_execution_duration_seconds",
+                "histogram",
+                &["plugin", "extension_point", "status"],
+                (1e-05, 1.5, 20),
+                "How long a plug-in took, in seconds.",
+            ),
+            Self::PermitWait => (
+                "scheduler_permit_wait_duration_seconds",
+                "histogram",
+                &["result"],
+                (0.001, 2.0, 15),
+                "How long pods waited for a permission, in seconds.",
+            ),
+            Self::CacheSize => (
+                "scheduler_cache_size",
+                "gauge",
+                &["type"],
+                (0.0, 1.0, 0),
+                "Nodes, pods, and pods whose place is not shown yet.",
+            ),
+        };
+        Description { name, kind, labels, buckets, help }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        self.describe().name
+    }
+
+    pub(super) fn kind(self) -> &'static str {
+        self.describe().kind
+    }
+
+    pub(super) fn help(self) -> &'static str {
+        self.describe().help
+    }
+
+    pub(super) fn labels(self) -> &'static [&'static str] {
+        self.describe().labels
+    }
+
+    /// The upper bounds of a histogram; none of anything else.
+    pub(super) fn bounds(self) -> impl Iterator<Item = f64> {
+        let (first, factor, count) = self.describe().buckets;
+        std::iter::successors(Some(first), move |bound| Some(bound * factor)).take(count)
+    }
+}
