@@ -4,7 +4,7 @@
 //! controller decides is a pure function in its file; the loop around it does the requests. Names, reasons, messages and
 //! conditions are those of Kubernetes 1.37.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use kcore::Clock;
 use kube::Client;
@@ -32,6 +32,7 @@ mod pod_gc;
 mod pod_state;
 mod pod_writes;
 mod protection;
+mod provisioner;
 mod replica_set;
 mod replication_controller;
 mod resource_quota;
@@ -41,6 +42,7 @@ mod stateful_set;
 mod taint_eviction;
 mod together;
 mod token_cleaner;
+mod volume_binder;
 
 pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
@@ -66,6 +68,9 @@ pub use node_lifecycle::{
 };
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use protection::{claim_protection, volume_protection};
+pub use provisioner::{
+    LOCAL_PROVISIONER, LocalProvisioner, ProvisionError, ProvisionRequest, Provisioner, provisioner,
+};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
 pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
@@ -73,6 +78,7 @@ pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, 
 pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
 pub use token_cleaner::token_cleaner;
+pub use volume_binder::volume_binder;
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -107,6 +113,8 @@ pub struct Settings {
     pub node_monitor_period: Duration,
     /// How many ended pods are kept in the cluster (`--terminated-pod-gc-threshold`); 0 keeps all. Default: 12,500.
     pub terminated_pods_max: usize,
+    /// Where [`LocalProvisioner`] makes volumes. Default: nowhere, and there is none.
+    pub local_volumes: Option<PathBuf>,
 }
 
 impl Default for Settings {
@@ -117,6 +125,7 @@ impl Default for Settings {
             node_startup_grace: Duration::from_secs(60),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,
+            local_volumes: None,
         }
     }
 }
@@ -208,6 +217,8 @@ impl Context {
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
 /// | `persistentvolume-protection-controller` | [`volume_protection`] |
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
+/// | `persistentvolume-binder-controller` | [`volume_binder`] |
+/// | `local-volume-provisioner` | [`provisioner`](provisioner()) with [`LocalProvisioner`], if [`Settings::local_volumes`] is set |
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
 ///
@@ -256,6 +267,11 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(claim_protection(context)));
     all.push(Arc::new(volume_protection(context)));
     all.push(Arc::new(ephemeral_volume(context)));
+    all.push(Arc::new(volume_binder(context)));
+    if let Some(dir) = &context.settings.local_volumes {
+        let volumes = Arc::new(LocalProvisioner::new(dir));
+        all.push(Arc::new(provisioner(context, "local-volume-provisioner", volumes)));
+    }
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
     all

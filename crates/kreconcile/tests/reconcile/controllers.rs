@@ -15,6 +15,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
+    storage::v1::StorageClass,
 };
 use kcore::TokioClock;
 use kreconcile::{
@@ -58,11 +59,14 @@ pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (A
         ResourceType::of::<Secret>(),
         ResourceType::of::<PersistentVolume>(),
         ResourceType::of::<CertificateSigningRequest>(),
+        ResourceType::of::<StorageClass>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
-    let context =
-        Context::new(api.client(), clock).settings(|settings| settings.root_ca = Some("PEM".into()));
+    let context = Context::new(api.client(), clock).settings(|settings| {
+        settings.root_ca = Some("PEM".into());
+        settings.local_volumes = Some(std::env::temp_dir().join("kreconcile-volumes"));
+    });
     let mut manager = Manager::new().informers(context.informers());
     for controller in controllers::defaults(&context).into_iter().filter(|known| wanted(known.name())) {
         manager = manager.add(Start::Always, controller);

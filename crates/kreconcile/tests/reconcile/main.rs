@@ -7,3 +7,4 @@ mod informer;
 mod leader;
 mod lifetimes;
 mod quota;
+mod volumes;
