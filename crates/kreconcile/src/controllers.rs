@@ -12,10 +12,13 @@ use kube::Client;
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
 mod backends;
+mod bootstrap_signer;
 mod claim;
 mod cluster_role_aggregation;
 mod cron_job;
+mod csr_approving;
 mod csr_cleaner;
+mod csr_signing;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -44,9 +47,14 @@ mod together;
 mod token_cleaner;
 mod volume_binder;
 
+pub use bootstrap_signer::bootstrap_signer;
 pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
+pub use csr_approving::csr_approving;
 pub use csr_cleaner::{ANSWERED_REQUEST_AGE_MAX, WAITING_REQUEST_AGE_MAX, csr_cleaner};
+pub use csr_signing::{
+    CERTIFICATE_AGE_MAX, CERTIFICATE_AGE_MIN, CertificateSigner, SignError, SigningRequest, csr_signing,
+};
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
 pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
@@ -69,7 +77,7 @@ pub use node_lifecycle::{
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use protection::{claim_protection, volume_protection};
 pub use provisioner::{
-    LOCAL_PROVISIONER, LocalProvisioner, ProvisionError, ProvisionRequest, Provisioner, provisioner,
+    Expanded, LOCAL_PROVISIONER, LocalProvisioner, ProvisionError, ProvisionRequest, Provisioner, provisioner,
 };
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
@@ -115,6 +123,8 @@ pub struct Settings {
     pub terminated_pods_max: usize,
     /// Where [`LocalProvisioner`] makes volumes. Default: nowhere, and there is none.
     pub local_volumes: Option<PathBuf>,
+    /// Who signs certificates. Default: nobody, and certificate requests are only approved.
+    pub signer: Option<Arc<dyn CertificateSigner>>,
 }
 
 impl Default for Settings {
@@ -126,6 +136,7 @@ impl Default for Settings {
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,
             local_volumes: None,
+            signer: None,
         }
     }
 }
@@ -219,8 +230,11 @@ impl Context {
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
 /// | `persistentvolume-binder-controller` | [`volume_binder`] |
 /// | `local-volume-provisioner` | [`provisioner`](provisioner()) with [`LocalProvisioner`], if [`Settings::local_volumes`] is set |
+/// | `certificatesigningrequest-approving-controller` | [`csr_approving`] |
+/// | `certificatesigningrequest-signing-controller` | [`csr_signing`], if [`Settings::signer`] is set |
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
+/// | `bootstrap-signer-controller` | [`bootstrap_signer`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -272,7 +286,12 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
         let volumes = Arc::new(LocalProvisioner::new(dir));
         all.push(Arc::new(provisioner(context, "local-volume-provisioner", volumes)));
     }
+    all.push(Arc::new(csr_approving(context)));
+    if let Some(signer) = &context.settings.signer {
+        all.push(Arc::new(csr_signing(context, Arc::clone(signer))));
+    }
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
+    all.push(Arc::new(bootstrap_signer(context)));
     all
 }

@@ -1,4 +1,4 @@
-//! Makes volumes for claims that name its provisioner, and deletes them when nobody has them any more.
+//! Makes volumes for claims that name its provisioner, makes them larger, and deletes them when nobody has them any more.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use kcore::Clock;
 use serde_json::{Value, json};
 
 use super::{
@@ -36,6 +37,7 @@ use crate::{
     trigger::{MapTo, Predicate, Trigger},
 };
 
+mod growing;
 mod local;
 #[cfg(test)]
 mod tests;
@@ -78,10 +80,20 @@ impl ProvisionError {
     }
 }
 
+/// What is left to do when storage has grown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Expanded {
+    /// Nothing: whoever uses the volume has all of it.
+    Entirely,
+    /// The file system has to grow too, on a node.
+    NodePending,
+}
+
 /// Makes and deletes the storage behind volumes.
 ///
 /// [`provisioner`](self::provisioner()) calls it for claims whose class names it, and writes the objects. Calls for
-/// different claims overlap; calls for one claim never do. Both methods may be called again after they succeeded, because
+/// different claims overlap; calls for one claim never do. All methods may be called again after they succeeded, because
 /// what they did could not be written down: making what is there, and deleting what is not, succeeds. An error is told by an
 /// event and tried again with a back-off. See [`LocalProvisioner`] for an example.
 #[async_trait]
@@ -102,6 +114,12 @@ pub trait Provisioner: Send + Sync + 'static {
     /// # Errors
     /// See [`ProvisionError`].
     async fn delete(&self, volume: &PersistentVolume) -> Result<(), ProvisionError>;
+
+    /// Makes the storage of a volume at least so many bytes large; it never shrinks.
+    ///
+    /// # Errors
+    /// See [`ProvisionError`].
+    async fn expand(&self, volume: &PersistentVolume, bytes: i64) -> Result<Expanded, ProvisionError>;
 }
 
 const _: Option<&dyn Provisioner> = None;
@@ -109,7 +127,8 @@ const _: Option<&dyn Provisioner> = None;
 /// A controller that has `provisioner` make volumes, by the contract that the sidecar of a CSI driver keeps: it serves
 /// claims that the [`volume_binder`](super::volume_binder()) has given its name (`volume.kubernetes.io/storage-provisioner`),
 /// with classes that wait for a consumer once there is a node; volumes are named `pvc-` and the claim's uid and come bound
-/// to the claim; and those that are released with the policy `Delete` are deleted, storage first.
+/// to the claim; those that are released with the policy `Delete` are deleted, storage first; and when a claim asks for more
+/// than its volume has, the volume grows.
 ///
 /// `name` is the controller's name; there may be several, with different provisioners.
 ///
@@ -136,6 +155,7 @@ pub fn provisioner(
         volume_resource: ResourceType::of::<PersistentVolume>(),
         requests: context.requests(name),
         recorder: context.recorder(provisioner.name()),
+        clock: Arc::clone(context.clock()),
         claims: claims.clone(),
         volumes: volumes.clone(),
         classes: classes.clone(),
@@ -155,9 +175,12 @@ pub fn provisioner(
         .on(Trigger::new(&claims, MapTo::Itself).when(waits))
         .reads(&volumes)
         .reads(&classes);
+    let growing = Controller::new(name, growing::Growing(Arc::clone(&all)))
+        .on(Trigger::new(&claims, MapTo::Itself).when(Predicate::when(growing::may_grow)))
+        .reads(&volumes);
     let deleting =
         Controller::new(name, Deleting(all)).on(Trigger::new(&volumes, MapTo::Itself).when(to_delete));
-    Together::new(name, [making, deleting])
+    Together::new(name, [making, growing, deleting])
 }
 
 struct Shared {
@@ -168,6 +191,7 @@ struct Shared {
     classes: Informer<StorageClass>,
     requests: Requests,
     recorder: EventRecorder,
+    clock: Arc<dyn Clock>,
     provisioner: Arc<dyn Provisioner>,
 }
 

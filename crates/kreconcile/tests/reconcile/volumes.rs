@@ -147,6 +147,19 @@ async fn volumes_are_made_when_their_time_has_come() {
     at_rest(&api).await;
     assert!(told(&api, "data", "ProvisioningSucceeded") && told(&api, "data", "ExternalProvisioning"));
 
+    // It is asked for more.
+    api.edit("persistentvolumeclaims", "shop", "data", |claim| {
+        claim["spec"]["resources"]["requests"]["storage"] = "9Gi".into();
+    });
+    api.until("it to have grown", |api| {
+        api.get("persistentvolumeclaims", "shop", "data").unwrap()["status"]["capacity"]["storage"] == "9Gi"
+    })
+    .await;
+    assert_eq!(api.get("persistentvolumes", "", &name).unwrap()["spec"]["capacity"]["storage"], "9Gi");
+    let grown = api.get("persistentvolumeclaims", "shop", "data").unwrap();
+    assert!(grown["status"]["conditions"].is_null());
+    at_rest(&api).await;
+
     // It goes with its claim.
     api.remove("persistentvolumeclaims", "shop", "data");
     api.until("the volume to go", |api| api.get("persistentvolumes", "", &name).is_none()).await;

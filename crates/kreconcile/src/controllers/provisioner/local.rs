@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
     PersistentVolume, PersistentVolumeSpec, VolumeNodeAffinity,
 };
 
-use super::{ProvisionError, ProvisionRequest, Provisioner};
+use super::{Expanded, ProvisionError, ProvisionRequest, Provisioner};
 
 /// The name of [`LocalProvisioner`] in storage classes.
 pub const LOCAL_PROVISIONER: &str = "kplane.dev/local";
@@ -85,6 +85,11 @@ impl Provisioner for LocalProvisioner {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(ProvisionError::failed(error)),
             _ => Ok(()),
         }
+    }
+
+    async fn expand(&self, _volume: &PersistentVolume, _bytes: i64) -> Result<Expanded, ProvisionError> {
+        // A directory has no size of its own.
+        Ok(Expanded::Entirely)
     }
 }
 
