@@ -11,6 +11,7 @@ use kube::Client;
 
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
+mod autoscaler;
 mod backends;
 mod bootstrap_signer;
 mod claim;
@@ -47,6 +48,9 @@ mod together;
 mod token_cleaner;
 mod volume_binder;
 
+pub use autoscaler::{
+    AUTOSCALER_PERIOD, MetricQuery, MetricValues, MetricsError, MetricsSource, PodMetric, autoscaler,
+};
 pub use bootstrap_signer::bootstrap_signer;
 pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
@@ -125,6 +129,8 @@ pub struct Settings {
     pub local_volumes: Option<PathBuf>,
     /// Who signs certificates. Default: nobody, and certificate requests are only approved.
     pub signer: Option<Arc<dyn CertificateSigner>>,
+    /// Where the autoscaler's figures come from. Default: the API server's metrics APIs.
+    pub metrics: Option<Arc<dyn MetricsSource>>,
 }
 
 impl Default for Settings {
@@ -137,6 +143,7 @@ impl Default for Settings {
             terminated_pods_max: 12_500,
             local_volumes: None,
             signer: None,
+            metrics: None,
         }
     }
 }
@@ -223,6 +230,7 @@ impl Context {
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
 /// | `disruption-controller` | [`disruption`] |
+/// | `horizontal-pod-autoscaler-controller` | [`autoscaler`] |
 /// | `resourcequota-controller` | [`resource_quota`] |
 /// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
@@ -276,6 +284,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
     all.push(Arc::new(disruption(context)));
+    all.push(Arc::new(autoscaler(context)));
     all.push(Arc::new(resource_quota(context)));
     all.push(Arc::new(cluster_role_aggregation(context)));
     all.push(Arc::new(claim_protection(context)));

@@ -1,5 +1,6 @@
 //! The framework and the built-in controllers against a small server in memory.
 
+mod autoscaler;
 mod controllers;
 mod disruption;
 mod fake;
