@@ -3,7 +3,7 @@
 //! Subject, public key and alternative names are copied byte for byte, so that nothing is lost of them: a name may have
 //! several organizations, which are the groups of its holder.
 
-use rcgen::{PublicKeyData, SigningKey};
+use rcgen::SigningKey;
 use ring::rand::SecureRandom;
 use time::OffsetDateTime;
 use x509_parser::{
@@ -58,7 +58,7 @@ pub(crate) struct Order<'a> {
 /// Signs a request with the key of an authority, whose certificate is given in DER. The answer is in DER.
 pub(crate) fn sign(
     authority: &[u8],
-    key: &(impl SigningKey + PublicKeyData),
+    key: &impl SigningKey,
     order: &Order<'_>,
 ) -> Result<Vec<u8>, SigningError> {
     let (_, issuer) = X509Certificate::from_der(authority).map_err(|_parse_error| SigningError::Sign)?;

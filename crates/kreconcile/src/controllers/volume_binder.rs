@@ -48,7 +48,7 @@ const UNBOUND_CLASS: &str = "unbound-class";
 ///
 /// It makes and deletes no volumes itself: a claim without one gets the annotation
 /// `volume.kubernetes.io/storage-provisioner`, and whoever has that name does the rest: a CSI driver's sidecar, or a
-/// [`provisioner`](super::provisioner). Recycling is not supported.
+/// [`provisioner`](super::provisioner()). Recycling is not supported.
 ///
 /// Unlike upstream, which looks at everything every 15 s, a claim is looked at when a volume, class or pod changes that it
 /// may have been waiting for.
