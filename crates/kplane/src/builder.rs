@@ -65,6 +65,7 @@ pub struct ClusterBuilder {
     local: Option<LocalNetwork>,
     proxy: Option<Arc<dyn ServiceProxy>>,
     configure_node: Option<NodeFn>,
+    default_class: bool,
 }
 
 /// Why a cluster could not be started.
@@ -80,6 +81,9 @@ pub enum StartError {
     /// The objects of a fresh cluster can't be created.
     #[error("the objects of a fresh cluster can't be created")]
     Bootstrap(#[source] kapi::error::ApiError),
+    /// The default StorageClass can't be made.
+    #[error("the default storage class can't be made")]
+    StorageClass(#[source] kube::Error),
     /// The scheduler's profiles make no sense together.
     #[error(transparent)]
     Scheduler(#[from] ksched::BuildError),
@@ -133,6 +137,7 @@ impl ClusterBuilder {
             local: None,
             proxy: None,
             configure_node: None,
+            default_class: false,
         }
     }
 
@@ -233,6 +238,14 @@ impl ClusterBuilder {
         self
     }
 
+    /// Makes a StorageClass [`standard`](defaults::STORAGE_CLASS) that is the default: claims get directories of this
+    /// machine, from [`LocalProvisioner`](controllers::LocalProvisioner). With processes they go with the cluster, unless
+    /// [`Settings::local_volumes`](controllers::Settings::local_volumes) says where to keep them.
+    pub fn default_storage_class(mut self) -> Self {
+        self.default_class = true;
+        self
+    }
+
     /// Changes each node before it is registered: labels, taints, capacity.
     pub fn configure_node(mut self, change: impl Fn(&mut NodeConfig) + Send + 'static) -> Self {
         self.configure_node = Some(Box::new(change));
@@ -268,16 +281,25 @@ impl ClusterBuilder {
         let server = api.build()?;
         server.bootstrap().await.map_err(StartError::Bootstrap)?;
         startup.done("API server");
+        if self.default_class {
+            defaults::make_storage_class(&Client::new(server.as_user(admin()), "default"))
+                .await
+                .map_err(StartError::StorageClass)?;
+            startup.done("storage class");
+        }
         let component = |name: &str| Client::new(server.as_user(UserInfo::new(name, [MASTERS])), "default");
         let client = Client::new(server.as_user(admin()), "default");
         let informers = Informers::new(component("system:kplane"));
         let mut manager = Manager::new();
         if self.controllers || !self.reconcilers.is_empty() {
             let root_ca: Arc<str> = ca.certificate_pem().into();
+            let signer = Arc::clone(&ca);
             let mut context =
                 controllers::Context::new(component("system:kube-controller-manager"), Arc::clone(&clock));
             context = context.settings(|settings| {
                 settings.root_ca = Some(root_ca);
+                settings.signer = Some(signer);
+                settings.local_volumes = Some(defaults::local_volumes(self.local.as_ref()));
                 for change in self.settings {
                     change(settings);
                 }

@@ -2,6 +2,9 @@
 
 use std::{net::IpAddr, sync::Arc};
 
+use async_trait::async_trait;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kreconcile::controllers::{CertificateSigner, SignError, SigningRequest};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
@@ -13,10 +16,14 @@ use rustls::{
 };
 use time::{Duration, OffsetDateTime};
 
+mod signing;
+
 /// How long the authority and what it signs are valid.
 const VALID_DAYS: i64 = 365;
 /// How far the begin of validity lies in the past, for machines whose clocks differ.
 const SKEW_MINUTES: i64 = 5;
+/// How long the lines of a text in PEM are.
+const PEM_LINE_LENGTH: usize = 64;
 
 /// A certificate and its key, in PEM.
 #[derive(Clone, Debug)]
@@ -46,6 +53,7 @@ pub enum CaError {
 pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate_pem: String,
+    certificate_der: Vec<u8>,
     now: OffsetDateTime,
 }
 
@@ -60,7 +68,8 @@ impl Ca {
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let certificate = params.self_signed(&key)?;
         let certificate_pem = certificate.pem();
-        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, now })
+        let certificate_der = certificate.der().to_vec();
+        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, certificate_der, now })
     }
 
     /// The authority's certificate, in PEM.
@@ -106,6 +115,27 @@ impl Ca {
         config.ok_or_else(|| {
             rustls::Error::General("a certificate that was just made can't be read".to_owned()).into()
         })
+    }
+}
+
+#[async_trait]
+impl CertificateSigner for Ca {
+    async fn sign(&self, request: &SigningRequest<'_>) -> Result<String, SignError> {
+        let time = |at: i64| OffsetDateTime::from_unix_timestamp(at).map_err(SignError::new);
+        let order = signing::Order {
+            request: request.der,
+            usages: request.usages,
+            not_before: time(request.not_before.as_second())?,
+            not_after: time(request.not_after.as_second())?,
+        };
+        let made = signing::sign(&self.certificate_der, self.issuer.key(), &order).map_err(SignError::new)?;
+        let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+        for line in STANDARD.encode(made).as_bytes().chunks(PEM_LINE_LENGTH) {
+            text.push_str(&String::from_utf8_lossy(line));
+            text.push('\n');
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+        Ok(text)
     }
 }
 

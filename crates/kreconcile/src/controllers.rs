@@ -4,18 +4,22 @@
 //! controller decides is a pure function in its file; the loop around it does the requests. Names, reasons, messages and
 //! conditions are those of Kubernetes 1.37.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use kcore::Clock;
 use kube::Client;
 
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
+mod autoscaler;
 mod backends;
+mod bootstrap_signer;
 mod claim;
 mod cluster_role_aggregation;
 mod cron_job;
+mod csr_approving;
 mod csr_cleaner;
+mod csr_signing;
 mod daemon_set;
 mod deployment;
 mod disruption;
@@ -32,6 +36,7 @@ mod pod_gc;
 mod pod_state;
 mod pod_writes;
 mod protection;
+mod provisioner;
 mod replica_set;
 mod replication_controller;
 mod resource_quota;
@@ -41,10 +46,19 @@ mod stateful_set;
 mod taint_eviction;
 mod together;
 mod token_cleaner;
+mod volume_binder;
 
+pub use autoscaler::{
+    AUTOSCALER_PERIOD, MetricQuery, MetricValues, MetricsError, MetricsSource, PodMetric, autoscaler,
+};
+pub use bootstrap_signer::bootstrap_signer;
 pub use cluster_role_aggregation::cluster_role_aggregation;
 pub use cron_job::cron_job;
+pub use csr_approving::csr_approving;
 pub use csr_cleaner::{ANSWERED_REQUEST_AGE_MAX, WAITING_REQUEST_AGE_MAX, csr_cleaner};
+pub use csr_signing::{
+    CERTIFICATE_AGE_MAX, CERTIFICATE_AGE_MIN, CertificateSigner, SignError, SigningRequest, csr_signing,
+};
 pub use daemon_set::{FAILED_DAEMON_BACKOFF_MAX, FAILED_DAEMON_BACKOFF_MIN, daemon_set};
 pub use deployment::deployment;
 pub use disruption::{DISRUPTED_POD_DEADLINE, STALE_DISRUPTION_AGE, disruption};
@@ -66,6 +80,9 @@ pub use node_lifecycle::{
 };
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use protection::{claim_protection, volume_protection};
+pub use provisioner::{
+    Expanded, LOCAL_PROVISIONER, LocalProvisioner, ProvisionError, ProvisionRequest, Provisioner, provisioner,
+};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
 pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
@@ -73,6 +90,7 @@ pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, 
 pub use stateful_set::stateful_set;
 pub use taint_eviction::taint_eviction;
 pub use token_cleaner::token_cleaner;
+pub use volume_binder::volume_binder;
 
 /// Gives the client of the controller with this name.
 pub type IdentityFn = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -107,6 +125,12 @@ pub struct Settings {
     pub node_monitor_period: Duration,
     /// How many ended pods are kept in the cluster (`--terminated-pod-gc-threshold`); 0 keeps all. Default: 12,500.
     pub terminated_pods_max: usize,
+    /// Where [`LocalProvisioner`] makes volumes. Default: nowhere, and there is none.
+    pub local_volumes: Option<PathBuf>,
+    /// Who signs certificates. Default: nobody, and certificate requests are only approved.
+    pub signer: Option<Arc<dyn CertificateSigner>>,
+    /// Where the autoscaler's figures come from. Default: the API server's metrics APIs.
+    pub metrics: Option<Arc<dyn MetricsSource>>,
 }
 
 impl Default for Settings {
@@ -117,6 +141,9 @@ impl Default for Settings {
             node_startup_grace: Duration::from_secs(60),
             node_monitor_period: Duration::from_secs(5),
             terminated_pods_max: 12_500,
+            local_volumes: None,
+            signer: None,
+            metrics: None,
         }
     }
 }
@@ -203,13 +230,19 @@ impl Context {
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
 /// | `disruption-controller` | [`disruption`] |
+/// | `horizontal-pod-autoscaler-controller` | [`autoscaler`] |
 /// | `resourcequota-controller` | [`resource_quota`] |
 /// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
 /// | `persistentvolume-protection-controller` | [`volume_protection`] |
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
+/// | `persistentvolume-binder-controller` | [`volume_binder`] |
+/// | `local-volume-provisioner` | [`provisioner`](provisioner()) with [`LocalProvisioner`], if [`Settings::local_volumes`] is set |
+/// | `certificatesigningrequest-approving-controller` | [`csr_approving`] |
+/// | `certificatesigningrequest-signing-controller` | [`csr_signing`], if [`Settings::signer`] is set |
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
+/// | `bootstrap-signer-controller` | [`bootstrap_signer`] |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -251,12 +284,23 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
     all.push(Arc::new(disruption(context)));
+    all.push(Arc::new(autoscaler(context)));
     all.push(Arc::new(resource_quota(context)));
     all.push(Arc::new(cluster_role_aggregation(context)));
     all.push(Arc::new(claim_protection(context)));
     all.push(Arc::new(volume_protection(context)));
     all.push(Arc::new(ephemeral_volume(context)));
+    all.push(Arc::new(volume_binder(context)));
+    if let Some(dir) = &context.settings.local_volumes {
+        let volumes = Arc::new(LocalProvisioner::new(dir));
+        all.push(Arc::new(provisioner(context, "local-volume-provisioner", volumes)));
+    }
+    all.push(Arc::new(csr_approving(context)));
+    if let Some(signer) = &context.settings.signer {
+        all.push(Arc::new(csr_signing(context, Arc::clone(signer))));
+    }
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
+    all.push(Arc::new(bootstrap_signer(context)));
     all
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
-    core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
 };
 use kreconcile::Informer;
 use kube::{Api, Client, api::PostParams};
@@ -85,6 +85,44 @@ impl Sources {
             None if optional => Ok(None),
             None => Err(RuntimeError::Config(format!("secret {name:?} not found"))),
         }
+    }
+
+    /// The volume that a claim is bound to. `owner`: the claim must be owned by the pod with this uid.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Config`] when either can't be read, or they are not bound to each other, or it is another's claim.
+    pub async fn claimed_volume(
+        &self,
+        namespace: &str,
+        name: &str,
+        owner: Option<&str>,
+    ) -> Result<PersistentVolume, RuntimeError> {
+        let wrong =
+            |why: &str| RuntimeError::Config(format!("error processing PVC {namespace}/{name}: {why}"));
+        let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
+        let claim = claims.get(name).await.map_err(|error| refused("persistentvolumeclaim", name, &error))?;
+        let owners = claim.metadata.owner_references.as_deref().unwrap_or_default();
+        if let Some(uid) = owner
+            && !owners.iter().any(|known| known.controller == Some(true) && known.uid == uid)
+        {
+            return Err(wrong("PVC was not created for pod (pod is not owner)"));
+        }
+        if claim.metadata.deletion_timestamp.is_some() {
+            return Err(wrong("PVC is being deleted"));
+        }
+        let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
+        let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).unwrap_or_default();
+        if phase != Some("Bound") || volume.is_empty() {
+            return Err(wrong("PVC is not bound"));
+        }
+        let volumes = Api::<PersistentVolume>::all(self.client.clone());
+        let volume =
+            volumes.get(volume).await.map_err(|error| refused("persistentvolume", volume, &error))?;
+        let reference = volume.spec.as_ref().and_then(|spec| spec.claim_ref.as_ref());
+        if reference.is_none_or(|reference| reference.uid != claim.metadata.uid) {
+            return Err(wrong("PV is bound to another claim"));
+        }
+        Ok(volume)
     }
 
     /// A token of the pod's service account, bound to the pod (TokenRequest).

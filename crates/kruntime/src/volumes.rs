@@ -20,10 +20,12 @@ use crate::{
 };
 
 mod atomic;
+mod claim;
 mod empty_dir;
 mod files;
 mod host_path;
 
+pub use claim::Claim;
 pub use empty_dir::EmptyDir;
 pub use files::Files;
 pub use host_path::HostPath;
@@ -81,7 +83,8 @@ struct Made {
 }
 
 impl Volumes {
-    /// Volumes below `dir`, with the plug-ins for emptyDir, hostPath, configMap, secret, downwardAPI and projected.
+    /// Volumes below `dir`, with the plug-ins for emptyDir, hostPath, configMap, secret, downwardAPI, projected, and
+    /// claims whose volumes are of this machine.
     #[must_use]
     pub fn new(dir: PathBuf) -> Self {
         Self::with_plugins(dir, Vec::new())
@@ -93,6 +96,7 @@ impl Volumes {
         plugins.extend([
             Arc::new(EmptyDir) as Arc<dyn VolumePlugin>,
             Arc::new(HostPath),
+            Arc::new(Claim),
             Arc::new(Files::default()),
         ]);
         Self { dir, plugins, paths: Mutex::default() }

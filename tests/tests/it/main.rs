@@ -1,6 +1,7 @@
 //! What crosses crates: scenarios, real clients, bad input, leaks, and the tidiness of the tree.
 
 mod bad_input;
+mod certificates;
 mod clients;
 mod etcdctl;
 mod foreign;
@@ -22,3 +23,4 @@ mod schemathesis;
 mod support;
 mod swaps;
 mod tidy;
+mod volumes;

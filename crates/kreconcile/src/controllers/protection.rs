@@ -1,7 +1,5 @@
 //! Claims and volumes that are in use stay until they no longer are (KEP-498).
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kcore::{Header, Stored};
@@ -31,7 +29,7 @@ pub fn claim_protection(context: &Context) -> Controller {
     let reconciler =
         ClaimProtection { requests: context.requests(NAME), claims: claims.clone(), pods: pods.clone() };
     Controller::new(NAME, reconciler).on(Trigger::new(&claims, MapTo::Itself).when(open(CLAIM_FINALIZER))).on(
-        Trigger::new(&pods, MapTo::each(claims_of)).when(Predicate::when(|change| {
+        Trigger::new(&pods, MapTo::each(|pod, keys| claims_of(pod, keys))).when(Predicate::when(|change| {
             // Others can't be what a claim has been waiting for.
             change
                 .new_as::<Pod>()
@@ -100,7 +98,7 @@ async fn write(
 }
 
 /// The claims that a pod's volumes may be about.
-fn claims_of(pod: &Arc<Stored>, keys: &mut Vec<ObjectKey>) {
+pub(crate) fn claims_of(pod: &Stored, keys: &mut Vec<ObjectKey>) {
     let Ok(typed) = pod.typed::<Pod>() else { return };
     let volumes = typed.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let namespace = &pod.header().namespace;

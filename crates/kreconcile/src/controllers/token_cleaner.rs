@@ -18,7 +18,7 @@ use crate::{
     trigger::{MapTo, Trigger},
 };
 
-const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
+pub(crate) const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
 
 /// The controller `token-cleaner-controller`: deletes the bootstrap tokens in `kube-system` whose `expiration` has come, and
 /// those whose `expiration` can't be read.

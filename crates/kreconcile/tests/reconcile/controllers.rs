@@ -5,6 +5,7 @@ use std::{
 
 use k8s_openapi::api::{
     apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet},
+    autoscaling::v2::HorizontalPodAutoscaler,
     batch::v1::{CronJob, Job},
     certificates::v1::CertificateSigningRequest,
     coordination::v1::Lease,
@@ -15,11 +16,12 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
+    storage::v1::StorageClass,
 };
 use kcore::TokioClock;
 use kreconcile::{
     Manager, ResourceType, Running, Start,
-    controllers::{self, Context},
+    controllers::{self, Context, Settings},
 };
 use serde_json::{Value, json};
 
@@ -31,6 +33,15 @@ pub(crate) fn start() -> (Arc<FakeApi>, Running) {
 
 /// Starts the controllers with these names.
 pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (Arc<FakeApi>, Running) {
+    start_with(clock, wanted, |_| {})
+}
+
+/// Starts the controllers with these names, with other settings than usual.
+pub(crate) fn start_with(
+    clock: TokioClock,
+    wanted: impl Fn(&str) -> bool,
+    change: impl FnOnce(&mut Settings),
+) -> (Arc<FakeApi>, Running) {
     let clock = Arc::new(clock);
     let kinds = vec![
         ResourceType::of::<Namespace>(),
@@ -58,11 +69,16 @@ pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (A
         ResourceType::of::<Secret>(),
         ResourceType::of::<PersistentVolume>(),
         ResourceType::of::<CertificateSigningRequest>(),
+        ResourceType::of::<StorageClass>(),
+        ResourceType::of::<HorizontalPodAutoscaler>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
-    let context =
-        Context::new(api.client(), clock).settings(|settings| settings.root_ca = Some("PEM".into()));
+    let context = Context::new(api.client(), clock).settings(|settings| {
+        settings.root_ca = Some("PEM".into());
+        settings.local_volumes = Some(std::env::temp_dir().join("kreconcile-volumes"));
+        change(settings);
+    });
     let mut manager = Manager::new().informers(context.informers());
     for controller in controllers::defaults(&context).into_iter().filter(|known| wanted(known.name())) {
         manager = manager.add(Start::Always, controller);

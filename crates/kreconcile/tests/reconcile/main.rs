@@ -1,5 +1,6 @@
 //! The framework and the built-in controllers against a small server in memory.
 
+mod autoscaler;
 mod controllers;
 mod disruption;
 mod fake;
@@ -7,3 +8,4 @@ mod informer;
 mod leader;
 mod lifetimes;
 mod quota;
+mod volumes;

@@ -5,7 +5,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Volume;
+use k8s_openapi::api::core::v1::{HostPathVolumeSource, Volume};
 
 use super::{VolumePlugin, VolumeRequest};
 use crate::runtime::RuntimeError;
@@ -24,17 +24,22 @@ impl VolumePlugin for HostPath {
         let Some(source) = &request.volume.host_path else {
             return Err(RuntimeError::Config("no hostPath".to_owned()));
         };
-        let path = PathBuf::from(&source.path);
-        let type_ = source.type_.as_deref().unwrap_or_default();
-        if type_ == "DirectoryOrCreate" && !path.exists() {
-            std::fs::create_dir_all(&path).map_err(RuntimeError::io("making a hostPath"))?;
-        }
-        if type_ == "FileOrCreate" && !path.exists() {
-            std::fs::File::create(&path).map_err(RuntimeError::io("making a hostPath"))?;
-        }
-        check(&path, type_)?;
-        Ok(path)
+        resolve(source)
     }
+}
+
+/// The path that a source names, checked or made as its type says.
+pub(super) fn resolve(source: &HostPathVolumeSource) -> Result<PathBuf, RuntimeError> {
+    let path = PathBuf::from(&source.path);
+    let type_ = source.type_.as_deref().unwrap_or_default();
+    if type_ == "DirectoryOrCreate" && !path.exists() {
+        std::fs::create_dir_all(&path).map_err(RuntimeError::io("making a hostPath"))?;
+    }
+    if type_ == "FileOrCreate" && !path.exists() {
+        std::fs::File::create(&path).map_err(RuntimeError::io("making a hostPath"))?;
+    }
+    check(&path, type_)?;
+    Ok(path)
 }
 
 fn check(path: &Path, type_: &str) -> Result<(), RuntimeError> {
