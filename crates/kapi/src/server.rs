@@ -29,7 +29,9 @@ use crate::{
         AUTHENTICATED, Authenticated, Authenticator, ClientCertificates, FrontProxy, Identity,
         ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo, jwt::KeyError,
     },
-    authz::{AuthenticatedOnly, Authorizer, Verdict},
+    authz::{
+        self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Reason, Verdict, escalation::NoEscalation,
+    },
     body::Body,
     custom::Customs,
     error::{ApiError, ApiResult},
@@ -76,7 +78,7 @@ pub(crate) struct Inner {
     pub(crate) admission: Vec<Arc<dyn Admission>>,
     pub(crate) foreign_admission: bool,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
-    pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
+    pub(crate) authorizers: Chain,
     pub(crate) audit: Option<Arc<dyn AuditSink>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) anonymous: bool,
@@ -98,7 +100,7 @@ pub(crate) struct Inner {
 /// | clock | [`TokioClock`] |
 /// | authenticators | client certificates, tokens of service accounts, then what is added |
 /// | service accounts' issuer | [`ServiceAccountIssuer::generate`] |
-/// | authorizers | [`AuthenticatedOnly`] |
+/// | authorizers | [`Masters`], then what is added, then those of the modes: roles ([`Rbac`]) |
 /// | admission | [`admission::defaults`], then what is added |
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
@@ -114,6 +116,7 @@ pub struct ApiServerBuilder {
     issuer: Option<ServiceAccountIssuer>,
     authenticators: Vec<Arc<dyn Authenticator>>,
     authorizers: Vec<Arc<dyn Authorizer>>,
+    modes: Vec<AuthorizationMode>,
     audit: Option<Arc<dyn AuditSink>>,
     nodes: Option<Arc<dyn NodeDialer>>,
     anonymous: bool,
@@ -154,6 +157,7 @@ impl ApiServer {
             issuer: None,
             authenticators: Vec::new(),
             authorizers: Vec::new(),
+            modes: AuthorizationMode::DEFAULT.to_vec(),
             audit: None,
             nodes: None,
             anonymous: true,
@@ -163,9 +167,13 @@ impl ApiServer {
         }
     }
 
-    /// The server as this user sees it: requests need no credentials. For clients and components in the same process.
+    /// The server as this user sees it: requests need no credentials. For clients and components in the same process. Who is
+    /// not in `system:unauthenticated` is in `system:authenticated`.
     #[must_use]
-    pub fn as_user(&self, user: UserInfo) -> AsUser {
+    pub fn as_user(&self, mut user: UserInfo) -> AsUser {
+        if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+            user.groups.push(AUTHENTICATED.to_owned());
+        }
         AsUser { server: self.clone(), identity: Identity(Arc::new(user)) }
     }
 
@@ -242,9 +250,17 @@ impl ApiServerBuilder {
         self
     }
 
-    /// Adds a way to decide who may do what; the first one takes the place of the default.
+    /// Adds a way to decide who may do what. It is asked after [`Masters`] and before those of the
+    /// [modes](Self::authorization), so it can allow more and can deny.
     pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
         self.authorizers.push(authorizer);
+        self
+    }
+
+    /// Decides in these built-in ways and in no other, in this order (`--authorization-mode`). Default:
+    /// [`AuthorizationMode::DEFAULT`].
+    pub fn authorization(mut self, modes: impl IntoIterator<Item = AuthorizationMode>) -> Self {
+        self.modes = modes.into_iter().collect();
         self
     }
 
@@ -325,11 +341,12 @@ impl ApiServerBuilder {
         authenticators.extend(self.authenticators);
         let defaults =
             admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
-        let authorizers = if self.authorizers.is_empty() {
-            vec![Arc::new(AuthenticatedOnly) as _]
-        } else {
-            self.authorizers
-        };
+        let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
+        let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
+        authorizers.extend(self.authorizers);
+        authorizers.extend(self.modes.iter().map(|mode| authz::built_in(*mode, &rbac)));
+        let authorizers = Chain::new(authorizers);
+        let escalation = NoEscalation { authorizers: authorizers.clone(), rbac };
         Ok(ApiServer(Arc::new(Inner {
             customs: Customs::new(&objects),
             aggregation: Aggregation::new(&objects),
@@ -338,7 +355,7 @@ impl ApiServerBuilder {
             fairness: Fairness::new(&objects),
             objects,
             foreign_admission: !self.admission.is_empty(),
-            admission: defaults.chain(self.admission).collect(),
+            admission: defaults.chain(self.admission).chain([Arc::new(escalation) as _]).collect(),
             issuer,
             authenticators,
             authorizers,
@@ -489,18 +506,11 @@ impl Inner {
 
     /// Whether the caller may do this; the error says that he may not.
     pub(crate) async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
-        let mut reason = String::new();
-        for authorizer in &self.authorizers {
-            match authorizer.authorize(user, info).await {
-                Verdict::Allow => return Ok(()),
-                Verdict::Deny(why) => {
-                    reason = why;
-                    break;
-                }
-                Verdict::NoOpinion => {}
-            }
+        let info = &*info.with_selected_name();
+        match self.authorizers.decide(user, info).await {
+            Verdict::Allow(_) => Ok(()),
+            Verdict::Deny(reason) | Verdict::NoOpinion(reason) => Err(forbidden(user, info, &reason)),
         }
-        Err(forbidden(user, info, &reason))
     }
 }
 
@@ -517,8 +527,8 @@ fn timed_out() -> ApiError {
 }
 
 /// 403 in upstream's words (`responsewriters.ForbiddenStatusError`).
-fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &str) -> ApiError {
-    let mut why = if info.is_resource {
+fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &Reason) -> ApiError {
+    let why = if info.is_resource {
         let resource = if info.subresource.is_empty() {
             info.resource.clone()
         } else {
@@ -536,9 +546,9 @@ fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &str) -> ApiError {
     } else {
         format!("User {:?} cannot {} path {:?}", user.name, info.verb, info.path)
     };
-    if !reason.is_empty() {
-        why = format!("{why}: {reason}");
-    }
+    // A path or a name may come from a page that makes the browser ask, and the answer may be shown there.
+    let why = why.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let why = if reason.is_none() { why } else { format!("{why}: {reason}") };
     Status::forbidden(&info.group, &info.resource, &info.name, &why).into()
 }
 

@@ -273,7 +273,7 @@ mod tests {
     use crate::{
         admission,
         authn::{ClientCertificates, FrontProxy, StaticTokens},
-        authz::AuthenticatedOnly,
+        authz::{AlwaysAllow, AuthenticatedOnly, Masters, Rbac},
         error::ApiResult,
     };
 
@@ -300,7 +300,16 @@ mod tests {
         for authenticator in all {
             authenticator_conformance(authenticator).await;
         }
-        authorizer_conformance(Arc::new(AuthenticatedOnly)).await;
+    }
+
+    #[tokio::test]
+    async fn the_authorizers_that_are_built_in_keep_what_they_promise() {
+        let rbac = Rbac::new(Arc::clone(&server().await.0.objects));
+        let all: [Arc<dyn Authorizer>; 4] =
+            [Arc::new(AuthenticatedOnly), Arc::new(AlwaysAllow), Arc::new(Masters), Arc::new(rbac)];
+        for authorizer in all {
+            authorizer_conformance(authorizer).await;
+        }
     }
 
     /// Does what a step must not do, in one way.
