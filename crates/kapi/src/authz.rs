@@ -4,6 +4,7 @@ pub(crate) mod bootstrap;
 mod chain;
 pub(crate) mod escalation;
 mod known;
+pub(crate) mod node;
 mod rbac;
 
 use std::{
@@ -17,9 +18,10 @@ use async_trait::async_trait;
 pub(crate) use self::chain::Chain;
 pub use self::{
     known::{AlwaysAllow, AuthenticatedOnly, Masters},
+    node::Node,
     rbac::{PERMISSIONS_MAX, PolicyRule, Rbac, missing},
 };
-use crate::{authn::UserInfo, request::RequestInfo};
+use crate::{authn::UserInfo, objects::Objects, request::RequestInfo};
 
 /// Why somebody may do something or not. Put into words only when somebody wants to read it.
 ///
@@ -126,6 +128,8 @@ pub struct Rules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AuthorizationMode {
+    /// What nodes may do: [`Node`].
+    Node,
     /// By roles and bindings: [`Rbac`].
     Rbac,
     /// Everybody may do everything: [`AlwaysAllow`].
@@ -136,11 +140,16 @@ pub enum AuthorizationMode {
 
 impl AuthorizationMode {
     /// What a server has unless told otherwise.
-    pub const DEFAULT: &[Self] = &[Self::Rbac];
+    pub const DEFAULT: &[Self] = &[Self::Node, Self::Rbac];
 }
 
-pub(crate) fn built_in(mode: AuthorizationMode, rbac: &Arc<Rbac>) -> Arc<dyn Authorizer> {
+pub(crate) fn built_in(
+    mode: AuthorizationMode,
+    objects: &Arc<Objects>,
+    rbac: &Arc<Rbac>,
+) -> Arc<dyn Authorizer> {
     match mode {
+        AuthorizationMode::Node => Arc::new(Node::new(Arc::clone(objects))),
         AuthorizationMode::Rbac => Arc::clone(rbac) as _,
         AuthorizationMode::AlwaysAllow => Arc::new(AlwaysAllow),
         AuthorizationMode::AuthenticatedOnly => Arc::new(AuthenticatedOnly),

@@ -100,7 +100,7 @@ pub(crate) struct Inner {
 /// | clock | [`TokioClock`] |
 /// | authenticators | client certificates, tokens of service accounts, then what is added |
 /// | service accounts' issuer | [`ServiceAccountIssuer::generate`] |
-/// | authorizers | [`Masters`], then what is added, then those of the modes: roles ([`Rbac`]) |
+/// | authorizers | [`Masters`], then what is added, then those of the modes: nodes ([`authz::Node`]), roles ([`Rbac`]) |
 /// | admission | [`admission::defaults`], then what is added |
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
@@ -344,7 +344,7 @@ impl ApiServerBuilder {
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
         authorizers.extend(self.authorizers);
-        authorizers.extend(self.modes.iter().map(|mode| authz::built_in(*mode, &rbac)));
+        authorizers.extend(self.modes.iter().map(|mode| authz::built_in(*mode, &objects, &rbac)));
         let authorizers = Chain::new(authorizers);
         let escalation = NoEscalation { authorizers: authorizers.clone(), rbac };
         Ok(ApiServer(Arc::new(Inner {

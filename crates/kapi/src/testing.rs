@@ -273,7 +273,7 @@ mod tests {
     use crate::{
         admission,
         authn::{ClientCertificates, FrontProxy, StaticTokens},
-        authz::{AlwaysAllow, AuthenticatedOnly, Masters, Rbac},
+        authz::{AlwaysAllow, AuthenticatedOnly, Masters, Node, Rbac},
         error::ApiResult,
     };
 
@@ -304,9 +304,14 @@ mod tests {
 
     #[tokio::test]
     async fn the_authorizers_that_are_built_in_keep_what_they_promise() {
-        let rbac = Rbac::new(Arc::clone(&server().await.0.objects));
-        let all: [Arc<dyn Authorizer>; 4] =
-            [Arc::new(AuthenticatedOnly), Arc::new(AlwaysAllow), Arc::new(Masters), Arc::new(rbac)];
+        let objects = Arc::clone(&server().await.0.objects);
+        let all: [Arc<dyn Authorizer>; 5] = [
+            Arc::new(AuthenticatedOnly),
+            Arc::new(AlwaysAllow),
+            Arc::new(Masters),
+            Arc::new(Rbac::new(Arc::clone(&objects))),
+            Arc::new(Node::new(objects)),
+        ];
         for authorizer in all {
             authorizer_conformance(authorizer).await;
         }

@@ -87,7 +87,8 @@ impl NoEscalation {
             return Ok(());
         }
         let rules = self.rbac.role(request.namespace, kind, name);
-        let rules = rules.ok_or_else(|| Status::not_found(GROUP, plural, name))?;
+        // As upstream, which names the kind that the request is about.
+        let rules = rules.ok_or_else(|| Status::not_found(GROUP, &request.resource.def.plural, name))?;
         let refuse = |why: String| {
             Status::forbidden(GROUP, &request.resource.def.plural, object_name(object), &why).into()
         };

@@ -37,7 +37,7 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("api-audiences", "What tokens of service accounts must be for. Default: the issuers."),
     (
         "authorization-mode",
-        "How it is decided who may do what: RBAC and AlwaysAllow, in their order; others are passed over. Default RBAC.",
+        "How it is decided who may do what: Node, RBAC and AlwaysAllow, in their order; others are passed over. Default Node,RBAC.",
     ),
     ("bind-address", "The address to serve on. Default 0.0.0.0."),
     ("cert-dir", "The folder with apiserver.crt and apiserver.key; both are made if they are missing."),
@@ -98,6 +98,7 @@ async fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
         builder = builder.without_admission(name);
     }
     let modes = flags.list("authorization-mode").filter_map(|mode| match mode {
+        "Node" => Some(AuthorizationMode::Node),
         "RBAC" => Some(AuthorizationMode::Rbac),
         "AlwaysAllow" => Some(AuthorizationMode::AlwaysAllow),
         _ => None,
