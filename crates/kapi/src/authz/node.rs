@@ -38,6 +38,16 @@ pub(crate) fn node_of(user: &UserInfo) -> Option<&str> {
     user.name.strip_prefix(NODE_USER).filter(|_| user.is_in(NODES))
 }
 
+/// Whether a pod refers to secrets, and to ConfigMaps.
+pub(crate) fn secrets_and_config_maps(pod: &Value) -> (bool, bool) {
+    let mut plain = pod.clone();
+    // Those of mirrors count, too, when it is asked whether one may be made.
+    plain["metadata"] = Value::Null;
+    let all = references::of_pod(&plain);
+    let has = |kind| all.iter().any(|(found, _)| *found == kind);
+    (has(Kind::Secret), has(Kind::ConfigMap))
+}
+
 /// Decides about users in `system:nodes` called `system:node:<name>`; has no opinion on others.
 ///
 /// Which pods are on a node, and what they refer to, is kept from the events of the pods' table. They are looked at only when a
