@@ -260,6 +260,7 @@ impl ClusterBuilder {
         let informers = Informers::new(client.clone());
         let mut manager = Manager::new();
         if self.controllers || !self.reconcilers.is_empty() {
+            identities::admit_controllers(&client).await.map_err(StartError::Rights)?;
             let root_ca: Arc<str> = ca.certificate_pem().into();
             let mut settings = controllers::Settings::default();
             settings.root_ca = Some(root_ca);

@@ -26,6 +26,8 @@ pub(crate) const PROXY: &str = "system:kube-proxy";
 pub(crate) const NODES: &str = "kplane:nodes";
 /// The user of the DNS server, as kubeadm names it.
 pub(crate) const DNS: &str = "system:serviceaccount:kube-system:coredns";
+/// The group of the controllers within the process, which no token has; and its role.
+const CONTROLLERS: &str = "kplane:controllers";
 /// The user of controllers that are not built in.
 const RECONCILERS: &str = "kplane:reconcilers";
 
@@ -61,7 +63,7 @@ pub(crate) fn client(server: &ApiServer, name: &str) -> Client {
 pub(crate) fn controller(server: &ApiServer, name: &str) -> Client {
     let known = ACCOUNTS.iter().find(|(controller, _)| *controller == name);
     let account = known.map_or(name, |(_, account)| account);
-    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system"];
+    let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", CONTROLLERS];
     let user = UserInfo::new(format!("system:serviceaccount:kube-system:{account}"), groups);
     Client::new(server.as_user(user), "default")
 }
@@ -72,6 +74,47 @@ pub(crate) fn reconcilers(server: &ApiServer) -> Client {
 }
 
 const GROUP: &str = "rbac.authorization.k8s.io";
+
+/// Lets the controllers patch what upstream's replace: their roles there have the verb `update` alone.
+///
+/// # Errors
+/// When role or binding can't be made.
+pub(crate) async fn admit_controllers(admin: &Client) -> Result<(), kube::Error> {
+    let patch = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["patch"]});
+    let role = json!({
+        "metadata": {"name": CONTROLLERS},
+        "rules": [
+            patch(
+                "",
+                &[
+                    "endpoints",
+                    "namespaces/status",
+                    "persistentvolumeclaims",
+                    "persistentvolumes",
+                    "replicationcontrollers/status",
+                    "resourcequotas/status",
+                ],
+            ),
+            {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kube-root-ca.crt"], "verbs": ["patch"]},
+            patch(
+                "apps",
+                &[
+                    "daemonsets/status",
+                    "deployments",
+                    "deployments/status",
+                    "replicasets/status",
+                    "statefulsets/status",
+                ],
+            ),
+            patch("batch", &["cronjobs/status", "jobs/status"]),
+            patch("discovery.k8s.io", &["endpointslices"]),
+            patch("policy", &["poddisruptionbudgets/status"]),
+        ],
+    });
+    make::<ClusterRole>(admin, role).await?;
+    let group = json!({"apiGroup": GROUP, "kind": "Group", "name": CONTROLLERS});
+    bind(admin, CONTROLLERS, CONTROLLERS, group).await
+}
 
 /// Lets the agent of the nodes do what a node may.
 ///

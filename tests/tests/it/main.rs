@@ -1,5 +1,6 @@
 //! What crosses crates: scenarios, real clients, bad input, leaks, and the tidiness of the tree.
 
+mod access;
 mod bad_input;
 mod clients;
 mod etcdctl;
