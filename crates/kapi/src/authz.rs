@@ -15,7 +15,7 @@ use std::{
 
 use async_trait::async_trait;
 
-pub(crate) use self::chain::Chain;
+pub(crate) use self::chain::{Chain, forbidden};
 pub use self::{
     known::{AlwaysAllow, AuthenticatedOnly, Masters},
     node::Node,

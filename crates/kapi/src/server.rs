@@ -29,9 +29,7 @@ use crate::{
         AUTHENTICATED, Authenticated, Authenticator, ClientCertificates, FrontProxy, Identity,
         ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo, jwt::KeyError,
     },
-    authz::{
-        self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Reason, Verdict, escalation::NoEscalation,
-    },
+    authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Verdict, escalation::NoEscalation},
     body::Body,
     custom::Customs,
     error::{ApiError, ApiResult},
@@ -203,6 +201,12 @@ impl ApiServer {
     #[must_use]
     pub fn objects(&self) -> &Objects {
         &self.0.objects
+    }
+
+    /// The same, shared: for an authorizer of one's own that decides by them, or [`Rbac`] asked without a request.
+    #[must_use]
+    pub fn shared_objects(&self) -> Arc<Objects> {
+        Arc::clone(&self.0.objects)
     }
 }
 
@@ -509,7 +513,7 @@ impl Inner {
         let info = &*info.with_selected_name();
         match self.authorizers.decide(user, info).await {
             Verdict::Allow(_) => Ok(()),
-            Verdict::Deny(reason) | Verdict::NoOpinion(reason) => Err(forbidden(user, info, &reason)),
+            Verdict::Deny(reason) | Verdict::NoOpinion(reason) => Err(authz::forbidden(user, info, &reason)),
         }
     }
 }
@@ -524,32 +528,6 @@ pub(crate) fn lasts(info: &RequestInfo) -> bool {
 fn timed_out() -> ApiError {
     let why = "Timeout: request did not complete within the allotted timeout";
     Status::failure(504, "Timeout", why).into()
-}
-
-/// 403 in upstream's words (`responsewriters.ForbiddenStatusError`).
-fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &Reason) -> ApiError {
-    let why = if info.is_resource {
-        let resource = if info.subresource.is_empty() {
-            info.resource.clone()
-        } else {
-            format!("{}/{}", info.resource, info.subresource)
-        };
-        let place = if info.namespace.is_empty() {
-            "at the cluster scope".to_owned()
-        } else {
-            format!("in the namespace {:?}", info.namespace)
-        };
-        format!(
-            "User {:?} cannot {} resource {resource:?} in API group {:?} {place}",
-            user.name, info.verb, info.group
-        )
-    } else {
-        format!("User {:?} cannot {} path {:?}", user.name, info.verb, info.path)
-    };
-    // A path or a name may come from a page that makes the browser ask, and the answer may be shown there.
-    let why = why.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    let why = if reason.is_none() { why } else { format!("{why}: {reason}") };
-    Status::forbidden(&info.group, &info.resource, &info.name, &why).into()
 }
 
 impl<B> Service<Request<B>> for ApiServer

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use kcore::Status;
+
 use super::{Authorizer, Reason, Rules, Verdict};
-use crate::{authn::UserInfo, request::RequestInfo};
+use crate::{authn::UserInfo, error::ApiError, request::RequestInfo};
 
 /// The authorizers of a server in their order. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -45,4 +47,30 @@ impl Chain {
         all.error = (!errors.is_empty()).then(|| super::rbac::aggregate(&errors));
         all
     }
+}
+
+/// 403 in upstream's words (`responsewriters.ForbiddenStatusError`).
+pub(crate) fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &Reason) -> ApiError {
+    let why = if info.is_resource {
+        let resource = if info.subresource.is_empty() {
+            info.resource.clone()
+        } else {
+            format!("{}/{}", info.resource, info.subresource)
+        };
+        let place = if info.namespace.is_empty() {
+            "at the cluster scope".to_owned()
+        } else {
+            format!("in the namespace {:?}", info.namespace)
+        };
+        format!(
+            "User {:?} cannot {} resource {resource:?} in API group {:?} {place}",
+            user.name, info.verb, info.group
+        )
+    } else {
+        format!("User {:?} cannot {} path {:?}", user.name, info.verb, info.path)
+    };
+    // A path or a name may come from a page that makes the browser ask, and the answer may be shown there.
+    let why = why.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let why = if reason.is_none() { why } else { format!("{why}: {reason}") };
+    Status::forbidden(&info.group, &info.resource, &info.name, &why).into()
 }
