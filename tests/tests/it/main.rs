@@ -9,6 +9,7 @@ mod ha;
 mod helm;
 mod kube_rs;
 mod kubectl;
+mod kubectl_access;
 mod kubectl_drain;
 mod kubectl_groups;
 mod kubectl_sets;

@@ -256,3 +256,119 @@ pub(super) fn grant(binding: &Arc<Binding>, user: &UserInfo) -> Grant {
     let subject = binding.subjects.iter().position(|subject| subject.is(user)).unwrap_or_default();
     Grant { binding: Arc::clone(binding), subject }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::request::RequestInfo;
+
+    const KINDS: [&str; 3] = ["User", "Group", "ServiceAccount"];
+
+    /// One change of one object: its namespace (0 for the cluster) and name, and its new state.
+    #[derive(Clone, Debug)]
+    enum Change {
+        Role(u8, u8, Option<u8>),
+        Binding(u8, u8, Option<(u8, bool, Vec<(u8, u8)>)>),
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let subjects = prop::collection::vec((0u8..3, 0u8..3), 0..3);
+        let binding = prop::option::of((0u8..3, any::<bool>(), subjects));
+        prop_oneof![
+            (0u8..3, 0u8..3, prop::option::of(0u8..3))
+                .prop_map(|(place, name, verb)| Change::Role(place, name, verb)),
+            (0u8..3, 0u8..4, binding).prop_map(|(place, name, state)| Change::Binding(place, name, state)),
+        ]
+    }
+
+    fn place(number: u8) -> String {
+        if number == 0 { String::new() } else { format!("ns{number}") }
+    }
+
+    fn users() -> Vec<UserInfo> {
+        let mut users: Vec<UserInfo> = (0..3)
+            .map(|number| UserInfo::new(format!("{number}"), [format!("{number}"), "2".to_owned()]))
+            .collect();
+        users.push(UserInfo::new("system:serviceaccount:ns1:0", [""; 0]));
+        users
+    }
+
+    /// What upstream does: every binding is looked at in turn.
+    fn naive(
+        roles: &BTreeMap<(u8, u8), u8>,
+        bindings: &BTreeMap<(u8, u8), (u8, bool, Vec<(u8, u8)>)>,
+        user: &UserInfo,
+        namespace: u8,
+        verb: u8,
+    ) -> bool {
+        bindings.iter().any(|((at, _), (role, cluster, subjects))| {
+            let here = *at == 0 || *at == namespace;
+            let is = |(kind, name): &(u8, u8)| match kind {
+                0 => user.name == name.to_string(),
+                1 => user.is_in(&name.to_string()),
+                _ => user.name == format!("{SERVICE_ACCOUNT}ns1:{name}"),
+            };
+            // A binding of the cluster finds no roles of a namespace.
+            let found =
+                if *cluster { roles.get(&(0, *role)) } else { roles.get(&(*at, *role)).filter(|_| *at > 0) };
+            here && subjects.iter().any(is) && found == Some(&verb)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_says_what_a_look_at_everything_says(changes in prop::collection::vec(change(), 1..40)) {
+            let mut policy = Policy::default();
+            let (mut roles, mut bindings) = (BTreeMap::new(), BTreeMap::new());
+            for change in changes {
+                match change {
+                    Change::Role(at, name, Some(verb)) => {
+                        let rule = json!({"verbs": [verb.to_string()], "apiGroups": [""], "resources": ["pods"]});
+                        policy.set_role(&place(at), &name.to_string(), &json!({"rules": [rule]}));
+                        roles.insert((at, name), verb);
+                    }
+                    Change::Role(at, name, None) => {
+                        policy.remove_role(&place(at), &name.to_string());
+                        roles.remove(&(at, name));
+                    }
+                    Change::Binding(at, name, Some((role, cluster, subjects))) => {
+                        let cluster = cluster || at == 0;
+                        let kind = if cluster { "ClusterRole" } else { "Role" };
+                        let list: Vec<Value> = subjects.iter().map(|(kind, name)| json!({
+                            "kind": KINDS[usize::from(*kind)], "name": name.to_string(),
+                            "namespace": if *kind == 2 { "ns1" } else { "" },
+                        })).collect();
+                        let object = json!({"roleRef": {"kind": kind, "name": role.to_string()}, "subjects": list});
+                        policy.set_binding(&place(at), &name.to_string(), &object);
+                        bindings.insert((at, name), (role, cluster, subjects));
+                    }
+                    Change::Binding(at, name, None) => {
+                        policy.remove_binding(&place(at), &name.to_string());
+                        bindings.remove(&(at, name));
+                    }
+                }
+                for user in users() {
+                    for (namespace, verb) in (0u8..3).flat_map(|namespace| (0u8..3).map(move |verb| (namespace, verb))) {
+                        let ask = RequestInfo {
+                            is_resource: true, verb: verb.to_string(), resource: "pods".to_owned(), ..RequestInfo::default()
+                        };
+                        let found = policy.find(&user, &place(namespace), |_, rules| {
+                            rules.ok()?.iter().any(|rule| rule.allows(&ask)).then_some(())
+                        });
+                        let expected = naive(&roles, &bindings, &user, namespace, verb);
+                        prop_assert_eq!(found.is_some(), expected, "{:?} in {} asks {}", &user, namespace, verb);
+                    }
+                }
+            }
+            for (at, name) in bindings.into_keys() {
+                policy.remove_binding(&place(at), &name.to_string());
+            }
+            prop_assert!(policy.bindings.is_empty(), "nothing is left behind");
+        }
+    }
+}
