@@ -269,11 +269,14 @@ mod tests {
 
     const KINDS: [&str; 3] = ["User", "Group", "ServiceAccount"];
 
+    /// A role's name, whether it is one of the cluster, and subjects: kind and name.
+    type Bound = (u8, bool, Vec<(u8, u8)>);
+
     /// One change of one object: its namespace (0 for the cluster) and name, and its new state.
     #[derive(Clone, Debug)]
     enum Change {
         Role(u8, u8, Option<u8>),
-        Binding(u8, u8, Option<(u8, bool, Vec<(u8, u8)>)>),
+        Binding(u8, u8, Option<Bound>),
     }
 
     fn change() -> impl Strategy<Value = Change> {
@@ -301,7 +304,7 @@ mod tests {
     /// What upstream does: every binding is looked at in turn.
     fn naive(
         roles: &BTreeMap<(u8, u8), u8>,
-        bindings: &BTreeMap<(u8, u8), (u8, bool, Vec<(u8, u8)>)>,
+        bindings: &BTreeMap<(u8, u8), Bound>,
         user: &UserInfo,
         namespace: u8,
         verb: u8,
