@@ -4,8 +4,10 @@
 //! Where a real `kube-apiserver` is on the machine (`KPLANE_PEER_APISERVER`, `KPLANE_PEER_ETCD`), the part `peer` does the same
 //! work with both and prints ratios. The ratios of the other parts are between the paths to this server.
 //!
-//! `cargo bench -p kplane-benches --bench api -- PART...` runs only these parts: `verbs`, `lists`, `custom`, `paths`, `peer`.
+//! `cargo bench -p kplane-benches --bench api -- PART...` runs only these parts: `verbs`, `lists`, `custom`, `paths`,
+//! `access`, `peer`.
 
+mod access;
 mod custom;
 mod lists;
 mod objects;
@@ -23,7 +25,7 @@ use kube::Client;
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-const PARTS: [&str; 5] = ["verbs", "lists", "custom", "paths", "peer"];
+const PARTS: [&str; 6] = ["verbs", "lists", "custom", "paths", "access", "peer"];
 
 fn main() {
     if peer::is_face() {
@@ -44,6 +46,7 @@ async fn run() {
             "lists" => lists::run().await,
             "custom" => custom::run().await,
             "paths" => paths::run().await,
+            "access" => access::run().await,
             _ => peer::run().await,
         }
     }

@@ -1,6 +1,7 @@
 //! What may be written: the chain that every create, update and delete passes through.
 
 mod namespace;
+mod node_restriction;
 mod priority;
 mod service_account;
 mod taints;
@@ -12,8 +13,8 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use self::{
-    namespace::NamespaceLifecycle, priority::Priority, service_account::ServiceAccount,
-    taints::TaintNewNodes, tolerations::DefaultTolerations,
+    namespace::NamespaceLifecycle, node_restriction::NodeRestriction, priority::Priority,
+    service_account::ServiceAccount, taints::TaintNewNodes, tolerations::DefaultTolerations,
 };
 use crate::{authn::UserInfo, error::ApiResult, objects::Objects, registry::Resource};
 
@@ -99,6 +100,7 @@ pub fn defaults() -> Vec<Arc<dyn Admission>> {
     vec![
         Arc::new(NamespaceLifecycle),
         Arc::new(ServiceAccount),
+        Arc::new(NodeRestriction),
         Arc::new(TaintNewNodes),
         Arc::new(Priority),
         Arc::new(DefaultTolerations),

@@ -1,7 +1,8 @@
 //! What exists in every cluster from its first moment: the system's namespaces, the service `kubernetes`, the priority
-//! classes of system pods, the priority levels and flow schemas of requests, the range of cluster IPs.
+//! classes of system pods, the priority levels and flow schemas of requests, the range of cluster IPs, and the roles and
+//! bindings of the bootstrap policy, which are brought up to date at each start.
 //!
-//! Service accounts and the CA's ConfigMap come from controllers, roles with the feature they belong to.
+//! Service accounts and the CA's ConfigMap come from controllers.
 
 use std::sync::Arc;
 
@@ -9,13 +10,22 @@ use serde_json::{Value, json};
 
 use crate::{
     authn::{MASTERS, UserInfo},
+    authz::{
+        self,
+        bootstrap::{Item, Step, reconcile},
+    },
     error::ApiResult,
+    meta,
+    registry::Resource,
+    request::DeleteOptions,
     server::Inner,
-    write::Call,
+    write::{Call, Written},
 };
 
 /// The user that the server writes as.
 const USER: &str = "system:apiserver";
+/// The group of roles and bindings.
+const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// Creates what is missing.
 pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
@@ -74,7 +84,69 @@ pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
         "addressType": "IPv4", "endpoints": [], "ports": [],
     });
-    create(server, "discovery.k8s.io", "endpointslices", "default", slice).await
+    create(server, "discovery.k8s.io", "endpointslices", "default", slice).await?;
+    for item in authz::bootstrap::policy() {
+        ensure(server, item).await?;
+    }
+    Ok(())
+}
+
+/// Makes an object of the bootstrap policy, or brings it up to date.
+async fn ensure(server: &Arc<Inner>, item: Item) -> ApiResult<()> {
+    let Some(resource) = server.objects.registry().find(RBAC, "v1", item.plural) else {
+        return Ok(());
+    };
+    let name = item.object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let user = UserInfo::new(USER, [MASTERS]);
+    let call = call(server, &user, &resource, &item.namespace, &name);
+    let Some(existing) = server.objects.get(&resource, &item.namespace, &name) else {
+        return done(call.create(item.object).await);
+    };
+    match reconcile(&existing.value().map_err(kcore::Status::internal)?, &item.object) {
+        Step::Keep => Ok(()),
+        // Somebody may change the object at the same time, so that what is to be done is looked at again.
+        Step::Update(_) => done(
+            call.update(&|current| match reconcile(current, &item.object) {
+                Step::Update(mut wanted) => {
+                    meta::drop_revision(&mut wanted);
+                    Ok(wanted)
+                }
+                _ => Ok(current.clone()),
+            })
+            .await,
+        ),
+        Step::Recreate => {
+            let options =
+                DeleteOptions { uid: Some(existing.header().uid.to_string()), ..Default::default() };
+            match call.delete(&options).await {
+                Err(error) if !error.0.is("NotFound") => Err(error),
+                _ => done(call.create(item.object).await),
+            }
+        }
+    }
+}
+
+/// Another server over the same store may have been faster.
+fn done(result: ApiResult<Written>) -> ApiResult<()> {
+    match result {
+        Err(error) if error.0.is("AlreadyExists") || error.0.is("NotFound") => Ok(()),
+        result => result.map(|_| ()),
+    }
+}
+
+fn call<'a>(
+    server: &'a Inner,
+    user: &'a UserInfo,
+    resource: &'a Resource,
+    namespace: &'a str,
+    name: &'a str,
+) -> Call<'a> {
+    Call {
+        admission: &server.admission,
+        // These objects have not been decoded from a body, so they are checked here.
+        foreign_admission: true,
+        ..Call::internal(server, user, resource, "", namespace, name)
+    }
 }
 
 async fn create(
@@ -92,22 +164,5 @@ async fn create(
         return Ok(());
     }
     let user = UserInfo::new(USER, [MASTERS]);
-    let call = Call {
-        objects: &server.objects,
-        admission: &server.admission,
-        // These objects have not been decoded from a body, so they are checked here.
-        foreign_admission: true,
-        user: &user,
-        resource: &resource,
-        subresource: "",
-        namespace,
-        name: &name,
-        dry_run: false,
-        manager: None,
-        warnings: None,
-    };
-    match call.create(object).await {
-        Err(error) if error.0.is("AlreadyExists") => Ok(()),
-        result => result.map(|_| ()),
-    }
+    done(call(server, &user, &resource, namespace, &name).create(object).await)
 }

@@ -35,6 +35,10 @@ pub struct RequestInfo {
     pub name: String,
     /// What follows the subresource, as in `proxy/some/path`.
     pub rest: String,
+    /// To which fields a list, watch or deletion of a collection is restricted (KEP-4601).
+    pub fields: FieldSelector,
+    /// To which labels it is restricted.
+    pub labels: LabelSelector,
 }
 
 impl RequestInfo {
@@ -98,8 +102,28 @@ impl RequestInfo {
             _ => "",
         }
         .to_owned();
+        if matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") {
+            // What can't be read restricts nothing here, and is refused when the options are read.
+            let parse = |key| query.get(key).unwrap_or_default();
+            info.fields = FieldSelector::parse(parse("fieldSelector")).unwrap_or_default();
+            info.labels = LabelSelector::parse(parse("labelSelector")).unwrap_or_default();
+        }
         info.path = path;
         info
+    }
+
+    /// The request as authorization sees it: a list or watch of the one object that `metadata.name` is selected to be names
+    /// that object.
+    #[must_use]
+    pub fn with_selected_name(&self) -> Cow<'_, Self> {
+        let name = self.fields.required("metadata.name").filter(|name| {
+            let segment = !matches!(*name, "" | "." | "..") && !name.contains(['/', '%']);
+            self.name.is_empty() && segment && matches!(self.verb.as_str(), "list" | "watch")
+        });
+        match name {
+            Some(name) => Cow::Owned(Self { name: name.to_owned(), ..self.clone() }),
+            None => Cow::Borrowed(self),
+        }
     }
 }
 
@@ -475,6 +499,22 @@ mod tests {
             (Method::GET, "/apis/apps/v1", ["get", "", "", "", "", "", ""]),
         ] {
             assert_eq!(info(method, path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_one_object_names_it() {
+        for (method, path, expected) in [
+            (Method::GET, "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name%3Dx", "x"),
+            (Method::GET, "/api/v1/namespaces/a/secrets?watch=1&fieldSelector=metadata.name%3Dx", "x"),
+            (Method::GET, "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name!%3Dx", ""),
+            (Method::GET, "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name%3D..", ""),
+            (Method::GET, "/api/v1/namespaces/a/secrets/y?fieldSelector=metadata.name%3Dx", "y"),
+            (Method::DELETE, "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name%3Dx", ""),
+        ] {
+            let (plain, query) = path.split_once('?').unwrap();
+            let info = RequestInfo::new(&method, plain, &Query::parse(query));
+            assert_eq!(info.with_selected_name().name, expected, "{path}");
         }
     }
 

@@ -29,7 +29,7 @@ use crate::{
         AUTHENTICATED, Authenticated, Authenticator, ClientCertificates, FrontProxy, Identity,
         ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo, jwt::KeyError,
     },
-    authz::{AuthenticatedOnly, Authorizer, Verdict},
+    authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Verdict, escalation::NoEscalation},
     body::Body,
     custom::Customs,
     error::{ApiError, ApiResult},
@@ -76,7 +76,7 @@ pub(crate) struct Inner {
     pub(crate) admission: Vec<Arc<dyn Admission>>,
     pub(crate) foreign_admission: bool,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
-    pub(crate) authorizers: Vec<Arc<dyn Authorizer>>,
+    pub(crate) authorizers: Chain,
     pub(crate) audit: Option<Arc<dyn AuditSink>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
     pub(crate) anonymous: bool,
@@ -98,7 +98,7 @@ pub(crate) struct Inner {
 /// | clock | [`TokioClock`] |
 /// | authenticators | client certificates, tokens of service accounts, then what is added |
 /// | service accounts' issuer | [`ServiceAccountIssuer::generate`] |
-/// | authorizers | [`AuthenticatedOnly`] |
+/// | authorizers | [`Masters`], then what is added, then those of the modes: nodes ([`authz::Node`]), roles ([`Rbac`]) |
 /// | admission | [`admission::defaults`], then what is added |
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
@@ -114,6 +114,7 @@ pub struct ApiServerBuilder {
     issuer: Option<ServiceAccountIssuer>,
     authenticators: Vec<Arc<dyn Authenticator>>,
     authorizers: Vec<Arc<dyn Authorizer>>,
+    modes: Vec<AuthorizationMode>,
     audit: Option<Arc<dyn AuditSink>>,
     nodes: Option<Arc<dyn NodeDialer>>,
     anonymous: bool,
@@ -154,6 +155,7 @@ impl ApiServer {
             issuer: None,
             authenticators: Vec::new(),
             authorizers: Vec::new(),
+            modes: AuthorizationMode::DEFAULT.to_vec(),
             audit: None,
             nodes: None,
             anonymous: true,
@@ -163,9 +165,13 @@ impl ApiServer {
         }
     }
 
-    /// The server as this user sees it: requests need no credentials. For clients and components in the same process.
+    /// The server as this user sees it: requests need no credentials. For clients and components in the same process. Who is
+    /// not in `system:unauthenticated` is in `system:authenticated`.
     #[must_use]
-    pub fn as_user(&self, user: UserInfo) -> AsUser {
+    pub fn as_user(&self, mut user: UserInfo) -> AsUser {
+        if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+            user.groups.push(AUTHENTICATED.to_owned());
+        }
         AsUser { server: self.clone(), identity: Identity(Arc::new(user)) }
     }
 
@@ -195,6 +201,12 @@ impl ApiServer {
     #[must_use]
     pub fn objects(&self) -> &Objects {
         &self.0.objects
+    }
+
+    /// The same, shared: for an authorizer of one's own that decides by them, or [`Rbac`] asked without a request.
+    #[must_use]
+    pub fn shared_objects(&self) -> Arc<Objects> {
+        Arc::clone(&self.0.objects)
     }
 }
 
@@ -242,9 +254,17 @@ impl ApiServerBuilder {
         self
     }
 
-    /// Adds a way to decide who may do what; the first one takes the place of the default.
+    /// Adds a way to decide who may do what. It is asked after [`Masters`] and before those of the
+    /// [modes](Self::authorization), so it can allow more and can deny.
     pub fn authorizer(mut self, authorizer: Arc<dyn Authorizer>) -> Self {
         self.authorizers.push(authorizer);
+        self
+    }
+
+    /// Decides in these built-in ways and in no other, in this order (`--authorization-mode`). Default:
+    /// [`AuthorizationMode::DEFAULT`].
+    pub fn authorization(mut self, modes: impl IntoIterator<Item = AuthorizationMode>) -> Self {
+        self.modes = modes.into_iter().collect();
         self
     }
 
@@ -325,11 +345,12 @@ impl ApiServerBuilder {
         authenticators.extend(self.authenticators);
         let defaults =
             admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
-        let authorizers = if self.authorizers.is_empty() {
-            vec![Arc::new(AuthenticatedOnly) as _]
-        } else {
-            self.authorizers
-        };
+        let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
+        let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
+        authorizers.extend(self.authorizers);
+        authorizers.extend(self.modes.iter().map(|mode| authz::built_in(*mode, &objects, &rbac)));
+        let authorizers = Chain::new(authorizers);
+        let escalation = NoEscalation { authorizers: authorizers.clone(), rbac };
         Ok(ApiServer(Arc::new(Inner {
             customs: Customs::new(&objects),
             aggregation: Aggregation::new(&objects),
@@ -338,7 +359,7 @@ impl ApiServerBuilder {
             fairness: Fairness::new(&objects),
             objects,
             foreign_admission: !self.admission.is_empty(),
-            admission: defaults.chain(self.admission).collect(),
+            admission: defaults.chain(self.admission).chain([Arc::new(escalation) as _]).collect(),
             issuer,
             authenticators,
             authorizers,
@@ -489,18 +510,11 @@ impl Inner {
 
     /// Whether the caller may do this; the error says that he may not.
     pub(crate) async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
-        let mut reason = String::new();
-        for authorizer in &self.authorizers {
-            match authorizer.authorize(user, info).await {
-                Verdict::Allow => return Ok(()),
-                Verdict::Deny(why) => {
-                    reason = why;
-                    break;
-                }
-                Verdict::NoOpinion => {}
-            }
+        let info = &*info.with_selected_name();
+        match self.authorizers.decide(user, info).await {
+            Verdict::Allow(_) => Ok(()),
+            Verdict::Deny(reason) | Verdict::NoOpinion(reason) => Err(authz::forbidden(user, info, &reason)),
         }
-        Err(forbidden(user, info, &reason))
     }
 }
 
@@ -514,32 +528,6 @@ pub(crate) fn lasts(info: &RequestInfo) -> bool {
 fn timed_out() -> ApiError {
     let why = "Timeout: request did not complete within the allotted timeout";
     Status::failure(504, "Timeout", why).into()
-}
-
-/// 403 in upstream's words (`responsewriters.ForbiddenStatusError`).
-fn forbidden(user: &UserInfo, info: &RequestInfo, reason: &str) -> ApiError {
-    let mut why = if info.is_resource {
-        let resource = if info.subresource.is_empty() {
-            info.resource.clone()
-        } else {
-            format!("{}/{}", info.resource, info.subresource)
-        };
-        let place = if info.namespace.is_empty() {
-            "at the cluster scope".to_owned()
-        } else {
-            format!("in the namespace {:?}", info.namespace)
-        };
-        format!(
-            "User {:?} cannot {} resource {resource:?} in API group {:?} {place}",
-            user.name, info.verb, info.group
-        )
-    } else {
-        format!("User {:?} cannot {} path {:?}", user.name, info.verb, info.path)
-    };
-    if !reason.is_empty() {
-        why = format!("{why}: {reason}");
-    }
-    Status::forbidden(&info.group, &info.resource, &info.name, &why).into()
 }
 
 impl<B> Service<Request<B>> for ApiServer

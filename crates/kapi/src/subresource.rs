@@ -35,7 +35,7 @@ pub(crate) async fn create(
     match (call.resource.def.plural.as_str(), call.subresource) {
         ("pods", "binding") | ("bindings", "") => bind(call, &object).await,
         ("pods", "eviction") => eviction::evict(call, &object).await,
-        (plural, "") => review::answer(server, user, plural, call.namespace, object).await,
+        (plural, "") => review::answer(server, user, plural, object).await,
         ("serviceaccounts", "token") => token::request(server, call, object).await,
         _ => {
             let def = &call.resource.def;

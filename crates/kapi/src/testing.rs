@@ -273,7 +273,7 @@ mod tests {
     use crate::{
         admission,
         authn::{ClientCertificates, FrontProxy, StaticTokens},
-        authz::AuthenticatedOnly,
+        authz::{AlwaysAllow, AuthenticatedOnly, Masters, Node, Rbac},
         error::ApiResult,
     };
 
@@ -300,7 +300,21 @@ mod tests {
         for authenticator in all {
             authenticator_conformance(authenticator).await;
         }
-        authorizer_conformance(Arc::new(AuthenticatedOnly)).await;
+    }
+
+    #[tokio::test]
+    async fn the_authorizers_that_are_built_in_keep_what_they_promise() {
+        let objects = Arc::clone(&server().await.0.objects);
+        let all: [Arc<dyn Authorizer>; 5] = [
+            Arc::new(AuthenticatedOnly),
+            Arc::new(AlwaysAllow),
+            Arc::new(Masters),
+            Arc::new(Rbac::new(Arc::clone(&objects))),
+            Arc::new(Node::new(objects)),
+        ];
+        for authorizer in all {
+            authorizer_conformance(authorizer).await;
+        }
     }
 
     /// Does what a step must not do, in one way.

@@ -399,6 +399,11 @@ impl FieldSelector {
         Ok(Self { terms })
     }
 
+    /// A selector of these comparisons.
+    pub fn new(terms: impl IntoIterator<Item = FieldTerm>) -> Self {
+        Self { terms: terms.into_iter().collect() }
+    }
+
     /// The comparisons.
     #[must_use]
     pub fn terms(&self) -> &[FieldTerm] {

@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kapi::{
-    ApiServer, ApiServerBuilder, ServiceAddresses,
-    authn::{MASTERS, UserInfo},
-};
+use kapi::{ApiServer, ApiServerBuilder, ServiceAddresses};
 use kcore::{Clock, TokioClock};
 use knet::{ProxyAgent, ServiceProxy, rules::Place};
 use kreconcile::{Informers, Manager, Runnable, Start, controllers};
@@ -18,7 +15,7 @@ use tokio::time::Instant;
 use crate::{
     ca::{Ca, CaError},
     cluster::Cluster,
-    defaults,
+    defaults, identities,
     network::LocalNetwork,
     nodes::LocalNodes,
     serve::Tasks,
@@ -84,6 +81,9 @@ pub enum StartError {
     /// The default StorageClass can't be made.
     #[error("the default storage class can't be made")]
     StorageClass(#[source] kube::Error),
+    /// A part of the cluster can't be given the rights that it needs.
+    #[error("the rights of a part of the cluster can't be written")]
+    Rights(#[source] kube::Error),
     /// The scheduler's profiles make no sense together.
     #[error(transparent)]
     Scheduler(#[from] ksched::BuildError),
@@ -104,11 +104,6 @@ pub enum StartError {
         /// How many were asked for.
         asked: usize,
     },
-}
-
-/// The user that stands for whoever holds the cluster.
-pub(crate) fn admin() -> UserInfo {
-    UserInfo::new("kubernetes-admin", [MASTERS])
 }
 
 impl Default for ClusterBuilder {
@@ -281,44 +276,54 @@ impl ClusterBuilder {
         let server = api.build()?;
         server.bootstrap().await.map_err(StartError::Bootstrap)?;
         startup.done("API server");
+        let component = |name: &str| identities::client(&server, name);
+        let client = Client::new(server.as_user(identities::admin()), "default");
         if self.default_class {
-            defaults::make_storage_class(&Client::new(server.as_user(admin()), "default"))
-                .await
-                .map_err(StartError::StorageClass)?;
+            defaults::make_storage_class(&client).await.map_err(StartError::StorageClass)?;
             startup.done("storage class");
         }
-        let component = |name: &str| Client::new(server.as_user(UserInfo::new(name, [MASTERS])), "default");
-        let client = Client::new(server.as_user(admin()), "default");
-        let informers = Informers::new(component("system:kplane"));
+        let informers = Informers::new(client.clone());
         let mut manager = Manager::new();
         if self.controllers || !self.reconcilers.is_empty() {
+            identities::admit_controllers(&client).await.map_err(StartError::Rights)?;
             let root_ca: Arc<str> = ca.certificate_pem().into();
-            let signer = Arc::clone(&ca);
-            let mut context =
-                controllers::Context::new(component("system:kube-controller-manager"), Arc::clone(&clock));
-            context = context.settings(|settings| {
-                settings.root_ca = Some(root_ca);
-                settings.signer = Some(signer);
-                settings.local_volumes = Some(defaults::local_volumes(self.local.as_ref()));
-                for change in self.settings {
-                    change(settings);
-                }
-            });
+            let mut settings = controllers::Settings::default();
+            settings.root_ca = Some(root_ca);
+            settings.signer = Some(Arc::clone(&ca) as _);
+            settings.local_volumes = Some(defaults::local_volumes(self.local.as_ref()));
+            for change in self.settings {
+                change(&mut settings);
+            }
+            let context = |client| {
+                let context = controllers::Context::new(client, Arc::clone(&clock));
+                context.settings(|default| default.clone_from(&settings))
+            };
+            let own = self.reconcilers;
+            let reconcilers = (!own.is_empty()).then(|| context(identities::reconcilers(&server)));
+            let context = context(component(identities::CONTROLLER_MANAGER));
+            let context = context.identities(identities::controllers(&server));
             let builtin = if self.controllers { controllers::defaults(&context) } else { Vec::new() };
             check_names(&self.without, &builtin)?;
             let builtin = builtin
                 .into_iter()
                 .filter(|runnable| !self.without.iter().any(|name| name == runnable.name()));
-            let own = self.reconcilers.into_iter().flat_map(|make| make(&context)).collect::<Vec<_>>();
+            let own = reconcilers
+                .iter()
+                .zip(std::iter::once(own))
+                .flat_map(|(context, own)| own.into_iter().flat_map(move |make| make(context)));
+            let own = own.collect::<Vec<_>>();
             for runnable in builtin.chain(own) {
                 manager = manager.add(Start::Leading, runnable);
             }
             manager = manager.informers(context.informers());
+            if let Some(context) = &reconcilers {
+                manager = manager.informers(context.informers());
+            }
             startup.done("controllers");
         }
         let scheduler_metrics = ksched::Metrics::default();
         if self.schedules {
-            let client = component("system:kube-scheduler");
+            let client = component(identities::SCHEDULER);
             let scheduler_informers = Informers::new(client.clone());
             let mut scheduler =
                 Scheduler::builder(client).clock(Arc::clone(&clock)).informers(&scheduler_informers);
@@ -358,7 +363,8 @@ impl ClusterBuilder {
                 node_addresses.extend(config.addresses.first());
                 configs.push(config);
             }
-            let node_informers = Informers::new(component("system:nodes"));
+            identities::admit_nodes(&client).await.map_err(StartError::Rights)?;
+            let node_informers = Informers::new(component(identities::NODES));
             let agent = Arc::new(NodeAgent::new(&node_informers, Arc::clone(&clock), configs));
             manager = manager.add(Start::Always, Arc::clone(&agent)).informers(&node_informers);
             dialer.set(&agent);
@@ -371,14 +377,15 @@ impl ClusterBuilder {
                 .map(|local| Arc::new(local.proxy(node_addresses.clone())) as Arc<dyn ServiceProxy>)
         };
         if let Some(proxy) = self.proxy.or_else(userspace) {
-            let proxy_informers = Informers::new(component("system:kube-proxy"));
+            let proxy_informers = Informers::new(component(identities::PROXY));
             let agent = ProxyAgent::new(&proxy_informers, proxy, Place::default());
             manager = manager.add(Start::Always, agent).informers(&proxy_informers);
             startup.done("service proxy");
         }
         let mut dns = None;
         if let Some(local) = &self.local {
-            let dns_informers = Informers::new(component("system:coredns"));
+            identities::admit_dns(&client).await.map_err(StartError::Rights)?;
+            let dns_informers = Informers::new(component(identities::DNS));
             match local.dns(&dns_informers).await {
                 Ok(server) => dns = Some((server, dns_informers)),
                 Err(error) => notes.push(format!("there is no cluster DNS: {error}")),

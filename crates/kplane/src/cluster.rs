@@ -109,7 +109,7 @@ impl Cluster {
     /// [`client`](Self::client), but able to upgrade.
     #[must_use]
     pub fn client_http(&self) -> Client {
-        let (server, tasks) = (self.server.as_user(crate::builder::admin()), self.tasks.clone());
+        let (server, tasks) = (self.server.as_user(crate::identities::admin()), self.tasks.clone());
         let service = tower::service_fn(move |request: Request<ClientBody>| {
             let (server, tasks) = (server.clone(), tasks.clone());
             async move { request_over_duplex(server, &tasks, request).await }

@@ -11,6 +11,7 @@ mod cluster;
 pub mod defaults;
 pub mod explain;
 pub mod faces;
+mod identities;
 mod kubeconfig;
 mod network;
 mod nodes;

@@ -144,6 +144,15 @@ async fn a_bearer_token_is_a_user() {
             .list(&ListParams::default())
             .await
     };
+    let forbidden = with_token("s3cret").await.unwrap_err();
+    assert!(matches!(&forbidden, kube::Error::Api(status) if status.code == 403), "{forbidden}");
+    let binding = serde_json::json!({
+        "metadata": {"name": "dev"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "dev"}],
+    });
+    let bindings = Api::<k8s_openapi::api::rbac::v1::ClusterRoleBinding>::all(cluster.client());
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
     with_token("s3cret").await.unwrap();
     let refused = with_token("wrong").await.unwrap_err();
     assert!(

@@ -67,6 +67,8 @@ async fn tokens_stand_for_the_account() {
         let cluster = Cluster::builder().nodes(0).start().await.unwrap();
         let kubectl = &Kubectl::of(cluster, program).await;
         kubectl.run("create serviceaccount robot").await;
+        kubectl.run("create role reader --verb=get,list --resource=serviceaccounts,pods").await;
+        kubectl.run("create rolebinding readers --role=reader --serviceaccount=default:robot").await;
         let bearer = Bearer::new(kubectl).await;
         plain(kubectl, &bearer).await;
         for_a_time(kubectl).await;

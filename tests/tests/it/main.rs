@@ -1,5 +1,6 @@
 //! What crosses crates: scenarios, real clients, bad input, leaks, and the tidiness of the tree.
 
+mod access;
 mod bad_input;
 mod certificates;
 mod clients;
@@ -9,6 +10,7 @@ mod ha;
 mod helm;
 mod kube_rs;
 mod kubectl;
+mod kubectl_access;
 mod kubectl_drain;
 mod kubectl_groups;
 mod kubectl_sets;

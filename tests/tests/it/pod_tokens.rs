@@ -1,6 +1,9 @@
 //! A pod that calls the API as its account, with what it finds in its own files (KEP-1205).
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod},
+    rbac::v1::{Role, RoleBinding},
+};
 use kplane::Cluster;
 use kube::{Api, api::PostParams, runtime::wait::await_condition};
 use serde_json::json;
@@ -30,6 +33,14 @@ async fn a_pod_calls_the_api_with_the_token_in_its_files() {
     let cluster = Cluster::builder().nodes(1).processes().unwrap().start().await.unwrap();
     let serving = cluster.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
     let client = cluster.client();
+    let role = json!({"metadata": {"name": "teller"}, "rules": [
+        {"verbs": ["create"], "apiGroups": [""], "resources": ["configmaps"]}]});
+    let roles = Api::<Role>::default_namespaced(client.clone());
+    roles.create(&PostParams::default(), &serde_json::from_value(role).unwrap()).await.unwrap();
+    let binding = json!({"metadata": {"name": "teller"}, "subjects": [{"kind": "ServiceAccount", "name": "default"}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "teller"}});
+    let bindings = Api::<RoleBinding>::default_namespaced(client.clone());
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding).unwrap()).await.unwrap();
     // With a loopback of its own the pod would find itself at this address.
     let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "teller"}, "spec": {
         "restartPolicy": "OnFailure", "hostNetwork": true,

@@ -300,6 +300,9 @@ impl Request<'_> {
         let mut warnings = Vec::new();
         let mut object = self.decode_object(resource, media_type, body, options, &mut warnings)?;
         let def = &resource.def;
+        if def.namespaced {
+            crate::meta::prepare_namespace(def, &self.info.namespace, &mut object)?;
+        }
         def.strategy.default(&mut object);
         let mut errors = Vec::new();
         def.strategy.validate_create(&object, &mut errors);

@@ -299,6 +299,12 @@ async fn upgraded_connections_go_through_to_an_aggregated_server() {
             "service": {"namespace": "default", "name": "tunnel"}, "caBundle": STANDARD.encode(&pki.authority_pem)}});
     assert_eq!(send(&front, "POST", API_SERVICES, &api).await.0, 201);
 
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "staff"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "staff"}]});
+    let path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    assert_eq!(send(&front, "POST", path, &binding).await.0, 201);
     let jane = front.as_user(UserInfo::new("jane", ["staff", "system:authenticated"]));
     let (near, far) = tokio::io::duplex(64 * 1024);
     let serving = hyper::server::conn::http1::Builder::new()

@@ -61,6 +61,25 @@ pub(crate) async fn json(server: &ApiServer, method: &str, path: &str, body: &Va
     send(server, method, path, "application/json", body).await
 }
 
+/// One request as anybody.
+pub(crate) async fn json_as(
+    server: &ApiServer,
+    user: UserInfo,
+    method: &str,
+    path: &str,
+    body: &Value,
+) -> (u16, Value) {
+    let method = Method::from_bytes(method.as_bytes()).unwrap();
+    let kind = if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+    let body = if body.is_null() { Vec::new() } else { serde_json::to_vec(body).unwrap() };
+    let request = Request::builder().method(method).uri(path).header("content-type", kind);
+    let response = server.as_user(user).oneshot(request.body(Full::new(Bytes::from(body))).unwrap()).await;
+    let response = response.unwrap();
+    let code = response.status().as_u16();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+}
+
 pub(crate) async fn get(server: &ApiServer, path: &str) -> (u16, Value) {
     json(server, "GET", path, &Value::Null).await
 }

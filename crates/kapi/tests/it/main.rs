@@ -1,5 +1,6 @@
 //! The server through `kube::Client` and through bare requests, without a socket.
 
+mod access;
 mod accounts;
 mod aggregate;
 mod apply;

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use kapi::{
     ApiServer,
     authn::UserInfo,
-    authz::{Authorizer, Verdict},
+    authz::{Authorizer, Reason, Verdict},
     request::RequestInfo,
 };
 use serde_json::json;
 
-use crate::harness::json as send;
+use crate::harness::json_as;
 
 /// Lets a caller read everything, and write whole objects.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ struct Reader;
 impl Authorizer for Reader {
     async fn authorize(&self, _: &UserInfo, request: &RequestInfo) -> Verdict {
         let allowed = request.verb == "get" || request.subresource.is_empty();
-        if allowed { Verdict::Allow } else { Verdict::NoOpinion }
+        if allowed { Verdict::Allow(Reason::none()) } else { Verdict::NoOpinion(Reason::none()) }
     }
 }
 
@@ -34,8 +34,9 @@ async fn whoever_opens_a_stream_must_be_allowed_to_create_it() {
         ("attach", 403, "cannot create resource \"pods/attach\""),
         ("portforward", 403, "cannot create resource \"pods/portforward\""),
     ] {
-        let (found, status) =
-            send(&server, "GET", &format!("/api/v1/namespaces/default/pods/p/{path}"), &json!({})).await;
+        let path = format!("/api/v1/namespaces/default/pods/p/{path}");
+        let reader = UserInfo::new("reader", [""; 0]);
+        let (found, status) = json_as(&server, reader, "GET", &path, &json!({})).await;
         assert_eq!(found, code, "{path}: {status}");
         assert!(status["message"].as_str().unwrap().contains(message), "{path}: {status}");
     }

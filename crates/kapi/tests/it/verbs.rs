@@ -272,7 +272,12 @@ impl kapi::authz::Authorizer for Nothing {
         request: &kapi::request::RequestInfo,
     ) -> kapi::authz::Verdict {
         // Only the review itself may be asked for.
-        if request.verb == "create" { kapi::authz::Verdict::Allow } else { kapi::authz::Verdict::NoOpinion }
+        let none = kapi::authz::Reason::none();
+        if request.verb == "create" {
+            kapi::authz::Verdict::Allow(none)
+        } else {
+            kapi::authz::Verdict::NoOpinion(none)
+        }
     }
 }
 

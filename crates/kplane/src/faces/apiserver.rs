@@ -14,6 +14,7 @@ use kapi::{
         ServiceAccountIssuer, StaticTokens, UserInfo,
         jwt::{SigningKey, VerifyingKey},
     },
+    authz::AuthorizationMode,
 };
 use kcore::{Clock as _, SystemClock};
 use kstore::{EtcdStore, EtcdTls, Store};
@@ -34,7 +35,10 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("allow-privileged", "Accepted; privileged containers are always allowed."),
     ("anonymous-auth", "Whether callers without credentials are system:anonymous. Default true."),
     ("api-audiences", "What tokens of service accounts must be for. Default: the issuers."),
-    ("authorization-mode", "Accepted; everybody who is authenticated may do everything."),
+    (
+        "authorization-mode",
+        "How it is decided who may do what: Node, RBAC and AlwaysAllow, in their order; others are passed over. Default Node,RBAC.",
+    ),
     ("bind-address", "The address to serve on. Default 0.0.0.0."),
     ("cert-dir", "The folder with apiserver.crt and apiserver.key; both are made if they are missing."),
     (
@@ -92,6 +96,16 @@ async fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
     for name in flags.list("disable-admission-plugins").filter(|name| known.iter().any(|known| known == name))
     {
         builder = builder.without_admission(name);
+    }
+    let modes = flags.list("authorization-mode").filter_map(|mode| match mode {
+        "Node" => Some(AuthorizationMode::Node),
+        "RBAC" => Some(AuthorizationMode::Rbac),
+        "AlwaysAllow" => Some(AuthorizationMode::AlwaysAllow),
+        _ => None,
+    });
+    let modes: Vec<AuthorizationMode> = modes.collect();
+    if !modes.is_empty() {
+        builder = builder.authorization(modes);
     }
     builder = builder.service_accounts(issuer(flags)?);
     if let Some(store) = etcd(flags).await? {

@@ -1,0 +1,377 @@
+//! All roles and bindings, found by who is meant: subject, then bindings, then rules.
+
+use std::{fmt, sync::Arc};
+
+use ahash::HashMap;
+use serde_json::Value;
+
+use super::rule::PolicyRule;
+use crate::authn::UserInfo;
+
+const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
+
+type Rules = Arc<[PolicyRule]>;
+
+/// The roles and bindings of a cluster.
+#[derive(Debug, Default)]
+pub(super) struct Policy {
+    /// By namespace, empty for cluster roles, and name.
+    roles: HashMap<Box<str>, HashMap<Box<str>, Rules>>,
+    /// By namespace, empty for cluster role bindings.
+    bindings: HashMap<Box<str>, Bindings>,
+}
+
+/// The bindings of one namespace, or of the cluster.
+#[derive(Debug, Default)]
+struct Bindings {
+    named: HashMap<Box<str>, Arc<Binding>>,
+    /// Lists are in the order of names, so that the same policy always gives the same reasons.
+    users: HashMap<Box<str>, Vec<Arc<Binding>>>,
+    groups: HashMap<Box<str>, Vec<Arc<Binding>>>,
+}
+
+/// A binding, as far as decisions need it.
+#[derive(Debug)]
+pub(super) struct Binding {
+    /// Empty for cluster role bindings.
+    namespace: Box<str>,
+    name: Box<str>,
+    role_kind: Box<str>,
+    role: Box<str>,
+    subjects: Box<[Subject]>,
+}
+
+#[derive(Debug)]
+enum Subject {
+    User(Box<str>),
+    Group(Box<str>),
+    /// The user's name begins with [`SERVICE_ACCOUNT`].
+    ServiceAccount {
+        user: Box<str>,
+    },
+}
+
+impl Subject {
+    fn of(subject: &Value, binding_namespace: &str) -> Option<Self> {
+        let text = |key: &str| subject[key].as_str().unwrap_or_default();
+        let name = text("name");
+        match text("kind") {
+            "User" => Some(Self::User(name.into())),
+            "Group" => Some(Self::Group(name.into())),
+            "ServiceAccount" => {
+                let own = Some(text("namespace")).filter(|namespace| !namespace.is_empty());
+                let namespace = own.unwrap_or(binding_namespace);
+                let user = format!("{SERVICE_ACCOUNT}{namespace}:{name}").into();
+                (!namespace.is_empty()).then_some(Self::ServiceAccount { user })
+            }
+            _ => None,
+        }
+    }
+
+    fn is(&self, user: &UserInfo) -> bool {
+        match self {
+            Self::User(name) | Self::ServiceAccount { user: name } => **name == *user.name,
+            Self::Group(name) => user.is_in(name),
+        }
+    }
+}
+
+/// As upstream's `describeSubject`, which writes the name of a service account before its namespace.
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(name) => write!(f, "User {name:?}"),
+            Self::Group(name) => write!(f, "Group {name:?}"),
+            Self::ServiceAccount { user } => {
+                let full = user.strip_prefix(SERVICE_ACCOUNT).unwrap_or(user);
+                let (namespace, name) = full.split_once(':').unwrap_or((full, ""));
+                write!(f, "ServiceAccount {:?}", format!("{name}/{namespace}"))
+            }
+        }
+    }
+}
+
+/// Why something is allowed: a binding and the first of its subjects that is the caller.
+#[derive(Debug)]
+pub(super) struct Grant {
+    binding: Arc<Binding>,
+    subject: usize,
+}
+
+impl fmt::Display for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Binding { namespace, name, role_kind, role, subjects } = &*self.binding;
+        f.write_str("RBAC: allowed by ")?;
+        if namespace.is_empty() {
+            write!(f, "ClusterRoleBinding {:?}", name)?;
+        } else {
+            write!(f, "RoleBinding {:?}", format!("{name}/{namespace}"))?;
+        }
+        write!(f, " of {role_kind} {role:?} to ")?;
+        subjects.get(self.subject).map_or(Ok(()), |subject| subject.fmt(f))
+    }
+}
+
+/// What a binding refers to and is not there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct MissingRole {
+    /// `Role` or `ClusterRole`, or what else the binding says.
+    pub(super) kind: Box<str>,
+    pub(super) name: Box<str>,
+}
+
+impl fmt::Display for MissingRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &*self.kind {
+            kind @ ("Role" | "ClusterRole") => {
+                write!(f, "{}.{} {:?} not found", kind.to_lowercase(), super::GROUP, self.name)
+            }
+            other => write!(f, "unsupported role reference kind: {other:?}"),
+        }
+    }
+}
+
+impl Policy {
+    /// Forgets the roles, or the bindings, of all namespaces or of the cluster.
+    pub(super) fn clear(&mut self, roles: bool, namespaced: bool) {
+        if roles {
+            self.roles.retain(|namespace, _| namespace.is_empty() == namespaced);
+        } else {
+            self.bindings.retain(|namespace, _| namespace.is_empty() == namespaced);
+        }
+    }
+
+    /// Takes a role over; its namespace is empty for a cluster role.
+    pub(super) fn set_role(&mut self, namespace: &str, name: &str, role: &Value) {
+        let rules = PolicyRule::all_of(role).into();
+        self.roles.entry(namespace.into()).or_default().insert(name.into(), rules);
+    }
+
+    pub(super) fn remove_role(&mut self, namespace: &str, name: &str) {
+        if let Some(roles) = self.roles.get_mut(namespace) {
+            roles.remove(name);
+            if roles.is_empty() {
+                self.roles.remove(namespace);
+            }
+        }
+    }
+
+    /// Takes a binding over; its namespace is empty for a cluster role binding.
+    pub(super) fn set_binding(&mut self, namespace: &str, name: &str, object: &Value) {
+        self.remove_binding(namespace, name);
+        let text = |value: &Value| value.as_str().unwrap_or_default().into();
+        let subjects = object["subjects"].as_array().into_iter().flatten();
+        let binding = Arc::new(Binding {
+            namespace: namespace.into(),
+            name: name.into(),
+            role_kind: text(&object["roleRef"]["kind"]),
+            role: text(&object["roleRef"]["name"]),
+            subjects: subjects.filter_map(|subject| Subject::of(subject, namespace)).collect(),
+        });
+        let bindings = self.bindings.entry(namespace.into()).or_default();
+        for subject in &binding.subjects {
+            let list = bindings.list(subject);
+            if let Err(place) = list.binary_search_by(|other| other.name.cmp(&binding.name)) {
+                list.insert(place, Arc::clone(&binding));
+            }
+        }
+        bindings.named.insert(name.into(), binding);
+    }
+
+    pub(super) fn remove_binding(&mut self, namespace: &str, name: &str) {
+        let Some(bindings) = self.bindings.get_mut(namespace) else {
+            return;
+        };
+        let Some(binding) = bindings.named.remove(name) else {
+            return;
+        };
+        for subject in &binding.subjects {
+            bindings.forget(subject, name);
+        }
+        if bindings.named.is_empty() {
+            self.bindings.remove(namespace);
+        }
+    }
+
+    /// The rules of a role that a binding in this namespace refers to.
+    pub(super) fn role(&self, namespace: &str, kind: &str, name: &str) -> Result<&[PolicyRule], MissingRole> {
+        let place = match kind {
+            "Role" => Some(namespace),
+            "ClusterRole" => Some(""),
+            _ => None,
+        };
+        let rules = place.and_then(|place| self.roles.get(place)?.get(name));
+        rules.map(|rules| &**rules).ok_or_else(|| MissingRole { kind: kind.into(), name: name.into() })
+    }
+
+    /// Shows each binding that is for this user in this namespace, those of the cluster first, with the rules of its role.
+    /// A binding that names both the user and groups of theirs is shown more than once. Ends with the first answer.
+    pub(super) fn find<T>(
+        &self,
+        user: &UserInfo,
+        namespace: &str,
+        mut look: impl FnMut(&Arc<Binding>, Result<&[PolicyRule], MissingRole>) -> Option<T>,
+    ) -> Option<T> {
+        let places = [Some(""), Some(namespace).filter(|namespace| !namespace.is_empty())];
+        for bindings in places.into_iter().flatten().filter_map(|place| self.bindings.get(place)) {
+            let users = bindings.users.get(user.name.as_str()).into_iter();
+            let groups = user.groups.iter().filter_map(|group| bindings.groups.get(group.as_str()));
+            for binding in users.chain(groups).flatten() {
+                let rules = self.role(&binding.namespace, &binding.role_kind, &binding.role);
+                if let Some(found) = look(binding, rules) {
+                    return Some(found);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Bindings {
+    fn list(&mut self, subject: &Subject) -> &mut Vec<Arc<Binding>> {
+        match subject {
+            Subject::User(name) | Subject::ServiceAccount { user: name } => {
+                self.users.entry(name.clone()).or_default()
+            }
+            Subject::Group(name) => self.groups.entry(name.clone()).or_default(),
+        }
+    }
+
+    fn forget(&mut self, subject: &Subject, binding: &str) {
+        let (map, key) = match subject {
+            Subject::User(name) | Subject::ServiceAccount { user: name } => (&mut self.users, name),
+            Subject::Group(name) => (&mut self.groups, name),
+        };
+        if let Some(list) = map.get_mut(key) {
+            list.retain(|other| &*other.name != binding);
+            if list.is_empty() {
+                map.remove(key);
+            }
+        }
+    }
+}
+
+/// The reason for which a binding allows something to this user.
+pub(super) fn grant(binding: &Arc<Binding>, user: &UserInfo) -> Grant {
+    let subject = binding.subjects.iter().position(|subject| subject.is(user)).unwrap_or_default();
+    Grant { binding: Arc::clone(binding), subject }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::request::RequestInfo;
+
+    const KINDS: [&str; 3] = ["User", "Group", "ServiceAccount"];
+
+    /// A role's name, whether it is one of the cluster, and subjects: kind and name.
+    type Bound = (u8, bool, Vec<(u8, u8)>);
+
+    /// One change of one object: its namespace (0 for the cluster) and name, and its new state.
+    #[derive(Clone, Debug)]
+    enum Change {
+        Role(u8, u8, Option<u8>),
+        Binding(u8, u8, Option<Bound>),
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let subjects = prop::collection::vec((0u8..3, 0u8..3), 0..3);
+        let binding = prop::option::of((0u8..3, any::<bool>(), subjects));
+        prop_oneof![
+            (0u8..3, 0u8..3, prop::option::of(0u8..3))
+                .prop_map(|(place, name, verb)| Change::Role(place, name, verb)),
+            (0u8..3, 0u8..4, binding).prop_map(|(place, name, state)| Change::Binding(place, name, state)),
+        ]
+    }
+
+    fn place(number: u8) -> String {
+        if number == 0 { String::new() } else { format!("ns{number}") }
+    }
+
+    fn users() -> Vec<UserInfo> {
+        let mut users: Vec<UserInfo> = (0..3)
+            .map(|number| UserInfo::new(format!("{number}"), [format!("{number}"), "2".to_owned()]))
+            .collect();
+        users.push(UserInfo::new("system:serviceaccount:ns1:0", [""; 0]));
+        users
+    }
+
+    /// What upstream does: every binding is looked at in turn.
+    fn naive(
+        roles: &BTreeMap<(u8, u8), u8>,
+        bindings: &BTreeMap<(u8, u8), Bound>,
+        user: &UserInfo,
+        namespace: u8,
+        verb: u8,
+    ) -> bool {
+        bindings.iter().any(|((at, _), (role, cluster, subjects))| {
+            let here = *at == 0 || *at == namespace;
+            let is = |(kind, name): &(u8, u8)| match kind {
+                0 => user.name == name.to_string(),
+                1 => user.is_in(&name.to_string()),
+                _ => user.name == format!("{SERVICE_ACCOUNT}ns1:{name}"),
+            };
+            // A binding of the cluster finds no roles of a namespace.
+            let found =
+                if *cluster { roles.get(&(0, *role)) } else { roles.get(&(*at, *role)).filter(|_| *at > 0) };
+            here && subjects.iter().any(is) && found == Some(&verb)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_says_what_a_look_at_everything_says(changes in prop::collection::vec(change(), 1..40)) {
+            let mut policy = Policy::default();
+            let (mut roles, mut bindings) = (BTreeMap::new(), BTreeMap::new());
+            for change in changes {
+                match change {
+                    Change::Role(at, name, Some(verb)) => {
+                        let rule = json!({"verbs": [verb.to_string()], "apiGroups": [""], "resources": ["pods"]});
+                        policy.set_role(&place(at), &name.to_string(), &json!({"rules": [rule]}));
+                        roles.insert((at, name), verb);
+                    }
+                    Change::Role(at, name, None) => {
+                        policy.remove_role(&place(at), &name.to_string());
+                        roles.remove(&(at, name));
+                    }
+                    Change::Binding(at, name, Some((role, cluster, subjects))) => {
+                        let cluster = cluster || at == 0;
+                        let kind = if cluster { "ClusterRole" } else { "Role" };
+                        let list: Vec<Value> = subjects.iter().map(|(kind, name)| json!({
+                            "kind": KINDS[usize::from(*kind)], "name": name.to_string(),
+                            "namespace": if *kind == 2 { "ns1" } else { "" },
+                        })).collect();
+                        let object = json!({"roleRef": {"kind": kind, "name": role.to_string()}, "subjects": list});
+                        policy.set_binding(&place(at), &name.to_string(), &object);
+                        bindings.insert((at, name), (role, cluster, subjects));
+                    }
+                    Change::Binding(at, name, None) => {
+                        policy.remove_binding(&place(at), &name.to_string());
+                        bindings.remove(&(at, name));
+                    }
+                }
+                for user in users() {
+                    for (namespace, verb) in (0u8..3).flat_map(|namespace| (0u8..3).map(move |verb| (namespace, verb))) {
+                        let ask = RequestInfo {
+                            is_resource: true, verb: verb.to_string(), resource: "pods".to_owned(), ..RequestInfo::default()
+                        };
+                        let found = policy.find(&user, &place(namespace), |_, rules| {
+                            rules.ok()?.iter().any(|rule| rule.allows(&ask)).then_some(())
+                        });
+                        let expected = naive(&roles, &bindings, &user, namespace, verb);
+                        prop_assert_eq!(found.is_some(), expected, "{:?} in {} asks {}", &user, namespace, verb);
+                    }
+                }
+            }
+            for (at, name) in bindings.into_keys() {
+                policy.remove_binding(&place(at), &name.to_string());
+            }
+            prop_assert!(policy.bindings.is_empty(), "nothing is left behind");
+        }
+    }
+}
