@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use kcore::Stored;
 
 /// How long a state that has been replaced keeps what was made of it: readers mostly come within that time, and share it.
-const KEPT: Duration = Duration::from_secs(10);
-/// How many such states are remembered; then the oldest forget at once.
-const REMEMBERED_MAX: usize = 65_536;
+const KEPT: Duration = Duration::from_secs(1);
+/// How many such states are remembered; then the oldest forget at once. A pod as a Rust type takes some 12 KiB.
+const REMEMBERED_MAX: usize = 4_096;
 /// How many are looked at when one is added, so that no write pays for many.
 const LOOKED_AT_MAX: usize = 8;
 
@@ -65,16 +65,16 @@ mod tests {
                 Stored::from_value(json!({"metadata": {"resourceVersion": revision.to_string()}})).unwrap(),
             )
         };
-        let at = |second| Timestamp::from_second(second).unwrap();
+        let at = |millis| Timestamp::from_millisecond(millis).unwrap();
         let (first, second) = (state(1), state(2));
         let made = [first.typed::<Anything>().unwrap(), second.typed::<Anything>().unwrap()];
         let fading = Fading::default();
         let keeps = |state: &Stored, made: &Arc<Anything>| Arc::ptr_eq(&state.typed().unwrap(), made);
         for (now, replaced, expected) in [
             (0, &first, [true, true]),
-            (5, &second, [true, true]),
-            (10, &state(3), [false, true]),
-            (15, &state(4), [false, false]),
+            (500, &second, [true, true]),
+            (1_000, &state(3), [false, true]),
+            (1_500, &state(4), [false, false]),
         ] {
             fading.put(replaced, at(now));
             assert_eq!([keeps(&first, &made[0]), keeps(&second, &made[1])], expected, "{now}");
