@@ -165,10 +165,12 @@ impl Objects {
                 let mut header = Header::of(object);
                 header.fields = selectable_fields(&resource.def, object);
                 let hint: Arc<dyn std::any::Any + Send + Sync> = Arc::new(header);
+                // It is kept for long: room for more would be kept, too.
+                let value = encode(object).into_boxed_slice();
                 txn.op(Op::Put {
                     table,
                     key: key.clone(),
-                    value: encode(object).into(),
+                    value: value.into(),
                     lease: None,
                     hint: Some(hint),
                 })

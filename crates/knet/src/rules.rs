@@ -57,6 +57,10 @@ pub struct Rule {
     pub affinity: Option<Duration>,
     /// The ranges that clients must come from; empty means any.
     pub sources: Arc<[String]>,
+    /// Whether it is for traffic from outside of the cluster: by an external IP, a load balancer's, or a node port.
+    pub external: bool,
+    /// Whether only endpoints of this node are asked (the traffic policy `Local`), so that clients keep their addresses.
+    pub local: bool,
 }
 
 /// What a proxy has to do: the rules of each Service, by `namespace/name`. Rules that did not change are the same `Arc` as
@@ -190,7 +194,8 @@ fn add_port(
     let ranges: Arc<[String]> = spec.load_balancer_source_ranges.clone().unwrap_or_default().into();
     let none: Arc<[String]> = Arc::from([]);
     let Ok(port_number) = u16::try_from(port.port) else { return };
-    let mut add = |frontend: Frontend, number: u16, local: bool, sources: &Arc<[String]>| {
+    let mut add = |frontend: Frontend, number: u16, external: bool, sources: &Arc<[String]>| {
+        let local = if external { external_local } else { internal_local };
         let v6 = match frontend {
             Frontend::Address(address) => Some(address.is_ipv6()),
             Frontend::Node => None,
@@ -203,25 +208,27 @@ fn add_port(
             endpoints: endpoints(port, transport, slices, place, local, v6).into(),
             affinity,
             sources: Arc::clone(sources),
+            external,
+            local,
         });
     };
     for address in cluster_ips(spec) {
-        add(Frontend::Address(address), port_number, internal_local, &none);
+        add(Frontend::Address(address), port_number, false, &none);
     }
     for address in spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()) {
-        add(Frontend::Address(address), port_number, external_local, &none);
+        add(Frontend::Address(address), port_number, true, &none);
     }
     let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     for ingress in balancer.into_iter().flat_map(|balancer| balancer.ingress.iter().flatten()) {
         if ingress.ip_mode.as_deref() != Some("Proxy")
             && let Some(address) = ingress.ip.as_deref().and_then(|ip| ip.parse().ok())
         {
-            add(Frontend::Address(address), port_number, external_local, &ranges);
+            add(Frontend::Address(address), port_number, true, &ranges);
         }
     }
     if let Some(node_port) = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
     {
-        add(Frontend::Node, node_port, external_local, &none);
+        add(Frontend::Node, node_port, true, &none);
     }
 }
 
