@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::{redirect::Transport, rules::Table};
 
+pub mod nftables;
 pub mod recording;
 pub mod userspace;
 

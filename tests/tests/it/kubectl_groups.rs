@@ -376,7 +376,7 @@ async fn labels_annotations_set_scale_and_rollout() {
                 "get hpa web",
                 Rows(&[
                     "NAME REFERENCE TARGETS MINPODS MAXPODS REPLICAS AGE",
-                    "web Deployment/web cpu: <unknown>/50% 1 5 0 *",
+                    "web Deployment/web cpu: <unknown>/50% 1 5 * *",
                 ]),
             ),
             (

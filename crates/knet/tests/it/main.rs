@@ -1,17 +1,21 @@
 //! The proxies as their users see them.
 
+mod nftables;
+
 use knet::{
     Redirects, ServiceProxy, Transport,
     loopback::LoopbackBlock,
     proxy::userspace::UserspaceProxy,
-    testing::{check_service_proxy, rule, table},
+    testing::{check_dead_endpoints, check_service_proxy, rule, table},
 };
 use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn userspace_keeps_the_suites_promises() {
     let block = LoopbackBlock::claim().unwrap();
-    check_service_proxy(&UserspaceProxy::new(Redirects::default()), block.nth(1)).await;
+    let proxy = UserspaceProxy::new(Redirects::default());
+    check_service_proxy(&proxy, block.nth(1)).await;
+    check_dead_endpoints(&proxy, block.nth(1)).await;
 }
 
 /// A port that needs a privilege is served at another one, and whoever asks for redirects finds it.

@@ -1,0 +1,159 @@
+//! The proxy in the kernel: service addresses are rewritten by nftables, as upstream's kube-proxy does in its mode of the same
+//! name (KEP-3866).
+//!
+//! Connections find their Service in a map by address, protocol and port, so that their number costs nothing; a change of one
+//! Service writes that Service's chain and elements only, in one transaction of `nft`. Each Service that has endpoints has a
+//! chain, which gives connections to the endpoints in turn; with session affinity each endpoint has one, too, with a set of the
+//! clients that stay with it. What has no endpoints is refused, or dropped where only local endpoints would do. It needs the
+//! programs `nft`, the right to change the network of the namespace it runs in, and `conntrack` for UDP flows to endpoints that
+//! are gone; without that, such flows end only when they are idle.
+
+mod chains;
+mod names;
+mod state;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Stdio,
+};
+
+use async_trait::async_trait;
+use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
+
+use self::state::{Flow, State};
+use super::{RuleError, ServiceProxy, SyncError};
+use crate::{redirect::Transport, rules::Table};
+
+/// How much of what `nft` says about an error is told on, in bytes.
+const MESSAGE_BYTES_MAX: usize = 2048;
+
+/// What can be set, with its defaults.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct NftablesConfig {
+    /// The name of the table, in both families. Default: `kplane-proxy`.
+    pub table: String,
+    /// The bit of a packet's mark that says that its source is to be rewritten. Default: `0x4000`, as upstream's.
+    pub masquerade_mark: u32,
+    /// The range that pods have their addresses from, such as `10.244.0.0/16`: traffic to cluster IPs that comes from elsewhere
+    /// gets the node's address as source (`--cluster-cidr`). Default: none, and such traffic keeps its source.
+    pub pod_ranges: Vec<String>,
+    /// The program that changes the rules. Default: `nft`.
+    pub nft: PathBuf,
+    /// The program that ends UDP flows. Default: `conntrack`.
+    pub conntrack: PathBuf,
+}
+
+impl Default for NftablesConfig {
+    fn default() -> Self {
+        Self {
+            table: "kplane-proxy".to_owned(),
+            masquerade_mark: 0x4000,
+            pod_ranges: Vec::new(),
+            nft: "nft".into(),
+            conntrack: "conntrack".into(),
+        }
+    }
+}
+
+/// The nftables proxy. Its rules stay when it is dropped, so that a restart interrupts nobody; [`remove`](Self::remove) takes
+/// them away.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use knet::{proxy::{ServiceProxy, nftables::NftablesProxy}, rules::Table};
+/// let proxy = NftablesProxy::default();
+/// proxy.sync(&Table::default()).await?;
+/// proxy.remove().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Default)]
+pub struct NftablesProxy {
+    config: NftablesConfig,
+    /// What the kernel has; `None` when that is not known.
+    state: Mutex<Option<State>>,
+}
+
+impl NftablesProxy {
+    /// A proxy with these settings.
+    #[must_use]
+    pub fn new(config: NftablesConfig) -> Self {
+        Self { config, state: Mutex::default() }
+    }
+
+    /// Takes all its rules away.
+    ///
+    /// # Errors
+    /// When `nft` can't be run or refuses.
+    pub async fn remove(&self) -> io::Result<()> {
+        let mut state = self.state.lock().await;
+        *state = None;
+        self.run_nft(&state::removal(&self.config)).await
+    }
+
+    async fn run_nft(&self, script: &str) -> io::Result<()> {
+        let mut child = Command::new(&self.config.nft)
+            .args(["-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", self.config.nft.display()))
+            })?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // An `nft` that stops reading says why on its other end.
+            let _ = stdin.write_all(script.as_bytes()).await;
+        }
+        let output = child.wait_with_output().await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let mut message = output.stderr;
+        message.truncate(MESSAGE_BYTES_MAX);
+        Err(io::Error::other(String::from_utf8_lossy(&message).into_owned()))
+    }
+
+    /// Ends UDP flows whose endpoint is gone, or that began before there was one: they would go on as they were.
+    async fn end_flows(&self, flows: &[Flow]) {
+        for flow in flows {
+            let run = Command::new(&self.config.conntrack)
+                .args(flow.arguments())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .kill_on_drop(true)
+                .status();
+            // It fails when there is no such flow.
+            if let Err(error) = run.await {
+                tracing::debug!(%error, "UDP flows to endpoints that are gone are not ended");
+                return;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ServiceProxy for NftablesProxy {
+    async fn sync(&self, table: &Table) -> Result<(), SyncError> {
+        let mut state = self.state.lock().await;
+        let change = match state.take() {
+            Some(known) => known.change(&self.config, table),
+            None => State::fresh(&self.config, table),
+        };
+        if !change.script.is_empty()
+            && let Err(source) = self.run_nft(&change.script).await
+        {
+            // What the kernel has now is not known: the next call makes all of it anew.
+            let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+            let error = RuleError { service: "all".to_owned(), address, transport: Transport::Tcp, source };
+            return Err(SyncError(vec![error]));
+        }
+        *state = Some(change.state);
+        self.end_flows(&change.ended).await;
+        if change.refused.is_empty() { Ok(()) } else { Err(SyncError(change.refused)) }
+    }
+}

@@ -1,0 +1,286 @@
+//! What the kernel has been told, and the commands that bring it to another table: pure.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use super::{
+    NftablesConfig,
+    chains::{FAMILIES, Family, Writer},
+};
+use crate::{
+    proxy::RuleError,
+    redirect::Transport,
+    rules::{Frontend, Rule, Table},
+};
+
+/// What connections are told apart by. Two Services can't have the same.
+type Key = (Frontend, u16, Transport);
+
+/// What the kernel has been told.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    services: BTreeMap<Arc<str>, Arc<[Rule]>>,
+    /// Which Service a key belongs to; with the same external IP and port the first one has it.
+    owners: HashMap<Key, Arc<str>>,
+    /// How many rules a cluster IP has, and how many an endpoint is of.
+    cluster_ips: BTreeMap<IpAddr, usize>,
+    hairpins: BTreeMap<IpAddr, usize>,
+}
+
+/// From one state to another.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) state: State,
+    /// The commands, one transaction; empty when there is nothing to do.
+    pub(super) script: String,
+    /// The UDP flows that must not go on.
+    pub(super) ended: Vec<Flow>,
+    /// The rules whose place another Service has.
+    pub(super) refused: Vec<RuleError>,
+}
+
+/// UDP flows, by what they were sent to and whom they were given to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Flow {
+    frontend: Frontend,
+    port: u16,
+    /// `None`: those that were given to nobody.
+    endpoint: Option<IpAddr>,
+    family: Family,
+}
+
+impl Flow {
+    /// What `conntrack` is asked for.
+    pub(super) fn arguments(&self) -> Vec<String> {
+        let mut arguments: Vec<String> = ["-D", "-p", "udp", "-f"].into_iter().map(str::to_owned).collect();
+        arguments.push(if self.family == Family::V4 { "ipv4" } else { "ipv6" }.to_owned());
+        arguments.extend(["--orig-port-dst".to_owned(), self.port.to_string()]);
+        if let Frontend::Address(address) = self.frontend {
+            arguments.extend(["--orig-dst".to_owned(), address.to_string()]);
+        }
+        if let Some(endpoint) = self.endpoint {
+            arguments.extend(["--dst-nat".to_owned(), endpoint.to_string()]);
+        }
+        arguments
+    }
+}
+
+/// The commands that leave nothing.
+pub(super) fn removal(config: &NftablesConfig) -> String {
+    let mut out = String::new();
+    for family in FAMILIES {
+        Writer { out: &mut out, config, family }.drop_table();
+    }
+    out
+}
+
+impl State {
+    /// Everything anew, in place of whatever is there.
+    pub(super) fn fresh(config: &NftablesConfig, table: &Table) -> Change {
+        let mut script = String::new();
+        for family in FAMILIES {
+            Writer { out: &mut script, config, family }.base();
+        }
+        let mut change = Self::default().change(config, table);
+        // Nobody knows what was there before, so no flow is told to end.
+        change.ended.clear();
+        script.push_str(&change.script);
+        change.script = script;
+        change
+    }
+
+    /// The way from here to a table. What costs is what differs.
+    pub(super) fn change(self, config: &NftablesConfig, table: &Table) -> Change {
+        let mut change =
+            Change { state: self, script: String::new(), ended: Vec::new(), refused: Vec::new() };
+        let none: Arc<[Rule]> = Arc::from([]);
+        let gone = change.state.services.iter().filter(|(service, _)| !table.services.contains_key(*service));
+        let gone: Vec<_> = gone.map(|(service, rules)| (Arc::clone(service), Arc::clone(rules))).collect();
+        let changed = table.services.iter().filter_map(|(service, rules)| {
+            let before = change.state.services.get(service);
+            let same = before.is_some_and(|before| Arc::ptr_eq(before, rules) || before == rules);
+            (!same).then(|| {
+                (Arc::clone(service), before.cloned().unwrap_or_else(|| Arc::clone(&none)), Arc::clone(rules))
+            })
+        });
+        let changed: Vec<_> = changed.collect();
+        let mut counts = Counts::default();
+        // Those that go make room for those that come.
+        for (service, rules) in gone {
+            change.state.services.remove(&service);
+            change.service(config, &service, &rules, &none, &mut counts);
+        }
+        for (service, before, rules) in changed {
+            let served = change.service(config, &service, &before, &rules, &mut counts);
+            // What is not served whole is tried again with the next table.
+            change.state.services.insert(service, served);
+        }
+        change.settle(config, counts);
+        change
+    }
+}
+
+/// By how much the counts of addresses change.
+#[derive(Default)]
+struct Counts {
+    cluster_ips: BTreeMap<IpAddr, isize>,
+    hairpins: BTreeMap<IpAddr, isize>,
+}
+
+impl Counts {
+    fn count(&mut self, rule: &Rule, by: isize) {
+        if let (Frontend::Address(address), false) = (rule.frontend, rule.external) {
+            *self.cluster_ips.entry(address).or_default() += by;
+        }
+        for endpoint in rule.endpoints.iter() {
+            *self.hairpins.entry(endpoint.ip()).or_default() += by;
+        }
+    }
+}
+
+impl Change {
+    /// Brings one Service from some rules to others; gives those that are served.
+    fn service(
+        &mut self,
+        config: &NftablesConfig,
+        service: &Arc<str>,
+        before: &Arc<[Rule]>,
+        after: &Arc<[Rule]>,
+        counts: &mut Counts,
+    ) -> Arc<[Rule]> {
+        let key = |rule: &Rule| (rule.frontend, rule.port, rule.transport);
+        let keys: HashSet<Key> = after.iter().map(key).collect();
+        for old in before.iter().filter(|old| !keys.contains(&key(old))) {
+            self.state.owners.remove(&key(old));
+            counts.count(old, -1);
+            self.rule(config, Some(old), None);
+        }
+        let mut served = Vec::with_capacity(after.len());
+        for new in after.iter() {
+            let owner = self.state.owners.entry(key(new)).or_insert_with(|| Arc::clone(service));
+            if owner != service {
+                let address = match new.frontend {
+                    Frontend::Address(address) => address,
+                    Frontend::Node => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+                };
+                self.refused.push(RuleError {
+                    service: new.service.to_string(),
+                    address: SocketAddr::new(address, new.port),
+                    transport: new.transport,
+                    source: io::Error::new(
+                        io::ErrorKind::AddrInUse,
+                        format!("{owner} has this address and port"),
+                    ),
+                });
+                continue;
+            }
+            let old = before.iter().find(|old| key(old) == key(new));
+            if old != Some(new) {
+                if let Some(old) = old {
+                    counts.count(old, -1);
+                }
+                counts.count(new, 1);
+                self.rule(config, old, Some(new));
+            }
+            served.push(new.clone());
+        }
+        if served.len() == after.len() { Arc::clone(after) } else { served.into() }
+    }
+
+    /// Brings one key from a rule to another.
+    fn rule(&mut self, config: &NftablesConfig, old: Option<&Rule>, new: Option<&Rule>) {
+        let Some(frontend) = old.or(new).map(|rule| rule.frontend) else { return };
+        for family in FAMILIES {
+            if matches!(frontend, Frontend::Address(address) if Family::of(address) != family) {
+                continue;
+            }
+            let mut writer = Writer { out: &mut self.script, config, family };
+            let (before, after) = (endpoints(old, family), endpoints(new, family));
+            match (old, new) {
+                // The chain has the Service's name, and affinity makes other chains.
+                (Some(old), Some(new)) if old.service == new.service && old.affinity == new.affinity => {
+                    match (before.is_empty(), after.is_empty()) {
+                        (false, false) => writer.refill(new, &before, &after),
+                        (true, true) if old.external == new.external && old.local == new.local => {}
+                        _ => replace(&mut writer, (Some(old), &before), (Some(new), &after)),
+                    }
+                }
+                _ => replace(&mut writer, (old, &before), (new, &after)),
+            }
+            self.end_flows(family, old.or(new), &before, &after);
+        }
+    }
+
+    /// A flow goes on as it began, so those whose answer would be another one now have to end.
+    fn end_flows(
+        &mut self,
+        family: Family,
+        rule: Option<&Rule>,
+        before: &[SocketAddr],
+        after: &[SocketAddr],
+    ) {
+        let Some(rule) = rule.filter(|rule| rule.transport == Transport::Udp) else { return };
+        let flow = |endpoint| Flow { frontend: rule.frontend, port: rule.port, endpoint, family };
+        let lost = before.iter().filter(|one| !after.contains(one));
+        self.ended.extend(lost.map(|one| flow(Some(one.ip()))));
+        if before.is_empty() && !after.is_empty() {
+            self.ended.push(flow(None));
+        }
+    }
+
+    /// Adds the addresses that are new in a set, and takes away those that nobody has any more.
+    fn settle(&mut self, config: &NftablesConfig, counts: Counts) {
+        let State { cluster_ips, hairpins, .. } = &mut self.state;
+        for (set, known, changes) in
+            [("cluster-ips", cluster_ips, counts.cluster_ips), ("hairpins", hairpins, counts.hairpins)]
+        {
+            for (address, by) in changes {
+                let before = known.get(&address).copied().unwrap_or(0);
+                let after = before.saturating_add_signed(by);
+                let mut writer = Writer { out: &mut self.script, config, family: Family::of(address) };
+                if after == 0 {
+                    known.remove(&address);
+                } else {
+                    known.insert(address, after);
+                }
+                match (before, after) {
+                    (0, 1..) => writer.address("add element", set, address),
+                    (1.., 0) => writer.address("delete element", set, address),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn replace(
+    writer: &mut Writer<'_>,
+    (old, before): (Option<&Rule>, &[SocketAddr]),
+    (new, after): (Option<&Rule>, &[SocketAddr]),
+) {
+    if let Some(old) = old {
+        writer.element("delete element", old, !before.is_empty());
+        if !before.is_empty() {
+            writer.drop_chains(old, before);
+        }
+    }
+    if let Some(new) = new {
+        if !after.is_empty() {
+            writer.chains(new, after);
+        }
+        writer.element("add element", new, !after.is_empty());
+    }
+}
+
+/// A rule's endpoints of one family.
+fn endpoints(rule: Option<&Rule>, family: Family) -> Vec<SocketAddr> {
+    let all = rule.into_iter().flat_map(|rule| rule.endpoints.iter());
+    all.filter(|one| Family::of(one.ip()) == family).copied().collect()
+}
+
+#[cfg(test)]
+mod tests;
