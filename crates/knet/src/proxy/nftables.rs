@@ -1,12 +1,15 @@
 //! The proxy in the kernel: service addresses are rewritten by nftables, as upstream's kube-proxy does in its mode of the same
 //! name (KEP-3866).
 //!
-//! Connections find their Service in a map by address, protocol and port, so that their number costs nothing; a change of one
-//! Service writes that Service's chain and elements only, in one transaction of `nft`. Each Service that has endpoints has a
-//! chain, which gives connections to the endpoints in turn; with session affinity each endpoint has one, too, with a set of the
-//! clients that stay with it. What has no endpoints is refused, or dropped where only local endpoints would do. It needs the
-//! programs `nft`, the right to change the network of the namespace it runs in, and `conntrack` for UDP flows to endpoints that
-//! are gone; without that, such flows end only when they are idle.
+//! Connections find their Service in a map by address, protocol and port, and their endpoint in another one, by the same: there
+//! is one for each turn, and all Services with as many endpoints share the chain that says whose turn it is. So there are few
+//! chains however many Services there are (upstream has several for each), and a change of one Service writes that Service's
+//! elements only, in one transaction of `nft`: it costs the same beside ten thousand others as beside ten. Only a Service with
+//! session affinity or source ranges has a chain of its own, and with affinity each endpoint has one, too, with a set of the
+//! clients that stay with it. What has no endpoints is refused, or dropped where only local endpoints would do.
+//!
+//! It needs the program `nft`, the right to change the network of the namespace it runs in, and the program `conntrack` for UDP
+//! flows to endpoints that are gone; without that, such flows end only when they are idle.
 
 mod chains;
 mod names;

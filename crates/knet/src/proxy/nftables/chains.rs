@@ -49,6 +49,84 @@ impl Family {
     }
 }
 
+/// What the names of shared chains for node ports begin with.
+const NODE: &str = "node-";
+
+/// Whose source is rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// That of clients outside of the pods' ranges.
+    Inside,
+    /// Everybody's: the answer has to come back here.
+    Masked,
+    /// Nobody's.
+    Bare,
+}
+
+impl Kind {
+    pub(super) fn of(rule: &Rule) -> Self {
+        match (rule.external, rule.local) {
+            (false, _) => Self::Inside,
+            (true, false) => Self::Masked,
+            (true, true) => Self::Bare,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Inside => "inside",
+            Self::Masked => "masked",
+            Self::Bare => "bare",
+        }
+    }
+}
+
+/// Where connections of a rule go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// They are told that there is nobody.
+    Refused,
+    /// They are told nothing: who asked a node without local endpoints should ask another one.
+    Dropped,
+    /// To a chain that all rules of a kind with so many endpoints share; which ones these are stands in maps, one for each turn.
+    Shared(String),
+    /// To a chain of the rule's own.
+    Own(String),
+}
+
+impl Target {
+    /// Where a rule with these endpoints of one family leads.
+    pub(super) fn of(rule: &Rule, endpoints: &[SocketAddr]) -> Self {
+        if endpoints.is_empty() {
+            return if rule.external && rule.local { Self::Dropped } else { Self::Refused };
+        }
+        if rule.affinity.is_some() || !rule.sources.is_empty() {
+            return Self::Own(names::service(rule));
+        }
+        let place = match rule.frontend {
+            Frontend::Address(_) => "address-",
+            Frontend::Node => NODE,
+        };
+        Self::Shared(format!("{place}{}-{}", Kind::of(rule).name(), endpoints.len()))
+    }
+
+    fn prefix(&self) -> &'static str {
+        match self {
+            Self::Refused | Self::Dropped => "no-endpoint-",
+            Self::Shared(_) | Self::Own(_) => "",
+        }
+    }
+}
+
+/// The map in which connections find a rule, and their key.
+fn place(rule: &Rule) -> (&'static str, String) {
+    let (protocol, port) = (protocol(rule.transport), rule.port);
+    match rule.frontend {
+        Frontend::Address(address) => ("service-ips", format!("{address} . {protocol} . {port}")),
+        Frontend::Node => ("service-nodeports", format!("{protocol} . {port}")),
+    }
+}
+
 /// Writes commands for one table.
 pub(super) struct Writer<'a> {
     pub(super) out: &'a mut String,
@@ -142,22 +220,102 @@ impl Writer<'_> {
         self.command(what, format_args!("{set} {{ {twice} }}"));
     }
 
-    /// Adds or takes away the element by which connections find a rule.
-    pub(super) fn element(&mut self, what: &str, rule: &Rule, has_endpoints: bool) {
-        let prefix = if has_endpoints { "" } else { "no-endpoint-" };
-        let (protocol, port) = (protocol(rule.transport), rule.port);
-        let (map, key) = match rule.frontend {
-            Frontend::Address(address) => ("service-ips", format!("{address} . {protocol} . {port}")),
-            Frontend::Node => ("service-nodeports", format!("{protocol} . {port}")),
+    /// Adds the element by which connections find a rule.
+    pub(super) fn find(&mut self, rule: &Rule, target: &Target) {
+        let verdict = match target {
+            Target::Refused => "goto refuse".to_owned(),
+            Target::Dropped => "drop".to_owned(),
+            Target::Shared(chain) => format!("goto {chain}"),
+            Target::Own(chain) => format!("goto {chain}"),
         };
-        let verdict = match (what, has_endpoints) {
-            ("delete element", _) => String::new(),
-            (_, true) => format!(" : goto {}", names::service(rule)),
-            // Who asked a node without local endpoints should ask another one, and not be told that there is nothing.
-            (_, false) if rule.external && rule.local => " : drop".to_owned(),
-            (_, false) => " : goto refuse".to_owned(),
+        let (map, key) = place(rule);
+        self.command("add element", format_args!("{}{map} {{ {key} : {verdict} }}", target.prefix()));
+    }
+
+    /// Takes that element away.
+    pub(super) fn lose(&mut self, rule: &Rule, target: &Target) {
+        let (map, key) = place(rule);
+        self.command("delete element", format_args!("{}{map} {{ {key} }}", target.prefix()));
+    }
+
+    /// Brings the turns of a rule whose chain is shared from some endpoints to others.
+    pub(super) fn turns(&mut self, rule: &Rule, before: &[SocketAddr], after: &[SocketAddr]) {
+        let node = if rule.frontend == Frontend::Node { NODE } else { "" };
+        let key = place(rule).1;
+        for turn in 0..before.len().max(after.len()) {
+            let (old, new) = (before.get(turn), after.get(turn));
+            if old == new {
+                continue;
+            }
+            if old.is_some() {
+                self.command("delete element", format_args!("{node}endpoints-{turn} {{ {key} }}"));
+            }
+            if let Some(new) = new {
+                let (address, port) = (new.ip(), new.port());
+                self.command(
+                    "add element",
+                    format_args!("{node}endpoints-{turn} {{ {key} : {address} . {port} }}"),
+                );
+            }
+        }
+    }
+
+    /// Makes the map of the endpoints whose turn it is, and the chain that looks there.
+    pub(super) fn turn(&mut self, is_node: bool, turn: usize) {
+        let (header, addresses) = (self.family.name(), self.family.address_type());
+        let (node, kind, key) = if is_node {
+            (NODE, String::new(), String::new())
+        } else {
+            ("", format!("{addresses} . "), format!("{header} daddr . "))
         };
-        self.command(what, format_args!("{prefix}{map} {{ {key}{verdict} }}"));
+        self.command(
+            "add map",
+            format_args!(
+                "{node}endpoints-{turn} {{ type {kind}inet_proto . inet_service : {addresses} . inet_service ; }}"
+            ),
+        );
+        self.command("add chain", format_args!("{node}turn-{turn}"));
+        self.rule(
+            &format!("{node}turn-{turn}"),
+            format_args!(
+                "meta l4proto {{ tcp, udp }} dnat {header} addr . port to \
+                 {key}meta l4proto . th dport map @{node}endpoints-{turn}"
+            ),
+        );
+    }
+
+    /// Takes these away.
+    pub(super) fn drop_turn(&mut self, is_node: bool, turn: usize) {
+        let node = if is_node { NODE } else { "" };
+        self.drop_chain(&format!("{node}turn-{turn}"));
+        self.command("delete map", format_args!("{node}endpoints-{turn}"));
+    }
+
+    /// Makes a chain that all rules of a kind with as many endpoints share.
+    pub(super) fn shared(&mut self, chain: &str, kind: Kind, count: usize) {
+        let node = if chain.starts_with(NODE) { NODE } else { "" };
+        self.command("add chain", format_args!("{chain}"));
+        self.mark(chain, kind);
+        let turns: Vec<String> = (0..count).map(|turn| format!("{turn} : goto {node}turn-{turn}")).collect();
+        self.rule(chain, format_args!("numgen inc mod {count} vmap {{ {} }}", turns.join(", ")));
+    }
+
+    pub(super) fn drop_chain(&mut self, chain: &str) {
+        self.command("flush chain", format_args!("{chain}"));
+        self.command("delete chain", format_args!("{chain}"));
+    }
+
+    /// Marks what is to get another source.
+    fn mark(&mut self, chain: &str, kind: Kind) {
+        let pods = in_family(&self.config.pod_ranges, self.family).join(", ");
+        match kind {
+            Kind::Masked => self.rule(chain, format_args!("jump mark-for-masquerade")),
+            Kind::Inside if !pods.is_empty() => {
+                let header = self.family.name();
+                self.rule(chain, format_args!("{header} saddr != {{ {pods} }} jump mark-for-masquerade"));
+            }
+            Kind::Inside | Kind::Bare => {}
+        }
     }
 
     /// Makes the chains of a rule with endpoints; they must not be there.
@@ -199,12 +357,7 @@ impl Writer<'_> {
         } else if !rule.sources.is_empty() {
             self.rule(chain, format_args!("drop"));
         }
-        let pods = in_family(&self.config.pod_ranges, self.family).join(", ");
-        if rule.external && !rule.local {
-            self.rule(chain, format_args!("jump mark-for-masquerade"));
-        } else if !rule.external && !pods.is_empty() {
-            self.rule(chain, format_args!("{header} saddr != {{ {pods} }} jump mark-for-masquerade"));
-        }
+        self.mark(chain, Kind::of(rule));
         let count = endpoints.len();
         if rule.affinity.is_some() {
             let names: Vec<String> = endpoints.iter().map(|one| names::endpoint(chain, *one)).collect();
@@ -256,8 +409,7 @@ impl Writer<'_> {
     /// Takes the chains of a rule away; nothing leads to them any more.
     pub(super) fn drop_chains(&mut self, rule: &Rule, endpoints: &[SocketAddr]) {
         let chain = names::service(rule);
-        self.command("flush chain", format_args!("{chain}"));
-        self.command("delete chain", format_args!("{chain}"));
+        self.drop_chain(&chain);
         if rule.affinity.is_some() {
             for endpoint in endpoints {
                 self.drop_endpoint(&chain, *endpoint);
@@ -267,8 +419,7 @@ impl Writer<'_> {
 
     fn drop_endpoint(&mut self, chain: &str, endpoint: SocketAddr) {
         let name = names::endpoint(chain, endpoint);
-        self.command("flush chain", format_args!("endpoint-{name}"));
-        self.command("delete chain", format_args!("endpoint-{name}"));
+        self.drop_chain(&format!("endpoint-{name}"));
         self.command("delete set", format_args!("affinity-{name}"));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     NftablesConfig,
-    chains::{FAMILIES, Family, Writer},
+    chains::{FAMILIES, Family, Kind, Target, Writer},
 };
 use crate::{
     proxy::RuleError,
@@ -29,6 +29,18 @@ pub(super) struct State {
     /// How many rules a cluster IP has, and how many an endpoint is of.
     cluster_ips: BTreeMap<IpAddr, usize>,
     hairpins: BTreeMap<IpAddr, usize>,
+    /// The shared chains.
+    shared: BTreeMap<(Family, String), Shared>,
+    /// How many turns there are, for addresses and for node ports.
+    turns: BTreeMap<(Family, bool), usize>,
+}
+
+/// A shared chain: how many rules go there, how many endpoints each has, and whether they are node ports.
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    rules: usize,
+    endpoints: usize,
+    is_node: bool,
 }
 
 /// From one state to another.
@@ -198,20 +210,70 @@ impl Change {
             if matches!(frontend, Frontend::Address(address) if Family::of(address) != family) {
                 continue;
             }
-            let mut writer = Writer { out: &mut self.script, config, family };
             let (before, after) = (endpoints(old, family), endpoints(new, family));
-            match (old, new) {
-                // The chain has the Service's name, and affinity makes other chains.
-                (Some(old), Some(new)) if old.service == new.service && old.affinity == new.affinity => {
-                    match (before.is_empty(), after.is_empty()) {
-                        (false, false) => writer.refill(new, &before, &after),
-                        (true, true) if old.external == new.external && old.local == new.local => {}
-                        _ => replace(&mut writer, (Some(old), &before), (Some(new), &after)),
-                    }
+            let from = old.map(|old| (old, Target::of(old, &before)));
+            let to = new.map(|new| (new, Target::of(new, &after)));
+            let mut writer = Writer { out: &mut self.script, config, family };
+            match (&from, &to) {
+                (Some((old, Target::Own(one))), Some((new, Target::Own(other))))
+                    if one == other && old.affinity == new.affinity =>
+                {
+                    writer.refill(new, &before, &after);
                 }
-                _ => replace(&mut writer, (old, &before), (new, &after)),
+                (Some((_, Target::Shared(one))), Some((new, Target::Shared(other)))) if one == other => {
+                    writer.turns(new, &before, &after);
+                }
+                (Some((_, from)), Some((_, to))) if from == to && !matches!(to, Target::Own(_)) => {}
+                _ => self.replace(config, family, (from, &before), (to, &after)),
             }
             self.end_flows(family, old.or(new), &before, &after);
+        }
+    }
+
+    /// Puts one way to endpoints in place of another.
+    fn replace(
+        &mut self,
+        config: &NftablesConfig,
+        family: Family,
+        (from, before): (Option<(&Rule, Target)>, &[SocketAddr]),
+        (to, after): (Option<(&Rule, Target)>, &[SocketAddr]),
+    ) {
+        if let Some((rule, target)) = from {
+            let mut writer = Writer { out: &mut self.script, config, family };
+            writer.lose(rule, &target);
+            match target {
+                Target::Own(_) => writer.drop_chains(rule, before),
+                Target::Shared(chain) => {
+                    writer.turns(rule, before, &[]);
+                    // It is taken away in the end, if nobody else has come to it by then.
+                    if let Some(shared) = self.state.shared.get_mut(&(family, chain)) {
+                        shared.rules = shared.rules.saturating_sub(1);
+                    }
+                }
+                Target::Refused | Target::Dropped => {}
+            }
+        }
+        if let Some((rule, target)) = to {
+            let mut writer = Writer { out: &mut self.script, config, family };
+            match &target {
+                Target::Own(_) => writer.chains(rule, after),
+                Target::Shared(chain) => {
+                    let is_node = rule.frontend == Frontend::Node;
+                    let turns = self.state.turns.entry((family, is_node)).or_default();
+                    for turn in *turns..after.len() {
+                        writer.turn(is_node, turn);
+                    }
+                    *turns = after.len().max(*turns);
+                    let shared = self.state.shared.entry((family, chain.clone())).or_insert_with(|| {
+                        writer.shared(chain, Kind::of(rule), after.len());
+                        Shared { rules: 0, endpoints: after.len(), is_node }
+                    });
+                    shared.rules += 1;
+                    writer.turns(rule, &[], after);
+                }
+                Target::Refused | Target::Dropped => {}
+            }
+            writer.find(rule, &target);
         }
     }
 
@@ -232,9 +294,25 @@ impl Change {
         }
     }
 
-    /// Adds the addresses that are new in a set, and takes away those that nobody has any more.
+    /// Takes the chains away that nobody shares any more; adds the addresses that are new in a set, and takes away those that
+    /// nobody has.
     fn settle(&mut self, config: &NftablesConfig, counts: Counts) {
-        let State { cluster_ips, hairpins, .. } = &mut self.state;
+        let State { cluster_ips, hairpins, shared, turns, .. } = &mut self.state;
+        let script = &mut self.script;
+        shared.retain(|(family, chain), shared| {
+            if shared.rules == 0 {
+                Writer { out: script, config, family: *family }.drop_chain(chain);
+            }
+            shared.rules > 0
+        });
+        for ((family, is_node), count) in turns {
+            let own = shared.iter().filter(|(key, shared)| key.0 == *family && shared.is_node == *is_node);
+            let needed = own.map(|(_, shared)| shared.endpoints).max().unwrap_or(0);
+            for turn in (needed..*count).rev() {
+                Writer { out: script, config, family: *family }.drop_turn(*is_node, turn);
+            }
+            *count = needed;
+        }
         for (set, known, changes) in
             [("cluster-ips", cluster_ips, counts.cluster_ips), ("hairpins", hairpins, counts.hairpins)]
         {
@@ -254,25 +332,6 @@ impl Change {
                 }
             }
         }
-    }
-}
-
-fn replace(
-    writer: &mut Writer<'_>,
-    (old, before): (Option<&Rule>, &[SocketAddr]),
-    (new, after): (Option<&Rule>, &[SocketAddr]),
-) {
-    if let Some(old) = old {
-        writer.element("delete element", old, !before.is_empty());
-        if !before.is_empty() {
-            writer.drop_chains(old, before);
-        }
-    }
-    if let Some(new) = new {
-        if !after.is_empty() {
-            writer.chains(new, after);
-        }
-        writer.element("add element", new, !after.is_empty());
     }
 }
 

@@ -41,15 +41,16 @@ impl Kernel {
                 ("delete", "chain") => {
                     assert!(self.chains.remove(&name).is_some_and(|rules| rules.is_empty()), "{line}");
                 }
-                ("delete", "set") => assert!(self.sets.remove(&name).is_some(), "{line}"),
+                ("delete", "set" | "map") => assert!(self.sets.remove(&name).is_some(), "{line}"),
                 ("add" | "delete", "element") => {
-                    let body = body.trim_matches(|c| "{ }".contains(c));
-                    let (key, value) = body.split_once(" : ").unwrap_or((body, ""));
                     let set = self.sets.get_mut(&name).expect(line);
-                    if verb == "add" {
-                        assert!(set.insert(key.to_owned(), value.to_owned()).is_none(), "{line}");
-                    } else {
-                        assert!(set.remove(key).is_some(), "{line}");
+                    for element in body.trim_matches(|c| "{ }".contains(c)).split(", ") {
+                        let (key, value) = element.split_once(" : ").unwrap_or((element, ""));
+                        if verb == "add" {
+                            assert!(set.insert(key.to_owned(), value.to_owned()).is_none(), "{line}");
+                        } else {
+                            assert!(set.remove(key).is_some(), "{line}");
+                        }
                     }
                 }
                 _ => panic!("{line}"),
@@ -107,13 +108,13 @@ fn table(services: &[(&str, Vec<Rule>)]) -> Table {
     Table { services: services.collect() }
 }
 
-/// The chain of the first rule, as it is filled.
-fn filled(config: &NftablesConfig, rule: &Rule) -> Vec<String> {
+/// The chain that connections of a rule go to.
+fn chain_of(config: &NftablesConfig, rule: &Rule) -> Vec<String> {
     let change = State::fresh(config, &table(&[("a/b", vec![rule.clone()])]));
     let mut kernel = Kernel::default();
     kernel.run(&change.script);
-    let chain = format!("ip {}", super::super::names::service(rule));
-    kernel.chains.get(&chain).cloned().unwrap_or_default()
+    let found = &kernel.sets["ip service-ips"]["10.96.0.7 . tcp . 80"];
+    kernel.chains[&format!("ip {}", found.strip_prefix("goto ").unwrap())].clone()
 }
 
 /// What upstream's kube-proxy does in its mode nftables (KEP-3866, `pkg/proxy/nftables/proxier.go`).
@@ -132,36 +133,36 @@ fn rules_become_chains() {
         sources: ranges.iter().map(|&range| range.to_owned()).collect(),
         ..local.clone()
     };
+    let turns = |count: usize| {
+        let turns: Vec<String> = (0..count).map(|turn| format!("{turn} : goto turn-{turn}")).collect();
+        format!("numgen inc mod {count} vmap {{ {} }}", turns.join(", "))
+    };
     let to_one = "meta l4proto tcp dnat ip to 10.244.0.1:8080";
     for (config, rule, expected) in [
+        (&plain, &two, vec![turns(2)]),
+        (&plain, &one, vec![turns(1)]),
+        (&config, &one, vec!["ip saddr != { 10.244.0.0/16 } jump mark-for-masquerade".to_owned(), turns(1)]),
+        (&config, &external, vec!["jump mark-for-masquerade".to_owned(), turns(1)]),
+        (&config, &local, vec![turns(1)]),
         (
             &plain,
-            &two,
-            vec![
-                "meta l4proto tcp dnat ip addr . port to numgen inc mod 2 map { 0 : 10.244.0.1 . 8080, 1 : 10.244.0.2 . 8080 }",
-            ],
+            &ranges(&["10.0.0.0/8", "fd00::/8"]),
+            vec!["ip saddr != { 10.0.0.0/8 } drop".to_owned(), to_one.to_owned()],
         ),
-        (&plain, &one, vec![to_one]),
-        (&config, &one, vec!["ip saddr != { 10.244.0.0/16 } jump mark-for-masquerade", to_one]),
-        (&config, &external, vec!["jump mark-for-masquerade", to_one]),
-        (&config, &local, vec![to_one]),
-        (&plain, &ranges(&["10.0.0.0/8", "fd00::/8"]), vec!["ip saddr != { 10.0.0.0/8 } drop", to_one]),
-        (&plain, &ranges(&["fd00::/8"]), vec!["drop", to_one]),
+        (&plain, &ranges(&["fd00::/8"]), vec!["drop".to_owned(), to_one.to_owned()]),
         (
             &plain,
             &ranges(&["10.0.0.0/33", " 192.168.0.0/16 "]),
-            vec!["ip saddr != { 192.168.0.0/16 } drop", to_one],
+            vec!["ip saddr != { 192.168.0.0/16 } drop".to_owned(), to_one.to_owned()],
         ),
     ] {
-        assert_eq!(filled(config, rule), expected);
+        assert_eq!(chain_of(config, rule), expected);
     }
     let sticky = Rule { affinity: Some(Duration::from_secs(60)), ..two };
-    let chain = filled(&plain, &sticky);
+    let chain = chain_of(&plain, &sticky);
     assert_eq!(chain.len(), 3);
-    assert!(
-        chain[0].starts_with("ip saddr @affinity-")
-            && chain[2].starts_with("numgen inc mod 2 vmap { 0 : goto endpoint-")
-    );
+    assert!(chain[0].starts_with("ip saddr @affinity-"), "{chain:?}");
+    assert!(chain[2].starts_with("numgen inc mod 2 vmap { 0 : goto endpoint-"), "{chain:?}");
 }
 
 #[test]
@@ -191,7 +192,7 @@ fn a_change_writes_what_it_changes() {
     after[7].1 = rules(7, 3);
     let fresh = State::fresh(&config, &table(&before));
     let change = fresh.state.change(&config, &table(&after));
-    // Flush, one rule, and one address that is new among the endpoints.
+    // One turn is taken away and given anew, and an address is new among the endpoints.
     assert_eq!(change.script.lines().count(), 3, "{}", change.script);
     assert_eq!(change.state.change(&config, &table(&after)).script, "");
 }
