@@ -15,7 +15,7 @@ const FIELDS_OPEN: &str = "\"fieldsV1\":{";
 /// in a string its quotes would be escaped, and all other keys of metadata that callers choose have texts as values.
 pub(super) fn find(raw: &[u8], from: usize) -> Option<Range<usize>> {
     let metadata = &raw[from..];
-    let at = metadata.windows(OPEN.len()).position(|window| window == OPEN)?;
+    let at = memchr::memmem::find(metadata, OPEN)?;
     let list = at + OPEN.len();
     // The first one may be that of an object within this one: then the metadata has ended before.
     (at < end_of(metadata, b'{', b'}'))
@@ -28,20 +28,34 @@ pub(super) fn end_of(bytes: &[u8], open: u8, close: u8) -> usize {
 }
 
 fn closed_at(bytes: &[u8], open: u8, close: u8) -> Option<usize> {
-    let (mut depth, mut quoted, mut escaped) = (1_usize, false, false);
-    for (index, byte) in bytes.iter().enumerate() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => quoted = !quoted,
-            _ if quoted => {}
-            _ if *byte == open => depth += 1,
-            _ if *byte == close && depth == 1 => return Some(index + 1),
-            _ if *byte == close => depth -= 1,
-            _ => {}
+    let mut depth = 1_usize;
+    let mut at = 0;
+    // Most of it is text: from quote to quote nothing else counts.
+    while let Some(found) = memchr::memchr3(b'"', open, close, &bytes[at..]) {
+        at += found + 1;
+        match bytes[at - 1] {
+            b'"' => at += after_text(&bytes[at..])?,
+            byte if byte == open => depth += 1,
+            _ if depth == 1 => return Some(at),
+            _ => depth -= 1,
         }
     }
     None
+}
+
+/// Where the text ends that `bytes` begins within, after its quote.
+fn after_text(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let found = at + memchr::memchr2(b'"', b'\\', &bytes[at..])?;
+        if bytes[found] == b'"' {
+            return Some(found + 1);
+        }
+        at = found + 2;
+        if at > bytes.len() {
+            return None;
+        }
+    }
 }
 
 /// The object as a tree whose sets of owned fields are texts. `owners` is where they are.
@@ -49,7 +63,7 @@ pub(super) fn sealed(text: &str, owners: Range<usize>) -> Result<Value, serde_js
     let mut rest = String::with_capacity(text.len());
     let mut sets = Vec::new();
     let (mut copied, mut at) = (0, owners.start);
-    while let Some(found) = text[at..owners.end].find(FIELDS_OPEN) {
+    while let Some(found) = memchr::memmem::find(&text.as_bytes()[at..owners.end], FIELDS_OPEN.as_bytes()) {
         let start = at + found + FIELDS_OPEN.len() - 1;
         let end = start + 1 + end_of(&text.as_bytes()[start + 1..owners.end], b'{', b'}');
         rest.push_str(&text[copied..start]);
