@@ -34,6 +34,7 @@ mod pod_writes;
 mod protection;
 mod replica_set;
 mod replication_controller;
+mod resource_claim;
 mod resource_quota;
 mod revisions;
 mod service_account;
@@ -68,6 +69,7 @@ pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
 pub use protection::{claim_protection, volume_protection};
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
+pub use resource_claim::resource_claim;
 pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 pub use stateful_set::stateful_set;
@@ -208,6 +210,7 @@ impl Context {
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
 /// | `persistentvolume-protection-controller` | [`volume_protection`] |
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
+/// | `resourceclaim-controller` | [`resource_claim`] |
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
 ///
@@ -256,6 +259,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(claim_protection(context)));
     all.push(Arc::new(volume_protection(context)));
     all.push(Arc::new(ephemeral_volume(context)));
+    all.push(Arc::new(resource_claim(context)));
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
     all

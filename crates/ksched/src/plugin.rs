@@ -29,6 +29,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use kcore::Clock;
 use smallvec::{SmallVec, smallvec};
 
 use crate::{
@@ -159,10 +160,23 @@ pub enum PostFilterVerdict {
     /// Room can be made on any of these nodes. [Extenders](crate::extender) may have a say; of what they leave, the node is
     /// nominated whose pods' going harms least (upstream's `pickOneNodeForPreemption`).
     Candidates(Vec<Candidate>),
+    /// No room, and why; but this is to be done, which may help the next time. The plug-ins after this one are asked, too.
+    Repair(Arc<dyn Repair>, Rejection),
     /// Nothing, and why.
     Reject(Rejection),
     /// Nothing, and why; and nothing that is being done already helps, so that the pod loses its nominated node.
     Hopeless(Rejection),
+}
+
+/// Something that is done beside the decisions on other pods, so that a pod may find a node the next time: see
+/// [`PostFilterVerdict::Repair`]. What it changes must be something that a [`QueueingHint`] waits for.
+#[async_trait]
+pub trait Repair: fmt::Debug + Send + Sync + 'static {
+    /// Does it, once. It is dropped when the scheduler stops.
+    ///
+    /// # Errors
+    /// When it could not be done; then the pod is tried again after its back-off.
+    async fn repair(&self, client: &kube::Client) -> Result<(), BindError>;
 }
 
 /// What a [`Permit`] says.
@@ -219,6 +233,8 @@ pub struct Binding<'a> {
     pub cycle: &'a CycleState,
     /// Sees what the scheduler sees of the cluster.
     pub observer: &'a Observer,
+    /// Says what time it is.
+    pub clock: &'a dyn Clock,
     /// The pod.
     pub pod: &'a PodInfo,
     /// The node that it goes to.
@@ -464,6 +480,9 @@ pub trait Reserve: Send + Sync + 'static {
     /// Asked in the opposite order, of every plug-in, when anything later fails; also of those
     /// whose `reserve` was not asked, so it must be fine to call it for nothing, and twice.
     fn unreserve(&self, _booking: &mut Booking<'_>) {}
+
+    /// Asked once the pod is bound: what was booked is written, and need not be remembered any more.
+    fn settle(&self, _booking: &mut Booking<'_>) {}
 }
 
 /// Has the last word before a pod is bound; can have it wait for others.
