@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod clients;
+mod devices;
 mod etcdctl;
 mod foreign;
 mod ha;

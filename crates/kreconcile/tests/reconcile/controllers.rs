@@ -15,6 +15,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
+    resource::v1::{ResourceClaim, ResourceClaimTemplate},
 };
 use kcore::TokioClock;
 use kreconcile::{
@@ -58,6 +59,8 @@ pub(crate) fn start_some(clock: TokioClock, wanted: impl Fn(&str) -> bool) -> (A
         ResourceType::of::<Secret>(),
         ResourceType::of::<PersistentVolume>(),
         ResourceType::of::<CertificateSigningRequest>(),
+        ResourceType::of::<ResourceClaim>(),
+        ResourceType::of::<ResourceClaimTemplate>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());
