@@ -4,3 +4,8 @@
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/guide/write-a-scheduler.md")]
 pub struct WriteAScheduler;
+
+/// What the guide says runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guide/what-if.md")]
+pub struct WhatIf;

@@ -12,7 +12,7 @@ use kplane_benches::{cpu_time, figure, percentile, resident_bytes};
 use ksched::{Plan, Planner, PodInfo, Profile, decide};
 use tokio::time::Instant;
 
-use crate::workloads::{WORKLOADS, Workload, node, pod};
+use crate::workloads::{Churn, WORKLOADS, Workload, node, pod, too_large};
 
 /// How many pods are measured at most, and for how long at most.
 const PODS_MAX: usize = 10_000;
@@ -55,7 +55,10 @@ fn decisions(workload: &Workload, nodes: usize) {
         .map(|number| named(workload.measured, "sched-1", &format!("measured-{number}")))
         .collect();
     let (mut samples, begin, cpu) = (Vec::with_capacity(pods.len()), Instant::now(), cpu_time());
-    for pod in &pods {
+    for (number, pod) in pods.iter().enumerate() {
+        if workload.churn != Churn::None && number % workload.churn.every(workload.upstream) == 0 {
+            churn(&mut planner, workload, nodes + number);
+        }
         let start = Instant::now();
         let plan = planner.plan(0, pod, &[]);
         let node = match &plan {
@@ -89,6 +92,19 @@ fn decisions(workload: &Workload, nodes: usize) {
         "us CPU a pod",
     );
     figure(&name("memory"), resident_bytes().saturating_sub(before) as f64 / 1e6, "MB");
+}
+
+/// What happens meanwhile; its time counts, as it is the scheduler's.
+fn churn(planner: &mut Planner, workload: &Workload, number: usize) {
+    if workload.churn == Churn::Mixed {
+        let node = ksched::NodeInfo::new(node(workload, number));
+        let name = Arc::clone(&node.name);
+        planner.set_node(node);
+        planner.remove_node(&name);
+    }
+    let large = named(too_large, "sched-1", &format!("large-{number}"));
+    let plan = planner.plan(0, &large, &[]);
+    assert_eq!(plan.node(planner), None, "no node is large enough");
 }
 
 fn named(kind: fn() -> serde_json::Value, namespace: &str, name: &str) -> Arc<PodInfo> {

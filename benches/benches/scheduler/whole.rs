@@ -4,20 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Node, Pod},
-    scheduling::v1::PriorityClass,
+    core::v1::{Namespace, Node, Pod, Service},
+    scheduling::{v1::PriorityClass, v1beta1::PodGroup},
 };
 use kplane::Cluster;
 use kplane_benches::{cpu_time, figure};
 use kreconcile::{Informer, Informers, Selection};
 use kube::{
     Api,
-    api::{Patch, PatchParams, PostParams},
+    api::{DeleteParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::workloads::{PRIORITY_CLASS, Workload, node, pod};
+use crate::workloads::{Churn, PRIORITY_CLASS, Workload, group, node, pod, too_large};
 
 /// As many pods as upstream measures with 5,000 nodes; fewer with fewer.
 const PODS_MAX: usize = 5_000;
@@ -57,12 +57,20 @@ pub(crate) fn run(workload: &Workload, nodes: usize) {
         let pods: Informer<Pod> = informers.of(Selection::all());
         pods.synced().await;
         let before = nodes * workload.before_percent / 100;
-        create(&client, workload.before, "sched-0", before, &pods).await;
+        create(&client, workload, workload.before, "sched-0", before, &pods).await;
         let left =
             if workload.per_node_max == 1 { nodes - before % (4 * nodes).min(before + 1) } else { nodes };
         let measured = PODS_MAX.min(left.min(nodes) * workload.per_node_max);
         let (begin, cpu) = (Instant::now(), cpu_time());
-        create(&client, workload.measured, "sched-1", measured, &pods).await;
+        let measuring = create(&client, workload, workload.measured, "sched-1", measured, &pods);
+        if workload.churn == Churn::None {
+            measuring.await;
+        } else {
+            tokio::select! {
+                () = measuring => {}
+                () = churn(&client, workload, nodes) => {}
+            }
+        }
         let (took, cpu) = (begin.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
         let name = |what: &str| format!("{}_{nodes}_whole_{what}", workload.name);
         figure(&name("rate"), measured as f64 / took, "pods/s");
@@ -78,15 +86,31 @@ pub(crate) fn run(workload: &Workload, nodes: usize) {
 /// Creates pods, and waits until all of the namespace have a node.
 async fn create(
     client: &kube::Client,
+    workload: &Workload,
     kind: fn() -> serde_json::Value,
     namespace: &str,
     count: usize,
     seen: &Informer<Pod>,
 ) {
+    let is_measured = namespace == "sched-1";
+    if is_measured && workload.gang > 0 {
+        let groups: Api<PodGroup> = Api::namespaced(client.clone(), namespace);
+        for number in (0..count).step_by(workload.gang) {
+            let least = workload.gang.min(count - number);
+            let group = json!({"metadata": {"name": group(workload, number)},
+                "spec": {"schedulingPolicy": {"gang": {"minCount": least}}}});
+            let group = serde_json::from_value(group).expect("a group");
+            groups.create(&PostParams::default(), &group).await.expect("a group");
+        }
+    }
     let mut changes = seen.subscribe();
     let api: Arc<Api<Pod>> = Arc::new(Api::namespaced(client.clone(), namespace));
     let creates = stream::iter(0..count).map(|number| {
-        let (api, pod) = (Arc::clone(&api), pod(kind, namespace, &format!("pod-{number}")));
+        let (api, mut pod) = (Arc::clone(&api), pod(kind, namespace, &format!("pod-{number}")));
+        if let Some(group) = group(workload, number).filter(|_| is_measured) {
+            let spec = pod.spec.get_or_insert_default();
+            spec.scheduling_group.get_or_insert_default().pod_group_name = Some(group);
+        }
         async move { api.create(&PostParams::default(), &pod).await.expect("a pod") }
     });
     let creates = creates.buffer_unordered(CONCURRENT_MAX).for_each(async |_| {});
@@ -109,4 +133,29 @@ async fn create(
     };
     let both = async { tokio::join!(creates, bound) };
     tokio::time::timeout(PATIENCE, both).await.expect("all pods have a node");
+}
+
+/// What happens meanwhile, until it is dropped.
+async fn churn(client: &kube::Client, workload: &Workload, nodes: usize) {
+    let all: Api<Node> = Api::all(client.clone());
+    let pods: Api<Pod> = Api::namespaced(client.clone(), "sched-0");
+    let services: Api<Service> = Api::namespaced(client.clone(), "sched-0");
+    let mut interval = tokio::time::interval(workload.churn.interval());
+    for number in 0_usize.. {
+        interval.tick().await;
+        let name = format!("large-{number}");
+        pods.create(&PostParams::default(), &pod(too_large, "sched-0", &name)).await.expect("a pod");
+        if workload.churn != Churn::Mixed {
+            continue;
+        }
+        let node = all.create(&PostParams::default(), &node(workload, nodes + number)).await.expect("a node");
+        let service = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+        let service = serde_json::from_value(service).expect("a service");
+        services.create(&PostParams::default(), &service).await.expect("a service");
+        let how = DeleteParams::default();
+        interval.tick().await;
+        all.delete(&node.metadata.name.unwrap_or_default(), &how).await.expect("the node");
+        pods.delete(&name, &how).await.expect("the pod");
+        services.delete(&name, &how).await.expect("the service");
+    }
 }

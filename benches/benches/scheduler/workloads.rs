@@ -1,5 +1,7 @@
 //! The loads of upstream's `scheduler_perf` (`test/integration/scheduler_perf`): the same nodes and pods.
 
+use std::time::Duration;
+
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
 
@@ -17,8 +19,35 @@ pub(crate) struct Workload {
     pub(crate) measured: fn() -> Value,
     /// How many of them each node takes at most, as with anti-affinity.
     pub(crate) per_node_max: usize,
+    /// What else happens meanwhile.
+    pub(crate) churn: Churn,
+    /// How many of the measured pods are a gang; 0 when each is on its own.
+    pub(crate) gang: usize,
     /// The pods a second that upstream's own runs of this load must reach with 5,000 nodes (`threshold`).
     pub(crate) upstream: f64,
+}
+
+/// What happens beside the measured pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Churn {
+    /// Nothing.
+    None,
+    /// Pods come that no node would take, five a second.
+    Unschedulable,
+    /// Each second a node, such a pod and a service come, and those of the second before go.
+    Mixed,
+}
+
+impl Churn {
+    /// How often upstream's load does it (`intervalMilliseconds`).
+    pub(crate) fn interval(self) -> Duration {
+        Duration::from_millis(if self == Self::Mixed { 1_000 } else { 200 })
+    }
+
+    /// After how many decisions it happens once, at the rate that upstream's threshold asks for.
+    pub(crate) fn every(self, upstream: f64) -> usize {
+        (upstream * self.interval().as_secs_f64()) as usize
+    }
 }
 
 /// Where the pods of the DaemonSet go.
@@ -27,7 +56,7 @@ const DAEMON_NODE: &str = "scheduler-perf-00007";
 pub(crate) const PRIORITY_CLASS: (&str, i32) = ("high", 10);
 
 /// All loads.
-pub(crate) const WORKLOADS: [Workload; 9] = [
+pub(crate) const WORKLOADS: [Workload; 12] = [
     Workload {
         name: "SchedulingBasic",
         zones: &[],
@@ -35,6 +64,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: plain,
         measured: plain,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 270.0,
     },
     Workload {
@@ -44,6 +75,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: anti_affinity,
         measured: anti_affinity,
         per_node_max: 1,
+        churn: Churn::None,
+        gang: 0,
         upstream: 60.0,
     },
     Workload {
@@ -53,6 +86,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: affinity,
         measured: affinity,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 35.0,
     },
     Workload {
@@ -62,6 +97,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: preferred_affinity,
         measured: preferred_affinity,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 90.0,
     },
     Workload {
@@ -71,6 +108,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: plain,
         measured: spreading,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 85.0,
     },
     Workload {
@@ -80,6 +119,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: plain,
         measured: preferred_spreading,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 125.0,
     },
     Workload {
@@ -89,6 +130,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: node_affinity,
         measured: node_affinity,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 220.0,
     },
     Workload {
@@ -98,6 +141,8 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: plain,
         measured: daemon,
         per_node_max: 20,
+        churn: Churn::None,
+        gang: 0,
         upstream: 390.0,
     },
     Workload {
@@ -107,7 +152,43 @@ pub(crate) const WORKLOADS: [Workload; 9] = [
         before: low_priority,
         measured: high_priority,
         per_node_max: 1,
+        churn: Churn::None,
+        gang: 0,
         upstream: 160.0,
+    },
+    Workload {
+        name: "Unschedulable",
+        zones: &[],
+        before_percent: 2,
+        before: plain,
+        measured: plain,
+        per_node_max: 20,
+        churn: Churn::Unschedulable,
+        gang: 0,
+        upstream: 170.0,
+    },
+    Workload {
+        name: "SchedulingWithMixedChurn",
+        zones: &[],
+        before_percent: 0,
+        before: plain,
+        measured: plain,
+        per_node_max: 20,
+        churn: Churn::Mixed,
+        gang: 0,
+        upstream: 265.0,
+    },
+    // Upstream has no threshold for gangs; it is compared with pods that are on their own.
+    Workload {
+        name: "Gang",
+        zones: &[],
+        before_percent: 20,
+        before: plain,
+        measured: plain,
+        per_node_max: 20,
+        churn: Churn::None,
+        gang: 10,
+        upstream: 270.0,
     },
 ];
 
@@ -148,6 +229,16 @@ fn with(labels: &Value, spec: &Value, cpu: &str) -> Value {
 
 fn plain() -> Value {
     with(&json!({}), &json!({}), "100m")
+}
+
+/// The pod of a churn (`pod-high-priority-large-cpu.yaml`).
+pub(crate) fn too_large() -> Value {
+    with(&json!({}), &json!({"priority": PRIORITY_CLASS.1, "priorityClassName": PRIORITY_CLASS.0}), "9")
+}
+
+/// The group of the measured pod with this number.
+pub(crate) fn group(workload: &Workload, number: usize) -> Option<String> {
+    number.checked_div(workload.gang).map(|group| format!("gang-{group}"))
 }
 
 fn term(color: &str, key: &str) -> Value {

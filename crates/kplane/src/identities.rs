@@ -53,6 +53,7 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("persistentvolume-binder-controller", "persistent-volume-binder"),
     ("local-volume-provisioner", "persistent-volume-binder"),
     ("horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler"),
+    ("resourceclaim-controller", "resource-claim-controller"),
 ];
 
 /// The user that stands for whoever holds the cluster.

@@ -39,6 +39,7 @@ mod protection;
 mod provisioner;
 mod replica_set;
 mod replication_controller;
+mod resource_claim;
 mod resource_quota;
 mod revisions;
 mod service_account;
@@ -85,6 +86,7 @@ pub use provisioner::{
 };
 pub use replica_set::{BURST_REPLICAS_MAX, replica_set};
 pub use replication_controller::replication_controller;
+pub use resource_claim::resource_claim;
 pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
 pub use stateful_set::stateful_set;
@@ -240,6 +242,7 @@ impl Context {
 /// | `local-volume-provisioner` | [`provisioner`](provisioner()) with [`LocalProvisioner`], if [`Settings::local_volumes`] is set |
 /// | `certificatesigningrequest-approving-controller` | [`csr_approving`] |
 /// | `certificatesigningrequest-signing-controller` | [`csr_signing`], if [`Settings::signer`] is set |
+/// | `resourceclaim-controller` | [`resource_claim`] |
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
 /// | `bootstrap-signer-controller` | [`bootstrap_signer`] |
@@ -299,6 +302,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     if let Some(signer) = &context.settings.signer {
         all.push(Arc::new(csr_signing(context, Arc::clone(signer))));
     }
+    all.push(Arc::new(resource_claim(context)));
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
     all.push(Arc::new(bootstrap_signer(context)));

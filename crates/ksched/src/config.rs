@@ -70,8 +70,8 @@ impl std::error::Error for ConfigErrors {}
 ///
 /// What has no meaning here, because the scheduler is a library, is read and left to the program around it: the client's
 /// connection, leader election, profiling. The back-off is for [`SchedulerBuilder::backoff`](crate::SchedulerBuilder::backoff).
-/// `parallelism` and `percentageOfNodesToScore` have no effect: one task looks at all nodes; nor have, as long as devices are
-/// not allocated, the time limits in the arguments of DynamicResources.
+/// `parallelism` and `percentageOfNodesToScore` have no effect: one task looks at all nodes; nor has the
+/// `filterTimeout` of DynamicResources, as the number of steps is limited instead.
 ///
 /// ```
 /// use ksched::{config::SchedulerConfiguration, registry::Registry};

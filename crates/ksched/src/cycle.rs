@@ -6,7 +6,8 @@ use crate::{
     candidate::{self, Candidate},
     decision::{Decision, Diagnosis, Nomination, ScoreColumn},
     plugin::{
-        CycleState, Finality, PostFilterVerdict, PreFilterVerdict, PreScoreVerdict, Rejection, Verdict,
+        CycleState, Finality, PostFilterVerdict, PreFilterVerdict, PreScoreVerdict, Rejection, Repair,
+        Verdict,
     },
     pod::PodInfo,
     profile::Profile,
@@ -55,7 +56,8 @@ pub fn decide_among(
     let nominations = Nominations::new(nominated, pod, snapshot);
     let skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
     if decision.feasible.is_empty() {
-        let help = help(profile, snapshot, pod, &decision, &nominations, &skipped);
+        let (help, repairs) = help(profile, snapshot, pod, &decision, &nominations, &skipped);
+        decision.repairs = repairs;
         give_up(snapshot, help, &mut decision);
         return decision;
     }
@@ -71,6 +73,7 @@ pub(crate) fn begin(snapshot: &Snapshot) -> Decision {
         chosen: None,
         nomination: Nomination::Keep,
         victims: Vec::new(),
+        repairs: Vec::new(),
         diagnosis: Diagnosis { nodes: snapshot.len(), ..Diagnosis::default() },
         feasible: Vec::new(),
         scores: Vec::new(),
@@ -89,6 +92,9 @@ pub(crate) enum Help {
     Nothing(String, Nomination),
 }
 
+/// What is to be done in any case.
+pub(crate) type Repairs = Vec<Arc<dyn Repair>>;
+
 /// Asks what can be done.
 pub(crate) fn help(
     profile: &Profile,
@@ -97,7 +103,7 @@ pub(crate) fn help(
     decision: &Decision,
     nominations: &Nominations,
     skipped: &[Arc<str>],
-) -> Help {
+) -> (Help, Repairs) {
     let Decision { cycle, diagnosis, .. } = decision;
     post_filter(&Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped })
 }
@@ -247,13 +253,19 @@ fn plugin_list(names: &[&Arc<str>]) -> String {
 }
 
 /// What was said about helping the pod.
-fn post_filter(attempt: &Attempt<'_>) -> Help {
+fn post_filter(attempt: &Attempt<'_>) -> (Help, Repairs) {
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
-    let mut nomination = Nomination::Keep;
+    let (mut nomination, mut repairs) = (Nomination::Keep, Vec::new());
     for entry in &attempt.profile.points.post_filter {
         let rejection = match entry.plugin.post_filter(attempt) {
-            PostFilterVerdict::Nominate { node, victims } => return Help::Nominate(node, victims),
-            PostFilterVerdict::Candidates(candidates) => return Help::Candidates(candidates),
+            PostFilterVerdict::Nominate { node, victims } => {
+                return (Help::Nominate(node, victims), repairs);
+            }
+            PostFilterVerdict::Candidates(candidates) => return (Help::Candidates(candidates), repairs),
+            PostFilterVerdict::Repair(repair, rejection) => {
+                repairs.push(repair);
+                rejection
+            }
             PostFilterVerdict::Hopeless(rejection) => {
                 nomination = Nomination::Clear;
                 rejection
@@ -269,7 +281,7 @@ fn post_filter(attempt: &Attempt<'_>) -> Help {
             break;
         }
     }
-    Help::Nothing(reasons.join(", "), nomination)
+    (Help::Nothing(reasons.join(", "), nomination), repairs)
 }
 
 /// Fills the scores and totals.

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt::Write, sync::Arc};
 
 use crate::{
-    plugin::{CycleState, Finality, Rejection},
+    plugin::{CycleState, Finality, Rejection, Repair},
     pod::PodInfo,
     snapshot::NodeIndex,
 };
@@ -18,6 +18,8 @@ pub struct Decision {
     pub(crate) chosen: Option<NodeIndex>,
     pub(crate) nomination: Nomination,
     pub(crate) victims: Vec<Arc<PodInfo>>,
+    /// What is to be done so that the pod may find a node the next time.
+    pub(crate) repairs: Vec<Arc<dyn Repair>>,
     pub(crate) diagnosis: Diagnosis,
     /// The nodes that all filters let pass, ascending.
     pub(crate) feasible: Vec<NodeIndex>,

@@ -48,6 +48,7 @@ pub mod candidate;
 pub mod config;
 pub mod cycle;
 pub mod decision;
+pub mod devices;
 pub mod event;
 pub mod extender;
 pub mod groups;

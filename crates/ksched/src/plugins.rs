@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub use balanced_allocation::BalancedAllocation;
 pub use default_binder::DefaultBinder;
 pub use default_preemption::DefaultPreemption;
-pub use dynamic_resources::DynamicResources;
+pub use dynamic_resources::{BINDING_TIMEOUT, DynamicResources};
 pub use gang_scheduling::{GANG_WAIT_MAX, GangScheduling};
 pub(crate) use gang_scheduling::{NAME as GANG_SCHEDULING, WAITING as WAITING_FOR_GANG};
 pub use image_locality::ImageLocality;
@@ -53,9 +53,11 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
     let balanced = Arc::new(BalancedAllocation::default());
     let spread = Arc::new(PodTopologySpread::default());
     let between_pods = Arc::new(InterPodAffinity::default());
+    let devices = Arc::new(DynamicResources::default());
     builder
         .pre_enqueue(Arc::new(SchedulingGates))
         .hint(Arc::new(SchedulingGates))
+        .pre_enqueue(Arc::clone(&devices) as Arc<_>)
         .pre_enqueue(Arc::new(GangScheduling))
         .permit(Arc::new(GangScheduling))
         .hint(Arc::new(GangScheduling))
@@ -67,7 +69,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .pre_filter(Arc::new(VolumeZone))
         .pre_filter(Arc::clone(&spread) as Arc<_>)
         .pre_filter(Arc::clone(&between_pods) as Arc<_>)
-        .pre_filter(Arc::new(DynamicResources))
+        .pre_filter(Arc::clone(&devices) as Arc<_>)
         .filter(Arc::new(NodeUnschedulable))
         .filter(Arc::new(NodeName))
         .filter(Arc::new(TaintToleration))
@@ -80,6 +82,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::new(VolumeZone))
         .filter(Arc::clone(&spread) as Arc<_>)
         .filter(Arc::clone(&between_pods) as Arc<_>)
+        .filter(Arc::clone(&devices) as Arc<_>)
         .hint(Arc::new(NodeUnschedulable))
         .hint(Arc::new(NodeName))
         .hint(Arc::new(TaintToleration))
@@ -92,22 +95,27 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::new(VolumeZone))
         .hint(Arc::clone(&spread) as Arc<_>)
         .hint(Arc::clone(&between_pods) as Arc<_>)
-        .post_filter(Arc::new(DynamicResources))
+        .hint(Arc::clone(&devices) as Arc<_>)
+        .post_filter(Arc::clone(&devices) as Arc<_>)
         .post_filter(Arc::new(DefaultPreemption::default()))
         .hint(Arc::new(DefaultPreemption::default()))
         .pre_score(Arc::new(NodeAffinity::default()))
         .pre_score(Arc::clone(&spread) as Arc<_>)
         .pre_score(Arc::clone(&between_pods) as Arc<_>)
         .pre_score(Arc::clone(&balanced) as Arc<_>)
+        .pre_score(Arc::clone(&devices) as Arc<_>)
         .score(Arc::new(TaintToleration), 3)
         .score(Arc::new(NodeAffinity::default()), 2)
         .score(fit, 1)
         .score(spread, 2)
         .score(between_pods, 2)
+        .score(Arc::clone(&devices) as Arc<_>, 2)
         .score(balanced, 1)
         .score(Arc::new(ImageLocality), 1)
         .reserve(Arc::new(VolumeBinding::default()))
+        .reserve(Arc::clone(&devices) as Arc<_>)
         .pre_bind(Arc::new(VolumeBinding::default()))
+        .pre_bind(devices)
 }
 
 #[cfg(test)]
@@ -129,6 +137,7 @@ mod tests {
         check_filter(Arc::new(VolumeZone));
         check_filter(Arc::new(PodTopologySpread::default()));
         check_filter(Arc::new(InterPodAffinity::default()));
+        check_filter(Arc::new(DynamicResources::default()));
     }
 
     #[test]
@@ -144,5 +153,6 @@ mod tests {
         )));
         check_score(Arc::new(BalancedAllocation::default()));
         check_score(Arc::new(ImageLocality));
+        check_score(Arc::new(DynamicResources::default()));
     }
 }

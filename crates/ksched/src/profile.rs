@@ -41,6 +41,7 @@ type Entries<P> = Vec<Entry<P>>;
 /// | `NodeResourcesFit` | 1 |
 /// | `PodTopologySpread` | 2 |
 /// | `InterPodAffinity` | 2 |
+/// | `DynamicResources` | 2 |
 /// | `NodeResourcesBalancedAllocation` | 1 |
 /// | `ImageLocality` | 1 |
 #[derive(Clone)]
@@ -334,7 +335,8 @@ mod tests {
                 "VolumeBinding",
                 "VolumeZone",
                 "PodTopologySpread",
-                "InterPodAffinity"
+                "InterPodAffinity",
+                "DynamicResources"
             ]
         );
         let scores: Vec<_> = profile.scores().collect();
@@ -344,6 +346,7 @@ mod tests {
             ("NodeResourcesFit", 1),
             ("PodTopologySpread", 2),
             ("InterPodAffinity", 2),
+            ("DynamicResources", 2),
             ("NodeResourcesBalancedAllocation", 1),
             ("ImageLocality", 1),
         ];

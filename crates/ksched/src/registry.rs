@@ -180,8 +180,10 @@ impl Default for Registry {
         with_args(
             "DynamicResources",
             Arc::new(|args| {
-                args::dynamic_resources(args)?;
-                Ok(all!(plugins::DynamicResources; pre_filter post_filter))
+                Ok(all!(
+                    args::dynamic_resources(args)?;
+                    pre_enqueue pre_filter filter post_filter pre_score score reserve pre_bind hint
+                ))
             }),
         );
         with_args(

@@ -39,9 +39,9 @@ use crate::{
     cycle::decide,
     node::NodeInfo,
     planner::{Plan, Planner},
-    plugin::QueueSort,
+    plugin::{QueueSort, Verdict},
     pod::PodInfo,
-    profile::Profile,
+    profile::{Entry, Profile},
     queue::QueuedPod,
     scheduler,
     snapshot::{Snapshot, catalog::Interest},
@@ -112,15 +112,46 @@ pub fn place(profile: &Profile, snapshot: &Snapshot, pods: &[Arc<PodInfo>]) -> P
     for QueuedPod { pod, .. } in queued {
         let plan = planner.plan(0, &pod, &[]);
         match (plan.node(&planner).map(Arc::<str>::from), plan) {
-            (Some(node), _) => {
+            (Some(node), plan) => {
                 planner.place(&pod, &node);
-                placed.push((pod, node));
+                match book(profile, &mut planner, &pod, &node, plan) {
+                    None => placed.push((pod, node)),
+                    Some(why) => {
+                        planner.remove_pod(&pod.uid);
+                        unplaced.push((pod, why));
+                    }
+                }
             }
             (None, Plan::Decision(decision)) => unplaced.push((pod, decision.failure().unwrap_or_default())),
             (None, Plan::Node(_)) => {}
         }
     }
     Placement { placed, unplaced, snapshot: planner.snapshot().clone() }
+}
+
+/// Has the plug-ins book what the pod needs besides its place, such as volumes and devices, so that the next one does not get
+/// the same; tells why if one of them refuses.
+fn book(
+    profile: &Profile,
+    planner: &mut Planner,
+    pod: &Arc<PodInfo>,
+    node: &Arc<str>,
+    plan: Plan,
+) -> Option<String> {
+    let Plan::Decision(decision) = plan else { return None };
+    let mut cycle = decision.cycle;
+    for Entry { plugin, .. } in &profile.points.reserve {
+        if plugin.concerns(pod, planner.snapshot().catalog())
+            && let Verdict::Reject(rejection) =
+                planner.book(&mut cycle, pod, node, |booking| plugin.reserve(booking))
+        {
+            for Entry { plugin, .. } in profile.points.reserve.iter().rev() {
+                planner.book(&mut cycle, pod, node, |booking| plugin.unreserve(booking));
+            }
+            return Some(rejection.message());
+        }
+    }
+    None
 }
 
 /// Cordons a node and places its pods elsewhere, but for those of DaemonSets and mirror pods, which `kubectl drain` leaves

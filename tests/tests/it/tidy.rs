@@ -15,7 +15,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kkinds", &["kcore", "kcel", "kschema"]),
     ("kapi", &["kcore", "kstore", "kcel", "kschema", "kkinds"]),
     ("kreconcile", &["kcore"]),
-    ("ksched", &["kcore", "kreconcile"]),
+    ("ksched", &["kcore", "kcel", "kreconcile"]),
     ("knet", &["kcore", "kreconcile"]),
     ("kruntime", &["kcore", "kreconcile", "knet"]),
     ("kplane", &["kcore", "kstore", "kapi", "kreconcile", "ksched", "knet", "kruntime"]),

@@ -16,6 +16,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
+    resource::v1::{ResourceClaim, ResourceClaimTemplate},
     storage::v1::StorageClass,
 };
 use kcore::TokioClock;
@@ -71,6 +72,8 @@ pub(crate) fn start_with(
         ResourceType::of::<CertificateSigningRequest>(),
         ResourceType::of::<StorageClass>(),
         ResourceType::of::<HorizontalPodAutoscaler>(),
+        ResourceType::of::<ResourceClaim>(),
+        ResourceType::of::<ResourceClaimTemplate>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());

@@ -7,10 +7,10 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
-    config::ConfigError,
+    config::{ConfigError, extenders::go_duration},
     plugins::{
-        BIND_TIMEOUT, BalancedAllocation, DefaultPreemption, InterPodAffinity, NodeAffinity,
-        NodeResourcesFit, PodTopologySpread, ScoringStrategy, VolumeBinding,
+        BIND_TIMEOUT, BalancedAllocation, DefaultPreemption, DynamicResources, InterPodAffinity,
+        NodeAffinity, NodeResourcesFit, PodTopologySpread, ScoringStrategy, VolumeBinding,
     },
     spread::SpreadConstraint,
 };
@@ -218,16 +218,23 @@ pub(crate) fn volume_binding(args: &Value) -> Result<VolumeBinding, Errors> {
     checked(VolumeBinding::new(timeout.unwrap_or(BIND_TIMEOUT)), errors)
 }
 
-pub(crate) fn dynamic_resources(args: &Value) -> Result<(), Errors> {
+pub(crate) fn dynamic_resources(args: &Value) -> Result<DynamicResources, Errors> {
     #[derive(Deserialize, Default)]
     #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
     struct Args {
         #[serde(rename = "filterTimeout")]
         _filter_timeout: Option<String>,
-        #[serde(rename = "bindingTimeout")]
-        _binding_timeout: Option<String>,
+        binding_timeout: Option<String>,
     }
-    read::<Args>(args).map(drop)
+    let args: Args = read(args)?;
+    let Some(text) = args.binding_timeout else { return Ok(DynamicResources::default()) };
+    match go_duration(&text).filter(|timeout| *timeout >= Duration::from_secs(1)) {
+        Some(timeout) => Ok(DynamicResources::new(timeout)),
+        None => {
+            let why = "must be greater than or equal to 1 second";
+            Err(vec![ConfigError::invalid("bindingTimeout", text, why)])
+        }
+    }
 }
 
 pub(crate) fn pod_topology_spread(args: &Value) -> Result<PodTopologySpread, Errors> {

@@ -42,7 +42,9 @@ pub async fn decide_extended(
         ask_filters(&extenders, snapshot, pod, &mut decision).await?;
     }
     if decision.feasible.is_empty() {
-        let help = match help(profile, snapshot, pod, &decision, &nominations, &skipped) {
+        let (help, repairs) = help(profile, snapshot, pod, &decision, &nominations, &skipped);
+        decision.repairs = repairs;
+        let help = match help {
             Help::Candidates(candidates) => match ask_preemption(&extenders, snapshot, pod, candidates).await
             {
                 Ok(candidates) => Help::Candidates(candidates),

@@ -1,36 +1,143 @@
-//! Pods with resource claims (KEP-4381).
+//! Pods get the devices that their resource claims ask for (KEP-4381).
 
+mod bind;
+mod claims;
+mod conditions;
+mod in_flight;
+mod notes;
+mod repair;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
+
+use self::{bind::Booked, notes::Notes};
 use crate::{
-    plugin::{CycleState, PostFilter, PostFilterVerdict, PreFilter, PreFilterVerdict, Rejection},
+    booking::Booking,
+    devices::{Inventory, Selectors},
+    event::{ClusterEvent, Hint, ObjectEvent},
+    groups::Groups,
+    plugin::{
+        BindError, Binding, CycleState, FilterPlugin, PostFilter, PostFilterVerdict, PreBind, PreEnqueue,
+        PreFilter, PreFilterVerdict, PreScore, PreScoreVerdict, QueueingHint, Rejection, Reserve,
+        ScorePlugin, Verdict, normalize_by_max,
+    },
     pod::PodInfo,
-    snapshot::Snapshot,
+    snapshot::{
+        NodeIndex, NodeView, Snapshot,
+        catalog::{Catalog, Interest, Version},
+    },
+    track::{FilterTracker, ScoreTracker, Surroundings, Track},
     trial::Attempt,
 };
 
 const NAME: &str = "DynamicResources";
+/// How long devices may take to be ready for a pod (upstream's `DynamicResourcesBindingTimeoutDefault`).
+pub const BINDING_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Keeps pods with `spec.resourceClaims` from nodes: devices are not allocated by this scheduler, and without them such
-/// a pod could not start. Says of all pods that no claim can be given back to help them.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct DynamicResources;
+/// Finds devices for the claims of pods, by [`devices`](crate::devices): a node will do when all claims that have none yet
+/// can have theirs there, and those that have can be used from there.
+///
+/// Once the pod has its node its devices are taken, for other pods at once; before the pod is bound they are written into
+/// the status of the claims, and the claims are reserved for it. If devices say so in `bindingConditions` (KEP-5007), the pod
+/// waits until their driver has set these conditions. When no node is left because a claim that only this pod uses was
+/// allocated elsewhere, the claim is deallocated.
+///
+/// Pods without claims are none of its business and cost it nothing.
+///
+/// What upstream's does besides: extended resources that are backed by devices (KEP-5004) and claims of a whole `PodGroup`.
+#[derive(Clone, Debug)]
+pub struct DynamicResources {
+    binding_timeout: Duration,
+    kept: Arc<Kept>,
+}
+
+/// What is the same for many pods.
+#[derive(Debug, Default)]
+struct Kept {
+    selectors: Selectors,
+    inventory: Mutex<(Version, Arc<Inventory>)>,
+}
+
+impl Default for DynamicResources {
+    fn default() -> Self {
+        Self::new(BINDING_TIMEOUT)
+    }
+}
+
+impl DynamicResources {
+    /// With another time than [`BINDING_TIMEOUT`] for devices to be ready.
+    #[must_use]
+    pub fn new(binding_timeout: Duration) -> Self {
+        Self { binding_timeout, kept: Arc::default() }
+    }
+}
+
+impl Kept {
+    /// The devices, read again only when a slice has changed.
+    fn inventory(&self, catalog: &Catalog) -> Arc<Inventory> {
+        let version = catalog.version::<ResourceSlice>();
+        let mut kept = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.0 != version {
+            *kept = (version, Arc::new(Inventory::of(catalog)));
+        }
+        Arc::clone(&kept.1)
+    }
+}
+
+impl PreEnqueue for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn pre_enqueue(&self, pod: &PodInfo, _: &Groups) -> Verdict {
+        let names: Result<Vec<_>, _> = claims::names(pod).collect();
+        names.map_or_else(Verdict::unresolvable, |_| Verdict::Pass)
+    }
+}
 
 impl PreFilter for DynamicResources {
     fn name(&self) -> &str {
         NAME
     }
 
-    fn pre_filter(&self, _cycle: &mut CycleState, pod: &PodInfo, _snapshot: &Snapshot) -> PreFilterVerdict {
-        let claims = pod.object.spec.as_ref().and_then(|spec| spec.resource_claims.as_ref());
-        if claims.is_none_or(Vec::is_empty) {
+    fn pre_filter(&self, cycle: &mut CycleState, pod: &PodInfo, snapshot: &Snapshot) -> PreFilterVerdict {
+        if !claims::has_any(pod) {
             return PreFilterVerdict::Skip;
         }
-        PreFilterVerdict::Reject(Rejection::unresolvable(
-            "resource claims can't be allocated by this scheduler",
-        ))
+        match Notes::read(&self.kept, pod, snapshot.catalog()) {
+            Ok(notes) if notes.is_empty() => PreFilterVerdict::Skip,
+            Ok(notes) => {
+                cycle.put(notes);
+                PreFilterVerdict::Pass
+            }
+            Err(reason) => PreFilterVerdict::Reject(Rejection::unresolvable(reason)),
+        }
     }
 
     fn ignores_other_pods(&self) -> bool {
         true
+    }
+}
+
+impl FilterPlugin for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn filter(&self, cycle: &CycleState, _: &PodInfo, node: NodeView<'_>) -> Verdict {
+        let verdict = cycle.get::<Notes>().map_or(Ok(()), |notes| notes.on(node.info()));
+        verdict.map_or_else(Verdict::unresolvable, |()| Verdict::Pass)
+    }
+
+    fn track(&self, pod: &Arc<PodInfo>, _: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        if claims::has_any(pod) { Track::Anew } else { Track::Node }
     }
 }
 
@@ -39,7 +146,165 @@ impl PostFilter for DynamicResources {
         NAME
     }
 
-    fn post_filter(&self, _attempt: &Attempt<'_>) -> PostFilterVerdict {
-        PostFilterVerdict::Reject(Rejection::unschedulable("no new claims to deallocate"))
+    fn post_filter(&self, attempt: &Attempt<'_>) -> PostFilterVerdict {
+        let Some(notes) = attempt.cycle().get::<Notes>() else {
+            return PostFilterVerdict::Reject(Rejection::unschedulable("no new claims to deallocate"));
+        };
+        match notes.to_deallocate(attempt.pod(), attempt.seed()) {
+            Some(claim) => PostFilterVerdict::Repair(
+                Arc::new(repair::Deallocate::new(claim)),
+                Rejection::unschedulable("deallocation of ResourceClaim completed"),
+            ),
+            None => PostFilterVerdict::Reject(Rejection::unschedulable("still not schedulable")),
+        }
+    }
+}
+
+impl PreScore for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn pre_score(
+        &self,
+        cycle: &mut CycleState,
+        _: &PodInfo,
+        _: &Snapshot,
+        _: &[NodeIndex],
+    ) -> PreScoreVerdict {
+        // Without alternatives all nodes are equals.
+        let matters = cycle.get::<Notes>().is_some_and(Notes::has_alternatives);
+        if matters { PreScoreVerdict::Pass } else { PreScoreVerdict::Skip }
+    }
+}
+
+impl ScorePlugin for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn score(&self, cycle: &CycleState, _: &PodInfo, node: NodeView<'_>) -> i64 {
+        cycle.get::<Notes>().map_or(0, |notes| notes.score(node.name()))
+    }
+
+    fn track(&self, pod: &Arc<PodInfo>, _: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        if claims::has_any(pod) { Track::Anew } else { Track::Node }
+    }
+
+    fn normalize(&self, _: &CycleState, _: &PodInfo, scores: &mut [i64]) {
+        normalize_by_max(scores, false);
+    }
+}
+
+impl Reserve for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn concerns(&self, pod: &PodInfo, _: &Catalog) -> bool {
+        claims::has_any(pod)
+    }
+
+    fn reserve(&self, booking: &mut Booking<'_>) -> Verdict {
+        match self.book(booking) {
+            Ok(booked) => {
+                booking.cycle.put(booked);
+                Verdict::Pass
+            }
+            Err(reason) => Verdict::unresolvable(reason),
+        }
+    }
+
+    fn unreserve(&self, booking: &mut Booking<'_>) {
+        self.settle(booking);
+    }
+
+    fn settle(&self, booking: &mut Booking<'_>) {
+        let Some(booked) = booking.cycle.get::<Booked>().cloned() else { return };
+        let uid = Arc::clone(&booking.pod.uid);
+        for claim in booked.claims() {
+            in_flight::remove(booking.catalog_mut(), claim, &uid);
+        }
+    }
+}
+
+impl DynamicResources {
+    /// Takes the devices. Others of the same gang may have taken some since the decision, so what was found then is looked
+    /// for again when anything has changed.
+    fn book(&self, booking: &mut Booking<'_>) -> Result<Booked, String> {
+        let catalog = booking.snapshot().catalog();
+        let known = booking.cycle.get::<Notes>();
+        let fresh = match known.filter(|notes| notes.is_current(catalog)) {
+            Some(_) => None,
+            None => Some(Notes::read(&self.kept, booking.pod, catalog)?),
+        };
+        let Some(notes) = fresh.as_ref().or(known) else { return Ok(Booked::default()) };
+        if fresh.is_some() {
+            let node = booking.node_view().ok_or_else(|| format!("node {:?} not found", booking.node))?;
+            notes.on(node.info())?;
+        }
+        let booked = notes.booked(booking.node)?;
+        let pod = Arc::clone(booking.pod);
+        for (claim, allocation) in booked.allocations() {
+            in_flight::add(booking.catalog_mut(), claim, allocation, &pod);
+        }
+        Ok(booked)
+    }
+}
+
+#[async_trait]
+impl PreBind for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn concerns(&self, pod: &PodInfo, catalog: &Catalog) -> bool {
+        Reserve::concerns(self, pod, catalog)
+    }
+
+    async fn pre_bind(&self, binding: Binding<'_>) -> Result<(), BindError> {
+        let Some(booked) = binding.cycle.get::<Booked>() else { return Ok(()) };
+        let bound = bind::bind(binding, booked, self.binding_timeout).await;
+        bound.map_err(|error| BindError::Plugin { plugin: NAME.into(), source: error.into() })
+    }
+}
+
+/// Whether what happened to an object may help (upstream's `isSchedulableAfterClaimChange` and its like).
+fn helps(pod: &PodInfo, event: &ObjectEvent) -> bool {
+    if let Some((old, Some(new))) = event.of::<ResourceClaim>() {
+        let allocated =
+            |claim: &ResourceClaim| claim.status.as_ref().is_some_and(|status| status.allocation.is_some());
+        let freed = old.is_some_and(|old| allocated(old) && !allocated(new));
+        freed || claims::uses(pod, new) && old.is_none_or(|old| old.status != new.status)
+    } else if let Some((_, new)) = event.of::<DeviceClass>() {
+        new.is_some()
+    } else if let Some((_, new)) = event.of::<ResourceSlice>() {
+        new.is_some()
+    } else {
+        false
+    }
+}
+
+impl QueueingHint for DynamicResources {
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn hint(&self, pod: &PodInfo, event: &ClusterEvent) -> Hint {
+        Hint::queue_if(match event {
+            ClusterEvent::NodeAdded(_) => true,
+            ClusterEvent::NodeUpdated { old, new } => {
+                old.labels != new.labels || old.allocatable != new.allocatable
+            }
+            ClusterEvent::TargetUpdated { new, .. } => claims::names(new).all(|name| name.is_ok()),
+            // Its devices were taken, but perhaps never written.
+            ClusterEvent::PodGone(gone) => claims::has_any(gone),
+            ClusterEvent::Object(event) => helps(pod, event),
+            _ => false,
+        })
+    }
+
+    fn interests(&self) -> Vec<Interest> {
+        vec![Interest::of::<ResourceClaim>(), Interest::of::<DeviceClass>(), Interest::of::<ResourceSlice>()]
     }
 }

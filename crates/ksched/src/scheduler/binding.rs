@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use kcore::Clock;
 use tokio::time::Instant;
 
 use crate::{
@@ -30,6 +31,7 @@ pub(super) struct Job {
     /// What has something to do before the pod is bound.
     pub(super) pre_bind: Vec<Arc<dyn PreBind>>,
     pub(super) observer: Observer,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 /// A permission that is still to come.
@@ -45,6 +47,8 @@ pub(super) enum Done {
     Binding(Box<Bound>),
     /// A condition was written, or could not be.
     Report,
+    /// What was to help the pod with this uid is done, or could not be.
+    Repair { uid: Arc<str>, failed: bool },
     /// The victims of the pod with this uid are told to go, but for those where it failed.
     Preemption { uid: Arc<str>, failed: bool },
 }
@@ -127,7 +131,7 @@ impl<'a> Watch<'a> {
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profiles[job.profile].points;
     let Job { client, cycle, observer, queued, node, .. } = job;
-    let binding = Binding { client, cycle, observer, pod: &queued.pod, node };
+    let binding = Binding { client, cycle, observer, clock: &*job.clock, pod: &queued.pod, node };
     if !job.pre_bind.is_empty() {
         let all = Watch::start(job, "PreBind");
         let mut done = Ok(());

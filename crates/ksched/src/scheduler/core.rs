@@ -324,7 +324,7 @@ impl Core {
             self.metrics.point("Reserve", refused.is_none(), &profile.scheduler_name, took);
         }
         if let Some((plugin, rejection)) = refused {
-            self.unreserve(number, &queued.pod, &node, &mut cycle);
+            self.end_booking(number, &queued.pod, &node, &mut cycle, false);
             self.refused(queued, &plugin, &rejection, now);
             return;
         }
@@ -351,6 +351,7 @@ impl Core {
             wait,
             pre_bind,
             observer,
+            clock: self.reporter.parts().0,
         };
         self.tasks.spawn(binding::run(job, self.waiting.clone()));
     }
@@ -386,11 +387,21 @@ impl Core {
         None
     }
 
-    /// Has the plug-ins give back what they booked.
-    fn unreserve(&mut self, profile: usize, pod: &Arc<PodInfo>, node: &Arc<str>, cycle: &mut CycleState) {
+    /// Has the plug-ins forget what they booked, or give it back when the pod is not bound.
+    fn end_booking(
+        &mut self,
+        profile: usize,
+        pod: &Arc<PodInfo>,
+        node: &Arc<str>,
+        cycle: &mut CycleState,
+        is_bound: bool,
+    ) {
         let profiles = Arc::clone(&self.profiles);
         for Entry { plugin, .. } in profiles[profile].points.reserve.iter().rev() {
-            self.planner.book(cycle, pod, node, |booking| plugin.unreserve(booking));
+            self.planner.book(cycle, pod, node, |booking| match is_bound {
+                true => plugin.settle(booking),
+                false => plugin.unreserve(booking),
+            });
         }
     }
 
@@ -427,6 +438,16 @@ impl Core {
         let plugins = decision.diagnosis().plugins.clone();
         let pod = Arc::clone(&queued.pod);
         self.reject(queued, plugins, &message, &decision.nomination, now);
+        for repair in decision.repairs {
+            let (client, uid) = (self.client.clone(), Arc::clone(&pod.uid));
+            self.tasks.spawn(async move {
+                let done = repair.repair(&client).await;
+                if let Err(error) = &done {
+                    tracing::info!(%error, "what was to help a pod could not be done");
+                }
+                Done::Repair { uid, failed: done.is_err() }
+            });
+        }
         if let Nomination::Node(node) = decision.nomination {
             self.preempt(pod, node, decision.victims, now);
         }
@@ -529,6 +550,12 @@ impl Core {
         let Bound { queued, node, mut cycle, outcome } = match done {
             Done::Report => return,
             Done::Binding(bound) => *bound,
+            Done::Repair { uid, failed } => {
+                if failed {
+                    self.queue.wake(&uid, now);
+                }
+                return;
+            }
             Done::Preemption { uid, failed } => {
                 let tried = self.preempting.remove(&uid).unwrap_or_default();
                 if tried || failed {
@@ -537,10 +564,9 @@ impl Core {
                 return;
             }
         };
-        if !matches!(outcome, Outcome::Bound)
-            && let Some(profile) = self.profile_of(&queued.pod)
-        {
-            self.unreserve(profile, &queued.pod, &node, &mut cycle);
+        if let Some(profile) = self.profile_of(&queued.pod) {
+            let is_bound = matches!(outcome, Outcome::Bound);
+            self.end_booking(profile, &queued.pod, &node, &mut cycle, is_bound);
         }
         match outcome {
             Outcome::Bound => {

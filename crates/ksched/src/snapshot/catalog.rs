@@ -82,6 +82,26 @@ impl fmt::Debug for Catalog {
     }
 }
 
+/// The objects of a kind at some time; see [`Catalog::version`].
+#[derive(Clone, Default)]
+pub struct Version(Option<Arc<dyn Any + Send + Sync>>);
+
+impl fmt::Debug for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Version")
+    }
+}
+
+impl PartialEq for Version {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(this), Some(other)) => Arc::ptr_eq(this, other),
+            (None, None) => true,
+            _ => false,
+        }
+    }
+}
+
 /// An object can't be assumed: it was made from another revision than the newest, or the API server never showed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the object is not made from the newest revision that is known")]
@@ -129,6 +149,20 @@ impl Catalog {
             return;
         }
         objects.insert(name, Entry { latest: Arc::clone(&object), shown: object });
+    }
+
+    /// Keeps something under a name that is no object of the API, such as what a plug-in has booked; takes the place of what is
+    /// there.
+    pub fn put<K: Send + Sync + 'static>(&mut self, namespace: &str, name: &str, entry: Arc<K>) {
+        let entry = Entry { latest: Arc::clone(&entry), shown: entry };
+        self.namespace_mut::<K>(namespace.into()).objects.insert(name.into(), entry);
+    }
+
+    /// Tells later whether anything of a kind has changed. As long as it is kept, the first change costs a copy of the
+    /// kind's names.
+    #[must_use]
+    pub fn version<K: Send + Sync + 'static>(&self) -> Version {
+        Version(self.tables.get(&TypeId::of::<K>()).cloned())
     }
 
     /// Forgets an object; tells whether it was there.
@@ -295,6 +329,20 @@ mod tests {
         assert!(catalog.remove::<PersistentVolumeClaim>("default", "a"));
         assert!(!catalog.remove::<PersistentVolumeClaim>("default", "a"));
         assert_eq!(volume(&catalog, "a"), None);
+    }
+
+    #[test]
+    fn a_version_is_another_one_after_a_change_of_its_kind() {
+        let mut catalog = Catalog::default();
+        let before = catalog.version::<PersistentVolumeClaim>();
+        catalog.set(claim("a", 1, "one"));
+        let after = catalog.version::<PersistentVolumeClaim>();
+        assert_ne!(before, after);
+        catalog.put("default", "a", Arc::new("booked"));
+        assert_eq!(catalog.version::<PersistentVolumeClaim>(), after);
+        assert_eq!(catalog.get::<&str>("default", "a").map(|kept| **kept), Some("booked"));
+        catalog.remove::<PersistentVolumeClaim>("default", "a");
+        assert_ne!(catalog.version::<PersistentVolumeClaim>(), after);
     }
 
     #[test]
