@@ -5,7 +5,7 @@
 use std::{cmp::Ordering, sync::Arc, time::Duration};
 
 use ksched::{
-    PodInfo, Profile, ProfileBuilder, QueuedPod, Snapshot, Verdict,
+    PodInfo, ProfileBuilder, QueuedPod, Snapshot, Verdict,
     build::{NodeBuilder, PodBuilder, node, pod},
     decide,
     groups::Groups,
