@@ -66,7 +66,7 @@ pub fn resource_claim(context: &Context) -> impl Runnable + use<> {
         written: Mutex::default(),
     };
     let for_claims = Users { requests: context.requests(NAME), pods: pods.clone(), claims: claims.clone() };
-    let needing = Predicate::when(|change| wants_claims(change));
+    let needing = Predicate::when(wants_claims);
     let pods_part = Controller::new(NAME, for_pods)
         .on(Trigger::new(&pods, MapTo::Itself).when(needing))
         .on(Trigger::new(&claims, pods_by(&pods, PODS_BY_CLAIM)))
@@ -168,6 +168,10 @@ impl Reconciler for PodClaims {
             return Ok(Action::Done);
         };
         let pod = stored.typed::<Pod>()?;
+        if is_done(&pod) {
+            // Its claims are about to go; they must not come back.
+            return Ok(Action::Done);
+        }
         let mut made = Vec::new();
         for entry in entries(&pod) {
             match self.make(&stored, &pod, entry).await {
@@ -183,7 +187,7 @@ impl Reconciler for PodClaims {
             }
         }
         self.tell(key, &pod, &made).await?;
-        if !pod_state::node_name(&pod).is_empty() && !is_done(&pod) {
+        if !pod_state::node_name(&pod).is_empty() {
             self.reserve(&pod, key).await?;
         }
         Ok(Action::Done)

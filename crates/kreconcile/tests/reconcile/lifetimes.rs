@@ -73,6 +73,64 @@ async fn ephemeral_volumes_have_a_claim_of_their_own() {
     running.stop().await;
 }
 
+/// The cases of `pkg/controller/resourceclaim/controller_test.go` that make claims and that clean up after pods.
+#[tokio::test(start_paused = true)]
+async fn resource_claims_are_made_for_pods_and_given_back() {
+    let (api, running) = start_some(TokioClock::new(), |name| name == "resourceclaim-controller");
+    let claims = json!([{"name": "gpu", "resourceClaimTemplateName": "one"}]);
+    let pod = |name: &str| {
+        json!({"metadata": {"name": name, "namespace": "shop", "uid": name},
+            "spec": {"containers": [], "nodeName": "n", "resourceClaims": claims}})
+    };
+    api.add("pods", pod("p"));
+    let told = "PodResourceClaim gpu: resource claim template \"one\": resourceclaimtemplate.resource.k8s.io \"one\" not found";
+    api.until("the refusal", |api| api.list("events").iter().any(|event| event["message"] == told)).await;
+    let requests = json!({"devices": {"requests": [{"name": "r"}]}});
+    let template = json!({"metadata": {"labels": {"kind": "gpu"}}, "spec": requests});
+    api.add(
+        "resourceclaimtemplates",
+        json!({"metadata": {"name": "one", "namespace": "shop"}, "spec": template}),
+    );
+    let statuses = |api: &FakeApi, name: &str| {
+        api.get("pods", "shop", name).unwrap_or_default()["status"]["resourceClaimStatuses"].clone()
+    };
+    api.until("the name", |api| !statuses(api, "p").is_null()).await;
+    api.add("pods", pod("q"));
+    api.until("the second name", |api| !statuses(api, "q").is_null()).await;
+    at_rest(&api).await;
+    assert_eq!(api.count("resourceclaims"), 2, "one for each");
+    let name = statuses(&api, "p")[0]["resourceClaimName"].as_str().unwrap().to_owned();
+    assert!(name.starts_with("p-gpu-"), "{name}");
+    let claim = api.get("resourceclaims", "shop", &name).unwrap();
+    assert_eq!((&claim["metadata"]["labels"], &claim["spec"]), (&json!({"kind": "gpu"}), &requests));
+    assert_eq!(claim["metadata"]["annotations"]["resource.kubernetes.io/pod-claim-name"], "gpu");
+
+    // What is allocated is reserved for a pod that is on its node; a claim that was deleted is made again.
+    api.edit("resourceclaims", "shop", &name, |claim| {
+        claim["metadata"]["finalizers"] = json!(["resource.kubernetes.io/delete-protection"]);
+        claim["status"]["allocation"] = json!({"devices": {"results": []}});
+    });
+    let users = |api: &FakeApi| {
+        let claim = api.get("resourceclaims", "shop", &name).unwrap_or_default();
+        let users = claim["status"]["reservedFor"].as_array().cloned().unwrap_or_default();
+        users.iter().map(|user| user["uid"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+    };
+    api.until("the reservation", |api| users(api) == ["p"]).await;
+    let other = statuses(&api, "q")[0]["resourceClaimName"].as_str().unwrap().to_owned();
+    api.remove("resourceclaims", "shop", &other);
+    api.until("another claim", |api| {
+        api.count("resourceclaims") == 2 && statuses(api, "q")[0]["resourceClaimName"] != *other
+    })
+    .await;
+
+    // A pod that has ended gives everything back.
+    api.edit("pods", "shop", "p", |pod| pod["status"]["phase"] = "Succeeded".into());
+    api.until("the claim to go", |api| api.get("resourceclaims", "shop", &name).is_none()).await;
+    at_rest(&api).await;
+    assert_eq!(api.count("resourceclaims"), 1, "the other pod runs");
+    running.stop().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn requests_and_tokens_go_when_their_time_has_come() {
     let start = TokioClock::starting_at("2030-01-01T00:00:00Z".parse().unwrap());

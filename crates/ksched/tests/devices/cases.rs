@@ -200,13 +200,13 @@ fn devices_can_be_reached_from_several_nodes() {
     let one = || requests(json!([exactly("r", json!({}))]));
     let near = with(slice("d", "p", devices(&["x"])), zone("east"));
     let far = with(slice("d", "p", devices(&["x"])), zone("west"));
-    check("network-attached-device", &[near.clone()], &[], &[one()], "r=d/p/x; @zone In east");
+    check("network-attached-device", std::slice::from_ref(&near), &[], &[one()], "r=d/p/x; @zone In east");
     check("unsuccessful-allocation-network-attached-device", &[far], &[], &[one()], "none");
     let both = requests(json!([exactly("r", json!({"count": 2}))]));
     let local = slice("d", "q", devices(&["y"]));
     check("local-and-network-attached-devices", &[near, local], &[], &[both], "r=d/p/x; r=d/q/y");
     let everywhere = with(slice("d", "p", devices(&["x"])), json!({"nodeName": null, "allNodes": true}));
-    check("all-nodes", &[everywhere.clone()], &[], &[one()], "r=d/p/x");
+    check("all-nodes", std::slice::from_ref(&everywhere), &[], &[one()], "r=d/p/x");
     let each = json!([
         {"name": "x", "nodeName": "n2"}, {"name": "y", "nodeName": "n1"}, {"name": "z", "allNodes": true}
     ]);

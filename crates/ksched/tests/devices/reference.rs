@@ -10,7 +10,7 @@ type Device<'a> = (&'a str, &'a str, &'a Value);
 /// What was chosen: the claim, the request, the alternative, the device.
 type Choice<'a> = (usize, &'a Value, &'a Value, Device<'a>);
 
-fn list<'a>(value: &'a Value) -> impl Iterator<Item = &'a Value> {
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
