@@ -16,6 +16,7 @@ mod kubectl_groups;
 mod kubectl_sets;
 mod kubectl_streams;
 mod kubectl_tokens;
+mod kubectl_top;
 mod leaks;
 mod mini_cluster;
 mod paused_time;
