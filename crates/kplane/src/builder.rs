@@ -296,6 +296,7 @@ impl ClusterBuilder {
             settings.root_ca = Some(root_ca);
             settings.signer = Some(Arc::clone(&ca) as _);
             settings.local_volumes = Some(defaults::local_volumes(self.local.as_ref()));
+            settings.cloud = self.local.as_ref().map(|local| Arc::new(local.cloud()) as _);
             for change in self.settings {
                 change(&mut settings);
             }

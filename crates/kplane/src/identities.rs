@@ -53,6 +53,10 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("persistentvolume-binder-controller", "persistent-volume-binder"),
     ("local-volume-provisioner", "persistent-volume-binder"),
     ("horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler"),
+    ("cloud-node-controller", "node-controller"),
+    ("cloud-node-lifecycle-controller", "node-controller"),
+    ("service-lb-controller", "service-controller"),
+    ("node-route-controller", "route-controller"),
 ];
 
 /// The user that stands for whoever holds the cluster.

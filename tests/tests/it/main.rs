@@ -4,6 +4,7 @@ mod access;
 mod bad_input;
 mod certificates;
 mod clients;
+mod cloud;
 mod etcdctl;
 mod foreign;
 mod ha;
