@@ -6,6 +6,7 @@ mod certificates;
 mod clients;
 mod cloud;
 mod etcdctl;
+mod faults;
 mod foreign;
 mod ha;
 mod helm;
