@@ -178,7 +178,8 @@ async fn check_stop_and_exec(runtime: &dyn ContainerRuntime) {
     assert_eq!(attached.exit.await.expect("an exit code"), 0, "an attachment ends with its container");
     let refused = runtime.exec(&pod, "long", request).await;
     assert!(matches!(refused, Err(RuntimeError::NotRunning(_))), "nothing runs in what has ended");
-    let left: usize = runtime.usage(std::slice::from_ref(&pod)).await.iter().map(|(_, readings)| readings.len()).sum();
+    let left: usize =
+        runtime.usage(std::slice::from_ref(&pod)).await.iter().map(|(_, readings)| readings.len()).sum();
     assert_eq!(left, 0, "what doesn't run uses nothing");
     runtime.remove_pod(&pod).await.expect("a pod can be removed");
 }
