@@ -1,1 +1,3 @@
-//! Tests that cross crates.
+//! Tests that cross crates, and what they share with the examples beside them.
+
+pub mod faults;

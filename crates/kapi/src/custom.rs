@@ -34,6 +34,7 @@ pub(crate) use self::{
     webhook::convert,
 };
 use crate::{
+    derived::Derive,
     objects::{Objects, stored},
     registry::{Registry, Resource, ResourceDef},
 };
@@ -59,6 +60,8 @@ pub struct Definition {
     /// Objects written up to this revision may have been written under another schema, and are brought into the form of this
     /// one when they are read.
     pub since: u64,
+    /// Who makes the objects, if they are not kept but made of others when they are asked for.
+    pub derived: Option<Arc<dyn Derive>>,
 }
 
 /// How objects get from one version to another.

@@ -15,9 +15,11 @@ pub use kschema::{self as schema, error, patch, strategy};
 // How objects are kept and read.
 mod convert;
 pub mod custom;
+pub mod derived;
 mod list;
 mod meta;
 pub mod objects;
+pub mod usage;
 mod watch;
 
 // How they are written.

@@ -31,7 +31,7 @@ use crate::{
     },
     authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Verdict, escalation::NoEscalation},
     body::Body,
-    custom::Customs,
+    custom::{self, Customs},
     error::{ApiError, ApiResult},
     fairness::Fairness,
     http as transport, impersonate,
@@ -43,6 +43,7 @@ use crate::{
     registry::{Registry, ResourceDef, builtin},
     request::{Query, RequestInfo},
     schema,
+    usage::{self, UsageSource},
 };
 
 /// How long a request may take that is no watch and no stream (`--request-timeout`).
@@ -104,6 +105,7 @@ pub(crate) struct Inner {
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
 /// | nodes | unreachable: logs and exec answer 503 |
 /// | services | by their cluster IPs |
+/// | what pods and nodes use | not known: `metrics.k8s.io` is not served |
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct ApiServerBuilder {
     store: Option<Arc<dyn Store>>,
@@ -121,6 +123,7 @@ pub struct ApiServerBuilder {
     addresses: ServiceAddresses,
     kinds: Vec<ResourceDef>,
     outbound: Outbound,
+    usage: Option<Arc<dyn UsageSource>>,
 }
 
 /// Why a server could not be made.
@@ -133,6 +136,9 @@ pub enum BuildError {
     /// No key could be made for the tokens of service accounts.
     #[error("no key for the tokens of service accounts")]
     Key(#[from] KeyError),
+    /// The kinds of the resource metrics API can't be served.
+    #[error(transparent)]
+    Kind(#[from] custom::KindError),
     /// An admission step that is to be taken out is not there.
     #[error("there is no admission step {name:?}; there are {names}")]
     UnknownAdmission {
@@ -162,6 +168,7 @@ impl ApiServer {
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
             outbound: Outbound::default(),
+            usage: None,
         }
     }
 
@@ -310,6 +317,12 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Serves the resource metrics API (`metrics.k8s.io`) from here, so that `kubectl top` and autoscalers know what is used.
+    pub fn usage(mut self, source: Arc<dyn UsageSource>) -> Self {
+        self.usage = Some(source);
+        self
+    }
+
     /// Opens the store's tables and makes the server.
     ///
     /// # Errors
@@ -329,6 +342,9 @@ impl ApiServerBuilder {
             Strategies { addresses: Arc::new(self.addresses.clone()), clock: Arc::clone(&clock) };
         let mut defs = builtin::resources(&catalog, &strategies);
         defs.extend(self.kinds);
+        if let Some(source) = &self.usage {
+            defs.extend(usage::kinds(source)?);
+        }
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
         let mut objects = Objects::new(store, registry, clock, defs)?;
         objects.set_outbound(self.outbound);

@@ -19,6 +19,7 @@ use crate::{
     network::LocalNetwork,
     nodes::LocalNodes,
     serve::Tasks,
+    usage::LocalUsage,
 };
 
 /// How many nodes a cluster may start with.
@@ -262,6 +263,10 @@ impl ClusterBuilder {
         startup.done("certificate authority");
         let dialer = Arc::new(LocalNodes::new(tasks.clone()));
         let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
+        let usage = Arc::new(LocalUsage::default());
+        if self.nodes > 0 {
+            api = api.usage(Arc::clone(&usage) as _);
+        }
         if let Some(store) = self.store {
             api = api.store(store);
         }
@@ -291,6 +296,7 @@ impl ClusterBuilder {
             settings.root_ca = Some(root_ca);
             settings.signer = Some(Arc::clone(&ca) as _);
             settings.local_volumes = Some(defaults::local_volumes(self.local.as_ref()));
+            settings.cloud = self.local.as_ref().map(|local| Arc::new(local.cloud()) as _);
             for change in self.settings {
                 change(&mut settings);
             }
@@ -368,6 +374,7 @@ impl ClusterBuilder {
             let agent = Arc::new(NodeAgent::new(&node_informers, Arc::clone(&clock), configs));
             manager = manager.add(Start::Always, Arc::clone(&agent)).informers(&node_informers);
             dialer.set(&agent);
+            usage.set(&agent);
             nodes = Some(agent);
             startup.done("nodes");
         }

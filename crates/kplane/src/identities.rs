@@ -14,7 +14,7 @@ use kapi::{
 };
 use kube::{Api, Client, Resource, api::PostParams};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// The user that all controllers read as.
 pub(crate) const CONTROLLER_MANAGER: &str = "system:kube-controller-manager";
@@ -54,6 +54,10 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("local-volume-provisioner", "persistent-volume-binder"),
     ("horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler"),
     ("resourceclaim-controller", "resource-claim-controller"),
+    ("cloud-node-controller", "node-controller"),
+    ("cloud-node-lifecycle-controller", "node-controller"),
+    ("service-lb-controller", "service-controller"),
+    ("node-route-controller", "route-controller"),
 ];
 
 /// The user that stands for whoever holds the cluster.
@@ -133,6 +137,14 @@ pub(crate) async fn admit_controllers(admin: &Client) -> Result<(), kube::Error>
 /// # Errors
 /// When the binding can't be made.
 pub(crate) async fn admit_nodes(admin: &Client) -> Result<(), kube::Error> {
+    // Who may look at objects may see what pods and nodes use: the role that comes with metrics-server.
+    let labels = ["admin", "edit", "view"];
+    let labels = labels.map(|role| (format!("rbac.authorization.k8s.io/aggregate-to-{role}"), json!("true")));
+    let role = json!({
+        "metadata": {"name": "system:aggregated-metrics-reader", "labels": labels.into_iter().collect::<Map<_, _>>()},
+        "rules": [{"apiGroups": ["metrics.k8s.io"], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]}],
+    });
+    make::<ClusterRole>(admin, role).await?;
     bind(admin, NODES, "system:node", json!({"apiGroup": GROUP, "kind": "User", "name": NODES})).await
 }
 

@@ -16,6 +16,7 @@ mod kubeconfig;
 mod network;
 mod nodes;
 mod serve;
+mod usage;
 
 pub use self::{
     builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},

@@ -10,14 +10,17 @@ use knet::{
     loopback::LoopbackBlock,
     proxy::userspace::UserspaceProxy,
 };
-use kreconcile::Informers;
+use kreconcile::{Informers, cloud::LocalCloud};
 use kruntime::runtime::process::{ProcessOptions, ProcessRuntime};
 
 /// The prefix of the range of cluster IPs within a block.
 const SERVICES_PREFIX: u8 = 20;
 /// Where the nodes' addresses begin in a block, and how many there are before they repeat.
 const NODES_OFFSET: u32 = 4096;
-const NODE_ADDRESSES: usize = 4096;
+const NODE_ADDRESSES: usize = 2048;
+/// Where the addresses of load balancers begin in a block, and how many there are.
+const BALANCERS_OFFSET: u32 = 6144;
+const BALANCERS: u32 = 2048;
 /// Where in a block the DNS server is.
 const DNS_OFFSET: u32 = 10;
 /// The domain of services and pods.
@@ -60,6 +63,11 @@ impl LocalNetwork {
     pub(crate) fn node_address(&self, number: usize) -> std::net::IpAddr {
         let offset = u32::try_from(number % NODE_ADDRESSES).unwrap_or(0);
         self.block.nth(NODES_OFFSET + offset)
+    }
+
+    /// The provider of load balancers: from the range between those of the nodes and of the pods.
+    pub(crate) fn cloud(&self) -> LocalCloud {
+        LocalCloud::new((0..BALANCERS).map(|number| self.block.nth(BALANCERS_OFFSET + number)))
     }
 
     /// The runtime whose containers are processes.

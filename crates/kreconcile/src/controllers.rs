@@ -9,6 +9,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 use kcore::Clock;
 use kube::Client;
 
+use crate::cloud::{self, CloudProvider};
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
 mod autoscaler;
@@ -131,6 +132,10 @@ pub struct Settings {
     pub local_volumes: Option<PathBuf>,
     /// Who signs certificates. Default: nobody, and certificate requests are only approved.
     pub signer: Option<Arc<dyn CertificateSigner>>,
+    /// What the cluster has of the place that it runs in. Default: nothing, and no controllers for it.
+    pub cloud: Option<Arc<dyn CloudProvider>>,
+    /// The ranges of all pods' addresses, such as `10.244.0.0/16` (`--cluster-cidr`), for the routes between nodes. Default: none.
+    pub cluster_ranges: Vec<String>,
     /// Where the autoscaler's figures come from. Default: the API server's metrics APIs.
     pub metrics: Option<Arc<dyn MetricsSource>>,
 }
@@ -145,6 +150,8 @@ impl Default for Settings {
             terminated_pods_max: 12_500,
             local_volumes: None,
             signer: None,
+            cloud: None,
+            cluster_ranges: Vec::new(),
             metrics: None,
         }
     }
@@ -199,6 +206,11 @@ impl Context {
         self.recorder.component(component)
     }
 
+    /// [`Settings::node_monitor_period`].
+    pub(crate) fn node_monitor_period(&self) -> Duration {
+        self.settings.node_monitor_period
+    }
+
     pub(crate) fn requests(&self, controller: &str) -> Requests {
         let client = match &self.identities {
             Some(identities) => identities(controller),
@@ -246,6 +258,10 @@ impl Context {
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
 /// | `bootstrap-signer-controller` | [`bootstrap_signer`] |
+/// | `cloud-node-controller` | [`cloud::cloud_node`], if [`Settings::cloud`] knows machines |
+/// | `cloud-node-lifecycle-controller` | [`cloud::cloud_node_lifecycle`], likewise |
+/// | `service-lb-controller` | [`cloud::service_lb`], if it has load balancers |
+/// | `node-route-controller` | [`cloud::node_route`], if it has routes |
 ///
 /// ```no_run
 /// # async fn example(client: kube::Client) {
@@ -306,5 +322,17 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
     all.push(Arc::new(bootstrap_signer(context)));
+    if let Some(provider) = &context.settings.cloud {
+        if let Some(instances) = provider.instances() {
+            all.push(Arc::new(cloud::cloud_node(context, Arc::clone(&instances))));
+            all.push(Arc::new(cloud::cloud_node_lifecycle(context, instances)));
+        }
+        if let Some(balancers) = provider.load_balancers() {
+            all.push(Arc::new(cloud::service_lb(context, balancers)));
+        }
+        if let Some(routes) = provider.routes() {
+            all.push(Arc::new(cloud::node_route(context, routes, &context.settings.cluster_ranges)));
+        }
+    }
     all
 }

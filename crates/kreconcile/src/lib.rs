@@ -35,6 +35,8 @@
 pub mod backoff;
 mod cache;
 pub mod change;
+#[cfg(feature = "controllers")]
+pub mod cloud;
 pub mod controller;
 #[cfg(feature = "controllers")]
 pub mod controllers;

@@ -267,6 +267,11 @@ pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     code_of(error) == 409
 }
 
+/// Whether a write that failed like this may have been done all the same: the server gave up, or no answer came.
+pub(crate) fn is_uncertain(error: &kube::Error) -> bool {
+    !matches!(error, kube::Error::Api(status) if status.code < 500)
+}
+
 /// Whether the server said that an object of this name is there already.
 pub(crate) fn is_already_exists(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.reason == "AlreadyExists")

@@ -25,6 +25,10 @@
 //! # });
 //! ```
 
+mod faults;
+
+pub use faults::{FaultSource, Faults};
+
 use std::{fmt::Debug, future::Future};
 
 use crate::{

@@ -27,6 +27,7 @@ use crate::{
     node,
     runtime::{ContainerRuntime, PodUid},
     sources::Sources,
+    stats::{self, NodeStats, PodStats, Readings},
     volumes::Volumes,
 };
 
@@ -140,6 +141,7 @@ pub(crate) struct Inner {
     pub(crate) queue: WorkQueue<PodUid>,
     nodes: Mutex<HashMap<Arc<str>, Arc<Node>>>,
     entries: Mutex<HashMap<PodUid, Arc<PodEntry>, ahash::RandomState>>,
+    pub(crate) stats: Readings,
     pub(crate) node_changed: tokio::sync::Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -185,6 +187,7 @@ impl NodeAgent {
             queue: WorkQueue::new(),
             nodes: Mutex::default(),
             entries: Mutex::default(),
+            stats: Readings::default(),
             node_changed: tokio::sync::Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -232,6 +235,17 @@ impl NodeAgent {
             }
         }
         true
+    }
+
+    /// What these pods use, in their order; `None` for one that is not here, doesn't run, or has not run for long enough. The
+    /// first question starts the readings: see [`stats`](crate::stats).
+    pub async fn pod_stats(&self, pods: &[PodUid]) -> Vec<Option<PodStats>> {
+        self.inner.pod_stats(pods).await
+    }
+
+    /// What the pods of each of these nodes use together; `None` for a node that is not here.
+    pub async fn node_stats(&self, nodes: &[impl AsRef<str> + Sync]) -> Vec<Option<NodeStats>> {
+        self.inner.node_stats(nodes).await
     }
 
     /// The names of the nodes, in no order.
@@ -329,7 +343,7 @@ impl Runnable for NodeAgent {
                 }
             };
             let workers = futures::future::join_all((0..WORKERS).map(|_| inner.work()));
-            tokio::join!(told, noted, workers, node::run(inner));
+            tokio::join!(told, noted, workers, node::run(inner), stats::run(inner));
         };
         tokio::select! {
             () = stop.cancelled() => {}

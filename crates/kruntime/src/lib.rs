@@ -4,7 +4,7 @@
 //! [`ContainerRuntime`], the trait to implement for whatever runs containers: processes of the user, nothing at all
 //! (simulated), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
 //! function. Around it, in the order of a pod's life: [`volumes`] and [`env`](mod@env) prepare, [`probe`] asks, [`logs`] and
-//! [`serve`] (over WebSocket and [`spdy`]) let others look in, and [`node`] tells the API server that the node lives.
+//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, and [`node`] tells the API server that the node lives.
 
 pub mod agent;
 pub mod downward;
@@ -19,6 +19,7 @@ pub mod runtime;
 pub mod serve;
 pub mod sources;
 pub mod spdy;
+pub mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod volumes;

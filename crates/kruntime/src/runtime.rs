@@ -185,6 +185,17 @@ pub struct ObservedPod {
     pub containers: Vec<ObservedContainer>,
 }
 
+/// What a running container has used so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerReading {
+    /// The container's name in the pod.
+    pub name: Arc<str>,
+    /// All processor time since its start.
+    pub cpu: Duration,
+    /// The memory that it holds now, in bytes.
+    pub memory_bytes: u64,
+}
+
 /// Why a runtime could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -391,6 +402,13 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     /// whose pods can't be reached.
     async fn probe(&self, _pod: &PodUid, _container: &str, _kind: ProbeKind, _probe: &Probe) -> Option<bool> {
         None
+    }
+
+    /// What the running containers of these pods have used, in any order; pods and containers that are not known, or don't run,
+    /// are left out. Asked at most every [`RESOLUTION`](crate::stats::RESOLUTION), for all pods at once. By default nothing
+    /// is known.
+    async fn usage(&self, _pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerReading>)> {
+        Vec::new()
     }
 
     /// Where a connection to a pod's address really goes: the same address, unless the runtime had to listen elsewhere.

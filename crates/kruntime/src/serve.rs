@@ -11,7 +11,8 @@
 //! | `/attach/{namespace}/{pod}/{container}` | the same |
 //! | `/portForward/{namespace}/{pod}` | WebSocket, `SPDY/3.1+portforward.k8s.io`, or `v4.channel.k8s.io` with `ports`; SPDY/3.1, `portforward.k8s.io` |
 //! | `/pods` | the pods of the node as a PodList |
-//! | `/stats/summary` | the node's and the pods' names |
+//! | `/stats/summary` | what the node and its pods use |
+//! | `/metrics/resource` | the same as Prometheus reads it, which is what metrics-server asks for |
 //! | `/healthz` | `ok` |
 
 use std::{convert::Infallible, io, sync::Arc};
@@ -38,6 +39,7 @@ mod pairs;
 mod stream;
 mod tunnel;
 mod upgrade;
+mod usage;
 
 /// What an answer carries.
 pub type KubeletBody = BoxBody<Bytes, io::Error>;
@@ -213,7 +215,12 @@ impl KubeletService {
         match (&parts[..], request.method()) {
             (["healthz"], &Method::GET) => Ok(text("ok")),
             (["pods"], &Method::GET) => Ok(self.pods()),
-            (["stats", "summary"], &Method::GET) => Ok(self.summary()),
+            (["stats", "summary"], &Method::GET) => {
+                Ok(answer_json(&usage::summary(&self.inner, &self.node, &self.entries()).await))
+            }
+            (["metrics", "resource"], &Method::GET) => {
+                Ok(text(usage::resource(&self.inner, &self.node, &self.entries()).await))
+            }
             (["containerLogs", namespace, pod, container], &Method::GET) => {
                 self.logs(&*self.pod(namespace, pod)?, container, &query).await
             }
@@ -247,19 +254,6 @@ impl KubeletService {
         let pods: Vec<_> = self.entries().iter().map(|entry| entry.pod()).collect();
         let items: Vec<_> = pods.iter().map(|pod| serde_json::to_value(&**pod).unwrap_or_default()).collect();
         answer_json(&json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}))
-    }
-
-    fn summary(&self) -> Response<KubeletBody> {
-        let pods: Vec<_> = self
-            .entries()
-            .iter()
-            .map(|entry| {
-                let pod = entry.pod();
-                let meta = &pod.metadata;
-                json!({"podRef": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid}})
-            })
-            .collect();
-        answer_json(&json!({"node": {"nodeName": &*self.node}, "pods": pods}))
     }
 
     async fn logs(

@@ -163,6 +163,7 @@ async fn check_stop_and_exec(runtime: &dyn ContainerRuntime) {
     wait_for(runtime, &pod, "long", |c| exit(c).is_none()).await;
     let follow = LogOptions { follow: true, limit_bytes: Some(6), ..LogOptions::default() };
     assert_eq!(log(runtime, &pod, "long", follow).await, "ready\n");
+    check_usage(runtime, &pod).await;
     let request = ExecRequest { command: vec!["echo".to_owned(), "hi".to_owned()], ..ExecRequest::default() };
     let mut session = runtime.exec(&pod, "long", request.clone()).await.expect("a program can be run");
     let mut text = String::new();
@@ -177,5 +178,20 @@ async fn check_stop_and_exec(runtime: &dyn ContainerRuntime) {
     assert_eq!(attached.exit.await.expect("an exit code"), 0, "an attachment ends with its container");
     let refused = runtime.exec(&pod, "long", request).await;
     assert!(matches!(refused, Err(RuntimeError::NotRunning(_))), "nothing runs in what has ended");
+    let left: usize =
+        runtime.usage(std::slice::from_ref(&pod)).await.iter().map(|(_, readings)| readings.len()).sum();
+    assert_eq!(left, 0, "what doesn't run uses nothing");
     runtime.remove_pod(&pod).await.expect("a pod can be removed");
+}
+
+/// A runtime may know nothing of what is used; what it knows is of pods that it was asked about, and counts up.
+async fn check_usage(runtime: &dyn ContainerRuntime, pod: &PodUid) {
+    let asked = [PodUid::from("nobody"), pod.clone()];
+    let first = runtime.usage(&asked).await;
+    assert!(first.iter().all(|(uid, _)| uid == pod), "pods that aren't there are left out");
+    let second = runtime.usage(&asked).await;
+    for ((_, before), (_, after)) in first.iter().zip(&second) {
+        assert_eq!(before.len(), 1, "a running container has one reading");
+        assert!(*before[0].name == *"long" && before[0].cpu <= after[0].cpu, "{before:?} {after:?}");
+    }
 }

@@ -77,6 +77,7 @@ pub(super) fn served(catalog: &Arc<Catalog>, crd: &Value) -> Option<ResourceDef>
             conversion,
             list_kind: text(accepted, "listKind"),
             since: 0,
+            derived: None,
         })),
     })
 }

@@ -13,6 +13,7 @@ use schemars::{JsonSchema, generate::SchemaSettings, transform::RecursiveTransfo
 use serde_json::{Value, json};
 
 use super::{Conversion, Definition, ScalePaths, Structure, definition::Column, strategy::CustomStrategy};
+use crate::derived::Derive;
 use crate::registry::{Origin, ResourceDef, Traits, Verbs, Version};
 
 /// Why a type can't be served.
@@ -47,6 +48,7 @@ pub struct OwnKind {
     scale: Option<ScalePaths>,
     columns: Vec<Column>,
     strategy: Arc<dyn Strategy>,
+    derived: Option<Arc<dyn Derive>>,
 }
 
 impl ResourceDef {
@@ -111,48 +113,14 @@ impl ResourceDef {
                 map.remove("required");
             }
         }
-        let (kind, plural) = (K::kind(&()).into_owned(), K::plural(&()).into_owned());
         let scope = TypeId::of::<K::Scope>();
         let namespaced = scope == TypeId::of::<NamespaceResourceScope>();
         debug_assert!(
             namespaced || scope == TypeId::of::<ClusterResourceScope>(),
             "a scope that kube doesn't know"
         );
-        let def = ResourceDef {
-            group: K::group(&()).into_owned(),
-            versions: vec![Version {
-                name: K::version(&()).into_owned(),
-                schema: crate::schema::Type::Any,
-                structure: None,
-            }],
-            singular: kind.to_lowercase(),
-            plural,
-            short_names: Vec::new(),
-            categories: Vec::new(),
-            namespaced,
-            verbs: Verbs::All,
-            subresources: Vec::new(),
-            selectable: Vec::new(),
-            indexed: Vec::new(),
-            traits: Traits { generation: true, needs_revision: true, ..Traits::default() },
-            strategy: Arc::new(Plain),
-            origin: Origin::Structural(Arc::new(Definition {
-                from_object: false,
-                terminating: false,
-                conversion: Conversion::None,
-                list_kind: format!("{kind}List"),
-                since: 0,
-            })),
-            kind,
-        };
-        OwnKind {
-            def,
-            source,
-            subresources: Vec::new(),
-            scale: None,
-            columns: Vec::new(),
-            strategy: Arc::new(Plain),
-        }
+        let (group, version) = (K::group(&()), K::version(&()));
+        OwnKind::new(&group, &version, (&K::kind(&()), &K::plural(&())), namespaced, source)
     }
 }
 
@@ -163,6 +131,60 @@ fn drop_titles(schema: &mut schemars::Schema) {
 }
 
 impl OwnKind {
+    /// A kind with a schema as text would have it; `names` are its kind and its plural name.
+    pub(crate) fn new(
+        group: &str,
+        version: &str,
+        names: (&str, &str),
+        namespaced: bool,
+        source: Value,
+    ) -> Self {
+        let (kind, plural) = names;
+        let def = ResourceDef {
+            group: group.to_owned(),
+            versions: vec![Version {
+                name: version.to_owned(),
+                schema: crate::schema::Type::Any,
+                structure: None,
+            }],
+            singular: kind.to_lowercase(),
+            plural: plural.to_owned(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            namespaced,
+            verbs: Verbs::All,
+            subresources: Vec::new(),
+            selectable: Vec::new(),
+            indexed: Vec::new(),
+            traits: Traits { generation: true, needs_revision: true, ..Traits::default() },
+            strategy: Arc::new(Plain),
+            origin: Origin::BuiltIn,
+            kind: kind.to_owned(),
+        };
+        Self {
+            def,
+            source,
+            subresources: Vec::new(),
+            scale: None,
+            columns: Vec::new(),
+            strategy: Arc::new(Plain),
+            derived: None,
+        }
+    }
+
+    /// Another singular name than the kind in lower case.
+    pub fn singular(mut self, name: impl Into<String>) -> Self {
+        self.def.singular = name.into();
+        self
+    }
+
+    /// Keeps no objects of this kind: they are made of others when they are asked for.
+    pub fn derived(mut self, from: Arc<dyn Derive>) -> Self {
+        self.def.verbs = Verbs::ReadOnly;
+        self.derived = Some(from);
+        self
+    }
+
     /// Defaults, checks and preparation in Rust, beside what the schema says.
     pub fn strategy(mut self, strategy: Arc<dyn Strategy>) -> Self {
         self.strategy = strategy;
@@ -228,7 +250,7 @@ impl OwnKind {
     /// # Errors
     /// When the type's schema is not structural.
     pub fn build(self) -> Result<ResourceDef, KindError> {
-        let Self { mut def, source, subresources, scale, columns, strategy } = self;
+        let Self { mut def, source, subresources, scale, columns, strategy, derived } = self;
         let schema = Structural::compile(&source)
             .map_err(|error| KindError::Schema { kind: def.kind.clone(), why: error.to_string() })?;
         let rules = super::rules::Rules::compile(&schema);
@@ -242,6 +264,14 @@ impl OwnKind {
             columns: if columns.is_empty() { super::definition::age() } else { columns },
             warning: None,
         };
+        def.origin = Origin::Structural(Arc::new(Definition {
+            from_object: false,
+            terminating: false,
+            conversion: Conversion::None,
+            list_kind: format!("{}List", def.kind),
+            since: 0,
+            derived,
+        }));
         def.versions[0].schema = structure.as_type();
         def.versions[0].structure = Some(Arc::new(structure));
         def.strategy = Arc::new(Own {

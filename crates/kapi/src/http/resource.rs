@@ -192,6 +192,9 @@ impl Request<'_> {
     }
 
     async fn get(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
+        if let Some(derive) = resource.def.definition().and_then(|definition| definition.derived.as_deref()) {
+            return self.get_derived(resource, derive).await;
+        }
         let form = self.form(resource, false)?;
         let def = &resource.def;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
@@ -259,6 +262,9 @@ impl Request<'_> {
     }
 
     async fn list(&self, resource: &Arc<Resource>) -> ApiResult<Response<Body>> {
+        if let Some(derive) = resource.def.definition().and_then(|definition| definition.derived.as_deref()) {
+            return self.list_derived(resource, derive).await;
+        }
         let form = self.form(resource, false)?;
         let options = self.list_options(resource, false)?;
         let page = list::list(&self.server.objects, resource, self.namespace(resource), &options).await?;
@@ -294,6 +300,17 @@ impl Request<'_> {
         for item in &page.items {
             values.push(convert::served(&self.server.objects, resource, item).await?);
         }
+        self.list_response(resource, &values, &meta, form)
+    }
+
+    /// A list of objects in the form that was asked for.
+    pub(super) fn list_response(
+        &self,
+        resource: &Resource,
+        values: &[Value],
+        meta: &Value,
+        form: Form,
+    ) -> ApiResult<Response<Body>> {
         let partial = |values: &[Value]| {
             let items: Vec<Value> = values.iter().map(metadata_of).collect();
             json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
@@ -305,11 +322,11 @@ impl Request<'_> {
             Form::Yaml => yaml_response(StatusCode::OK, &whole())?,
             Form::Table => {
                 let include = table::Include::of_query(self.query);
-                json_response(StatusCode::OK, &table::of(resource, &values, &meta, true, include, self.now()))
+                json_response(StatusCode::OK, &table::of(resource, values, meta, true, include, self.now()))
             }
-            Form::Metadata => json_response(StatusCode::OK, &partial(&values)),
+            Form::Metadata => json_response(StatusCode::OK, &partial(values)),
             Form::MetadataProtobuf => {
-                binary::response(StatusCode::OK, binary::encode(catalog, &partial(&values))?)
+                binary::response(StatusCode::OK, binary::encode(catalog, &partial(values))?)
             }
         })
     }

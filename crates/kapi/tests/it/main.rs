@@ -8,6 +8,7 @@ mod bad_input;
 mod content;
 mod custom;
 mod harness;
+mod metrics_api;
 mod openapi;
 mod proxy;
 mod streams;

@@ -1,6 +1,9 @@
 //! Deployments: one ReplicaSet per template, and the way from one to the next.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_trait::async_trait;
 use k8s_openapi::api::{
@@ -8,6 +11,7 @@ use k8s_openapi::api::{
     core::v1::Pod,
 };
 use kcore::{Clock, Stored, selector::LabelSelector};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -58,6 +62,7 @@ pub fn deployment(context: &Context) -> Controller {
         set_resource: ResourceType::of::<ReplicaSet>(),
         sized: Expectations::new(sets.lister().clone()),
         written: Expectations::new(deployments.lister().clone()),
+        uncertain: Mutex::default(),
         requests: context.requests(NAME),
         recorder: context.recorder(NAME),
         clock: Arc::clone(context.clock()),
@@ -127,6 +132,8 @@ struct Deployments {
     sized: Expectations,
     /// Deployments that were written and are not shown so yet.
     written: Expectations,
+    /// Deployments of whose sets a write failed in a way that leaves open whether it was done.
+    uncertain: Mutex<HashSet<ObjectKey>>,
     requests: Requests,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
@@ -138,8 +145,12 @@ impl Reconciler for Deployments {
         let Some(stored) = self.deployments.lister().get(&key.namespace, &key.name) else {
             self.sized.forget(key);
             self.written.forget(key);
+            self.uncertain().remove(key);
             return Ok(Action::Done);
         };
+        if self.uncertain().contains(key) {
+            self.learn(key).await?;
+        }
         if !self.sized.met(key) || !self.written.met(key) {
             return Ok(Action::After(EXPECTATION_RECHECK));
         }
@@ -158,13 +169,40 @@ impl Reconciler for Deployments {
             return Ok(Action::Done);
         }
         let decision = rollout::decide(view);
-        self.apply(key, &stored, &deployment, &owned, &decision).await?;
+        let applied = self.apply(key, &stored, &deployment, &owned, &decision).await;
+        if let Err(ReconcileError::Api(error)) = &applied
+            && request::is_uncertain(error)
+        {
+            self.uncertain().insert(key.clone());
+        }
+        applied?;
         let changed = self.write_status(key, &stored, &deployment, &decision.status).await?;
         Ok(if changed { Action::Done } else { self.next_look(&deployment) })
     }
 }
 
+/// A list of which only the revisions matter.
+#[derive(Deserialize)]
+struct Revisions {
+    items: Vec<Written>,
+}
+
 impl Deployments {
+    fn uncertain(&self) -> MutexGuard<'_, HashSet<ObjectKey>> {
+        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds out which sets there are after a write that may have been done: nothing is decided before the informer shows them.
+    /// (Upstream decides by what the informer shows, and can go beyond the surge that way.)
+    async fn learn(&self, key: &ObjectKey) -> Result<(), ReconcileError> {
+        let sets: Revisions = self.requests.get(&self.set_resource.path(&key.namespace, "")).await?;
+        if let Some(newest) = sets.items.iter().map(Written::revision).max() {
+            self.sized.wrote(key, newest);
+        }
+        self.uncertain().remove(key);
+        Ok(())
+    }
+
     /// A Deployment that selects all pods is told about, and nothing is done.
     async fn refuse(
         &self,

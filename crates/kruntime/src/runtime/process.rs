@@ -23,9 +23,9 @@ use kcore::Clock;
 use knet::{IpAllocator, Redirects, Transport};
 
 use super::{
-    ChangeStream, ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, LogOptions, LogStream,
-    ObservedContainer, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig, Session,
-    changes::Changes,
+    ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest,
+    LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig,
+    Session, changes::Changes,
 };
 use crate::{
     images::ImageStore,
@@ -42,6 +42,7 @@ mod session;
 mod setup;
 mod supervise;
 mod tree;
+mod usage;
 
 use allowed::{Allowed, Mounting};
 use container::Container;
@@ -323,6 +324,29 @@ impl ContainerRuntime for ProcessRuntime {
 
     fn changes(&self) -> ChangeStream {
         self.shared.changes.subscribe()
+    }
+
+    async fn usage(&self, pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerReading>)> {
+        let programs = |pod: &Pod| -> Vec<(Arc<str>, libc::pid_t)> {
+            let containers = pod.containers();
+            let running = containers.iter().filter(|container| container.is_running());
+            running.filter_map(|container| Some((Arc::clone(&container.name), container.pid()?))).collect()
+        };
+        let known: Vec<_> = {
+            let all = self.shared.pods();
+            pods.iter().filter_map(|uid| Some((uid.clone(), programs(all.get(uid)?)))).collect()
+        };
+        // The files of all processes of the machine: not on the event loop.
+        tokio::task::spawn_blocking(move || {
+            let processes = usage::Processes::read();
+            let read = |(name, pid): (Arc<str>, libc::pid_t)| {
+                let (cpu, memory_bytes) = processes.below(pid);
+                ContainerReading { name, cpu, memory_bytes }
+            };
+            known.into_iter().map(|(uid, programs)| (uid, programs.into_iter().map(read).collect())).collect()
+        })
+        .await
+        .unwrap_or_default()
     }
 
     async fn exec(&self, uid: &PodUid, name: &str, request: ExecRequest) -> Result<Session, RuntimeError> {

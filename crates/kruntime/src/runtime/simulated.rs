@@ -20,14 +20,17 @@ use kcore::Clock;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    ChangeStream, ContainerConfig, ContainerPhase, ContainerRuntime, ExecRequest, Exit, LogOptions,
-    LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, RuntimeError, RuntimeInfo, SandboxConfig,
-    Session, changes::Changes,
+    ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest, Exit,
+    LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, RuntimeError, RuntimeInfo,
+    SandboxConfig, Session, changes::Changes,
 };
 use crate::logs;
+use load::Meter;
 
+mod load;
 mod script;
 
+pub use load::{LOAD_STEPS_MAX, Load};
 pub use script::{ANNOTATION_PREFIX, AnnotationScript, Plan, Script, parse_duration};
 
 /// The runtime without containers. All its state is one map and one timer, however many nodes it serves; with tokio's
@@ -78,6 +81,8 @@ struct SimulatedPod {
 struct SimulatedContainer {
     observed: ObservedContainer,
     plan: Plan,
+    cpu: Meter,
+    memory: Load,
     log: Arc<str>,
     previous_log: Option<(u32, Arc<str>)>,
 }
@@ -102,6 +107,21 @@ impl SimulatedRuntime {
             dropped: AtomicBool::new(false),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Makes a container use so much from now on, whatever its plan says: processor time in thousandths of a core, memory in
+    /// bytes. Says whether it runs.
+    pub fn set_load(&self, pod: &PodUid, container: &str, cpu_milli: u64, memory_bytes: u64) -> bool {
+        let now = self.shared.clock.now();
+        let mut state = self.shared.state();
+        let Some(pod) = state.pods.get_mut(pod).filter(|pod| pod.running(container).is_some()) else {
+            return false;
+        };
+        let found = pod.containers.iter_mut().find(|known| *known.observed.name == *container);
+        let Some(found) = found else { return false };
+        found.cpu.change(Load::constant(cpu_milli), now);
+        found.memory = Load::constant(memory_bytes);
+        true
     }
 
     /// Ends a container from outside, as a crash does. Says whether it ran.
@@ -265,7 +285,8 @@ impl ContainerRuntime for SimulatedRuntime {
             phase,
         };
         let log = log_text(&plan, now);
-        let mut container = SimulatedContainer { observed, plan, log, previous_log: None };
+        let (cpu, memory) = (Meter::new(plan.cpu.clone(), now), plan.memory.clone());
+        let mut container = SimulatedContainer { observed, plan, cpu, memory, log, previous_log: None };
         match known.containers.iter_mut().find(|known| known.observed.name == config.name) {
             Some(known) => {
                 container.previous_log = Some((known.observed.attempt, Arc::clone(&known.log)));
@@ -396,6 +417,24 @@ impl ContainerRuntime for SimulatedRuntime {
         let after =
             container.plan.probe(kind).map(|after| SignedDuration::try_from(after).unwrap_or_default());
         Some(after.is_some_and(|after| self.shared.clock.now().duration_since(started_at) >= after))
+    }
+
+    async fn usage(&self, pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerReading>)> {
+        let now = self.shared.clock.now();
+        let state = self.shared.state();
+        let read = |pod: &SimulatedPod| {
+            let running = pod.containers.iter().filter_map(|container| match container.observed.phase {
+                ContainerPhase::Running { started_at } => Some((container, started_at)),
+                ContainerPhase::Exited(_) => None,
+            });
+            let readings = running.map(|(container, started_at)| ContainerReading {
+                name: Arc::clone(&container.observed.name),
+                cpu: container.cpu.total(now),
+                memory_bytes: container.memory.at(load::since(started_at, now)),
+            });
+            readings.collect()
+        };
+        pods.iter().filter_map(|uid| Some((uid.clone(), read(state.pods.get(uid)?)))).collect()
     }
 
     fn dial_address(&self, address: SocketAddr) -> SocketAddr {

@@ -35,11 +35,14 @@ struct Subject {
 }
 
 async fn subject(script: &str) -> Subject {
+    subject_at(script, Arc::new(TokioClock::new())).await
+}
+
+async fn subject_at(script: &str, clock: Arc<dyn kcore::Clock>) -> Subject {
     let api = FakeApi::default();
     let dir = tempfile::tempdir().unwrap();
     let block = LoopbackBlock::claim().unwrap();
     let addresses: AddressRange = block.pods()[0].parse().unwrap();
-    let clock = Arc::new(TokioClock::new());
     let options = ProcessOptions::new(dir.path().join("runtime"), Arc::new(addresses), clock.clone());
     let runtime = Arc::new(ProcessRuntime::new(options).unwrap());
     let informers = Informers::new(api.client());
@@ -394,4 +397,34 @@ async fn other_upgrades_are_refused() {
     let mut request = "ws://node/exec/default/pod/c?command=ls".into_client_request().unwrap();
     request.headers_mut().insert("sec-websocket-protocol", "v9.channel.k8s.io".parse().unwrap());
     assert!(client_async(request, subject.connect()).await.is_err());
+}
+
+/// What a process takes is told as the kubelet tells it: a loop takes processor time, and every process holds memory. Ten seconds
+/// must pass before anything is told.
+#[tokio::test]
+async fn what_processes_use_is_told() {
+    let clock = Arc::new(kcore::testing::ManualClock::new("2030-01-01T00:00:00Z".parse().unwrap()));
+    let burn = "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; echo burned; sleep 1000";
+    let subject = subject_at(burn, clock.clone()).await;
+    let log = subject.get("/containerLogs/default/pod/c?follow=true&limitBytes=6").await;
+    assert_eq!(log, (200, "burned".to_owned()));
+    let summary = async || serde_json::from_str::<Value>(&subject.get("/stats/summary").await.1).unwrap();
+    let young = summary().await;
+    assert_eq!(
+        (&young["pods"][0]["podRef"]["name"], &young["pods"][0]["cpu"]),
+        (&json!("pod"), &Value::Null)
+    );
+    clock.advance(jiff::SignedDuration::from_secs(20));
+    let told = summary().await;
+    let container = &told["pods"][0]["containers"][0];
+    let total = container["cpu"]["usageCoreNanoSeconds"].as_u64().unwrap();
+    let rate = container["cpu"]["usageNanoCores"].as_u64().unwrap();
+    let memory = container["memory"]["workingSetBytes"].as_u64().unwrap();
+    // It was read at its start, when it may have taken some time already.
+    assert!(total > 0 && rate <= total / 20 && memory > 4096, "{told}");
+    assert_eq!(told["node"]["memory"]["workingSetBytes"], memory, "{told}");
+    let (code, text) = subject.get("/metrics/resource").await;
+    let labels = "{container=\"c\",namespace=\"default\",pod=\"pod\"}";
+    let sample = format!("container_memory_working_set_bytes{labels} {memory} 1893456020000\n");
+    assert!(code == 200 && text.contains(&sample) && text.contains("\nresource_scrape_error 0\n"), "{text}");
 }

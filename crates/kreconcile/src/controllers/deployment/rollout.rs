@@ -49,6 +49,12 @@ impl Set {
         self.status().available_replicas.unwrap_or_default()
     }
 
+    /// How many of its pods stay available: what its status says may be from before it was told to have fewer. (Upstream goes
+    /// by the status alone here, and can fall below the minimum that way.)
+    fn stays_available(&self) -> i32 {
+        self.available().min(self.replicas)
+    }
+
     /// Sorts sets from the oldest to the newest.
     fn age_key(&self) -> (Timestamp, String) {
         let created = self.object.as_ref().and_then(|object| object.metadata.creation_timestamp.as_ref());
@@ -410,7 +416,7 @@ impl Rollout<'_> {
             return false;
         }
         let least = replicas_of(self.deployment) - fenceposts(self.deployment).1;
-        let new_unavailable = self.sets[new].replicas - self.sets[new].available();
+        let new_unavailable = self.sets[new].replicas - self.sets[new].stays_available();
         let room = self.asked() - least - new_unavailable;
         if room <= 0 {
             return false;
@@ -425,7 +431,7 @@ impl Rollout<'_> {
                 self.resize(*index, self.sets[*index].replicas - count);
             }
         }
-        let available: i32 = old.iter().chain([&new]).map(|index| self.sets[*index].available()).sum();
+        let available: i32 = old.iter().chain([&new]).map(|index| self.sets[*index].stays_available()).sum();
         let (mut healthy, surplus) = (0, available - least);
         for index in old {
             let count = self.sets[index].replicas.min(surplus - healthy);

@@ -97,6 +97,11 @@ impl Container {
         }
     }
 
+    /// The number of its first process, if one was started.
+    pub(super) fn pid(&self) -> Option<libc::pid_t> {
+        self.program.as_ref().map(|program| program.pid())
+    }
+
     /// Waits until the container has ended.
     pub(super) async fn ended(&self) {
         let mut exit = self.exit.subscribe();

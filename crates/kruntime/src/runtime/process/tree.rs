@@ -147,7 +147,7 @@ impl Drop for Program {
     }
 }
 
-fn processes() -> impl Iterator<Item = libc::pid_t> {
+pub(super) fn processes() -> impl Iterator<Item = libc::pid_t> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

@@ -2,6 +2,7 @@
 
 use std::{fmt::Debug, time::Duration};
 
+use super::Load;
 use crate::runtime::{ContainerConfig, ProbeKind, SandboxConfig};
 
 /// The prefix of the annotations that [`AnnotationScript`] reads.
@@ -23,6 +24,10 @@ pub struct Plan {
     /// How long after its start each probe begins to succeed, in the order startup, liveness, readiness; `None` means
     /// never.
     pub probes: [Option<Duration>; 3],
+    /// The processor time that it takes, in thousandths of a core.
+    pub cpu: Load,
+    /// The memory that it holds, in bytes.
+    pub memory: Load,
     /// What it writes to its log at its start.
     pub log: String,
 }
@@ -57,6 +62,8 @@ const _: Option<&dyn Script> = None;
 /// | `exit-code` | how it ends after that | `0` |
 /// | `stop-delay` | how long it takes to end when asked | `0s` |
 /// | `startup`, `liveness`, `readiness` | how long after the start the probe succeeds, or `never` | `0s` |
+/// | `cpu` | the processor time that it takes, such as `250m`, or in steps after its start, such as `100m,60s=2,5m=0` | `0` |
+/// | `memory` | the memory that it holds, such as `64Mi`, or in steps | `0` |
 /// | `log` | the text of its log | empty |
 ///
 /// `exit-code.web` is for the container `web` only. Durations are as in Go: `1.5s`, `200ms`, `2m`. What can't be read is
@@ -87,6 +94,10 @@ impl Script for AnnotationScript {
             exit_code: get("exit-code").and_then(|text| text.parse().ok()).unwrap_or_default(),
             stop_delay: time("stop-delay").unwrap_or_default(),
             probes: [probe("startup"), probe("liveness"), probe("readiness")],
+            cpu: get("cpu").and_then(|text| Load::parse(text, |cpu| cpu.milli())).unwrap_or_default(),
+            memory: get("memory")
+                .and_then(|text| Load::parse(text, |memory| memory.value()))
+                .unwrap_or_default(),
             log: get("log").cloned().unwrap_or_default(),
         }
     }
