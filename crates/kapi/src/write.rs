@@ -9,7 +9,7 @@ use kcore::{Status, Stored, clock::format_time};
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{Admission, AdmissionRequest, Operation},
+    admission::{Admission, AdmissionRequest, Notes, Operation, Rounds},
     authn::UserInfo,
     convert,
     error::{ApiError, ApiResult, FieldError, invalid},
@@ -17,7 +17,6 @@ use crate::{
     objects::{Objects, Write, WriteError},
     registry::Resource,
     requester,
-    schema::check,
     server::Inner,
 };
 
@@ -45,17 +44,23 @@ pub(crate) struct Call<'a> {
 /// Collects what a caller should know although the request succeeds. A write that is tried again says it again: the last
 /// attempt counts.
 #[derive(Debug, Default)]
-pub(crate) struct Warnings(Mutex<Vec<String>>);
+pub(crate) struct Warnings {
+    own: Mutex<Vec<String>>,
+    /// What the steps of admission say.
+    pub(crate) notes: Notes,
+}
 
 impl Warnings {
     /// Puts these in place of what was said before.
     pub(crate) fn set(&self, warnings: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
     }
 
     /// What has been said.
     pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut all = std::mem::take(&mut *self.own.lock().unwrap_or_else(PoisonError::into_inner));
+        all.extend(self.notes.take_warnings());
+        all
     }
 }
 
@@ -130,6 +135,7 @@ impl<'a> Call<'a> {
         operation: Operation,
         name: &'b str,
         old: Option<&'b Value>,
+        rounds: Option<&'b Rounds>,
     ) -> AdmissionRequest<'b> {
         AdmissionRequest {
             operation,
@@ -141,6 +147,8 @@ impl<'a> Call<'a> {
             old,
             dry_run: self.dry_run,
             objects: self.objects,
+            notes: self.warnings.map(|warnings| &warnings.notes),
+            rounds,
         }
     }
 
@@ -152,9 +160,27 @@ impl<'a> Call<'a> {
         object: &mut Value,
         old: Option<&Value>,
     ) -> ApiResult<()> {
-        let request = self.admission_request(operation, name, old);
-        for step in self.admission {
-            step.admit(&request, object).await?;
+        let rounds = Rounds::default();
+        let request = self.admission_request(operation, name, old, Some(&rounds));
+        // Only others may leave what can't be kept.
+        let owners = self.foreign_admission.then(|| object["metadata"]["managedFields"].clone());
+        loop {
+            for step in self.admission {
+                step.admit(&request, object).await?;
+            }
+            if !rounds.begin_another() {
+                break;
+            }
+        }
+        if let Some(owners) = owners
+            && let Err(why) = kschema::apply::validate_managed_fields(object)
+        {
+            request.warn(format!(".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: {why}"));
+            kschema::fields::keep(
+                &mut object["metadata"],
+                &json!({"managedFields": owners}),
+                "managedFields",
+            );
         }
         Ok(())
     }
@@ -173,7 +199,7 @@ impl<'a> Call<'a> {
         object: &Value,
         old: Option<&Value>,
     ) -> ApiResult<()> {
-        let request = self.admission_request(operation, name, old);
+        let request = self.admission_request(operation, name, old, None);
         for step in self.admission {
             step.validate(&request, object).await?;
         }
@@ -183,22 +209,13 @@ impl<'a> Call<'a> {
     /// Brings an object that admission or a patch may have changed back into canonical form, with all defaults.
     pub(crate) fn normalize(&self, object: &mut Value) -> ApiResult<()> {
         let def = &self.resource.def;
-        if let Some(structure) = &self.resource.version().structure {
-            structure.schema.prune(object);
-            def.strategy.default(object);
-            return Ok(());
-        }
-        let catalog = self.objects.registry().catalog();
-        check::check(catalog, &convert::hub_schema(catalog, def), object).map_err(|error| {
+        convert::canonical(self.objects, self.resource, object).map(drop).map_err(|error| {
+            let (kind, version) = (&def.kind, def.storage_version());
             Status::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}: {error}",
-                def.kind,
-                def.storage_version(),
-                def.kind
+                "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
             ))
-        })?;
-        def.strategy.default(object);
-        Ok(())
+            .into()
+        })
     }
 
     /// [`normalize`](Self::normalize) after admission, if it had a step that the server doesn't bring itself: those leave

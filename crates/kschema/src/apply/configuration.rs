@@ -111,14 +111,14 @@ mod tests {
             (
                 pod(json!({"containers": [{"name": "a", "image": "x"}]})),
                 pod(json!({"containers": [{"name": "b"}, {"name": "a", "tty": true}]})),
-                Ok(pod(
-                    json!({"containers": [{"name": "b"}, {"name": "a", "image": "x", "tty": true}]}),
-                )),
+                Ok(pod(json!({"containers": [{"name": "b"}, {"name": "a", "image": "x", "tty": true}]}))),
             ),
             (
                 pod(json!({})),
                 spec(json!({"selector": {"matchLabels": {"a": "b"}}})),
-                Err("invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.selector"),
+                Err(
+                    "invalid ApplyConfiguration: may not mutate atomic arrays, maps or structs: .spec.selector",
+                ),
             ),
             (
                 pod(json!({})),
@@ -130,10 +130,13 @@ mod tests {
             (
                 pod(json!({})),
                 spec(json!({"unknown": 1})),
-                Err("failed to convert patch object to typed object: .spec.unknown: field not declared in schema"),
+                Err(
+                    "failed to convert patch object to typed object: .spec.unknown: field not declared in schema",
+                ),
             ),
         ] {
-            let found = merge_configuration(&catalog, &schema, &live, &patch).map_err(|error| error.to_string());
+            let found =
+                merge_configuration(&catalog, &schema, &live, &patch).map_err(|error| error.to_string());
             assert_eq!(found, expected.map_err(str::to_owned), "{patch}");
         }
     }
