@@ -1,14 +1,20 @@
 //! What may be written: the chain that every create, update and delete passes through.
 
+mod certificates;
+mod ingress_class;
+mod limits;
 mod matching;
 mod namespace;
 mod node_restriction;
 mod notes;
+mod pod_security;
 mod policy;
 mod priority;
 mod registered;
 mod rounds;
+mod runtime_class;
 mod service_account;
+mod storage;
 mod taints;
 mod tolerations;
 mod versioned;
@@ -20,11 +26,17 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use self::{
+    certificates::SubjectRestriction,
+    ingress_class::DefaultIngressClass,
+    limits::LimitRanger,
     namespace::NamespaceLifecycle,
     node_restriction::NodeRestriction,
     notes::{ANNOTATIONS_MAX, Notes, WARNING_BYTES_MAX, WARNINGS_MAX},
+    pod_security::{PODS_CHECKED_MAX, PodSecurity},
     priority::Priority,
+    runtime_class::RuntimeClass,
     service_account::ServiceAccount,
+    storage::{ClaimResize, DefaultStorageClass, StorageProtection},
     taints::TaintNewNodes,
     tolerations::DefaultTolerations,
 };
@@ -152,18 +164,30 @@ pub trait Admission: Debug + Send + Sync + 'static {
 pub fn defaults() -> Vec<Arc<dyn Admission>> {
     vec![
         Arc::new(NamespaceLifecycle),
+        Arc::new(LimitRanger),
         Arc::new(ServiceAccount),
         Arc::new(NodeRestriction),
         Arc::new(TaintNewNodes),
+        Arc::new(PodSecurity::new()),
         Arc::new(Priority),
         Arc::new(DefaultTolerations),
+        Arc::new(DefaultStorageClass),
+        Arc::new(StorageProtection),
+        Arc::new(ClaimResize),
+        Arc::new(RuntimeClass),
+        Arc::new(SubjectRestriction),
+        Arc::new(DefaultIngressClass),
     ]
 }
 
-/// The steps that ask what is registered in the cluster, in upstream's order. They come after all others.
+/// The steps that ask who may do what, and then those that ask what is registered in the cluster, in upstream's order. They
+/// come after all others.
 pub(crate) fn registered(registered: &Arc<Registered>, authorizers: &Chain) -> Vec<Arc<dyn Admission>> {
     let (registered, authorizers) = (|| Arc::clone(registered), || authorizers.clone());
     vec![
+        Arc::new(certificates::CertificateApproval(authorizers())),
+        Arc::new(certificates::CertificateSigning(authorizers())),
+        Arc::new(certificates::TrustBundleAttest(authorizers())),
         Arc::new(policy::MutatingPolicies { registered: registered(), authorizers: authorizers() }),
         Arc::new(webhook::MutatingWebhooks { registered: registered(), authorizers: authorizers() }),
         Arc::new(policy::ValidatingPolicies { registered: registered(), authorizers: authorizers() }),
