@@ -83,7 +83,7 @@ async fn what_a_policy_does_not_allow_is_refused() {
         ),
         // What a message's expression can't say, the message says.
         (
-            validation(json!({"messageExpression": "object.data.nothing", "message": "m"})),
+            validation(json!({"messageExpression": "string(object.data.nothing)", "message": "m"})),
             json!({}),
             &bad,
             Err((422, "m")),
