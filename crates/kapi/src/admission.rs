@@ -10,6 +10,7 @@ mod notes;
 mod pod_security;
 mod policy;
 mod priority;
+mod quota;
 mod registered;
 mod rounds;
 mod runtime_class;
@@ -34,13 +35,18 @@ pub use self::{
     notes::{ANNOTATIONS_MAX, Notes, WARNING_BYTES_MAX, WARNINGS_MAX},
     pod_security::{PODS_CHECKED_MAX, PodSecurity},
     priority::Priority,
+    quota::ResourceQuota,
     runtime_class::RuntimeClass,
     service_account::ServiceAccount,
     storage::{ClaimResize, DefaultStorageClass, StorageProtection},
     taints::TaintNewNodes,
     tolerations::DefaultTolerations,
 };
-pub(crate) use self::{registered::Registered, rounds::Rounds};
+pub(crate) use self::{
+    quota::{Bill, Charge, Charges},
+    registered::Registered,
+    rounds::Rounds,
+};
 use crate::{authn::UserInfo, authz::Chain, error::ApiResult, objects::Objects, registry::Resource};
 
 /// What is asked for.
@@ -79,6 +85,8 @@ pub struct AdmissionRequest<'a> {
     pub notes: Option<&'a Notes>,
     /// Whether somebody has to be asked again.
     pub(crate) rounds: Option<&'a Rounds>,
+    /// Where what the write is charged is left, to be committed with it.
+    pub(crate) bill: Option<&'a Bill>,
 }
 
 impl AdmissionRequest<'_> {
@@ -192,5 +200,6 @@ pub(crate) fn registered(registered: &Arc<Registered>, authorizers: &Chain) -> V
         Arc::new(webhook::MutatingWebhooks { registered: registered(), authorizers: authorizers() }),
         Arc::new(policy::ValidatingPolicies { registered: registered(), authorizers: authorizers() }),
         Arc::new(webhook::ValidatingWebhooks { registered: registered(), authorizers: authorizers() }),
+        Arc::new(ResourceQuota::default()),
     ]
 }

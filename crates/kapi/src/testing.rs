@@ -126,6 +126,7 @@ impl Check<'_> {
             objects: self.server.objects(),
             notes: None,
             rounds: None,
+            bill: None,
         }
     }
 

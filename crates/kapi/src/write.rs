@@ -9,7 +9,7 @@ use kcore::{Status, Stored, clock::format_time};
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{Admission, AdmissionRequest, Notes, Operation, Rounds},
+    admission::{Admission, AdmissionRequest, Bill, Charges, Notes, Operation, Rounds},
     authn::UserInfo,
     convert,
     error::{ApiError, ApiResult, FieldError, invalid},
@@ -62,6 +62,15 @@ impl Warnings {
         all.extend(self.notes.take_warnings());
         all
     }
+}
+
+/// What came of a new object.
+enum New {
+    Is(Written),
+    /// The name is taken.
+    Taken,
+    /// Another object holds this claim.
+    Claimed(String),
 }
 
 /// What a write answers with.
@@ -136,6 +145,7 @@ impl<'a> Call<'a> {
         name: &'b str,
         old: Option<&'b Value>,
         rounds: Option<&'b Rounds>,
+        bill: Option<&'b Bill>,
     ) -> AdmissionRequest<'b> {
         AdmissionRequest {
             operation,
@@ -149,6 +159,7 @@ impl<'a> Call<'a> {
             objects: self.objects,
             notes: self.warnings.map(|warnings| &warnings.notes),
             rounds,
+            bill,
         }
     }
 
@@ -161,7 +172,7 @@ impl<'a> Call<'a> {
         old: Option<&Value>,
     ) -> ApiResult<()> {
         let rounds = Rounds::default();
-        let request = self.admission_request(operation, name, old, Some(&rounds));
+        let request = self.admission_request(operation, name, old, Some(&rounds), None);
         // Only others may leave what can't be kept.
         let owners = self.foreign_admission.then(|| object["metadata"]["managedFields"].clone());
         loop {
@@ -198,8 +209,9 @@ impl<'a> Call<'a> {
         name: &str,
         object: &Value,
         old: Option<&Value>,
+        bill: Option<&Bill>,
     ) -> ApiResult<()> {
-        let request = self.admission_request(operation, name, old, None);
+        let request = self.admission_request(operation, name, old, None, bill);
         for step in self.admission {
             step.validate(&request, object).await?;
         }
@@ -263,41 +275,21 @@ impl<'a> Call<'a> {
             strategy.validate_create(&object, &mut errors);
             self.refuse(&name, &errors)?;
             self.warn(|| strategy.warnings(&object, None));
-            self.validate(Operation::Create, &name, &object, None).await?;
-            if self.dry_run {
-                if self.objects.get(self.resource, self.namespace, &name).is_some() {
-                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
-                }
-                return Ok(Written::DryRun(object));
-            }
             let claims = strategy.claims(&object);
-            let converted = self.to_store(&object).await?;
-            let write = Write {
-                resource: self.resource,
-                namespace: self.namespace,
-                name: &name,
-                replaced: None,
-                object: Some(&converted),
-                claims: &claims,
-                old_claims: &[],
-            };
-            match self.objects.commit(write).await {
-                Ok(stored) => return Ok(Written::Stored(stored)),
+            match self.commit_new(&name, &object, &claims).await? {
+                New::Is(written) => return Ok(written),
                 // KEP-4420: a generated name that is taken is generated anew, up to eight times.
-                Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
+                New::Taken if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
                     object.clone_from(&admitted);
                 }
-                Err(WriteError::Conflict) => {
-                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
-                }
-                Err(WriteError::Claimed(claim)) => {
+                New::Taken => return Err(Status::already_exists(&def.group, &def.plural, &name).into()),
+                New::Claimed(claim) => {
                     // Somebody was faster. What the caller asked for by name stays taken, what we picked is picked anew.
                     if asked.contains(&claim) {
                         return Err(self.claimed(&name, &claim));
                     }
                     object = allocated_anew;
                 }
-                Err(WriteError::Store(error)) => return Err(error),
             }
         }
         Err(Status::conflict(
@@ -307,6 +299,39 @@ impl<'a> Call<'a> {
             "the server could not find a free name in time; please try again",
         )
         .into())
+    }
+
+    /// The last look of admission at a new object, and its commit; both again when somebody else has changed a quota that the
+    /// object is charged to.
+    async fn commit_new(&self, name: &str, object: &Value, claims: &[String]) -> ApiResult<New> {
+        let bill = Bill::default();
+        for _ in 0..RETRIES_MAX {
+            self.validate(Operation::Create, name, object, None, Some(&bill)).await?;
+            if self.dry_run {
+                let is_there = self.objects.get(self.resource, self.namespace, name).is_some();
+                return Ok(if is_there { New::Taken } else { New::Is(Written::DryRun(object.clone())) });
+            }
+            let converted = self.to_store(object).await?;
+            let charges = bill.take();
+            let write = Write {
+                resource: self.resource,
+                namespace: self.namespace,
+                name,
+                replaced: None,
+                object: Some(&converted),
+                claims,
+                old_claims: &[],
+                charges: &charges.all,
+            };
+            match self.objects.commit(write).await {
+                Ok(stored) => return Ok(New::Is(Written::Stored(stored))),
+                Err(WriteError::Conflict) => return Ok(New::Taken),
+                Err(WriteError::Claimed(claim)) => return Ok(New::Claimed(claim)),
+                Err(WriteError::Charged) => {}
+                Err(WriteError::Store(error)) => return Err(error),
+            }
+        }
+        Err(self.conflict())
     }
 
     /// The object in the form that is stored; most are in it.
@@ -412,8 +437,8 @@ impl<'a> Call<'a> {
                     FieldError::invalid("metadata.resourceVersion", "0x0", "must be specified for an update");
                 return Err(invalid(&self.resource.def.group, &self.resource.def.kind, self.name, &[error]));
             }
-            self.finish_update(&old, &mut object).await?;
-            if let Some(written) = self.commit_update(&stored, &old, object).await? {
+            let charges = self.finish_update(&old, &mut object).await?;
+            if let Some(written) = self.commit_update(&stored, &old, object, charges).await? {
                 return Ok(written);
             }
         }
@@ -421,7 +446,7 @@ impl<'a> Call<'a> {
     }
 
     /// Everything between the caller's new state and the commit.
-    async fn finish_update(&self, old: &Value, object: &mut Value) -> ApiResult<()> {
+    async fn finish_update(&self, old: &Value, object: &mut Value) -> ApiResult<Charges> {
         let def = &self.resource.def;
         let strategy = &def.strategy;
         meta::prepare_namespace(def, self.namespace, object)?;
@@ -475,7 +500,9 @@ impl<'a> Call<'a> {
             "" | "scale" => strategy.warnings(object, Some(old)),
             other => strategy.subresource_warnings(other, object, old),
         });
-        self.validate(Operation::Update, self.name, object, Some(old)).await
+        let bill = Bill::default();
+        self.validate(Operation::Update, self.name, object, Some(old), Some(&bill)).await?;
+        Ok(bill.take())
     }
 
     /// Commits a changed object, or deletes it when this change lifted its last finalizer. `None`: somebody was faster.
@@ -484,6 +511,7 @@ impl<'a> Call<'a> {
         stored: &Arc<Stored>,
         old: &Value,
         mut object: Value,
+        charges: Charges,
     ) -> ApiResult<Option<Written>> {
         let old_version = old["metadata"]["resourceVersion"].clone();
         object["metadata"]["resourceVersion"] = old_version;
@@ -508,6 +536,7 @@ impl<'a> Call<'a> {
             object: if ends { None } else { Some(&converted) },
             claims: if ends { &[] } else { &claims },
             old_claims: &old_claims,
+            charges: &charges.all,
         };
         match self.objects.commit(write).await {
             Ok(written) if ends => {
@@ -517,7 +546,7 @@ impl<'a> Call<'a> {
                 Ok(Some(Written::unstored(object)))
             }
             Ok(written) => Ok(Some(Written::Stored(written))),
-            Err(WriteError::Conflict) => Ok(None),
+            Err(WriteError::Conflict | WriteError::Charged) => Ok(None),
             Err(WriteError::Claimed(claim)) => Err(self.claimed(self.name, &claim)),
             Err(WriteError::Store(error)) => Err(error),
         }

@@ -11,6 +11,7 @@ mod harness;
 mod openapi;
 mod policies;
 mod proxy;
+mod quotas;
 mod streams;
 mod tables;
 mod tokens;
