@@ -227,10 +227,9 @@ impl Constraints {
             return None;
         }
         let equivalents = equivalents(asked.request);
-        let found = rules
+        rules
             .iter()
-            .find_map(|rule| equivalents.iter().find(|resource| rule.matches(asked, resource)).cloned());
-        found
+            .find_map(|rule| equivalents.iter().find(|resource| rule.matches(asked, resource)).cloned())
     }
 }
 

@@ -110,11 +110,12 @@ impl Admission for ResourceQuota {
 
 /// Whether a request can change what is used.
 fn handles(evaluator: &Evaluator, request: &AdmissionRequest<'_>) -> bool {
-    match (evaluator, request.operation, request.subresource) {
-        (_, Operation::Create, "") | (Evaluator::Pods, Operation::Update, "resize") => true,
-        (Evaluator::Services | Evaluator::Claims, Operation::Update, "") => true,
-        _ => false,
-    }
+    matches!(
+        (evaluator, request.operation, request.subresource),
+        (_, Operation::Create, "")
+            | (Evaluator::Pods, Operation::Update, "resize")
+            | (Evaluator::Services | Evaluator::Claims, Operation::Update, "")
+    )
 }
 
 fn quotas(request: &AdmissionRequest<'_>, resource: &Arc<Resource>) -> Vec<Arc<Stored>> {
