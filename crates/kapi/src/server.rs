@@ -382,8 +382,7 @@ fn chain(
         return Err(BuildError::UnknownAdmission { name: name.clone(), names: names.join(", ") });
     }
     let stays = |step: &Arc<dyn Admission>| !without.contains(step.name());
-    let (early, late) = (early.into_iter().filter(stays), late.into_iter().filter(stays));
-    Ok(early.chain(added).chain(late).collect())
+    Ok(early.into_iter().filter(stays).chain(added).chain(late.into_iter().filter(stays)).collect())
 }
 
 impl Inner {
