@@ -1,11 +1,25 @@
 //! What may be written: the chain that every create, update and delete passes through.
 
+mod certificates;
+mod ingress_class;
+mod limits;
+mod matching;
 mod namespace;
 mod node_restriction;
+mod notes;
+mod pod_security;
+mod policy;
 mod priority;
+mod quota;
+mod registered;
+mod rounds;
+mod runtime_class;
 mod service_account;
+mod storage;
 mod taints;
 mod tolerations;
+mod versioned;
+mod webhook;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -13,10 +27,27 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use self::{
-    namespace::NamespaceLifecycle, node_restriction::NodeRestriction, priority::Priority,
-    service_account::ServiceAccount, taints::TaintNewNodes, tolerations::DefaultTolerations,
+    certificates::SubjectRestriction,
+    ingress_class::DefaultIngressClass,
+    limits::LimitRanger,
+    namespace::NamespaceLifecycle,
+    node_restriction::NodeRestriction,
+    notes::{ANNOTATIONS_MAX, Notes, WARNING_BYTES_MAX, WARNINGS_MAX},
+    pod_security::{PODS_CHECKED_MAX, PodSecurity},
+    priority::Priority,
+    quota::ResourceQuota,
+    runtime_class::RuntimeClass,
+    service_account::ServiceAccount,
+    storage::{ClaimResize, DefaultStorageClass, StorageProtection},
+    taints::TaintNewNodes,
+    tolerations::DefaultTolerations,
 };
-use crate::{authn::UserInfo, error::ApiResult, objects::Objects, registry::Resource};
+pub(crate) use self::{
+    quota::{Bill, Charge, Charges},
+    registered::Registered,
+    rounds::Rounds,
+};
+use crate::{authn::UserInfo, authz::Chain, error::ApiResult, objects::Objects, registry::Resource};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +81,48 @@ pub struct AdmissionRequest<'a> {
     pub dry_run: bool,
     /// What is in the server, to look things up.
     pub objects: &'a Objects,
+    /// Where steps say what the caller or the audit log should know; `None` for writes of the server itself.
+    pub notes: Option<&'a Notes>,
+    /// Whether somebody has to be asked again.
+    pub(crate) rounds: Option<&'a Rounds>,
+    /// Where what the write is charged is left, to be committed with it.
+    pub(crate) bill: Option<&'a Bill>,
+}
+
+impl AdmissionRequest<'_> {
+    /// Tells the caller, in a `Warning` header.
+    pub fn warn(&self, text: impl Into<String>) {
+        if let Some(notes) = self.notes {
+            notes.warn(text);
+        }
+    }
+
+    /// Tells the audit log.
+    pub fn annotate(&self, key: impl Into<String>, value: impl Into<String>) {
+        if let Some(notes) = self.notes {
+            notes.annotate(key, value);
+        }
+    }
+}
+
+impl Operation {
+    /// The word of reviews and rules.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Create => "CREATE",
+            Self::Update => "UPDATE",
+            Self::Delete => "DELETE",
+        }
+    }
+
+    /// The kind of the request's options.
+    pub(crate) const fn options(self) -> &'static str {
+        match self {
+            Self::Create => "CreateOptions",
+            Self::Update => "UpdateOptions",
+            Self::Delete => "DeleteOptions",
+        }
+    }
 }
 
 /// A step of the admission chain.
@@ -99,10 +172,34 @@ pub trait Admission: Debug + Send + Sync + 'static {
 pub fn defaults() -> Vec<Arc<dyn Admission>> {
     vec![
         Arc::new(NamespaceLifecycle),
+        Arc::new(LimitRanger),
         Arc::new(ServiceAccount),
         Arc::new(NodeRestriction),
         Arc::new(TaintNewNodes),
+        Arc::new(PodSecurity::new()),
         Arc::new(Priority),
         Arc::new(DefaultTolerations),
+        Arc::new(DefaultStorageClass),
+        Arc::new(StorageProtection),
+        Arc::new(ClaimResize),
+        Arc::new(RuntimeClass),
+        Arc::new(SubjectRestriction),
+        Arc::new(DefaultIngressClass),
+    ]
+}
+
+/// The steps that ask who may do what, and then those that ask what is registered in the cluster, in upstream's order. They
+/// come after all others.
+pub(crate) fn registered(registered: &Arc<Registered>, authorizers: &Chain) -> Vec<Arc<dyn Admission>> {
+    let (registered, authorizers) = (|| Arc::clone(registered), || authorizers.clone());
+    vec![
+        Arc::new(certificates::CertificateApproval(authorizers())),
+        Arc::new(certificates::CertificateSigning(authorizers())),
+        Arc::new(certificates::TrustBundleAttest(authorizers())),
+        Arc::new(policy::MutatingPolicies { registered: registered(), authorizers: authorizers() }),
+        Arc::new(webhook::MutatingWebhooks { registered: registered(), authorizers: authorizers() }),
+        Arc::new(policy::ValidatingPolicies { registered: registered(), authorizers: authorizers() }),
+        Arc::new(webhook::ValidatingWebhooks { registered: registered(), authorizers: authorizers() }),
+        Arc::new(ResourceQuota::default()),
     ]
 }

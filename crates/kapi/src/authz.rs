@@ -15,7 +15,10 @@ use std::{
 
 use async_trait::async_trait;
 
-pub(crate) use self::chain::{Chain, forbidden};
+pub(crate) use self::{
+    chain::{Chain, forbidden},
+    rbac::aggregate,
+};
 pub use self::{
     known::{AlwaysAllow, AuthenticatedOnly, Masters},
     node::Node,

@@ -18,7 +18,10 @@ use crate::{
     error::ApiResult,
     objects::Objects,
     registry::{Resource, ResourceDef, Version, selectable_value},
-    schema::{Catalog, Type},
+    schema::{
+        Catalog, Type,
+        check::{self, TypeError},
+    },
 };
 
 /// The table that holds a resource's objects.
@@ -83,6 +86,36 @@ pub(crate) async fn to_store(objects: &Objects, resource: &Resource, object: Val
         return Ok(object);
     }
     custom_in(objects, resource, object, &resource.def.versions[0]).await
+}
+
+/// A custom object in the version of a resource.
+pub(crate) async fn in_version(objects: &Objects, resource: &Resource, object: Value) -> ApiResult<Value> {
+    custom_in(objects, resource, object, resource.version()).await
+}
+
+/// Brings an object, in the form that it is checked in, into canonical form with all defaults; the paths of the fields that
+/// there are not, which go.
+///
+/// # Errors
+/// For fields of a wrong type.
+pub(crate) fn canonical(
+    objects: &Objects,
+    resource: &Resource,
+    object: &mut Value,
+) -> Result<Vec<String>, TypeError> {
+    let def = &resource.def;
+    let unknown = match &resource.version().structure {
+        Some(structure) => {
+            structure.schema.prune(object);
+            Vec::new()
+        }
+        None => {
+            let catalog = objects.registry().catalog();
+            check::check(catalog, &hub_schema(catalog, def), object)?
+        }
+    };
+    def.strategy.default(object);
+    Ok(unknown)
 }
 
 /// A custom object in another version.

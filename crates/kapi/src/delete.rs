@@ -44,7 +44,7 @@ impl Call<'_> {
                 Some(part) => (part, false),
                 None => (self.whole(&stored).await?, true),
             };
-            self.validate(Operation::Delete, self.name, &old, Some(&old)).await?;
+            self.validate(Operation::Delete, self.name, &old, Some(&old), None).await?;
             let written = if self.ends(&old, options) {
                 self.remove(&stored, old, is_whole).await?
             } else {
@@ -218,6 +218,7 @@ impl Call<'_> {
             object,
             claims,
             old_claims,
+            charges: &[],
         }
     }
 }

@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use self::fading::Fading;
 use crate::{
+    admission::Charge,
     convert, custom,
     error::ApiError,
     outbound::Outbound,
@@ -150,7 +151,7 @@ impl Objects {
     /// # Errors
     /// See [`WriteError`].
     pub async fn commit(&self, write: Write<'_>) -> Result<Arc<Stored>, WriteError> {
-        let Write { resource, namespace, name, replaced, object, claims, old_claims } = write;
+        let Write { resource, namespace, name, replaced, object, claims, old_claims, charges } = write;
         let expected = replaced.map(|replaced| replaced.revision());
         let key = Bytes::from(resource.key(namespace, name));
         let table = resource.table;
@@ -191,6 +192,11 @@ impl Objects {
         for claim in old_claims.iter().filter(|claim| !claims.contains(claim)) {
             txn = txn.op(Op::Delete { table: self.claims, key: Bytes::copy_from_slice(claim.as_bytes()) });
         }
+        for charge in charges {
+            let header = charge.replaced.header();
+            let key = Bytes::from(charge.resource.key(&header.namespace, &header.name));
+            txn = txn.compare(charged_at(charge, &key)).op(put_charge(charge, key));
+        }
         match self.store.commit(txn).await {
             Ok(committed) => {
                 if let Some(replaced) = replaced {
@@ -203,10 +209,24 @@ impl Objects {
             Err(CommitError::Conflict { index: 0, .. }) => Err(WriteError::Conflict),
             Err(CommitError::Conflict { index, .. }) => Err(added
                 .get(index - 1)
-                .map_or(WriteError::Conflict, |claim| WriteError::Claimed((*claim).clone()))),
+                .map_or(WriteError::Charged, |claim| WriteError::Claimed((*claim).clone()))),
             Err(error) => Err(WriteError::Store(store_error(&error))),
         }
     }
+}
+
+/// The quota is still as it was when the charge was made.
+fn charged_at(charge: &Charge, key: &Bytes) -> Compare {
+    let revision = Revision::from(charge.replaced.revision());
+    Compare::ModifiedAt { table: charge.resource.table, key: key.clone(), revision }
+}
+
+fn put_charge(charge: &Charge, key: Bytes) -> Op {
+    let mut header = Header::of(&charge.object);
+    header.fields = selectable_fields(&charge.resource.def, &charge.object);
+    let hint: Arc<dyn std::any::Any + Send + Sync> = Arc::new(header);
+    let value = encode(&charge.object).into();
+    Op::Put { table: charge.resource.table, key, value, lease: None, hint: Some(hint) }
 }
 
 /// One write of one object.
@@ -225,6 +245,8 @@ pub struct Write<'a> {
     pub claims: &'a [String],
     /// What the old state held.
     pub old_claims: &'a [String],
+    /// The quotas that change with it.
+    pub(crate) charges: &'a [Charge],
 }
 
 /// Why a write did not happen.
@@ -234,6 +256,8 @@ pub enum WriteError {
     Conflict,
     /// Another object holds this claim.
     Claimed(String),
+    /// A quota is not in the expected state any more.
+    Charged,
     /// The store refused or failed.
     Store(ApiError),
 }

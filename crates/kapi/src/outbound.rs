@@ -170,6 +170,17 @@ impl Target {
         }
     }
 
+    /// Where the call goes, for messages.
+    pub(crate) fn url(&self) -> String {
+        let name = self.server_name();
+        let is_usual = matches!(self.place, Place::Host(_)) && self.port == 443;
+        if is_usual {
+            format!("https://{name}{}", self.path)
+        } else {
+            format!("https://{name}:{}{}", self.port, self.path)
+        }
+    }
+
     /// The service, if it is one.
     pub(crate) fn service(&self) -> Option<(&str, &str)> {
         match &self.place {

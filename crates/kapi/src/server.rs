@@ -22,7 +22,7 @@ use tower::Service;
 use tracing::{debug, error};
 
 use crate::{
-    admission::{self, Admission},
+    admission::{self, Admission, Registered},
     aggregate::Aggregation,
     audit::{AuditEvent, AuditSink},
     authn::{
@@ -40,7 +40,7 @@ use crate::{
     node::NodeDialer,
     objects::Objects,
     outbound::{Outbound, ProxyCredentials, ServiceDialer},
-    registry::{Registry, ResourceDef, builtin},
+    registry::{Registry, Resource, ResourceDef, builtin},
     request::{Query, RequestInfo},
     schema,
     usage::{self, UsageSource},
@@ -76,6 +76,7 @@ pub(crate) struct Inner {
     pub(crate) issuer: Arc<ServiceAccountIssuer>,
     pub(crate) admission: Vec<Arc<dyn Admission>>,
     pub(crate) foreign_admission: bool,
+    pub(crate) registered: Arc<Registered>,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(crate) authorizers: Chain,
     pub(crate) audit: Option<Arc<dyn AuditSink>>,
@@ -328,13 +329,6 @@ impl ApiServerBuilder {
     /// # Errors
     /// When the store can't open a table, an admission step that is to be taken out is not there, or no key can be made.
     pub fn build(self) -> Result<ApiServer, BuildError> {
-        let steps = admission::defaults();
-        if let Some(name) =
-            self.without_admission.iter().find(|name| !steps.iter().any(|step| step.name() == **name))
-        {
-            let names: Vec<&str> = steps.iter().map(|step| step.name()).collect();
-            return Err(BuildError::UnknownAdmission { name: name.clone(), names: names.join(", ") });
-        }
         let catalog = schema::builtin::catalog();
         let registry = Arc::new(Registry::new(Arc::clone(&catalog)));
         let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
@@ -359,14 +353,16 @@ impl ApiServerBuilder {
         authenticators.push(Arc::new(ClientCertificates));
         authenticators.push(Arc::new(ServiceAccountTokens::new(Arc::clone(&issuer), Arc::clone(&objects))));
         authenticators.extend(self.authenticators);
-        let defaults =
-            admission::defaults().into_iter().filter(|step| !self.without_admission.contains(step.name()));
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
         authorizers.extend(self.authorizers);
         authorizers.extend(self.modes.iter().map(|mode| authz::built_in(*mode, &objects, &rbac)));
         let authorizers = Chain::new(authorizers);
         let escalation = NoEscalation { authorizers: authorizers.clone(), rbac };
+        let registered = Arc::new(Registered::new(&objects));
+        let foreign_admission = !self.admission.is_empty();
+        let late = admission::registered(&registered, &authorizers);
+        let steps = chain(&self.without_admission, self.admission, late)?;
         Ok(ApiServer(Arc::new(Inner {
             customs: Customs::new(&objects),
             aggregation: Aggregation::new(&objects),
@@ -374,8 +370,9 @@ impl ApiServerBuilder {
             draining: watch::Sender::new(false),
             fairness: Fairness::new(&objects),
             objects,
-            foreign_admission: !self.admission.is_empty(),
-            admission: defaults.chain(self.admission).chain([Arc::new(escalation) as _]).collect(),
+            foreign_admission,
+            admission: steps.into_iter().chain([Arc::new(escalation) as _]).collect(),
+            registered,
             issuer,
             authenticators,
             authorizers,
@@ -388,7 +385,28 @@ impl ApiServerBuilder {
     }
 }
 
+/// The steps of admission: the defaults but for those taken out, with those that were added before what asks the cluster.
+fn chain(
+    without: &HashSet<String>,
+    added: Vec<Arc<dyn Admission>>,
+    late: Vec<Arc<dyn Admission>>,
+) -> Result<Vec<Arc<dyn Admission>>, BuildError> {
+    let early = admission::defaults();
+    let is_there = |name: &String| early.iter().chain(&late).any(|step| step.name() == *name);
+    if let Some(name) = without.iter().find(|name| !is_there(name)) {
+        let names: Vec<&str> = early.iter().chain(&late).map(|step| step.name()).collect();
+        return Err(BuildError::UnknownAdmission { name: name.clone(), names: names.join(", ") });
+    }
+    let stays = |step: &Arc<dyn Admission>| !without.contains(step.name());
+    Ok(early.into_iter().filter(stays).chain(added).chain(late.into_iter().filter(stays)).collect())
+}
+
 impl Inner {
+    /// Whether others than the server's own steps may look at, or change, objects of this resource.
+    pub(crate) fn is_foreign(&self, resource: &Resource) -> bool {
+        self.foreign_admission || self.registered.concerns(&self.objects, resource)
+    }
+
     /// Answers a request; whatever goes wrong becomes a `Status`.
     async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
     where

@@ -172,7 +172,7 @@ fn custom_scale(paths: &ScalePaths, object: &Value) -> Value {
 }
 
 /// Sets the number that a scale is about.
-fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
+pub(crate) fn set_replicas(resource: &Resource, object: &mut Value, replicas: i64) {
     let paths = resource.version().structure.as_ref().and_then(|structure| structure.scale.as_ref());
     let path = paths.map_or("spec.replicas", |paths| &paths.spec_replicas);
     let place = path.split('.').fold(object, |value, key| child(value, key));

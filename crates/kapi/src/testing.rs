@@ -124,6 +124,9 @@ impl Check<'_> {
             old: (operation != Operation::Create).then_some(self.object),
             dry_run,
             objects: self.server.objects(),
+            notes: None,
+            rounds: None,
+            bill: None,
         }
     }
 

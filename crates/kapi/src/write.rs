@@ -9,7 +9,7 @@ use kcore::{Status, Stored, clock::format_time};
 use serde_json::{Value, json};
 
 use crate::{
-    admission::{Admission, AdmissionRequest, Operation},
+    admission::{Admission, AdmissionRequest, Bill, Charges, Notes, Operation, Rounds},
     authn::UserInfo,
     convert,
     error::{ApiError, ApiResult, FieldError, invalid},
@@ -17,7 +17,6 @@ use crate::{
     objects::{Objects, Write, WriteError},
     registry::Resource,
     requester,
-    schema::check,
     server::Inner,
 };
 
@@ -45,18 +44,33 @@ pub(crate) struct Call<'a> {
 /// Collects what a caller should know although the request succeeds. A write that is tried again says it again: the last
 /// attempt counts.
 #[derive(Debug, Default)]
-pub(crate) struct Warnings(Mutex<Vec<String>>);
+pub(crate) struct Warnings {
+    own: Mutex<Vec<String>>,
+    /// What the steps of admission say.
+    pub(crate) notes: Notes,
+}
 
 impl Warnings {
     /// Puts these in place of what was said before.
     pub(crate) fn set(&self, warnings: Vec<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = warnings;
     }
 
     /// What has been said.
     pub(crate) fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut all = std::mem::take(&mut *self.own.lock().unwrap_or_else(PoisonError::into_inner));
+        all.extend(self.notes.take_warnings());
+        all
     }
+}
+
+/// What came of a new object.
+enum New {
+    Is(Written),
+    /// The name is taken.
+    Taken,
+    /// Another object holds this claim.
+    Claimed(String),
 }
 
 /// What a write answers with.
@@ -130,6 +144,8 @@ impl<'a> Call<'a> {
         operation: Operation,
         name: &'b str,
         old: Option<&'b Value>,
+        rounds: Option<&'b Rounds>,
+        bill: Option<&'b Bill>,
     ) -> AdmissionRequest<'b> {
         AdmissionRequest {
             operation,
@@ -141,6 +157,9 @@ impl<'a> Call<'a> {
             old,
             dry_run: self.dry_run,
             objects: self.objects,
+            notes: self.warnings.map(|warnings| &warnings.notes),
+            rounds,
+            bill,
         }
     }
 
@@ -152,9 +171,27 @@ impl<'a> Call<'a> {
         object: &mut Value,
         old: Option<&Value>,
     ) -> ApiResult<()> {
-        let request = self.admission_request(operation, name, old);
-        for step in self.admission {
-            step.admit(&request, object).await?;
+        let rounds = Rounds::default();
+        let request = self.admission_request(operation, name, old, Some(&rounds), None);
+        // Only others may leave what can't be kept.
+        let owners = self.foreign_admission.then(|| object["metadata"]["managedFields"].clone());
+        loop {
+            for step in self.admission {
+                step.admit(&request, object).await?;
+            }
+            if !rounds.begin_another() {
+                break;
+            }
+        }
+        if let Some(owners) = owners
+            && let Err(why) = kschema::apply::validate_managed_fields(object)
+        {
+            request.warn(format!(".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: {why}"));
+            kschema::fields::keep(
+                &mut object["metadata"],
+                &json!({"managedFields": owners}),
+                "managedFields",
+            );
         }
         Ok(())
     }
@@ -172,8 +209,9 @@ impl<'a> Call<'a> {
         name: &str,
         object: &Value,
         old: Option<&Value>,
+        bill: Option<&Bill>,
     ) -> ApiResult<()> {
-        let request = self.admission_request(operation, name, old);
+        let request = self.admission_request(operation, name, old, None, bill);
         for step in self.admission {
             step.validate(&request, object).await?;
         }
@@ -183,22 +221,13 @@ impl<'a> Call<'a> {
     /// Brings an object that admission or a patch may have changed back into canonical form, with all defaults.
     pub(crate) fn normalize(&self, object: &mut Value) -> ApiResult<()> {
         let def = &self.resource.def;
-        if let Some(structure) = &self.resource.version().structure {
-            structure.schema.prune(object);
-            def.strategy.default(object);
-            return Ok(());
-        }
-        let catalog = self.objects.registry().catalog();
-        check::check(catalog, &convert::hub_schema(catalog, def), object).map_err(|error| {
+        convert::canonical(self.objects, self.resource, object).map(drop).map_err(|error| {
+            let (kind, version) = (&def.kind, def.storage_version());
             Status::bad_request(format!(
-                "{} in version {:?} cannot be handled as a {}: {error}",
-                def.kind,
-                def.storage_version(),
-                def.kind
+                "{kind} in version {version:?} cannot be handled as a {kind}: {error}"
             ))
-        })?;
-        def.strategy.default(object);
-        Ok(())
+            .into()
+        })
     }
 
     /// [`normalize`](Self::normalize) after admission, if it had a step that the server doesn't bring itself: those leave
@@ -246,41 +275,21 @@ impl<'a> Call<'a> {
             strategy.validate_create(&object, &mut errors);
             self.refuse(&name, &errors)?;
             self.warn(|| strategy.warnings(&object, None));
-            self.validate(Operation::Create, &name, &object, None).await?;
-            if self.dry_run {
-                if self.objects.get(self.resource, self.namespace, &name).is_some() {
-                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
-                }
-                return Ok(Written::DryRun(object));
-            }
             let claims = strategy.claims(&object);
-            let converted = self.to_store(&object).await?;
-            let write = Write {
-                resource: self.resource,
-                namespace: self.namespace,
-                name: &name,
-                replaced: None,
-                object: Some(&converted),
-                claims: &claims,
-                old_claims: &[],
-            };
-            match self.objects.commit(write).await {
-                Ok(stored) => return Ok(Written::Stored(stored)),
+            match self.commit_new(&name, &object, &claims).await? {
+                New::Is(written) => return Ok(written),
                 // KEP-4420: a generated name that is taken is generated anew, up to eight times.
-                Err(WriteError::Conflict) if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
+                New::Taken if given.is_empty() && !prefix.is_empty() && attempt < 8 => {
                     object.clone_from(&admitted);
                 }
-                Err(WriteError::Conflict) => {
-                    return Err(Status::already_exists(&def.group, &def.plural, &name).into());
-                }
-                Err(WriteError::Claimed(claim)) => {
+                New::Taken => return Err(Status::already_exists(&def.group, &def.plural, &name).into()),
+                New::Claimed(claim) => {
                     // Somebody was faster. What the caller asked for by name stays taken, what we picked is picked anew.
                     if asked.contains(&claim) {
                         return Err(self.claimed(&name, &claim));
                     }
                     object = allocated_anew;
                 }
-                Err(WriteError::Store(error)) => return Err(error),
             }
         }
         Err(Status::conflict(
@@ -290,6 +299,39 @@ impl<'a> Call<'a> {
             "the server could not find a free name in time; please try again",
         )
         .into())
+    }
+
+    /// The last look of admission at a new object, and its commit; both again when somebody else has changed a quota that the
+    /// object is charged to.
+    async fn commit_new(&self, name: &str, object: &Value, claims: &[String]) -> ApiResult<New> {
+        let bill = Bill::default();
+        for _ in 0..RETRIES_MAX {
+            self.validate(Operation::Create, name, object, None, Some(&bill)).await?;
+            if self.dry_run {
+                let is_there = self.objects.get(self.resource, self.namespace, name).is_some();
+                return Ok(if is_there { New::Taken } else { New::Is(Written::DryRun(object.clone())) });
+            }
+            let converted = self.to_store(object).await?;
+            let charges = bill.take();
+            let write = Write {
+                resource: self.resource,
+                namespace: self.namespace,
+                name,
+                replaced: None,
+                object: Some(&converted),
+                claims,
+                old_claims: &[],
+                charges: &charges.all,
+            };
+            match self.objects.commit(write).await {
+                Ok(stored) => return Ok(New::Is(Written::Stored(stored))),
+                Err(WriteError::Conflict) => return Ok(New::Taken),
+                Err(WriteError::Claimed(claim)) => return Ok(New::Claimed(claim)),
+                Err(WriteError::Charged) => {}
+                Err(WriteError::Store(error)) => return Err(error),
+            }
+        }
+        Err(self.conflict())
     }
 
     /// The object in the form that is stored; most are in it.
@@ -395,8 +437,8 @@ impl<'a> Call<'a> {
                     FieldError::invalid("metadata.resourceVersion", "0x0", "must be specified for an update");
                 return Err(invalid(&self.resource.def.group, &self.resource.def.kind, self.name, &[error]));
             }
-            self.finish_update(&old, &mut object).await?;
-            if let Some(written) = self.commit_update(&stored, &old, object).await? {
+            let charges = self.finish_update(&old, &mut object).await?;
+            if let Some(written) = self.commit_update(&stored, &old, object, charges).await? {
                 return Ok(written);
             }
         }
@@ -404,7 +446,7 @@ impl<'a> Call<'a> {
     }
 
     /// Everything between the caller's new state and the commit.
-    async fn finish_update(&self, old: &Value, object: &mut Value) -> ApiResult<()> {
+    async fn finish_update(&self, old: &Value, object: &mut Value) -> ApiResult<Charges> {
         let def = &self.resource.def;
         let strategy = &def.strategy;
         meta::prepare_namespace(def, self.namespace, object)?;
@@ -458,7 +500,9 @@ impl<'a> Call<'a> {
             "" | "scale" => strategy.warnings(object, Some(old)),
             other => strategy.subresource_warnings(other, object, old),
         });
-        self.validate(Operation::Update, self.name, object, Some(old)).await
+        let bill = Bill::default();
+        self.validate(Operation::Update, self.name, object, Some(old), Some(&bill)).await?;
+        Ok(bill.take())
     }
 
     /// Commits a changed object, or deletes it when this change lifted its last finalizer. `None`: somebody was faster.
@@ -467,6 +511,7 @@ impl<'a> Call<'a> {
         stored: &Arc<Stored>,
         old: &Value,
         mut object: Value,
+        charges: Charges,
     ) -> ApiResult<Option<Written>> {
         let old_version = old["metadata"]["resourceVersion"].clone();
         object["metadata"]["resourceVersion"] = old_version;
@@ -491,6 +536,7 @@ impl<'a> Call<'a> {
             object: if ends { None } else { Some(&converted) },
             claims: if ends { &[] } else { &claims },
             old_claims: &old_claims,
+            charges: &charges.all,
         };
         match self.objects.commit(write).await {
             Ok(written) if ends => {
@@ -500,7 +546,7 @@ impl<'a> Call<'a> {
                 Ok(Some(Written::unstored(object)))
             }
             Ok(written) => Ok(Some(Written::Stored(written))),
-            Err(WriteError::Conflict) => Ok(None),
+            Err(WriteError::Conflict | WriteError::Charged) => Ok(None),
             Err(WriteError::Claimed(claim)) => Err(self.claimed(self.name, &claim)),
             Err(WriteError::Store(error)) => Err(error),
         }

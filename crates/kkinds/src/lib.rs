@@ -69,6 +69,9 @@ mod storage_version;
 mod volume_attachment;
 mod webhook_configuration;
 
+// What objects use.
+pub mod quota;
+
 pub mod strategies;
 
 pub use self::{service::ServiceAddresses, strategies::Strategies};

@@ -50,7 +50,7 @@ pub mod leader;
 pub mod manager;
 pub mod node_selector;
 pub mod queue;
-pub mod quota;
+pub use kkinds::quota;
 pub mod reconciler;
 pub mod reflector;
 mod request;

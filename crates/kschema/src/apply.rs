@@ -38,6 +38,7 @@
 //! ```
 
 mod compare;
+mod configuration;
 mod conflict;
 mod fields_v1;
 mod last_applied;
@@ -58,6 +59,7 @@ use serde_json::Value;
 
 pub(crate) use self::path::equal as equal_values;
 pub use self::{
+    configuration::{ConfigurationError, merge_configuration},
     fields_v1::FieldsError,
     managed::{
         MANAGER_BYTES_MAX, ManagedFieldsError, keep_times, validate as validate_managed_fields,

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 pub use self::{
     diff::diff,
-    json::{JsonPatchError, Operation},
+    json::{JsonPatchError, Operation, apply as apply_json},
 };
 use crate::{
     error::{ApiError, ApiResult},

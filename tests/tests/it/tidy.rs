@@ -14,7 +14,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("kschema", &["kcore"]),
     ("kkinds", &["kcore", "kcel", "kschema"]),
     ("kapi", &["kcore", "kstore", "kcel", "kschema", "kkinds"]),
-    ("kreconcile", &["kcore"]),
+    ("kreconcile", &["kcore", "kkinds"]),
     ("ksched", &["kcore", "kcel", "kreconcile"]),
     ("knet", &["kcore", "kreconcile"]),
     ("kruntime", &["kcore", "kreconcile", "knet"]),

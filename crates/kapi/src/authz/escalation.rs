@@ -138,7 +138,7 @@ fn object_name(object: &Value) -> &str {
 
 /// Whether an object differs from its old state only in what the garbage collector changes
 /// (`registry/rbac/helpers.go` `IsOnlyMutatingGCFields`).
-fn only_ownership_differs(object: &Value, old: &Value) -> bool {
+pub(crate) fn only_ownership_differs(object: &Value, old: &Value) -> bool {
     const FREE: [&str; 3] = ["ownerReferences", "finalizers", "managedFields"];
     let (Some(new), Some(before)) = (object.as_object(), old.as_object()) else {
         return false;

@@ -179,7 +179,7 @@ impl Request<'_> {
         Call {
             objects: &self.server.objects,
             admission: &self.server.admission,
-            foreign_admission: self.server.foreign_admission,
+            foreign_admission: self.server.is_foreign(resource),
             user: self.user,
             resource,
             subresource: &self.info.subresource,

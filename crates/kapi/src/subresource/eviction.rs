@@ -33,7 +33,7 @@ pub(super) async fn evict(call: &Call<'_>, eviction: &Value) -> ApiResult<(Statu
     if eviction["metadata"]["name"].as_str().is_some_and(|name| name != call.name) {
         return Err(Status::bad_request("name in URL does not match name in Eviction object").into());
     }
-    call.validate(Operation::Create, call.name, eviction, None).await?;
+    call.validate(Operation::Create, call.name, eviction, None, None).await?;
     let pod = call.objects.get(call.resource, call.namespace, call.name).ok_or_else(|| call.not_found())?;
     let value = pod.value().map_err(Status::internal)?;
     let phase = value["status"]["phase"].as_str().unwrap_or_default();

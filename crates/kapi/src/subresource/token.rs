@@ -34,7 +34,7 @@ pub(super) async fn request(
         return Err(invalid(GROUP, KIND, "", &errors));
     }
     call.admit(Operation::Create, call.name, &mut request, None).await?;
-    call.validate(Operation::Create, call.name, &request, None).await?;
+    call.validate(Operation::Create, call.name, &request, None, None).await?;
 
     let bound = bound(objects, call, &request["spec"]["boundObjectRef"])?;
     let mut seconds = expiration(&request);

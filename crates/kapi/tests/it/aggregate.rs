@@ -39,13 +39,13 @@ struct ShirtSpec {
 }
 
 /// An authority, the configuration of a server that it signed for, and a client certificate.
-struct Pki {
-    authority_pem: String,
-    server: Arc<ServerConfig>,
+pub(crate) struct Pki {
+    pub(crate) authority_pem: String,
+    pub(crate) server: Arc<ServerConfig>,
     proxy: ProxyCredentials,
 }
 
-fn pki(server_name: &str) -> Pki {
+pub(crate) fn pki(server_name: &str) -> Pki {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -75,14 +75,14 @@ fn pki(server_name: &str) -> Pki {
     Pki { authority_pem, server: Arc::new(server), proxy: ProxyCredentials { certificate_pem, key_pem } }
 }
 
-type Answer =
+pub(crate) type Answer =
     tower::util::BoxCloneSyncService<Request<Incoming>, Response<kapi::Body>, std::convert::Infallible>;
 
 /// Leads to a service in this process, without a network.
-struct Local {
-    service: (&'static str, &'static str),
-    tls: Arc<ServerConfig>,
-    answer: Answer,
+pub(crate) struct Local {
+    pub(crate) service: (&'static str, &'static str),
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) answer: Answer,
 }
 
 impl std::fmt::Debug for Local {

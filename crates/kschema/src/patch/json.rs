@@ -50,7 +50,7 @@ pub enum JsonPatchError {
 ///
 /// # Errors
 /// When one of them does not apply.
-pub(super) fn apply(object: &Value, operations: &[Operation]) -> Result<Value, JsonPatchError> {
+pub fn apply(object: &Value, operations: &[Operation]) -> Result<Value, JsonPatchError> {
     let mut document = object.clone();
     let mut copied = 0;
     for operation in operations {

@@ -1,7 +1,6 @@
 //! What objects use of the resources that a ResourceQuota limits: no I/O.
 //!
-//! The controller [`resource_quota`](crate::controllers::resource_quota) adds up what is there; admission asks what one
-//! object more would use. Start at [`Evaluator`]. The rules are those of `k8s.io/apiserver/pkg/quota/v1` and
+//! The controller of quotas adds up what is there; admission asks what one object more would use. Start at [`Evaluator`]. The rules are those of `k8s.io/apiserver/pkg/quota/v1` and
 //! `k8s.io/kubernetes/pkg/quota/v1`.
 
 use std::{borrow::Borrow, collections::BTreeMap};
@@ -55,8 +54,8 @@ pub fn add(sum: &mut Amounts, more: &Amounts) {
 /// The resource under which the objects of a kind are counted.
 ///
 /// ```
-/// assert_eq!(kreconcile::quota::count_name("", "pods"), "count/pods");
-/// assert_eq!(kreconcile::quota::count_name("apps", "deployments"), "count/deployments.apps");
+/// assert_eq!(kkinds::quota::count_name("", "pods"), "count/pods");
+/// assert_eq!(kkinds::quota::count_name("apps", "deployments"), "count/deployments.apps");
 /// ```
 #[must_use]
 pub fn count_name(group: &str, plural: &str) -> String {
@@ -66,9 +65,9 @@ pub fn count_name(group: &str, plural: &str) -> String {
 /// The group and the plural name of the kind whose objects a resource counts; `None` if it counts none.
 ///
 /// ```
-/// assert_eq!(kreconcile::quota::counted_kind("count/deployments.apps"), Some(("apps", "deployments")));
-/// assert_eq!(kreconcile::quota::counted_kind("secrets"), Some(("", "secrets")));
-/// assert_eq!(kreconcile::quota::counted_kind("requests.cpu"), None);
+/// assert_eq!(kkinds::quota::counted_kind("count/deployments.apps"), Some(("apps", "deployments")));
+/// assert_eq!(kkinds::quota::counted_kind("secrets"), Some(("", "secrets")));
+/// assert_eq!(kkinds::quota::counted_kind("requests.cpu"), None);
 /// ```
 #[must_use]
 pub fn counted_kind(resource: &str) -> Option<(&str, &str)> {
@@ -100,7 +99,7 @@ const IGNORED: [(&str, &str); 10] = [
 /// How the objects of one kind are charged.
 ///
 /// ```
-/// use kreconcile::quota::Evaluator;
+/// use kkinds::quota::Evaluator;
 ///
 /// let services = Evaluator::of("", "services").unwrap();
 /// assert_eq!(services.matching(["services.nodeports", "pods"]), ["services.nodeports"]);
@@ -223,8 +222,10 @@ impl Evaluator {
     }
 
     /// What decides whether an object is within scopes; two objects with the same facts are within the same ones.
-    #[cfg(feature = "controllers")]
-    pub(crate) fn scope_facts(&self, object: &Stored) -> Result<Vec<String>, serde_json::Error> {
+    ///
+    /// # Errors
+    /// When the object does not fit its type.
+    pub fn scope_facts(&self, object: &Stored) -> Result<Vec<String>, serde_json::Error> {
         Ok(match self {
             Self::Pods => pods::scope_facts(&*object.typed::<Pod>()?),
             Self::Claims => claims::class_names(&*object.typed::<PersistentVolumeClaim>()?),

@@ -208,7 +208,6 @@ pub fn pod_in_scope(pod: &Pod, scope: &ScopedResourceSelectorRequirement) -> boo
 }
 
 /// What may change about the scopes of a pod that is there.
-#[cfg(feature = "controllers")]
 pub(super) fn scope_facts(pod: &Pod) -> Vec<String> {
     let deadline = pod.spec.as_ref().and_then(|spec| spec.active_deadline_seconds);
     let class = pod.spec.as_ref().and_then(|spec| spec.priority_class_name.clone());
