@@ -1,7 +1,5 @@
 //! What a decision by roles costs: 1,000 roles and 10,000 bindings, and how soon a new one counts.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use http_body_util::Full;
 use kplane::kapi::{
@@ -11,6 +9,7 @@ use kplane::kapi::{
     request::RequestInfo,
 };
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use tower::ServiceExt as _;
 
 const ROLES: usize = 1_000;
