@@ -1,16 +1,8 @@
 //! The API server as a [`tower::Service`].
 
-use std::{
-    collections::HashSet,
-    convert::Infallible,
-    fmt,
-    future::Future,
-    panic::AssertUnwindSafe,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+mod service;
+
+use std::{collections::HashSet, fmt, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -18,9 +10,9 @@ use http::{Request, Response, request::Parts};
 use kcore::{Clock, Status, TokioClock};
 use kstore::{MemoryStore, Store, StoreError};
 use tokio::sync::watch;
-use tower::Service;
 use tracing::{debug, error};
 
+pub use self::service::AsUser;
 use crate::{
     admission::{self, Admission, Registered},
     aggregate::Aggregation,
@@ -180,7 +172,7 @@ impl ApiServer {
         if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
             user.groups.push(AUTHENTICATED.to_owned());
         }
-        AsUser { server: self.clone(), identity: Identity(Arc::new(user)) }
+        AsUser::new(self.clone(), Identity(Arc::new(user)))
     }
 
     /// Creates what a fresh cluster has (see [`bootstrap`](crate::bootstrap)); what is there already stays as it is.
@@ -562,51 +554,6 @@ pub(crate) fn lasts(info: &RequestInfo) -> bool {
 fn timed_out() -> ApiError {
     let why = "Timeout: request did not complete within the allotted timeout";
     Status::failure(504, "Timeout", why).into()
-}
-
-impl<B> Service<Request<B>> for ApiServer
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: fmt::Display + Send,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let inner = Arc::clone(&self.0);
-        Box::pin(inner.answer(request).map(Ok))
-    }
-}
-
-/// An [`ApiServer`] whose callers are all one user. Made by [`ApiServer::as_user`].
-#[derive(Clone, Debug)]
-pub struct AsUser {
-    server: ApiServer,
-    identity: Identity,
-}
-
-impl<B> Service<Request<B>> for AsUser
-where
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: fmt::Display + Send,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        request.extensions_mut().insert(self.identity.clone());
-        self.server.call(request)
-    }
 }
 
 impl fmt::Debug for ApiServer {
