@@ -238,7 +238,7 @@ impl NodeAgent {
     }
 
     /// What these pods use, in their order; `None` for one that is not here, doesn't run, or has not run for long enough. The
-    /// first question starts the readings: see [`stats`](crate::stats).
+    /// first question starts the readings: see [`stats`].
     pub async fn pod_stats(&self, pods: &[PodUid]) -> Vec<Option<PodStats>> {
         self.inner.pod_stats(pods).await
     }
