@@ -329,7 +329,11 @@ impl ClusterBuilder {
         }
         let scheduler_metrics = ksched::Metrics::default();
         if self.schedules {
-            let client = component(identities::SCHEDULER);
+            let client = if self.profiles.is_empty() {
+                component(identities::SCHEDULER)
+            } else {
+                identities::own_scheduler(&server)
+            };
             let scheduler_informers = Informers::new(client.clone());
             let mut scheduler =
                 Scheduler::builder(client).clock(Arc::clone(&clock)).informers(&scheduler_informers);

@@ -3,7 +3,7 @@
 //! The users are upstream's, so that the bootstrap policy already says what they may do; a controller is the service account
 //! of upstream's controller of the same task. The agent of all nodes together and the cluster's DNS have no counterpart
 //! there: the one is bound to upstream's role for a node, the other to the role that kubeadm makes for it. Controllers of
-//! the embedder's own are administrators, since nobody else knows what they need.
+//! the embedder's own, and a scheduler with profiles of theirs, are administrators, since nobody else knows what they need.
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -82,6 +82,11 @@ pub(crate) fn controller(server: &ApiServer, name: &str) -> Client {
 /// A client for controllers that are not built in.
 pub(crate) fn reconcilers(server: &ApiServer) -> Client {
     Client::new(server.as_user(UserInfo::new(RECONCILERS, [MASTERS])), "default")
+}
+
+/// A client for a scheduler whose plug-ins are not all built in: they may ask for any kind.
+pub(crate) fn own_scheduler(server: &ApiServer) -> Client {
+    Client::new(server.as_user(UserInfo::new(SCHEDULER, [MASTERS])), "default")
 }
 
 const GROUP: &str = "rbac.authorization.k8s.io";
