@@ -26,6 +26,7 @@ use std::{fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 use serde_json::Value;
 
+pub(crate) use self::service_account::references::VOLUME_SECRETS;
 pub use self::{
     certificates::SubjectRestriction,
     ingress_class::DefaultIngressClass,

@@ -66,62 +66,62 @@ fn objects() -> Vec<(&'static str, Value)> {
     expired["stringData"] = json!({"token-id": "abcdef", "token-secret": "0123456789abcdef", "expiration": "2020-01-01T00:00:00Z"});
     vec![
         (
-            "/apis/apps/v1/namespaces/work/deployments",
+            "/apis/apps/v1/namespaces/busy/deployments",
             json!({"metadata": {"name": "web"}, "spec": {"replicas": 2,
             "selector": selector("web"), "template": template("web")}}),
         ),
         (
-            "/apis/apps/v1/namespaces/work/statefulsets",
+            "/apis/apps/v1/namespaces/busy/statefulsets",
             json!({"metadata": {"name": "db"}, "spec": {"replicas": 1,
             "serviceName": "db", "selector": selector("db"), "template": template("db")}}),
         ),
         (
-            "/apis/apps/v1/namespaces/work/statefulsets",
+            "/apis/apps/v1/namespaces/busy/statefulsets",
             json!({"metadata": {"name": "disk"}, "spec": {"replicas": 1,
             "serviceName": "db", "selector": selector("disk"), "template": template("disk"), "volumeClaimTemplates": [claim],
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Delete", "whenScaled": "Delete"}}}),
         ),
         (
-            "/apis/apps/v1/namespaces/work/daemonsets",
+            "/apis/apps/v1/namespaces/busy/daemonsets",
             json!({"metadata": {"name": "agent"}, "spec": {
             "selector": selector("agent"), "template": template("agent")}}),
         ),
         (
-            "/api/v1/namespaces/work/replicationcontrollers",
+            "/api/v1/namespaces/busy/replicationcontrollers",
             json!({"metadata": {"name": "old"}, "spec": {"replicas": 1,
             "selector": {"app": "old"}, "template": template("old")}}),
         ),
-        ("/apis/batch/v1/namespaces/work/jobs", json!({"metadata": {"name": "once"}, "spec": job("once")})),
+        ("/apis/batch/v1/namespaces/busy/jobs", json!({"metadata": {"name": "once"}, "spec": job("once")})),
         (
-            "/apis/batch/v1/namespaces/work/cronjobs",
+            "/apis/batch/v1/namespaces/busy/cronjobs",
             json!({"metadata": {"name": "often"}, "spec": {
             "schedule": "* * * * *", "jobTemplate": {"spec": job("often")}}}),
         ),
         (
-            "/api/v1/namespaces/work/services",
+            "/api/v1/namespaces/busy/services",
             json!({"metadata": {"name": "web"}, "spec": {
             "selector": {"app": "web"}, "ports": [{"port": 80}]}}),
         ),
         (
-            "/api/v1/namespaces/work/services",
+            "/api/v1/namespaces/busy/services",
             json!({"metadata": {"name": "plain"}, "spec": {"ports": [{"port": 80}]}}),
         ),
         (
-            "/api/v1/namespaces/work/endpoints",
+            "/api/v1/namespaces/busy/endpoints",
             json!({"metadata": {"name": "plain"}, "subsets": [
             {"addresses": [{"ip": "10.1.2.3"}], "ports": [{"port": 80}]}]}),
         ),
         (
-            "/apis/policy/v1/namespaces/work/poddisruptionbudgets",
+            "/apis/policy/v1/namespaces/busy/poddisruptionbudgets",
             json!({"metadata": {"name": "web"}, "spec": {
             "minAvailable": 1, "selector": selector("web")}}),
         ),
         (
-            "/api/v1/namespaces/work/resourcequotas",
+            "/api/v1/namespaces/busy/resourcequotas",
             json!({"metadata": {"name": "all"}, "spec": {"hard": {"pods": "50"}}}),
         ),
         (
-            "/api/v1/namespaces/work/persistentvolumeclaims",
+            "/api/v1/namespaces/busy/persistentvolumeclaims",
             json!({"metadata": {"name": "spare"}, "spec": {
             "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
         ),
@@ -140,9 +140,9 @@ async fn every_part_of_a_cluster_may_do_what_it_has_to() {
     let sink = Arc::new(refused.clone());
     let cluster = Cluster::builder().nodes(2).api(|api| api.audit(sink)).start().await.unwrap();
     let client = cluster.client();
-    create(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "work"}})).await;
+    create(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "busy"}})).await;
     cluster
-        .wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("work", "default", PATIENCE, |found| {
+        .wait_until::<k8s_openapi::api::core::v1::ServiceAccount>("busy", "default", PATIENCE, |found| {
             found.is_some()
         })
         .await
@@ -155,15 +155,15 @@ async fn every_part_of_a_cluster_may_do_what_it_has_to() {
         let deployed = |found: Option<&Deployment>| {
             found.and_then(|found| found.status.as_ref()?.available_replicas) == Some(2)
         };
-        cluster.wait_until("work", "web", PATIENCE, deployed).await.expect(wait);
+        cluster.wait_until("busy", "web", PATIENCE, deployed).await.expect(wait);
         let kept = |found: Option<&StatefulSet>| {
             found.and_then(|found| found.status.as_ref()?.ready_replicas) == Some(1)
         };
-        cluster.wait_until("work", "db", PATIENCE, kept).await.expect(wait);
+        cluster.wait_until("busy", "db", PATIENCE, kept).await.expect(wait);
         let everywhere = |found: Option<&DaemonSet>| {
             found.and_then(|found| found.status.as_ref()).is_some_and(|status| status.number_ready == 2)
         };
-        cluster.wait_until("work", "agent", PATIENCE, everywhere).await.expect(wait);
+        cluster.wait_until("busy", "agent", PATIENCE, everywhere).await.expect(wait);
         let view = |found: Option<&ClusterRole>| {
             found.is_some_and(|found| found.rules.as_ref().is_some_and(|rules| rules.len() > 5))
         };
@@ -171,20 +171,20 @@ async fn every_part_of_a_cluster_may_do_what_it_has_to() {
         let gone = |found: Option<&k8s_openapi::api::core::v1::Secret>| found.is_none();
         cluster.wait_until("kube-system", "bootstrap-token-abcdef", PATIENCE, gone).await.expect(wait);
         let deletion = DeleteParams::default();
-        Api::<Deployment>::namespaced(client.clone(), "work")
+        Api::<Deployment>::namespaced(client.clone(), "busy")
             .delete("web", &DeleteParams::foreground())
             .await
             .expect(wait);
         cluster
-            .wait_until("work", "web", PATIENCE, |found: Option<&Deployment>| found.is_none())
+            .wait_until("busy", "web", PATIENCE, |found: Option<&Deployment>| found.is_none())
             .await
             .expect(wait);
-        Api::<StatefulSet>::namespaced(client.clone(), "work").delete("disk", &deletion).await.expect(wait);
+        Api::<StatefulSet>::namespaced(client.clone(), "busy").delete("disk", &deletion).await.expect(wait);
         cluster
-            .wait_until("work", "disk", PATIENCE, |found: Option<&StatefulSet>| found.is_none())
+            .wait_until("busy", "disk", PATIENCE, |found: Option<&StatefulSet>| found.is_none())
             .await
             .expect(wait);
-        Api::<DaemonSet>::namespaced(client.clone(), "work")
+        Api::<DaemonSet>::namespaced(client.clone(), "busy")
             .delete(
                 "agent",
                 &DeleteParams {
@@ -195,11 +195,11 @@ async fn every_part_of_a_cluster_may_do_what_it_has_to() {
             .await
             .expect(wait);
         cluster
-            .wait_until("work", "agent", PATIENCE, |found: Option<&DaemonSet>| found.is_none())
+            .wait_until("busy", "agent", PATIENCE, |found: Option<&DaemonSet>| found.is_none())
             .await
             .expect(wait);
-        Api::<CronJob>::namespaced(client.clone(), "work").delete("often", &deletion).await.expect(wait);
-        Api::<Job>::namespaced(client.clone(), "work")
+        Api::<CronJob>::namespaced(client.clone(), "busy").delete("often", &deletion).await.expect(wait);
+        Api::<Job>::namespaced(client.clone(), "busy")
             .delete("once", &DeleteParams::background())
             .await
             .expect(wait);
@@ -208,9 +208,9 @@ async fn every_part_of_a_cluster_may_do_what_it_has_to() {
             .await
             .expect(wait);
         refused.ending.store(true, Ordering::Relaxed);
-        Api::<Namespace>::all(client.clone()).delete("work", &deletion).await.expect(wait);
+        Api::<Namespace>::all(client.clone()).delete("busy", &deletion).await.expect(wait);
         cluster
-            .wait_until("", "work", PATIENCE, |found: Option<&Namespace>| found.is_none())
+            .wait_until("", "busy", PATIENCE, |found: Option<&Namespace>| found.is_none())
             .await
             .expect(wait);
     };

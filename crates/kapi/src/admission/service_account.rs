@@ -1,6 +1,6 @@
 //! Pods run as a service account.
 
-mod references;
+pub(crate) mod references;
 mod token;
 
 use std::{sync::Arc, time::Duration};

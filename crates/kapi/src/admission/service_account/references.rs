@@ -9,7 +9,7 @@ const CONTAINERS: [(&str, &str); 2] = [("initContainers", "init container"), ("c
 const EPHEMERAL: (&str, &str) = ("ephemeralContainers", "ephemeral container");
 
 /// Fields of a volume's source that name a secret (`VisitPodSecretNames` of upstream's `pkg/api/v1/pod`).
-const VOLUME_SECRETS: [&str; 10] = [
+pub(crate) const VOLUME_SECRETS: [&str; 10] = [
     "/azureFile/secretName",
     "/cephfs/secretRef/name",
     "/cinder/secretRef/name",

@@ -4,6 +4,8 @@
 use ahash::HashSet;
 use serde_json::Value;
 
+use crate::admission::VOLUME_SECRETS;
+
 /// What a pod may refer to, always in its own namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -16,19 +18,6 @@ pub(super) enum Kind {
 
 /// The annotation of pods that stand for a node's own ones. A node can make such a pod, so it opens nothing.
 const MIRROR: &str = "kubernetes.io/config.mirror";
-
-const VOLUME_SECRETS: [&str; 10] = [
-    "/azureFile/secretName",
-    "/cephfs/secretRef/name",
-    "/cinder/secretRef/name",
-    "/flexVolume/secretRef/name",
-    "/rbd/secretRef/name",
-    "/secret/secretName",
-    "/scaleIO/secretRef/name",
-    "/iscsi/secretRef/name",
-    "/storageos/secretRef/name",
-    "/csi/nodePublishSecretRef/name",
-];
 
 /// Where a volume names secrets that nodes read, and whether it may leave out their namespace, which is then the claim's.
 const PERSISTENT_VOLUME_SECRETS: [(&str, bool); 10] = [
