@@ -98,7 +98,9 @@ async fn ensure(server: &Arc<Inner>, item: Item) -> ApiResult<()> {
     };
     let name = item.object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     let user = UserInfo::new(USER, [MASTERS]);
-    let call = call(server, &user, &resource, &item.namespace, &name);
+    let mut call = call(server, &user, &resource, &item.namespace, &name);
+    // The policy's objects are in canonical form, of which a test sees to.
+    call.foreign_admission = server.foreign_admission;
     let Some(existing) = server.objects.get(&resource, &item.namespace, &name) else {
         return done(call.create(item.object).await);
     };

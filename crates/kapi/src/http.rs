@@ -82,7 +82,7 @@ where
             Ok(published(&server.issuer.configuration(), "application/json"))
         }
         ["openid", "v1", "jwks"] => Ok(published(&server.issuer.key_set(), "application/jwk-set+json")),
-        ["openapi", rest @ ..] => openapi::serve(server, rest, &parts.headers).await,
+        ["openapi", rest @ ..] => openapi::serve(server, rest, query.get("hash"), &parts.headers).await,
         _ => Err(Status::no_such_path().into()),
     }
 }

@@ -8,7 +8,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, LazyLock, OnceLock},
 };
 
 use serde_json::Value;
@@ -21,9 +21,15 @@ const ALWAYS: &str = include_str!("always.txt");
 /// A reference to anything at all, which apply takes for one value.
 const RAW_EXTENSION: &str = "@io.k8s.apimachinery.pkg.runtime.RawExtension";
 
-/// Makes a catalog of the built-in definitions. Cheap: it indexes the lines and parses none of them.
+/// The catalog of the built-in definitions. Its lines are indexed when it is first asked for, and each parsed when it is first
+/// used. All of a process share one, as it holds nothing but the text of the program.
 #[must_use]
 pub fn catalog() -> Arc<Catalog> {
+    static CATALOG: LazyLock<Arc<Catalog>> = LazyLock::new(indexed);
+    Arc::clone(&CATALOG)
+}
+
+fn indexed() -> Arc<Catalog> {
     let lines = TABLE.lines().filter(|line| !line.starts_with('#'));
     let mut slots = Vec::with_capacity(1024);
     let mut by_name = HashMap::with_capacity_and_hasher(1024, ahash::RandomState::new());

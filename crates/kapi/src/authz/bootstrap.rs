@@ -23,8 +23,21 @@ pub(crate) struct Item {
 
 /// The whole policy, in the order in which it is made: roles come before what binds them.
 pub(crate) fn policy() -> Vec<Item> {
+    read(POLICY.lines())
+}
+
+/// The rules of one of the policy's cluster roles; none if it has no such role.
+pub(crate) fn rules_of(role: &str) -> Vec<PolicyRule> {
+    let is_it = |line: &str| line.split_whitespace().take(2).eq(["role", role]);
+    let mut lines = POLICY.lines().skip_while(|line| !is_it(line));
+    let head = lines.next();
+    let items = read(head.into_iter().chain(lines.take_while(|line| line.starts_with([' ', '#']))));
+    items.first().map(|item| PolicyRule::all_of(&item.object)).unwrap_or_default()
+}
+
+fn read(lines: impl Iterator<Item = &'static str>) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
-    for line in POLICY.lines().filter(|line| !line.starts_with('#')) {
+    for line in lines.filter(|line| !line.starts_with('#')) {
         let mut words = line.split_whitespace();
         match (line.starts_with(' '), words.next(), items.last_mut()) {
             (false, Some("role"), _) => items.push(role(words)),
@@ -212,6 +225,29 @@ mod tests {
                 item.object["kind"] == role["kind"] && item.object["metadata"]["name"] == role["name"]
             });
             assert!(there, "{role}");
+        }
+    }
+
+    #[test]
+    fn the_rules_of_one_role_are_read_alone() {
+        for role in ["system:node", "cluster-admin", "view"] {
+            let whole = named("clusterroles", role).object;
+            assert_eq!(rules_of(role), PolicyRule::all_of(&whole), "{role}");
+        }
+        assert_eq!(rules_of("no-such-role"), []);
+        assert!(!rules_of("system:node").is_empty());
+    }
+
+    /// They are stored without another look.
+    #[test]
+    fn the_policy_is_in_canonical_form() {
+        let catalog = kschema::builtin::catalog();
+        for item in policy() {
+            let mut checked = item.object.clone();
+            let kind = item.object["kind"].as_str().unwrap_or_default();
+            let id = catalog.find(&format!("~rbac.v1.{kind}")).expect("a definition");
+            kschema::check::check(&catalog, &kschema::Type::Named(id), &mut checked).expect("a valid object");
+            assert_eq!(checked, item.object);
         }
     }
 

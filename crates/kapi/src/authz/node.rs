@@ -75,10 +75,9 @@ impl Node {
     /// An authorizer by the pods among these objects.
     #[must_use]
     pub fn new(objects: Arc<Objects>) -> Self {
-        let role = bootstrap::policy().into_iter().find(|item| item.object["metadata"]["name"] == ROLE);
         Self {
             pods: objects.registry().find("", "v1", "pods"),
-            rules: role.map(|role| PolicyRule::all_of(&role.object)).unwrap_or_default(),
+            rules: bootstrap::rules_of(ROLE),
             seen: AtomicU64::new(0),
             graph: RwLock::default(),
             objects,

@@ -40,20 +40,34 @@ enum Spec {
     V3,
 }
 
-/// The protobuf form of the v2 document, under its old name and the one that answers carry (kube-openapi `pkg/handler`).
-const PROTOBUF: [&str; 2] = [
-    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
-    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
-];
+impl Spec {
+    /// The protobuf form of a document, under its old name and the one that answers carry (kube-openapi `pkg/handler` and
+    /// `pkg/handler3`).
+    const fn protobuf(self) -> [&'static str; 2] {
+        match self {
+            Self::V2 => [
+                "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            ],
+            Self::V3 => [
+                "application/com.github.proto-openapi.spec.v3@v1.0+protobuf",
+                "application/com.github.proto-openapi.spec.v3.v1.0+protobuf",
+            ],
+        }
+    }
+}
 
-/// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. The v2 document is JSON or protobuf, the others are JSON; a
-/// caller that takes only their protobuf form is refused with 406, as clients expect of servers that don't have it.
+/// Answers `/openapi/v2`, `/openapi/v3` and `/openapi/v3/...`. Documents are JSON or protobuf; the list of the v3 documents is
+/// JSON, whatever the caller takes, as upstream's.
+///
+/// An address of a v3 document may carry the hash that the list gave it: the answer may then be kept for ever, and one that
+/// carries the hash of an older document is sent to the new one's (KEP-2896).
 pub(super) async fn serve(
     server: &Arc<Inner>,
     rest: &[&str],
+    asked_hash: Option<&str>,
     headers: &HeaderMap,
 ) -> ApiResult<Response<Body>> {
-    let protobuf = takes_protobuf(headers, rest == ["v2"])?;
     let registry = server.objects.registry();
     // Read first: what is made from a registry that changes meanwhile is then kept under the older revision, and dropped.
     let revision = registry.revision();
@@ -65,20 +79,23 @@ pub(super) async fn serve(
     };
     let document = |name: &str, members: &[(String, String)], spec: Spec| {
         let make = || serde_json::to_vec(&document(registry, members, spec)).unwrap_or_default();
-        (server.documents.bytes(name, revision, make), hash(registry, members))
+        server.documents.bytes(name, revision, make)
     };
-    let (bytes, hash) = match rest {
+    let member = match rest {
         ["v2"] => {
-            let (own, own_hash) = document("openapi/v2", &all().collect::<Vec<_>>(), Spec::V2);
+            let protobuf = takes_protobuf(headers, Spec::V2)?;
+            let members: Vec<_> = all().collect();
+            let (own, own_hash) = (document("openapi/v2", &members, Spec::V2), hash(registry, &members));
             let (bytes, hash) = merge::documents(server, own, own_hash.clone()).await;
-            if !protobuf {
-                (bytes, hash)
-            } else if hash == own_hash {
-                let make = || binary::document(&bytes);
-                (server.documents.bytes("openapi/v2.protobuf", revision, make), hash)
-            } else {
-                (Bytes::from(binary::document(&bytes)), hash)
-            }
+            let bytes = match protobuf {
+                false => bytes,
+                true if hash == own_hash => {
+                    let make = || binary::document(Spec::V2, &bytes);
+                    server.documents.bytes("openapi/v2.protobuf", revision, make)
+                }
+                true => Bytes::from(binary::document(Spec::V2, &bytes)),
+            };
+            return Ok(tagged(headers, bytes, &hash, protobuf.then_some(Spec::V2)));
         }
         ["v3"] => {
             let everything: Vec<_> = all().collect();
@@ -86,29 +103,57 @@ pub(super) async fn serve(
             let others = merge::add_indexes(server, &mut index).await;
             let hash = self::hash(registry, &everything);
             let hash = if others { merge::hash_with(&hash, [index.to_string().as_bytes()]) } else { hash };
-            (Bytes::from(index.to_string()), hash)
+            return Ok(tagged(headers, Bytes::from(index.to_string()), &hash, None));
         }
-        ["v3", "api", version] if registry.has_version("", version) => {
-            document(&format!("openapi/v3/{version}"), &[(String::new(), (*version).to_owned())], Spec::V3)
-        }
+        ["v3", "api", version] if registry.has_version("", version) => (String::new(), (*version).to_owned()),
         ["v3", "apis", group, version] if registry.has_version(group, version) => {
-            let member = ((*group).to_owned(), (*version).to_owned());
-            document(&format!("openapi/v3/{group}/{version}"), &[member], Spec::V3)
+            ((*group).to_owned(), (*version).to_owned())
         }
         _ => return Err(Status::no_such_path().into()),
     };
-    let mut response = tagged(headers, bytes, &hash);
-    if protobuf && response.headers().contains_key(header::CONTENT_TYPE) {
-        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROTOBUF[1]));
+    let protobuf = takes_protobuf(headers, Spec::V3)?;
+    let members = std::slice::from_ref(&member);
+    let hash = hash(registry, members);
+    if let Some(asked) = asked_hash.filter(|asked| !asked.is_empty() && *asked != hash) {
+        tracing::debug!(asked, hash, "a caller asks for an older document");
+        return Ok(moved(&member, &hash));
+    }
+    let name = format!("openapi/v3/{}", root(&member.0, &member.1));
+    let mut bytes = document(&name, members, Spec::V3);
+    if protobuf {
+        let json = bytes;
+        bytes = server
+            .documents
+            .bytes(&format!("{name}.protobuf"), revision, || binary::document(Spec::V3, &json));
+    }
+    let mut response = tagged(headers, bytes, &hash, protobuf.then_some(Spec::V3));
+    if asked_hash.is_some_and(|asked| !asked.is_empty()) {
+        let forever = HeaderValue::from_static("public, immutable");
+        response.headers_mut().insert(header::CACHE_CONTROL, forever);
+        let in_a_year = server.objects.clock().now() + jiff::SignedDuration::from_hours(365 * 24);
+        let in_a_year = in_a_year.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        if let Ok(in_a_year) = HeaderValue::from_str(&in_a_year) {
+            response.headers_mut().insert(header::EXPIRES, in_a_year);
+        }
     }
     Ok(response)
+}
+
+/// Sends a caller to the address that a document has now.
+fn moved(member: &(String, String), hash: &str) -> Response<Body> {
+    let mut response = Response::new(Body::from(Bytes::new()));
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(address) = HeaderValue::from_str(&address(member, hash)) {
+        response.headers_mut().insert(header::LOCATION, address);
+    }
+    response
 }
 
 /// Whether the answer is protobuf: the form that the caller likes best of those that there are, the first of equals.
 ///
 /// # Errors
 /// 406 when the caller takes none of them.
-fn takes_protobuf(headers: &HeaderMap, has_protobuf: bool) -> ApiResult<bool> {
+fn takes_protobuf(headers: &HeaderMap, spec: Spec) -> ApiResult<bool> {
     let mut ranges = negotiate::ranges(headers);
     if ranges.is_empty() {
         return Ok(false);
@@ -119,19 +164,16 @@ fn takes_protobuf(headers: &HeaderMap, has_protobuf: bool) -> ApiResult<bool> {
     ranges.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
     let form = ranges.iter().find_map(|range| match range.essence {
         "application/json" | "application/*" | "*/*" => Some(false),
-        name if has_protobuf && PROTOBUF.contains(&name) => Some(true),
+        name if spec.protobuf().contains(&name) => Some(true),
         _ => None,
     });
-    let message = if has_protobuf {
-        format!("only the following media types are accepted: application/json, {}", PROTOBUF[1])
-    } else {
-        "only the following media types are accepted: application/json".to_owned()
-    };
+    let message =
+        format!("only the following media types are accepted: application/json, {}", spec.protobuf()[1]);
     form.ok_or_else(|| Status::failure(406, "NotAcceptable", message).into())
 }
 
-/// The answer, or "not modified" if the caller has it already.
-fn tagged(headers: &HeaderMap, bytes: Bytes, hash: &str) -> Response<Body> {
+/// The answer, in protobuf's form of a version or as JSON, or "not modified" if the caller has it already.
+fn tagged(headers: &HeaderMap, bytes: Bytes, hash: &str, protobuf: Option<Spec>) -> Response<Body> {
     let tag = format!("\"{hash}\"");
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut response = if known.split(',').any(|known| known.trim().trim_start_matches("W/") == tag) {
@@ -141,6 +183,10 @@ fn tagged(headers: &HeaderMap, bytes: Bytes, hash: &str) -> Response<Body> {
     } else {
         bytes_response(StatusCode::OK, bytes)
     };
+    if let (Some(spec), StatusCode::OK) = (protobuf, response.status()) {
+        let form = HeaderValue::from_static(spec.protobuf()[1]);
+        response.headers_mut().insert(header::CONTENT_TYPE, form);
+    }
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);
     }
@@ -153,13 +199,16 @@ fn index(registry: &Registry, members: &[(String, String)]) -> Value {
     let paths: Map<String, Value> = members
         .iter()
         .map(|member| {
-            let root = root(&member.0, &member.1);
-            let hash = hash(registry, std::slice::from_ref(member));
-            let url = format!("/openapi/v3/{root}?hash={hash}");
-            (root, json!({ "serverRelativeURL": url }))
+            let url = address(member, &hash(registry, std::slice::from_ref(member)));
+            (root(&member.0, &member.1), json!({ "serverRelativeURL": url }))
         })
         .collect();
     json!({ "paths": paths })
+}
+
+/// Where a document of the third version is, with its hash.
+fn address(member: &(String, String), hash: &str) -> String {
+    format!("/openapi/v3/{}?hash={hash}", root(&member.0, &member.1))
 }
 
 /// The path of a group version, without the first slash.

@@ -156,10 +156,39 @@ async fn a_copy_that_is_current_is_not_sent_again() {
         assert_eq!(ask(&server, path, &[("if-none-match", &tag)]).await.status(), 304, "{path}");
         assert_eq!(ask(&server, path, &[("if-none-match", "\"old\"")]).await.status(), 200, "{path}");
     }
-    let protobuf = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
-    assert_eq!(ask(&server, "/openapi/v3", &[("accept", protobuf)]).await.status(), 406);
-    let either = format!("{protobuf},application/json");
-    assert_eq!(ask(&server, "/openapi/v3", &[("accept", &either)]).await.status(), 200);
+}
+
+/// kube-openapi `pkg/handler3/handler.go`: the list is JSON for everybody, a document is what is asked for, and an address with
+/// a hash is kept for ever or leads to the newest.
+#[tokio::test]
+async fn the_third_form_is_given_as_protobuf_and_kept_by_its_hash() {
+    const OLD: &str = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf";
+    const NEW: &str = "application/com.github.proto-openapi.spec.v3.v1.0+protobuf";
+    const JSON: &str = "application/json";
+    let server = server().await;
+    let list = ask(&server, "/openapi/v3", &[("accept", NEW)]).await;
+    assert_eq!((list.status().as_u16(), &list.headers()["content-type"]), (200, &JSON.parse().unwrap()));
+    let (_, list) = get(&server, "/openapi/v3").await;
+    let address = list["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
+    for (accept, expected) in [(OLD, NEW), (NEW, NEW), (JSON, JSON), ("*/*", JSON)] {
+        let response = ask(&server, &address, &[("accept", accept)]).await;
+        let head = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert_eq!(
+            (response.status().as_u16(), head("content-type")),
+            (200, expected.to_owned()),
+            "{accept}"
+        );
+        assert_eq!((head("cache-control").as_str(), head("vary").as_str()), ("public, immutable", "Accept"));
+        assert!(head("expires").ends_with(" GMT"), "{}", head("expires"));
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let start: &[u8] = if expected == NEW { b"\x0a\x053.0.0\x12" } else { b"{" };
+        assert!(body.starts_with(start) && body.len() > 100_000, "{accept}: {}", body.len());
+    }
+    let plain = address.split('?').next().unwrap();
+    assert_eq!(ask(&server, plain, &[]).await.headers()["cache-control"], "no-cache, private");
+    let old = ask(&server, &format!("{plain}?hash=0"), &[]).await;
+    assert_eq!((old.status().as_u16(), old.headers()["location"].to_str().unwrap()), (301, address.as_str()));
+    assert_eq!(ask(&server, plain, &[("accept", "application/cbor")]).await.status(), 406);
 }
 
 /// Which form each caller gets (kube-openapi `pkg/handler/handler.go`, `RegisterOpenAPIVersionedService`).

@@ -1,10 +1,15 @@
-//! The protobuf form of the OpenAPI v2 document (`openapi.v2.Document`, as gnostic-models' `OpenAPIv2.proto` numbers it), which
-//! kubectl asks for when it checks kinds that can't be patched, and older clients always.
+//! The protobuf form of the OpenAPI documents (`openapi.v2.Document` and `openapi.v3.Document`, as gnostic-models' `.proto` files
+//! number them), which kubectl asks for when it learns what a server can do with a kind.
 //!
 //! It is made from the JSON document by tables: a field of JSON has a number and a way of being written. What the tables don't
-//! name is left out, as Swagger 2.0 has no place for it.
+//! name is left out, as the format has no place for it.
+
+mod v2;
+mod v3;
 
 use serde_json::{Map, Value};
+
+use super::Spec;
 
 /// How deep a document may be nested; what lies deeper is left out.
 const DEPTH_MAX: usize = 128;
@@ -40,11 +45,26 @@ enum Form {
     Items,
     /// `additionalProperties`: a schema or a truth value.
     Additional,
-    Paths,
+    /// Each path a message of the table; the numbers of paths and of extensions.
+    Paths(Table, [u32; 2]),
     Responses,
     /// A list of names, each with a list of texts.
     Requirements,
     SecurityDefinitions,
+    /// A message of the table, or a reference to one: since version 3.
+    OrReference(Table),
+    /// A list of those.
+    OrReferences(Table),
+    /// A message whose first field is a list of names with those.
+    NamedOrReferences(Table),
+    /// The same by status, of which `default` has a field of its own.
+    ResponsesOrReferences(Table),
+    /// `items`: a list of one schema or reference.
+    ItemsOrReference(Table),
+    /// `additionalProperties`: a schema, a reference, or a truth value.
+    AdditionalOrReference(Table),
+    /// `default`: a number, a truth value or a text; others leave an empty message.
+    Scalar,
 }
 
 /// The fields of a message. Messages refer to themselves, so a table is named by its address.
@@ -56,205 +76,15 @@ type Field = (&'static str, u32, Form);
 /// The field under which everything that begins with `x-` goes.
 const EXTENSIONS: &str = "x-";
 
-static DOCUMENT: &[Field] = &[
-    ("swagger", 1, Form::Text),
-    ("info", 2, Form::Message(&INFO)),
-    ("host", 3, Form::Text),
-    ("basePath", 4, Form::Text),
-    ("schemes", 5, Form::Texts),
-    ("consumes", 6, Form::Texts),
-    ("produces", 7, Form::Texts),
-    ("paths", 8, Form::Paths),
-    ("definitions", 9, Form::Named(&SCHEMA)),
-    ("security", 12, Form::Requirements),
-    ("securityDefinitions", 13, Form::SecurityDefinitions),
-    ("tags", 14, Form::Messages(&TAG)),
-    ("externalDocs", 15, Form::Message(&EXTERNAL_DOCS)),
-    (EXTENSIONS, 16, Form::Any),
-];
-
-static INFO: &[Field] = &[
-    ("title", 1, Form::Text),
-    ("version", 2, Form::Text),
-    ("description", 3, Form::Text),
-    ("termsOfService", 4, Form::Text),
-    ("contact", 5, Form::Message(&CONTACT)),
-    ("license", 6, Form::Message(&LICENSE)),
-    (EXTENSIONS, 7, Form::Any),
-];
-
-static CONTACT: &[Field] =
-    &[("name", 1, Form::Text), ("url", 2, Form::Text), ("email", 3, Form::Text), (EXTENSIONS, 4, Form::Any)];
-
-static LICENSE: &[Field] = &[("name", 1, Form::Text), ("url", 2, Form::Text), (EXTENSIONS, 3, Form::Any)];
-
-static EXTERNAL_DOCS: &[Field] =
-    &[("description", 1, Form::Text), ("url", 2, Form::Text), (EXTENSIONS, 3, Form::Any)];
-
-static TAG: &[Field] = &[
-    ("name", 1, Form::Text),
-    ("description", 2, Form::Text),
-    ("externalDocs", 3, Form::Message(&EXTERNAL_DOCS)),
-    (EXTENSIONS, 4, Form::Any),
-];
-
-static PATH_ITEM: &[Field] = &[
-    ("$ref", 1, Form::Text),
-    ("get", 2, Form::Message(&OPERATION)),
-    ("put", 3, Form::Message(&OPERATION)),
-    ("post", 4, Form::Message(&OPERATION)),
-    ("delete", 5, Form::Message(&OPERATION)),
-    ("options", 6, Form::Message(&OPERATION)),
-    ("head", 7, Form::Message(&OPERATION)),
-    ("patch", 8, Form::Message(&OPERATION)),
-    ("parameters", 9, Form::Parameters),
-    (EXTENSIONS, 10, Form::Any),
-];
-
-static OPERATION: &[Field] = &[
-    ("tags", 1, Form::Texts),
-    ("summary", 2, Form::Text),
-    ("description", 3, Form::Text),
-    ("externalDocs", 4, Form::Message(&EXTERNAL_DOCS)),
-    ("operationId", 5, Form::Text),
-    ("produces", 6, Form::Texts),
-    ("consumes", 7, Form::Texts),
-    ("parameters", 8, Form::Parameters),
-    ("responses", 9, Form::Responses),
-    ("schemes", 10, Form::Texts),
-    ("deprecated", 11, Form::Flag),
-    ("security", 12, Form::Requirements),
-    (EXTENSIONS, 13, Form::Any),
-];
-
-/// Headers and examples of answers, which nobody writes for Kubernetes' kinds, are left out.
-static RESPONSE: &[Field] =
-    &[("description", 1, Form::Text), ("schema", 2, Form::Wrapped(&SCHEMA)), (EXTENSIONS, 5, Form::Any)];
-
-static REFERENCE: &[Field] = &[("$ref", 1, Form::Text), ("description", 2, Form::Text)];
-
-static BODY_PARAMETER: &[Field] = &[
-    ("description", 1, Form::Text),
-    ("name", 2, Form::Text),
-    ("in", 3, Form::Text),
-    ("required", 4, Form::Flag),
-    ("schema", 5, Form::Message(&SCHEMA)),
-    (EXTENSIONS, 6, Form::Any),
-];
-
-/// Parameters in the query and in forms.
-static QUERY_PARAMETER: &[Field] = &[
-    ("required", 1, Form::Flag),
-    ("in", 2, Form::Text),
-    ("description", 3, Form::Text),
-    ("name", 4, Form::Text),
-    ("allowEmptyValue", 5, Form::Flag),
-    ("type", 6, Form::Text),
-    ("format", 7, Form::Text),
-    ("items", 8, Form::Message(&ITEMS)),
-    ("collectionFormat", 9, Form::Text),
-    ("default", 10, Form::Any),
-    ("maximum", 11, Form::Double),
-    ("exclusiveMaximum", 12, Form::Flag),
-    ("minimum", 13, Form::Double),
-    ("exclusiveMinimum", 14, Form::Flag),
-    ("maxLength", 15, Form::Int),
-    ("minLength", 16, Form::Int),
-    ("pattern", 17, Form::Text),
-    ("maxItems", 18, Form::Int),
-    ("minItems", 19, Form::Int),
-    ("uniqueItems", 20, Form::Flag),
-    ("enum", 21, Form::Anys),
-    ("multipleOf", 22, Form::Double),
-    (EXTENSIONS, 23, Form::Any),
-];
-
-/// Parameters in the path and in headers: as above, without `allowEmptyValue`.
-static PATH_PARAMETER: &[Field] = &[
-    ("required", 1, Form::Flag),
-    ("in", 2, Form::Text),
-    ("description", 3, Form::Text),
-    ("name", 4, Form::Text),
-    ("type", 5, Form::Text),
-    ("format", 6, Form::Text),
-    ("items", 7, Form::Message(&ITEMS)),
-    ("collectionFormat", 8, Form::Text),
-    ("default", 9, Form::Any),
-    ("maximum", 10, Form::Double),
-    ("exclusiveMaximum", 11, Form::Flag),
-    ("minimum", 12, Form::Double),
-    ("exclusiveMinimum", 13, Form::Flag),
-    ("maxLength", 14, Form::Int),
-    ("minLength", 15, Form::Int),
-    ("pattern", 16, Form::Text),
-    ("maxItems", 17, Form::Int),
-    ("minItems", 18, Form::Int),
-    ("uniqueItems", 19, Form::Flag),
-    ("enum", 20, Form::Anys),
-    ("multipleOf", 21, Form::Double),
-    (EXTENSIONS, 22, Form::Any),
-];
-
-/// What a parameter is a list of.
-static ITEMS: &[Field] = &[
-    ("type", 1, Form::Text),
-    ("format", 2, Form::Text),
-    ("items", 3, Form::Message(&ITEMS)),
-    ("collectionFormat", 4, Form::Text),
-    ("default", 5, Form::Any),
-    ("pattern", 12, Form::Text),
-    ("enum", 16, Form::Anys),
-    (EXTENSIONS, 18, Form::Any),
-];
-
-static SCHEMA: &[Field] = &[
-    ("$ref", 1, Form::Text),
-    ("format", 2, Form::Text),
-    ("title", 3, Form::Text),
-    ("description", 4, Form::Text),
-    ("default", 5, Form::Any),
-    ("multipleOf", 6, Form::Double),
-    ("maximum", 7, Form::Double),
-    ("exclusiveMaximum", 8, Form::Flag),
-    ("minimum", 9, Form::Double),
-    ("exclusiveMinimum", 10, Form::Flag),
-    ("maxLength", 11, Form::Int),
-    ("minLength", 12, Form::Int),
-    ("pattern", 13, Form::Text),
-    ("maxItems", 14, Form::Int),
-    ("minItems", 15, Form::Int),
-    ("uniqueItems", 16, Form::Flag),
-    ("maxProperties", 17, Form::Int),
-    ("minProperties", 18, Form::Int),
-    ("required", 19, Form::Texts),
-    ("enum", 20, Form::Anys),
-    ("additionalProperties", 21, Form::Additional),
-    ("type", 22, Form::TypeItem),
-    ("items", 23, Form::Items),
-    ("allOf", 24, Form::Messages(&SCHEMA)),
-    ("properties", 25, Form::Named(&SCHEMA)),
-    ("discriminator", 26, Form::Text),
-    ("readOnly", 27, Form::Flag),
-    ("externalDocs", 29, Form::Message(&EXTERNAL_DOCS)),
-    ("example", 30, Form::Any),
-    (EXTENSIONS, 31, Form::Any),
-];
-
-static API_KEY: &[Field] = &[
-    ("type", 1, Form::Text),
-    ("name", 2, Form::Text),
-    ("in", 3, Form::Text),
-    ("description", 4, Form::Text),
-    (EXTENSIONS, 5, Form::Any),
-];
-static BASIC: &[Field] =
-    &[("type", 1, Form::Text), ("description", 2, Form::Text), (EXTENSIONS, 3, Form::Any)];
-
 /// The protobuf form of a document that is given as JSON; nothing if that is no JSON object.
-pub(super) fn document(json: &[u8]) -> Vec<u8> {
+pub(super) fn document(spec: Spec, json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len());
+    let table: Table = match spec {
+        Spec::V2 => &v2::DOCUMENT,
+        Spec::V3 => &v3::DOCUMENT,
+    };
     if let Ok(Value::Object(map)) = serde_json::from_slice(json) {
-        fields(&mut out, &DOCUMENT, &map, 0);
+        fields(&mut out, table, &map, 0);
     }
     out
 }
@@ -298,9 +128,8 @@ fn fields(out: &mut Vec<u8>, table: Table, map: &Map<String, Value>, depth: usiz
     }
     for (name, number, form) in *table {
         if *name == EXTENSIONS {
-            for (key, value) in map.iter().filter(|(key, _)| key.starts_with(EXTENSIONS)) {
-                entry(out, *number, key, |out| bytes(out, 2, value.to_string().as_bytes()));
-            }
+            let extensions = map.iter().filter(|(key, _)| key.starts_with(EXTENSIONS));
+            extensions.for_each(|(key, value)| extension(out, *number, key, value));
         } else if let Some(value) = map.get(*name) {
             field(out, *number, *form, value, depth + 1);
         }
@@ -360,15 +189,15 @@ fn field(out: &mut Vec<u8>, number: u32, form: Form, value: &Value, depth: usize
             None => texts(out, 1, value),
         }),
         Form::Items => nested(out, number, |out| match value {
-            Value::Array(list) => list.iter().for_each(|value| message(out, 1, &SCHEMA, value, depth)),
-            value => message(out, 1, &SCHEMA, value, depth),
+            Value::Array(list) => list.iter().for_each(|value| message(out, 1, &v2::SCHEMA, value, depth)),
+            value => message(out, 1, &v2::SCHEMA, value, depth),
         }),
         Form::Additional => nested(out, number, |out| match value {
             // One of two: it is written even if it is false.
             Value::Bool(flag) => out_scalar(out, 2, u64::from(*flag)),
-            value => message(out, 1, &SCHEMA, value, depth),
+            value => message(out, 1, &v2::SCHEMA, value, depth),
         }),
-        Form::Paths => nested(out, number, |out| paths(out, value, depth)),
+        Form::Paths(table, numbers) => nested(out, number, |out| paths(out, table, numbers, value, depth)),
         Form::Responses => nested(out, number, |out| responses(out, value, depth)),
         Form::Requirements => list().for_each(|value| {
             nested(out, number, |out| {
@@ -377,11 +206,34 @@ fn field(out: &mut Vec<u8>, number: u32, form: Form, value: &Value, depth: usize
                 }
             });
         }),
+        Form::OrReference(table) => or_reference(out, number, table, value, depth),
+        Form::OrReferences(table) => list().for_each(|value| or_reference(out, number, table, value, depth)),
+        Form::NamedOrReferences(table) => nested(out, number, |out| {
+            map().for_each(|(name, value)| named_or_reference(out, 1, name, table, value, depth));
+        }),
+        Form::ResponsesOrReferences(table) => nested(out, number, |out| {
+            if let Some(value) = value.get("default") {
+                or_reference(out, 1, table, value, depth);
+            }
+            for (name, value) in map() {
+                match name.as_str() {
+                    "default" => {}
+                    name if name.starts_with(EXTENSIONS) => extension(out, 3, name, value),
+                    name => named_or_reference(out, 2, name, table, value, depth),
+                }
+            }
+        }),
+        Form::ItemsOrReference(table) => nested(out, number, |out| or_reference(out, 1, table, value, depth)),
+        Form::AdditionalOrReference(table) => nested(out, number, |out| match value {
+            Value::Bool(flag) => out_scalar(out, 2, u64::from(*flag)),
+            value => or_reference(out, 1, table, value, depth),
+        }),
+        Form::Scalar => nested(out, number, |out| scalar(out, value)),
         Form::SecurityDefinitions => nested(out, number, |out| {
             for (name, value) in map() {
                 let (number, table) = match value["type"].as_str() {
-                    Some("basic") => (1, &BASIC),
-                    Some("apiKey") => (2, &API_KEY),
+                    Some("basic") => (1, &v2::BASIC),
+                    Some("apiKey") => (2, &v2::API_KEY),
                     _ => continue,
                 };
                 entry(out, 1, name, |out| message(out, number, table, value, depth));
@@ -395,12 +247,44 @@ fn out_scalar(out: &mut Vec<u8>, number: u32, value: u64) {
     varint(out, value);
 }
 
-fn paths(out: &mut Vec<u8>, value: &Value, depth: usize) {
+/// One of three, written even if it is zero.
+fn scalar(out: &mut Vec<u8>, value: &Value) {
+    match value {
+        Value::Number(number) => {
+            varint(out, 1 << 3 | 1);
+            out.extend_from_slice(&number.as_f64().unwrap_or_default().to_le_bytes());
+        }
+        Value::Bool(flag) => out_scalar(out, 2, u64::from(*flag)),
+        Value::String(text) => bytes(out, 3, text.as_bytes()),
+        _ => {}
+    }
+}
+
+/// Writes one of two: the message in its first field, or a reference in its second.
+fn or_reference(out: &mut Vec<u8>, number: u32, table: Table, value: &Value, depth: usize) {
+    nested(out, number, |out| match value.get("$ref") {
+        Some(_) => message(out, 2, &v3::REFERENCE, value, depth),
+        None => message(out, 1, table, value, depth),
+    });
+}
+
+fn named_or_reference(out: &mut Vec<u8>, number: u32, name: &str, table: Table, value: &Value, depth: usize) {
+    nested(out, number, |out| {
+        bytes(out, 1, name.as_bytes());
+        or_reference(out, 2, table, value, depth);
+    });
+}
+
+fn extension(out: &mut Vec<u8>, number: u32, name: &str, value: &Value) {
+    entry(out, number, name, |out| bytes(out, 2, value.to_string().as_bytes()));
+}
+
+fn paths(out: &mut Vec<u8>, table: Table, [path, extra]: [u32; 2], value: &Value, depth: usize) {
     for (name, value) in value.as_object().into_iter().flatten() {
         if name.starts_with(EXTENSIONS) {
-            entry(out, 1, name, |out| bytes(out, 2, value.to_string().as_bytes()));
+            extension(out, extra, name, value);
         } else if let Some(map) = value.as_object() {
-            entry(out, 2, name, |out| fields(out, &PATH_ITEM, map, depth));
+            entry(out, path, name, |out| fields(out, table, map, depth));
         }
     }
 }
@@ -408,10 +292,11 @@ fn paths(out: &mut Vec<u8>, value: &Value, depth: usize) {
 fn responses(out: &mut Vec<u8>, value: &Value, depth: usize) {
     for (name, value) in value.as_object().into_iter().flatten() {
         if name.starts_with(EXTENSIONS) {
-            entry(out, 2, name, |out| bytes(out, 2, value.to_string().as_bytes()));
+            extension(out, 2, name, value);
             continue;
         }
-        let (number, table) = if value.get("$ref").is_some() { (2, &REFERENCE) } else { (1, &RESPONSE) };
+        let (number, table) =
+            if value.get("$ref").is_some() { (2, &v2::REFERENCE) } else { (1, &v2::RESPONSE) };
         entry(out, 1, name, |out| message(out, number, table, value, depth));
     }
 }
@@ -420,15 +305,15 @@ fn responses(out: &mut Vec<u8>, value: &Value, depth: usize) {
 fn parameter(out: &mut Vec<u8>, number: u32, value: &Value, depth: usize) {
     nested(out, number, |out| {
         if value.get("$ref").is_some() {
-            return message(out, 2, &REFERENCE, value, depth);
+            return message(out, 2, &v2::REFERENCE, value, depth);
         }
         nested(out, 1, |out| {
             let (number, table) = match value["in"].as_str() {
-                Some("body") => return message(out, 1, &BODY_PARAMETER, value, depth),
-                Some("header") => (1, &PATH_PARAMETER),
-                Some("formData") => (2, &QUERY_PARAMETER),
-                Some("query") => (3, &QUERY_PARAMETER),
-                _ => (4, &PATH_PARAMETER),
+                Some("body") => return message(out, 1, &v2::BODY_PARAMETER, value, depth),
+                Some("header") => (1, &v2::PATH_PARAMETER),
+                Some("formData") => (2, &v2::QUERY_PARAMETER),
+                Some("query") => (3, &v2::QUERY_PARAMETER),
+                _ => (4, &v2::PATH_PARAMETER),
             };
             nested(out, 2, |out| message(out, number, table, value, depth));
         });
@@ -460,7 +345,33 @@ mod tests {
             (json!({"x-a": [1]}), b"\x82\x01\x0c\x0a\x03x-a\x12\x05\x12\x03[1]"),
         ];
         for (json, expected) in cases {
-            assert_eq!(&document(json.to_string().as_bytes()), expected, "{json}");
+            assert_eq!(&document(Spec::V2, json.to_string().as_bytes()), expected, "{json}");
+        }
+    }
+
+    /// The bytes that gnostic-models 0.7's `openapi_v3.ParseDocument` and a deterministic `proto.Marshal` make of these documents.
+    #[test]
+    fn fields_of_the_third_version_have_their_numbers() {
+        let cases: &[(&str, &[u8])] = &[
+            (
+                r##"{"openapi":"3.0.0","info":{"title":"a","version":"b"},"paths":{}}"##,
+                b"\x0a\x053.0.0\x12\x06\x0a\x01a2\x01b\x22\0",
+            ),
+            (
+                r##"{"openapi":"3.0.0","info":{"title":"a","version":"b"},"paths":{},"components":{"schemas":{"A":{"type":"object","default":{},"properties":{"b":{"allOf":[{"$ref":"#/c"}],"default":0},"d":{"type":"array","items":{"type":"string","default":""}}},"additionalProperties":false}}}}"##,
+                b"\x0a\x053.0.0\x12\x06\x0a\x01a2\x01b\x22\0*d\x0ab\x0a`\x0a\x01A\x12[\x0aY\xca\x01\x06object\xfa\x01E\x0a\x1d\x0a\x01b\x12\x18\x0a\x16\xd2\x01\x07\x12\x05\x0a\x03#/c\x8a\x02\x09\x09\0\0\0\0\0\0\0\0\x0a$\x0a\x01d\x12\x1f\x0a\x1d\xca\x01\x05array\xf2\x01\x12\x0a\x10\x0a\x0e\xca\x01\x06string\x8a\x02\x02\x1a\0\x82\x02\x02\x10\0\x8a\x02\0",
+            ),
+            (
+                r##"{"openapi":"3.0.0","info":{"title":"a","version":"b"},"paths":{"/a":{"parameters":[{"name":"n","in":"path","required":true,"schema":{"type":"string"}}],"get":{"operationId":"o","requestBody":{"content":{"*/*":{"schema":{"$ref":"#/c"}}}},"responses":{"200":{"description":"OK","content":{"j":{"schema":{"type":"integer","default":true,"minimum":1.5}}}},"default":{"description":"no"}}}}}}"##,
+                b"\x0a\x053.0.0\x12\x06\x0a\x01a2\x01b\x22\x7f\x0a}\x0a\x02/a\x12w\x22Y*\x01o:\x16\x0a\x14\x12\x12\x0a\x10\x0a\x03*/*\x12\x09\x0a\x07\x12\x05\x0a\x03#/cB<\x0a\x06\x0a\x04\x0a\x02no\x122\x0a\x03200\x12+\x0a)\x0a\x02OK\x1a#\x0a!\x0a\x01j\x12\x1c\x0a\x1a\x0a\x18i\0\0\0\0\0\0\xf8?\xca\x01\x07integer\x8a\x02\x02\x10\x01j\x1a\x0a\x18\x0a\x01n\x12\x04path \x01R\x0b\x0a\x09\xca\x01\x06string",
+            ),
+            (
+                r##"{"openapi":"3.0.0","info":{"title":"a","version":"b"},"paths":{},"components":{"securitySchemes":{"T":{"type":"apiKey","name":"authorization","in":"header"}}},"security":[{"T":[]}]}"##,
+                b"\x0a\x053.0.0\x12\x06\x0a\x01a2\x01b\x22\0**:(\x0a&\x0a\x01T\x12!\x0a\x1f\x0a\x06apiKey\x1a\x0dauthorization\x22\x06header2\x07\x0a\x05\x0a\x01T\x12\0",
+            ),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(&document(Spec::V3, json.as_bytes()), expected, "{json}");
         }
     }
 }
