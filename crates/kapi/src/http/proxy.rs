@@ -1,12 +1,14 @@
 //! The subresource `proxy`: HTTP to a pod, an endpoint of a service or a node's agent, through the server (API concepts,
-//! "Accessing Services"). Links in what comes back are not rewritten. A connection that both ends agree to speak something else
+//! "Accessing Services"). Links in what comes back lead through the server, too. A connection that both ends agree to speak something else
 //! on, such as a WebSocket, is handed on as bytes.
+
+mod links;
 
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
-use http::{HeaderName, HeaderValue, Request as HttpRequest, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, Request as HttpRequest, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -16,6 +18,7 @@ use rand::Rng as _;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use self::links::Links;
 use super::{resource::Request, tunnel};
 use crate::{
     body::Body,
@@ -75,7 +78,10 @@ impl Request<'_> {
             ))
         };
         let asked = Asked::parse(&self.info.name).ok_or_else(invalid)?;
-        let (stream, host) = self.dial(resource, &asked).await?;
+        if let Some(moved) = self.moved_to_root() {
+            return Ok(moved);
+        }
+        let (stream, backend) = self.dial(resource, &asked).await?;
         let query = self.parts.uri.query().map_or_else(String::new, |query| format!("?{query}"));
         let mut request = HttpRequest::builder()
             .method(self.parts.method.clone())
@@ -86,8 +92,14 @@ impl Request<'_> {
             for (name, value) in given.iter().filter(|(name, _)| handed_on(name)) {
                 headers.append(name.clone(), value.clone());
             }
-            if let Ok(host) = HeaderValue::from_str(&host) {
+            // The other server is told whom the caller asked, so that it can answer with links that lead there.
+            if let Some(host) =
+                given.get(header::HOST).cloned().or_else(|| HeaderValue::from_str(&backend).ok())
+            {
                 headers.insert(header::HOST, host);
+            }
+            if let Ok(path) = HeaderValue::from_str(self.parts.uri.path()) {
+                headers.insert("x-forwarded-uri", path);
             }
             tunnel::ask(&self.parts.headers, headers);
         }
@@ -104,14 +116,41 @@ impl Request<'_> {
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
             return tunnel::open(self.parts, answer, ());
         }
-        let (parts, body) = answer.into_parts();
+        let (mut parts, body) = answer.into_parts();
         let chunks = body.into_data_stream().take_while(|chunk| std::future::ready(chunk.is_ok()));
-        let mut response = Response::new(Body::stream(chunks.filter_map(|chunk| async { chunk.ok() })));
+        let body = Body::stream(chunks.filter_map(|chunk| async { chunk.ok() }));
+        let host =
+            self.parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+        let links = Links { prefix: self.proxy_path().to_owned(), backend, host: host.to_owned() };
+        let mut response = Response::new(links.mend(&mut parts, body).await);
         *response.status_mut() = parts.status;
         for (name, value) in parts.headers.iter().filter(|(name, _)| !is_dropped(name)) {
             response.headers_mut().append(name.clone(), value.clone());
         }
         Ok(response)
+    }
+
+    /// The path up to the word `proxy`: `/api/v1/namespaces/N/pods/P/proxy` or `/api/v1/nodes/N/proxy`.
+    fn proxy_path(&self) -> &str {
+        let path = self.parts.uri.path();
+        let segments = if self.info.namespace.is_empty() { 5 } else { 7 };
+        let end = path.match_indices('/').nth(segments).map_or(path.len(), |(end, _)| end);
+        &path[..end]
+    }
+
+    /// Where the other server's own root is: relative links of its page need the slash at the end.
+    fn moved_to_root(&self) -> Option<Response<Body>> {
+        let (path, reads) = (self.parts.uri.path(), [Method::GET, Method::HEAD].contains(&self.parts.method));
+        if !reads || path.len() > self.proxy_path().len() || self.parts.headers.contains_key(header::UPGRADE)
+        {
+            return None;
+        }
+        let query = self.parts.uri.query().map_or_else(String::new, |query| format!("?{query}"));
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+        let location = HeaderValue::from_str(&format!("{path}/{query}")).ok()?;
+        response.headers_mut().insert(header::LOCATION, location);
+        Some(response)
     }
 
     async fn dial(
@@ -220,10 +259,12 @@ fn pod_address(pod: &Value, asked: &Asked<'_>) -> ApiResult<SocketAddr> {
     Ok(SocketAddr::new(ip, port))
 }
 
-/// Headers that belong to one connection, and the caller's credentials, which are the server's alone.
+/// Headers that belong to one connection, the caller's credentials, which are the server's alone, and what the other server
+/// would allow to pages of other places, which it can't say for this server.
 fn is_dropped(name: &HeaderName) -> bool {
     ["connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "authorization", "host"]
         .contains(&name.as_str())
+        || name.as_str().starts_with("access-control-allow-")
 }
 
 #[cfg(test)]

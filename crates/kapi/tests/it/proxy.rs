@@ -174,3 +174,64 @@ async fn the_servers_own_machine_is_not_reached() {
     let (code, status) = get(&server, "/api/v1/namespaces/default/pods/p/proxy/").await;
     assert_eq!((code, status["message"].as_str()), (400, Some("address not allowed")));
 }
+
+/// A server whose pages lead to itself.
+async fn pages() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = hyper::service::service_fn(|request: Request<Incoming>| async move {
+                let own = request.headers()["x-forwarded-uri"].to_str().unwrap().to_owned();
+                let host = request.headers()["host"].to_str().unwrap().to_owned();
+                let mut response = Response::new(Full::new(Bytes::from(format!(
+                    "<p id='{own}'><a href=\"/next?of={host}\">next</a><a href='near'>near</a>"
+                ))));
+                let headers = response.headers_mut();
+                headers.insert("content-type", "text/html; charset=utf-8".parse().unwrap());
+                headers.insert("access-control-allow-origin", "*".parse().unwrap());
+                if request.uri().path() == "/old" {
+                    headers.insert("location", "/new?x=1".parse().unwrap());
+                    *response.status_mut() = StatusCode::FOUND;
+                }
+                Ok::<_, Infallible>(response)
+            });
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer),
+            );
+        }
+    });
+    port
+}
+
+/// apimachinery `util/proxy`: `upgradeaware.go` (the root, CORS) and `transport.go` (redirects, links, forwarding headers).
+#[tokio::test]
+async fn pages_lead_through_the_server() {
+    let port = pages().await;
+    let server = server(true).await;
+    pod(&server, port).await;
+    let proxy = "/api/v1/namespaces/default/pods/p/proxy";
+    let ask = async |path: &str| {
+        let request = Request::get(path).header("host", "cluster:6443").body(String::new()).unwrap();
+        let client = server.as_user(UserInfo::new("admin", [MASTERS]));
+        let response = client.oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        (head, String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap())
+    };
+    let (head, _) = ask(&format!("{proxy}?a=b")).await;
+    assert_eq!(
+        (head.status.as_u16(), &head.headers["location"]),
+        (301, &format!("{proxy}/?a=b").parse().unwrap())
+    );
+    let (head, page) = ask(&format!("{proxy}/deep/page")).await;
+    let expected = format!(
+        "<p id='{proxy}/deep/page'><a href=\"{proxy}/next?of=cluster:6443\">next</a><a href='near'>near</a>"
+    );
+    assert_eq!((head.status.as_u16(), page), (200, expected));
+    assert!(!head.headers.contains_key("access-control-allow-origin"));
+    let (head, _) = ask(&format!("{proxy}/old")).await;
+    assert_eq!(
+        (head.status.as_u16(), &head.headers["location"]),
+        (302, &format!("{proxy}/new?x=1").parse().unwrap())
+    );
+}
