@@ -192,3 +192,51 @@ async fn a_claim_that_is_where_the_pod_cannot_go_is_allocated_anew() {
     assert_eq!((devices(&claim), users(&claim)), (vec!["node-2/gpu-0".to_owned()], vec!["p"]));
     cluster.shutdown().await.unwrap();
 }
+
+/// KEP-5004: the pod asks in the old way, and the device class says that its devices are that resource.
+#[tokio::test(start_paused = true)]
+async fn devices_stand_for_an_extended_resource() {
+    let cluster = cluster().await;
+    let classes: Api<DeviceClass> = Api::all(cluster.client());
+    let patch = json!({"spec": {"extendedResourceName": "example.com/gpu"}});
+    classes.patch("gpu", &PatchParams::default(), &Patch::Merge(patch)).await.unwrap();
+    let mut taken = BTreeSet::new();
+    for name in ["a", "b", "c"] {
+        let wants = json!({"limits": {"example.com/gpu": "1"}});
+        let containers = json!([{"name": "c", "image": "x", "resources": wants}]);
+        create(&pods(&cluster), json!({"metadata": {"name": name}, "spec": {"containers": containers}}))
+            .await;
+        let node = node_of(&cluster, name).await;
+        let told = |pod: Option<&Pod>| {
+            pod.and_then(|pod| pod.status.as_ref()?.extended_resource_claim_status.as_ref()).is_some()
+        };
+        let pod = cluster.wait_until::<Pod>("default", name, AGES, told).await.unwrap().unwrap();
+        let told =
+            pod.status.as_ref().and_then(|status| status.extended_resource_claim_status.clone()).unwrap();
+        let [mapping] = &told.request_mappings[..] else { panic!("{told:?}") };
+        assert_eq!(
+            (&*mapping.container_name, &*mapping.resource_name, &*mapping.request_name),
+            ("c", "example.com/gpu", "container-0-request-0")
+        );
+        let claim = claims(&cluster).get(&told.resource_claim_name).await.unwrap();
+        assert!(told.resource_claim_name.starts_with(&format!("{name}-extended-resources-")), "{told:?}");
+        let [device] = &devices(&claim)[..] else { panic!("{claim:?}") };
+        assert!(device.starts_with(&format!("{node}/")), "{device} on {node}");
+        assert!(taken.insert(device.clone()), "{device} is given out twice");
+        assert_eq!((users(&claim), finalizers(&claim)), (vec![name], &[FINALIZER.to_owned()][..]));
+    }
+    // A pod that waits gets the device of one that ends, whose claim goes with it.
+    let containers = json!([{"name": "c", "image": "x", "resources": {"limits": {"example.com/gpu": "1"}}}]);
+    create(&pods(&cluster), json!({"metadata": {"name": "d"}, "spec": {"containers": containers}})).await;
+    let refused = |pod: Option<&Pod>| {
+        let conditions = pod.and_then(|pod| pod.status.as_ref()?.conditions.as_ref());
+        conditions.into_iter().flatten().any(|condition| condition.reason.as_deref() == Some("Unschedulable"))
+    };
+    cluster.wait_until("default", "d", AGES, refused).await.unwrap();
+    let first = node_of(&cluster, "a").await;
+    pods(&cluster).delete("a", &DeleteParams::default()).await.unwrap();
+    assert_eq!(node_of(&cluster, "d").await, first);
+    let left = claims(&cluster).list(&ListParams::default()).await.unwrap().items;
+    let owners: BTreeSet<_> = left.iter().flat_map(|claim| users(claim)).map(str::to_owned).collect();
+    assert!(["b", "c", "d"].iter().all(|name| owners.contains(*name)), "{owners:?}");
+}

@@ -3,6 +3,7 @@
 mod bind;
 mod claims;
 mod conditions;
+pub(crate) mod extended;
 mod in_flight;
 mod notes;
 mod repair;
@@ -51,7 +52,10 @@ pub const BINDING_TIMEOUT: Duration = Duration::from_secs(600);
 ///
 /// Pods without claims are none of its business and cost it nothing.
 ///
-/// What upstream's does besides: extended resources that are backed by devices (KEP-5004) and claims of a whole `PodGroup`.
+/// Extended resources that a device class stands for (KEP-5004) are devices on nodes that don't have them otherwise: a claim is
+/// made for them when the pod is bound, and the pod's status tells which container gets what of it.
+///
+/// What upstream's does besides: claims of a whole `PodGroup`, and scores by how many such devices are left.
 #[derive(Clone, Debug)]
 pub struct DynamicResources {
     binding_timeout: Duration,
@@ -91,6 +95,11 @@ impl Kept {
     }
 }
 
+/// Whether a pod has claims, or asks for what devices stand for.
+fn concerns(pod: &PodInfo, catalog: &Catalog) -> bool {
+    claims::has_any(pod) || extended::concerns(pod, catalog)
+}
+
 impl PreEnqueue for DynamicResources {
     fn name(&self) -> &str {
         NAME
@@ -108,7 +117,7 @@ impl PreFilter for DynamicResources {
     }
 
     fn pre_filter(&self, cycle: &mut CycleState, pod: &PodInfo, snapshot: &Snapshot) -> PreFilterVerdict {
-        if !claims::has_any(pod) {
+        if !concerns(pod, snapshot.catalog()) {
             return PreFilterVerdict::Skip;
         }
         match Notes::read(&self.kept, pod, snapshot.catalog()) {
@@ -131,13 +140,13 @@ impl FilterPlugin for DynamicResources {
         NAME
     }
 
-    fn filter(&self, cycle: &CycleState, _: &PodInfo, node: NodeView<'_>) -> Verdict {
-        let verdict = cycle.get::<Notes>().map_or(Ok(()), |notes| notes.on(node.info()));
+    fn filter(&self, cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> Verdict {
+        let verdict = cycle.get::<Notes>().map_or(Ok(()), |notes| notes.on(&self.kept, pod, node));
         verdict.map_or_else(Verdict::unresolvable, |()| Verdict::Pass)
     }
 
-    fn track(&self, pod: &Arc<PodInfo>, _: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
-        if claims::has_any(pod) { Track::Anew } else { Track::Node }
+    fn track(&self, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Track<dyn FilterTracker> {
+        if concerns(pod, around.snapshot.catalog()) { Track::Anew } else { Track::Node }
     }
 }
 
@@ -154,6 +163,10 @@ impl PostFilter for DynamicResources {
             Some(claim) => PostFilterVerdict::Repair(
                 Arc::new(repair::Deallocate::new(claim)),
                 Rejection::unschedulable("deallocation of ResourceClaim completed"),
+            ),
+            None if let Some(stale) = notes.stale() => PostFilterVerdict::Repair(
+                Arc::new(repair::Discard::new(Arc::clone(stale))),
+                Rejection::unschedulable("deletion of ResourceClaim completed"),
             ),
             None => PostFilterVerdict::Reject(Rejection::unschedulable("still not schedulable")),
         }
@@ -187,8 +200,8 @@ impl ScorePlugin for DynamicResources {
         cycle.get::<Notes>().map_or(0, |notes| notes.score(node.name()))
     }
 
-    fn track(&self, pod: &Arc<PodInfo>, _: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
-        if claims::has_any(pod) { Track::Anew } else { Track::Node }
+    fn track(&self, pod: &Arc<PodInfo>, around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
+        if concerns(pod, around.snapshot.catalog()) { Track::Anew } else { Track::Node }
     }
 
     fn normalize(&self, _: &CycleState, _: &PodInfo, scores: &mut [i64]) {
@@ -201,8 +214,8 @@ impl Reserve for DynamicResources {
         NAME
     }
 
-    fn concerns(&self, pod: &PodInfo, _: &Catalog) -> bool {
-        claims::has_any(pod)
+    fn concerns(&self, pod: &PodInfo, catalog: &Catalog) -> bool {
+        concerns(pod, catalog)
     }
 
     fn reserve(&self, booking: &mut Booking<'_>) -> Verdict {
@@ -241,7 +254,7 @@ impl DynamicResources {
         let Some(notes) = fresh.as_ref().or(known) else { return Ok(Booked::default()) };
         if fresh.is_some() {
             let node = booking.node_view().ok_or_else(|| format!("node {:?} not found", booking.node))?;
-            notes.on(node.info())?;
+            notes.on(&self.kept, booking.pod, node)?;
         }
         let booked = notes.booked(booking.node)?;
         let pod = Arc::clone(booking.pod);
@@ -276,6 +289,9 @@ fn helps(pod: &PodInfo, event: &ObjectEvent) -> bool {
             |claim: &ResourceClaim| claim.status.as_ref().is_some_and(|status| status.allocation.is_some());
         let freed = old.is_some_and(|old| allocated(old) && !allocated(new));
         freed || claims::uses(pod, new) && old.is_none_or(|old| old.status != new.status)
+    } else if let Some((Some(old), None)) = event.of::<ResourceClaim>() {
+        let had_devices = old.status.as_ref().is_some_and(|status| status.allocation.is_some());
+        had_devices || extended::owner(old) == Some(&*pod.uid)
     } else if let Some((_, new)) = event.of::<DeviceClass>() {
         new.is_some()
     } else if let Some((_, new)) = event.of::<ResourceSlice>() {
@@ -298,7 +314,7 @@ impl QueueingHint for DynamicResources {
             }
             ClusterEvent::TargetUpdated { new, .. } => claims::names(new).all(|name| name.is_ok()),
             // Its devices were taken, but perhaps never written.
-            ClusterEvent::PodGone(gone) => claims::has_any(gone),
+            ClusterEvent::PodGone(gone) => claims::has_any(gone) || extended::may_concern(gone),
             ClusterEvent::Object(event) => helps(pod, event),
             _ => false,
         })

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::resource::v1::DeviceClass;
 use smallvec::SmallVec;
+
+use super::dynamic_resources::extended;
 
 use crate::{
     event::{ClusterEvent, Hint},
@@ -14,6 +17,7 @@ use crate::{
     resources,
     snapshot::{
         NodeIndex, NodeView, Snapshot,
+        catalog::Interest,
         columns::{Columns, ResourceColumn},
     },
     track::{FilterTracker, ScoreTracker, Surroundings, Track},
@@ -52,7 +56,8 @@ fn on_shape(shape: &[(i64, i64)], utilization: i64) -> i64 {
     }
 }
 
-/// Rejects nodes without room, and scores by how full they are.
+/// Rejects nodes without room, and scores by how full they are. What a node does not have at all and devices stand for is left
+/// to [`DynamicResources`](super::DynamicResources) (KEP-5004).
 ///
 /// By default CPU and memory count alike in the score; containers without requests count in it as 100m CPU and 200 MiB.
 #[derive(Clone, Debug)]
@@ -200,7 +205,9 @@ impl FilterPlugin for NodeResourcesFit {
             let column = columns.scalar(name);
             let allocatable = column.map_or(0, |column| column.allocatable[row]);
             let requested = column.map_or(0, |column| column.requested[row]);
-            if wanted > allocatable - requested {
+            let by_devices =
+                || allocatable <= 0 && extended::class(node.snapshot().catalog(), name).is_some();
+            if wanted > allocatable - requested && !by_devices() {
                 rejection.reasons.push(format!("Insufficient {name}").into());
                 if wanted > allocatable {
                     rejection.finality = Finality::Unresolvable;
@@ -252,7 +259,11 @@ fn fits_empty(pod: &PodInfo, node: &NodeInfo) -> bool {
         && wanted.milli_cpu <= there.milli_cpu
         && wanted.memory <= there.memory
         && wanted.ephemeral_storage <= there.ephemeral_storage
-        && wanted.scalars.iter().all(|(name, wanted)| *wanted <= there.get(name))
+        && wanted.scalars.iter().all(|(name, wanted)| {
+            let has = there.get(name);
+            // Devices may stand for what the node does not have.
+            *wanted <= has || has <= 0 && extended::may_be(name)
+        })
 }
 
 impl QueueingHint for NodeResourcesFit {
@@ -277,8 +288,16 @@ impl QueueingHint for NodeResourcesFit {
                 names().any(|name| new.requests.get(name) < old.requests.get(name))
             }
             ClusterEvent::TargetUpdated { old, new } => old.requests != new.requests,
+            ClusterEvent::Object(event) => event
+                .of::<DeviceClass>()
+                .and_then(|(_, new)| new)
+                .is_some_and(|class| wanted.scalars.keys().any(|asked| extended::is_of(class, asked))),
             _ => false,
         })
+    }
+
+    fn interests(&self) -> Vec<Interest> {
+        vec![Interest::of::<DeviceClass>()]
     }
 }
 

@@ -3,33 +3,54 @@
 use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::{
-    api::resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference},
+    api::{
+        core::v1::{Pod, PodExtendedResourceClaimStatus},
+        resource::v1::{AllocationResult, ResourceClaim, ResourceClaimConsumerReference},
+    },
     apimachinery::pkg::apis::meta::v1::Time,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::json;
 
 use crate::{
     plugin::Binding,
     plugins::dynamic_resources::{
         claims,
         conditions::{self, Readiness},
-        repair::deallocate,
+        extended::{self, Mappings},
+        repair::{deallocate, discard},
     },
     snapshot::Snapshot,
 };
 
 /// Stands on claims that a scheduler has allocated; who deallocates them removes it.
-const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
+pub(super) const FINALIZER: &str = "resource.kubernetes.io/delete-protection";
 /// How often a write is tried again when somebody else was faster (`retry.DefaultRetry`).
-const CONFLICTS_MAX: usize = 5;
+pub(super) const CONFLICTS_MAX: usize = 5;
 
 /// The claims of a pod, with what is to be written into those that have no devices yet.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Booked {
     claims: Vec<(Arc<ResourceClaim>, Option<AllocationResult>)>,
+    /// Which container gets what of the claim for extended resources, which is the last one then.
+    mappings: Mappings,
 }
 
 impl Booked {
+    /// Adds the claim for extended resources.
+    pub(super) fn extend(
+        &mut self,
+        claim: &Arc<ResourceClaim>,
+        allocation: AllocationResult,
+        mappings: &Mappings,
+    ) {
+        self.push(Arc::clone(claim), Some(allocation));
+        self.mappings.clone_from(mappings);
+    }
+
     pub(super) fn push(&mut self, claim: Arc<ResourceClaim>, allocation: Option<AllocationResult>) {
         self.claims.push((claim, allocation));
     }
@@ -72,7 +93,9 @@ fn label(claim: &ResourceClaim) -> String {
 pub(super) async fn bind(binding: Binding<'_>, booked: &Booked, timeout: Duration) -> Result<(), ClaimError> {
     let mut written = Vec::new();
     for (claim, allocation) in &booked.claims {
-        if !claims::is_reserved(claim.status.as_ref(), &binding.pod.uid) {
+        if extended::is_in_memory(claim) {
+            written.push(make(binding, claim, allocation.as_ref(), &booked.mappings).await?);
+        } else if !claims::is_reserved(claim.status.as_ref(), &binding.pod.uid) {
             let claim = write_claim(binding, claim, allocation.as_ref()).await?;
             see(binding, &claim).await?;
             written.push(claim);
@@ -84,6 +107,44 @@ pub(super) async fn bind(binding: Binding<'_>, booked: &Booked, timeout: Duratio
         wait(binding, claim, timeout).await?;
     }
     Ok(())
+}
+
+/// Creates the claim for extended resources, and tells the pod what its containers have of it. What is not finished is
+/// deleted again; what can't be is found by the pod's next try.
+async fn make(
+    binding: Binding<'_>,
+    claim: &ResourceClaim,
+    allocation: Option<&AllocationResult>,
+    mappings: &Mappings,
+) -> Result<ResourceClaim, ClaimError> {
+    let (namespace, _) = claims::key(claim);
+    let api = Api::<ResourceClaim>::namespaced(Client::clone(binding.client), namespace);
+    let pod = format!("{namespace}/{}", binding.pod.name);
+    let created = api.create(&PostParams::default(), &extended::to_create(claim)).await;
+    let created =
+        created.map_err(|error| failed("create", &format!("for extended resources {pod}"), error))?;
+    let finish = async {
+        let claim = write_claim(binding, &created, allocation).await?;
+        see(binding, &claim).await?;
+        let told = PodExtendedResourceClaimStatus {
+            request_mappings: mappings.clone(),
+            resource_claim_name: claims::key(&claim).1.to_owned(),
+        };
+        let patch = Patch::Merge(json!({"status": {"extendedResourceClaimStatus": told}}));
+        let pods = Api::<Pod>::namespaced(Client::clone(binding.client), namespace);
+        let patched = pods.patch_status(&binding.pod.name, &PatchParams::default(), &patch).await;
+        patched.map_err(|error| failed("tell the pod of", &label(&claim), error))?;
+        Ok(claim)
+    };
+    match finish.await {
+        Err(error) => {
+            if let Err(left) = discard(binding.client, &created).await {
+                tracing::warn!(error = %left, claim = label(&created), "a claim is left behind");
+            }
+            Err(error)
+        }
+        made => made,
+    }
 }
 
 async fn write_claim(
@@ -115,7 +176,7 @@ fn failed(what: &'static str, claim: &str, error: kube::Error) -> ClaimError {
     ClaimError::Api { what, claim: claim.to_owned(), source: Box::new(error) }
 }
 
-fn is_conflict(error: &kube::Error) -> bool {
+pub(super) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 use crate::{
-    devices::Allocated, plugins::dynamic_resources::claims, pod::PodInfo, snapshot::catalog::Catalog,
+    devices::Allocated,
+    plugins::dynamic_resources::{claims, extended},
+    pod::PodInfo,
+    snapshot::catalog::Catalog,
 };
 
 /// What will be written into a claim. It stands in the catalog under the claim's name, and not in the place of the claim: it
@@ -37,13 +40,21 @@ pub(super) fn of<'a>(catalog: &'a Catalog, claim: &ResourceClaim) -> Option<&'a 
 /// All devices that are taken. Costs time in the order of the number of claims.
 pub(super) fn allocated(catalog: &Catalog) -> Allocated {
     let mut allocated = Allocated::default();
+    // The pods whose extended resources have a claim by now, under another name than in flight.
+    let mut extended = Vec::new();
     for claim in catalog.list::<ResourceClaim>() {
         let written = claim.status.as_ref().and_then(|status| status.allocation.as_ref());
         if let Some(allocation) = written {
             allocated.add(allocation);
+            extended.extend(extended::owner(claim));
         }
     }
     for in_flight in catalog.list::<InFlight>() {
+        if extended::is_in_memory(&in_flight.claim)
+            && extended::owner(&in_flight.claim).is_some_and(|owner| extended.contains(&owner))
+        {
+            continue;
+        }
         // Once it is written, it must not count twice.
         let (namespace, name) = claims::key(&in_flight.claim);
         let claim = catalog.get::<ResourceClaim>(namespace, name);

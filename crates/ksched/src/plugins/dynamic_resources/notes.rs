@@ -1,7 +1,7 @@
 //! What is noted about a pod's claims while it is decided on.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -11,13 +11,20 @@ use k8s_openapi::api::{
     resource::v1::{AllocationResult, DeviceClass, DeviceRequest, ResourceClaim},
 };
 
-use super::{Kept, bind::Booked, claims, conditions, conditions::Readiness, in_flight};
+use super::{
+    Kept,
+    bind::Booked,
+    claims, conditions,
+    conditions::Readiness,
+    extended::{self, Extended, Mappings},
+    in_flight,
+};
 use crate::{
     affinity::Term,
     devices::{Allocated, Demand, Inventory, allocate},
     node::NodeInfo,
     pod::PodInfo,
-    snapshot::catalog::Catalog,
+    snapshot::{NodeView, catalog::Catalog},
 };
 
 /// How many alternatives a request can have (`FirstAvailableDeviceRequestMaxSize`).
@@ -28,7 +35,10 @@ const ALTERNATIVES_MAX: usize = 8;
 pub(super) struct Notes {
     edition: u64,
     claims: Vec<ClaimNote>,
+    /// The claims that have nothing yet.
+    new: Vec<Arc<ResourceClaim>>,
     search: Option<Search>,
+    extended: Option<Extended>,
     /// Filled by the filter, for score and booking; it says the same of a node whenever it is asked.
     found: Mutex<Found>,
 }
@@ -46,6 +56,7 @@ struct ClaimNote {
 
 #[derive(Debug)]
 struct Search {
+    /// What the pod's own claims need.
     demand: Demand,
     inventory: Arc<Inventory>,
     allocated: Allocated,
@@ -55,8 +66,20 @@ struct Search {
 struct Found {
     /// What each claim gets that has nothing yet, by node.
     by_node: HashMap<Arc<str>, Vec<AllocationResult>, RandomState>,
+    /// The claims for what nodes lack of the extended resources.
+    variants: HashMap<BTreeMap<Arc<str>, String>, Arc<Variant>, RandomState>,
+    /// Which of them each node needs.
+    extended: HashMap<Arc<str>, Arc<Variant>, RandomState>,
     /// The claims that can't be used from some node.
     unavailable: BTreeSet<usize>,
+}
+
+/// A claim for extended resources, and what it needs together with the pod's own claims.
+#[derive(Debug)]
+struct Variant {
+    claim: Arc<ResourceClaim>,
+    mappings: Mappings,
+    demand: Demand,
 }
 
 fn allocation(claim: &ResourceClaim) -> Option<&AllocationResult> {
@@ -116,7 +139,8 @@ impl Notes {
             }
             notes.push(note);
         }
-        let search = match to_allocate.is_empty() {
+        let extended = Extended::read(pod, catalog);
+        let search = match to_allocate.is_empty() && extended.is_none() {
             true => None,
             false => Some(Search {
                 demand: Demand::read(&to_allocate, catalog, &kept.selectors)
@@ -125,12 +149,19 @@ impl Notes {
                 allocated: in_flight::allocated(catalog),
             }),
         };
-        Ok(Self { edition: catalog.edition(), claims: notes, search, found: Mutex::default() })
+        Ok(Self {
+            edition: catalog.edition(),
+            claims: notes,
+            new: to_allocate,
+            search,
+            extended,
+            found: Mutex::default(),
+        })
     }
 
     /// Whether no claim needs to be.
     pub(super) fn is_empty(&self) -> bool {
-        self.claims.is_empty()
+        self.claims.is_empty() && self.extended.is_none()
     }
 
     /// Whether nothing has changed since.
@@ -142,8 +173,43 @@ impl Notes {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The claim that an earlier try left behind.
+    pub(super) fn stale(&self) -> Option<&Arc<ResourceClaim>> {
+        self.extended.as_ref()?.stale.as_ref()
+    }
+
+    /// The claim for what a node lacks of the pod's extended resources; most nodes lack the same.
+    fn variant(
+        &self,
+        kept: &Kept,
+        pod: &PodInfo,
+        catalog: &Catalog,
+        node: &NodeInfo,
+    ) -> Result<Option<Arc<Variant>>, String> {
+        let Some(extended) = &self.extended else { return Ok(None) };
+        if extended.stale.is_some() {
+            return Err("cannot schedule extended resource claim".to_owned());
+        }
+        let missing = extended.missing(node)?;
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        if let Some(known) = self.found().variants.get(&missing) {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let (claim, mappings) = extended::claim(pod, &missing);
+        let claim = Arc::new(claim);
+        let all: Vec<_> = self.new.iter().chain([&claim]).cloned().collect();
+        let demand = Demand::read(&all, catalog, &kept.selectors).map_err(|error| error.to_string())?;
+        let variant = Arc::new(Variant { claim, mappings, demand });
+        self.found().variants.insert(missing, Arc::clone(&variant));
+        Ok(Some(variant))
+    }
+
     /// Whether the claims can be had on a node, and why not.
-    pub(super) fn on(&self, node: &NodeInfo) -> Result<(), String> {
+    pub(super) fn on(&self, kept: &Kept, pod: &PodInfo, node: NodeView<'_>) -> Result<(), String> {
+        let variant = self.variant(kept, pod, node.snapshot().catalog(), node.info())?;
+        let node = node.info();
         let reaches = |note: &ClaimNote| {
             let terms = note.reach.as_ref();
             terms.is_none_or(|terms| terms.iter().any(|term| term.matches(&node.name, &node.labels)))
@@ -153,6 +219,7 @@ impl Notes {
             claims.filter(|(_, note)| note.failed || !reaches(note)).map(|(index, _)| index).collect();
         let results = self.search.as_ref().map(|search| {
             let Search { demand, inventory, allocated } = search;
+            let demand = variant.as_ref().map_or(demand, |variant| &variant.demand);
             allocate(demand, inventory, allocated, node)
         });
         let results = match results.transpose().map_err(|error| error.to_string())? {
@@ -167,6 +234,9 @@ impl Notes {
         }
         if let Some(results) = results {
             found.by_node.insert(Arc::clone(&node.name), results);
+        }
+        if let Some(variant) = variant {
+            found.extended.insert(Arc::clone(&node.name), variant);
         }
         Ok(())
     }
@@ -229,6 +299,10 @@ impl Notes {
                 }
             };
             booked.push(Arc::clone(claim), result);
+        }
+        if let Some(variant) = found.extended.get(node) {
+            let result = new.next().ok_or("claim allocation not found for node")?;
+            booked.extend(&variant.claim, result.clone(), &variant.mappings);
         }
         Ok(booked)
     }

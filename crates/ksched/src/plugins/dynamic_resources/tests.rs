@@ -262,3 +262,46 @@ fn hints_tell_what_helps() {
     let added = ClusterEvent::Object(ObjectEvent::new(None, Some(slice)));
     assert_eq!(plugin.hint(&waits, &added), Hint::Queue);
 }
+
+/// KEP-5004, and `filterExtendedResources` of `extendeddynamicresources.go`.
+#[test]
+fn devices_stand_for_extended_resources_that_nodes_lack() {
+    let mut snapshot = cluster();
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {
+        "extendedResourceName": "example.com/gpu",
+        "selectors": [{"cel": {"expression": "device.driver == 'd'"}}],
+    }});
+    snapshot.catalog_mut().set(Arc::new(from_value::<DeviceClass>(class).unwrap()));
+    set(&mut snapshot, claim("taken", on("a", &["other"])));
+    let one = |name: &str| pod("p").request(name, "1").info();
+    let chosen = |snapshot: &Snapshot, pod: &Arc<PodInfo>| {
+        decide(&Profile::default(), snapshot, pod).node().map(str::to_owned)
+    };
+    let gpu = Arc::new(one("example.com/gpu"));
+    assert_eq!(chosen(&snapshot, &gpu).as_deref(), Some("b"), "the device of the other node is taken");
+    let by_class = Arc::new(one("deviceclass.resource.kubernetes.io/gpu"));
+    assert_eq!(chosen(&snapshot, &by_class).as_deref(), Some("b"));
+    let message =
+        failure(&decide(&Profile::default(), &snapshot, &pod("p").request("example.com/gpu", "2").info()));
+    assert!(message.starts_with("0/2 nodes are available: 2 cannot allocate all claims."), "{message}");
+    let both = pod("p").request("example.com/gpu", "1").request("example.com/tpu", "1").info();
+    let message = failure(&decide(&Profile::default(), &snapshot, &both));
+    assert!(message.starts_with("0/2 nodes are available: 2 Insufficient example.com/tpu."), "{message}");
+
+    // A node that has the resource itself gives that.
+    snapshot.set_node(node("a").resource("cpu", "8").resource("example.com/gpu", "1").info());
+    set(&mut snapshot, claim("taken-too", on("b", &["other"])));
+    assert_eq!(chosen(&snapshot, &gpu).as_deref(), Some("a"));
+
+    // What an earlier try left behind is removed first.
+    let mut stale = claim("left", on("b", &[]));
+    stale["metadata"]["annotations"] = json!({"resource.kubernetes.io/extended-resource-claim": "true"});
+    stale["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": *gpu.uid, "controller": true}]);
+    set(&mut snapshot, stale);
+    let message = failure(&decide(&Profile::default(), &snapshot, &gpu));
+    assert!(
+        message.starts_with("0/2 nodes are available: 2 cannot schedule extended resource claim."),
+        "{message}"
+    );
+}
