@@ -41,6 +41,7 @@ mod impersonate;
 mod aggregate;
 pub mod body;
 pub mod bootstrap;
+pub mod config;
 mod http;
 pub mod metrics;
 pub mod node;

@@ -16,10 +16,11 @@ pub use self::service::AsUser;
 use crate::{
     admission::{self, Admission, Registered},
     aggregate::Aggregation,
-    audit::{AuditEvent, AuditSink},
+    audit::{Audit, AuditPolicy, AuditSink, Trail},
     authn::{
-        AUTHENTICATED, Authenticated, Authenticator, ClientCertificates, FrontProxy, Identity,
-        ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo, jwt::KeyError,
+        AUTHENTICATED, Anonymous, Authenticated, AuthenticationConfig, Authenticator, ClientCertificates,
+        FrontProxy, Identity, OidcTokens, ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED,
+        UserInfo, jwt::KeyError,
     },
     authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Verdict, escalation::NoEscalation},
     body::Body,
@@ -71,9 +72,9 @@ pub(crate) struct Inner {
     pub(crate) registered: Arc<Registered>,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(crate) authorizers: Chain,
-    pub(crate) audit: Option<Arc<dyn AuditSink>>,
+    pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
-    pub(crate) anonymous: bool,
+    pub(crate) anonymous: Anonymous,
     pub(crate) fairness: Fairness,
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
@@ -94,6 +95,7 @@ pub(crate) struct Inner {
 /// | service accounts' issuer | [`ServiceAccountIssuer::generate`] |
 /// | authorizers | [`Masters`], then what is added, then those of the modes: nodes ([`authz::Node`]), roles ([`Rbac`]) |
 /// | admission | [`admission::defaults`], then what is added |
+/// | audit | none, which costs nothing |
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
 /// | nodes | unreachable: logs and exec answer 503 |
@@ -110,9 +112,10 @@ pub struct ApiServerBuilder {
     authenticators: Vec<Arc<dyn Authenticator>>,
     authorizers: Vec<Arc<dyn Authorizer>>,
     modes: Vec<AuthorizationMode>,
-    audit: Option<Arc<dyn AuditSink>>,
+    audit: Option<Arc<Audit>>,
     nodes: Option<Arc<dyn NodeDialer>>,
-    anonymous: bool,
+    anonymous: Anonymous,
+    tokens: AuthenticationConfig,
     addresses: ServiceAddresses,
     kinds: Vec<ResourceDef>,
     outbound: Outbound,
@@ -132,6 +135,12 @@ pub enum BuildError {
     /// The kinds of the resource metrics API can't be served.
     #[error(transparent)]
     Kind(#[from] custom::KindError),
+    /// An OpenID Connect provider has the name of the server's own issuer.
+    #[error("the issuer {url:?} is that of the server's own service accounts")]
+    Issuer {
+        /// The URL of both.
+        url: String,
+    },
     /// An admission step that is to be taken out is not there.
     #[error("there is no admission step {name:?}; there are {names}")]
     UnknownAdmission {
@@ -157,7 +166,8 @@ impl ApiServer {
             modes: AuthorizationMode::DEFAULT.to_vec(),
             audit: None,
             nodes: None,
-            anonymous: true,
+            anonymous: Anonymous { enabled: true, paths: Vec::new() },
+            tokens: AuthenticationConfig::default(),
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
             outbound: Outbound::default(),
@@ -268,9 +278,9 @@ impl ApiServerBuilder {
         self
     }
 
-    /// Tells every request to this sink.
-    pub fn audit(mut self, sink: Arc<dyn AuditSink>) -> Self {
-        self.audit = Some(sink);
+    /// Tells of the requests that the policy picks to this sink; a `Vec` of sinks is one, too.
+    pub fn audit(mut self, policy: AuditPolicy, sink: Arc<dyn AuditSink>) -> Self {
+        self.audit = Some(Arc::new(Audit { policy, sink }));
         self
     }
 
@@ -294,7 +304,17 @@ impl ApiServerBuilder {
 
     /// Whether callers who don't say who they are are let in as `system:anonymous`.
     pub fn anonymous(mut self, allowed: bool) -> Self {
-        self.anonymous = allowed;
+        self.anonymous = Anonymous { enabled: allowed, paths: Vec::new() };
+        self
+    }
+
+    /// Believes the tokens of these OpenID Connect providers, and lets in who does not say who they are as the configuration
+    /// says, if it does (`--authentication-config`).
+    pub fn authentication(mut self, config: AuthenticationConfig) -> Self {
+        if let Some(anonymous) = &config.anonymous {
+            self.anonymous = anonymous.clone();
+        }
+        self.tokens = config;
         self
     }
 
@@ -332,7 +352,7 @@ impl ApiServerBuilder {
             defs.extend(usage::kinds(source)?);
         }
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
-        let mut objects = Objects::new(store, registry, clock, defs)?;
+        let mut objects = Objects::new(store, registry, Arc::clone(&clock), defs)?;
         objects.set_outbound(self.outbound);
         let objects = Arc::new(objects);
         let issuer = match self.issuer {
@@ -344,6 +364,13 @@ impl ApiServerBuilder {
         authenticators.extend(self.front_proxy.map(|proxy| Arc::new(proxy) as Arc<dyn Authenticator>));
         authenticators.push(Arc::new(ClientCertificates));
         authenticators.push(Arc::new(ServiceAccountTokens::new(Arc::clone(&issuer), Arc::clone(&objects))));
+        if let Some(both) = self.tokens.issuers().find(|url| issuer.issuers().iter().any(|own| own == url)) {
+            return Err(BuildError::Issuer { url: both.to_owned() });
+        }
+        let providers = self.tokens.providers.into_iter();
+        authenticators.extend(
+            providers.map(|one| Arc::new(OidcTokens::new(one, Arc::clone(&clock))) as Arc<dyn Authenticator>),
+        );
         authenticators.extend(self.authenticators);
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
@@ -405,7 +432,12 @@ impl Inner {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: fmt::Display + Send,
     {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let trail = self.audit.as_ref().map(|audit| {
+            let trail = Arc::new(Trail::new(audit, &parts, self.objects.clock()));
+            parts.extensions.insert(Arc::clone(&trail));
+            trail
+        });
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::new(&parts.method, parts.uri.path(), &query);
         let began = tokio::time::Instant::now();
@@ -414,14 +446,20 @@ impl Inner {
         let (user, result) = handled.unwrap_or_else(|_| {
             error!(path = %info.path, verb = %info.verb, "a request panicked");
             self.metrics.panicked();
+            if let Some(trail) = &trail {
+                trail.panicked();
+            }
             let status =
                 Status::internal("this request caused apiserver to panic; look in the log for details");
             (None, Err(status.into()))
         });
-        let response = result.unwrap_or_else(|ApiError(status)| {
+        let mut response = result.unwrap_or_else(|ApiError(status)| {
             debug!(path = %info.path, verb = %info.verb, %status, "refused");
             transport::status_response(&status)
         });
+        if let Some(trail) = &trail {
+            trail.answered(&mut response, lasts(&info), self.objects.registry().catalog());
+        }
         let response = transport::compress(&info, &parts.headers, response);
         let known = self.objects.registry().find(&info.group, &info.version, &info.resource).is_some();
         let took = began.elapsed();
@@ -432,13 +470,6 @@ impl Inner {
             None => response,
         };
         debug!(verb = %info.verb, path = %info.path, code, user = user.as_deref().map(|user| &*user.name), ?took, "HTTP");
-        if let Some(sink) = &self.audit {
-            sink.record(&AuditEvent {
-                user: user.as_deref(),
-                request: &info,
-                code: response.status().as_u16(),
-            });
-        }
         response
     }
 
@@ -462,19 +493,34 @@ impl Inner {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: fmt::Display + Send,
     {
-        let user = match self.authenticate(parts).await {
+        let trail = parts.extensions.get::<Arc<Trail>>();
+        let user = self.authenticate(parts).await;
+        if let Some(trail) = trail {
+            trail.begin(user.as_ref().ok(), info, parts);
+        }
+        let user = match user {
             Ok(user) => user,
             Err(error) => return (None, Err(error)),
         };
-        let user = match self.impersonate(user, parts).await {
-            Ok(user) => user,
-            Err((user, error)) => return (Some(user), Err(error)),
+        let user = match self.impersonate(Arc::clone(&user), parts).await {
+            Ok(None) => user,
+            Ok(Some(other)) => {
+                if let Some(trail) = trail {
+                    trail.impersonated(&other);
+                }
+                other
+            }
+            Err(error) => return (Some(user), Err(error)),
         };
         let turn = match self.fairness.admit(&self.objects, &user, info, query.get("limit")).await {
             Ok(turn) => turn,
             Err(error) => return (Some(user), Err(error)),
         };
-        if let Err(error) = self.authorize(&user, info).await {
+        let verdict = self.authorizers.decide(&user, &info.with_selected_name()).await;
+        if let Some(trail) = trail {
+            trail.decided(&verdict);
+        }
+        if let Err(error) = judged(&user, info, verdict) {
             return (Some(user), Err(error));
         }
         let routed = transport::route(self, parts, info, query, &user, body);
@@ -508,38 +554,38 @@ impl Inner {
                 Err(_) => refused = true,
             }
         }
-        if refused || !self.anonymous || parts.headers.contains_key(http::header::AUTHORIZATION) {
+        let Anonymous { enabled, paths } = &self.anonymous;
+        let open = *enabled && (paths.is_empty() || paths.iter().any(|path| path == parts.uri.path()));
+        if refused || !open || parts.headers.contains_key(http::header::AUTHORIZATION) {
             return Err(Status::unauthorized().into());
         }
         Ok(Arc::new(UserInfo::anonymous()))
     }
 
-    /// The user that the caller acts as: themselves, or whom they may impersonate.
-    async fn impersonate(
-        &self,
-        user: Arc<UserInfo>,
-        parts: &Parts,
-    ) -> Result<Arc<UserInfo>, (Arc<UserInfo>, ApiError)> {
-        let wanted = match impersonate::wanted(&parts.headers) {
-            Ok(None) => return Ok(user),
-            Ok(Some(wanted)) => wanted,
-            Err(error) => return Err((user, error)),
+    /// Whom the caller acts as, if it is not themselves: somebody whom they may impersonate.
+    async fn impersonate(&self, user: Arc<UserInfo>, parts: &Parts) -> ApiResult<Option<Arc<UserInfo>>> {
+        let Some((other, asked)) = impersonate::wanted(&parts.headers)? else {
+            return Ok(None);
         };
-        let (other, asked) = wanted;
         for ask in &asked {
-            if let Err(error) = self.authorize(&user, ask).await {
-                return Err((user, error));
-            }
+            self.authorize(&user, ask).await?;
         }
-        Ok(Arc::new(other))
+        Ok(Some(Arc::new(other)))
     }
 
     /// Whether the caller may do this; the error says that he may not.
     pub(crate) async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
         let info = &*info.with_selected_name();
-        match self.authorizers.decide(user, info).await {
-            Verdict::Allow(_) => Ok(()),
-            Verdict::Deny(reason) | Verdict::NoOpinion(reason) => Err(authz::forbidden(user, info, &reason)),
+        judged(user, info, self.authorizers.decide(user, info).await)
+    }
+}
+
+/// What the authorizers think, as an answer.
+fn judged(user: &UserInfo, info: &RequestInfo, verdict: Verdict) -> ApiResult<()> {
+    match verdict {
+        Verdict::Allow(_) => Ok(()),
+        Verdict::Deny(reason) | Verdict::NoOpinion(reason) => {
+            Err(authz::forbidden(user, &info.with_selected_name(), &reason))
         }
     }
 }

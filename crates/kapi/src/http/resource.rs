@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     aggregate,
+    audit::Trail,
     authn::UserInfo,
     body::Body,
     convert, custom,
@@ -79,7 +80,16 @@ impl Request<'_> {
                 return upgrade::serve(self, &resource, body).await;
             }
         }
-        let mut response = self.answer(&resource, body).await?;
+        let answer = self.answer(&resource, body).await;
+        if let Some(trail) = self.trail().filter(|trail| trail.is_kept()) {
+            for (key, value) in self.warnings.notes.annotations() {
+                trail.annotate(&key, || value);
+            }
+            if deprecation(&resource).is_some() {
+                trail.annotate("k8s.io/deprecated", || "true".to_owned());
+            }
+        }
+        let mut response = answer?;
         add_warnings(&mut response, &self.warnings.take());
         if let Some(warning) = deprecation(&resource) {
             add_warnings(&mut response, &[warning.to_owned()]);
@@ -90,6 +100,11 @@ impl Request<'_> {
             add_warnings(&mut response, std::slice::from_ref(warning));
         }
         Ok(response)
+    }
+
+    /// Where the audit of this request is put together, if there is one.
+    pub(super) fn trail(&self) -> Option<&Arc<Trail>> {
+        self.parts.extensions.get::<Arc<Trail>>()
     }
 
     async fn answer<B>(&self, resource: &Arc<Resource>, body: B) -> ApiResult<Response<Body>>
