@@ -16,6 +16,7 @@ pub use kschema::{self as schema, error, patch, strategy};
 mod convert;
 pub mod custom;
 pub mod derived;
+pub mod encrypt;
 mod list;
 mod meta;
 pub mod objects;

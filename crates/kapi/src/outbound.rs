@@ -49,7 +49,7 @@ pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Reaches the services of the cluster that the server itself calls.
 ///
-/// Called once per call, with the port of the service. The connection belongs to the call. The server speaks TLS on it, so it
+/// Called with the port of the service whenever no earlier call has left a connection to it ([`IDLE_TIME_MAX`]). The server speaks TLS on it, so it
 /// need not be trusted.
 #[async_trait]
 pub trait ServiceDialer: Debug + Send + Sync + 'static {

@@ -19,7 +19,7 @@ use crate::{
     body::Body,
     convert, custom,
     error::{ApiError, ApiResult},
-    list,
+    list, objects,
     registry::{Resource, Verbs},
     request::{ListOptions, Query, RequestInfo},
     server::Inner,
@@ -103,8 +103,15 @@ impl Request<'_> {
     }
 
     /// Where the audit of this request is put together, if there is one.
-    pub(super) fn trail(&self) -> Option<&Arc<Trail>> {
+    fn trail(&self) -> Option<&Arc<Trail>> {
         self.parts.extensions.get::<Arc<Trail>>()
+    }
+
+    /// Tells the audit of this request, if there is one.
+    pub(super) fn told(&self, tell: impl FnOnce(&Trail)) {
+        if let Some(trail) = self.trail() {
+            tell(trail);
+        }
     }
 
     async fn answer<B>(&self, resource: &Arc<Resource>, body: B) -> ApiResult<Response<Body>>
@@ -214,6 +221,7 @@ impl Request<'_> {
         let def = &resource.def;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
         let object = object.ok_or_else(|| Status::not_found(&def.group, &def.plural, &self.info.name))?;
+        objects::readable(&object)?;
         if let Some(wanted) = self.query.get("resourceVersion") {
             let wanted = crate::request::parse_revision(wanted)?;
             let current = self.server.objects.snapshot().revision().get();

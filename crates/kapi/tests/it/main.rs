@@ -9,6 +9,7 @@ mod audit;
 mod bad_input;
 mod content;
 mod custom;
+mod encryption;
 mod harness;
 mod loopback;
 mod metrics_api;
