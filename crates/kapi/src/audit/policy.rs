@@ -196,7 +196,8 @@ impl Rule {
         let resources = section.sections("resources")?;
         let resources = resources.iter().map(Resources::parse).collect::<Result<Vec<_>, _>>()?;
         let namespaces = section.texts("namespaces")?;
-        if !paths.is_empty() && !(resources.is_empty() && namespaces.is_empty()) {
+        let of_resources = !resources.is_empty() || !namespaces.is_empty();
+        if of_resources && !paths.is_empty() {
             let why = "rules cannot apply to both regular resources and non-resource URLs";
             return Err(section.wrong("nonResourceURLs", why));
         }

@@ -16,7 +16,10 @@ pub(crate) const CACHED_MAX: usize = 8_192;
 
 /// Remembers by the digest of the token and of whom it is for, so that no token is in memory.
 #[derive(Default)]
-pub(crate) struct TokenCache(Mutex<HashMap<[u8; 32], (Instant, Option<Authenticated>)>>);
+pub(crate) struct TokenCache(Mutex<HashMap<[u8; 32], Known>>);
+
+/// Until when something is believed, and what it is.
+type Known = (Instant, Option<Authenticated>);
 
 impl TokenCache {
     fn key(token: &str, audiences: &[String]) -> [u8; 32] {

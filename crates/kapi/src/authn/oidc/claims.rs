@@ -105,7 +105,7 @@ pub(super) enum Source {
         claim: String,
         prefix: String,
     },
-    Expression(Expression),
+    Expression(Box<Expression>),
 }
 
 /// How a user is made of claims.

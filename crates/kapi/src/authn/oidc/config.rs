@@ -343,9 +343,8 @@ fn source(section: &Section<'_>, prefix: String) -> Result<Option<Source>, Confi
         (true, true) => Ok(None),
         (false, false) => Err(section.wrong("expression", "claim and expression can't both be set")),
         (false, true) => Ok(Some(Source::Claim { claim, prefix })),
-        (true, false) => {
-            Ok(Some(Source::Expression(Expression::compile(section, "expression", "claims", &[])?)))
-        }
+        (true, false) => Expression::compile(section, "expression", "claims", &[])
+            .map(|one| Some(Source::Expression(Box::new(one)))),
     }
 }
 
