@@ -1,9 +1,12 @@
 //! Who asks: authentication.
 
+mod cache;
 mod front_proxy;
 pub mod jwt;
+mod oidc;
 mod service_account;
 mod tokens;
+mod webhook;
 mod x509;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
@@ -11,11 +14,14 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 use http::{header::AUTHORIZATION, request::Parts};
 
+pub(crate) use self::oidc::OidcTokens;
 pub(crate) use self::service_account::{Claims, EXPIRATION_DEFAULT_SECONDS, Reference, ServiceAccountTokens};
 pub use self::{
     front_proxy::FrontProxy,
+    oidc::{ALGORITHMS, Anonymous, AuthenticationConfig, ISSUERS_MAX, KEYS_MAX, REFETCH_MIN},
     service_account::{EXPIRATION_MAX_SECONDS, EXPIRATION_MIN_SECONDS, ServiceAccountIssuer},
     tokens::StaticTokens,
+    webhook::{TOKEN_TTL, TokenWebhook},
     x509::{ClientCertificates, PeerCertificates},
 };
 use crate::error::ApiResult;

@@ -6,6 +6,7 @@ pub(crate) mod escalation;
 mod known;
 pub(crate) mod node;
 mod rbac;
+mod webhook;
 
 use std::{
     borrow::Cow,
@@ -23,6 +24,7 @@ pub use self::{
     known::{AlwaysAllow, AuthenticatedOnly, Masters},
     node::Node,
     rbac::{PERMISSIONS_MAX, PolicyRule, Rbac, missing},
+    webhook::{ALLOWED_TTL, AccessWebhook, CONDITIONS_MAX, DECISIONS_MAX, FailurePolicy, REFUSED_TTL},
 };
 use crate::{authn::UserInfo, objects::Objects, request::RequestInfo};
 

@@ -40,6 +40,21 @@ impl Body {
         }
     }
 
+    /// The same body; when it has been sent, or dropped on the way, `done` is told what it was, unless it was longer than
+    /// `keep` and came in pieces.
+    pub(crate) fn tapped(self, keep: usize, done: impl FnOnce(Option<Bytes>) + Send + 'static) -> Self {
+        match self.0 {
+            Inner::Full(bytes) => {
+                done(bytes.clone());
+                Self(Inner::Full(bytes))
+            }
+            Inner::Stream(stream) => {
+                let mut kept = Kept { keep, bytes: Some(Vec::new()), done: Some(Box::new(done)) };
+                Self(Inner::Stream(Box::pin(stream.inspect(move |chunk| kept.add(chunk)))))
+            }
+        }
+    }
+
     /// A body of chunks that are made while it is read.
     pub fn stream(chunks: impl Stream<Item = Bytes> + Send + 'static) -> Self {
         Self(Inner::Stream(Box::pin(chunks)))
@@ -62,6 +77,31 @@ impl Drop for Sent {
     fn drop(&mut self) {
         if let Some(done) = self.done.take() {
             done(self.bytes);
+        }
+    }
+}
+
+/// Keeps the bytes of a stream until it goes.
+struct Kept {
+    keep: usize,
+    bytes: Option<Vec<u8>>,
+    done: Option<Box<dyn FnOnce(Option<Bytes>) + Send>>,
+}
+
+impl Kept {
+    fn add(&mut self, chunk: &Bytes) {
+        let fits = self.bytes.as_ref().is_some_and(|bytes| bytes.len() + chunk.len() <= self.keep);
+        match &mut self.bytes {
+            Some(bytes) if fits => bytes.extend_from_slice(chunk),
+            bytes => *bytes = None,
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(self.bytes.take().map(Bytes::from));
         }
     }
 }

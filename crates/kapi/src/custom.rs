@@ -225,6 +225,7 @@ impl Customs {
 
 /// Opens the table of a definition's objects. What is in it already was written under an earlier schema.
 fn open(objects: &Objects, mut def: ResourceDef, modified: Revision) -> Option<Known> {
+    def.seal = objects.seal(&def);
     let table = objects.open(&def).ok()?;
     if let crate::registry::Origin::Structural(definition) = &mut def.origin
         && let Some(definition) = Arc::get_mut(definition)

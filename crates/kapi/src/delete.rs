@@ -11,7 +11,7 @@ use crate::{
     convert, custom,
     error::ApiResult,
     meta,
-    objects::{Write, WriteError},
+    objects::{Write, WriteError, readable},
     request::{DeleteOptions, Propagation},
     schema::fields::keep,
     write::{Call, RETRIES_MAX, Written},
@@ -39,6 +39,7 @@ impl Call<'_> {
         for _ in 0..RETRIES_MAX {
             let stored =
                 self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+            readable(&stored)?;
             self.check_preconditions(options, &stored)?;
             let (old, is_whole) = match self.part(&stored) {
                 Some(part) => (part, false),

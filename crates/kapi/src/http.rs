@@ -14,7 +14,7 @@ pub(crate) mod tunnel;
 mod upgrade;
 mod watch;
 mod write;
-mod yaml;
+pub(crate) mod yaml;
 
 use std::{fmt, sync::Arc};
 

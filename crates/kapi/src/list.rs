@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{ApiError, ApiResult},
-    objects::{Objects, Scope, stored},
+    objects::{Objects, Scope, readable, stored},
     registry::Resource,
     request::{ListOptions, RevisionMatch},
 };
@@ -81,6 +81,7 @@ pub(crate) async fn list(
             more = true;
             break;
         }
+        readable(&object)?;
         items.push(object);
     }
     let last = items.last().filter(|_| more).map(|object| {

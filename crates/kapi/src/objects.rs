@@ -16,7 +16,8 @@ use self::fading::Fading;
 use crate::{
     admission::Charge,
     convert, custom,
-    error::ApiError,
+    encrypt::{self, Encryption, Seal},
+    error::{ApiError, ApiResult},
     outbound::Outbound,
     registry::{Registry, Resource, ResourceDef},
 };
@@ -33,6 +34,7 @@ pub struct Objects {
     claims: TableId,
     outbound: Outbound,
     fading: Fading,
+    encryption: Option<Encryption>,
 }
 
 impl Objects {
@@ -46,9 +48,20 @@ impl Objects {
         clock: Arc<dyn Clock>,
         defs: Vec<ResourceDef>,
     ) -> Result<Self, StoreError> {
+        Self::encrypted(store, registry, clock, defs, None)
+    }
+
+    /// The same, with objects that are stored encrypted.
+    pub(crate) fn encrypted(
+        store: Arc<dyn Store>,
+        registry: Arc<Registry>,
+        clock: Arc<dyn Clock>,
+        defs: Vec<ResourceDef>,
+        encryption: Option<Encryption>,
+    ) -> Result<Self, StoreError> {
         let claims = store.open_table(TableSpec::new(CLAIMS))?;
-        let objects =
-            Self { store, registry, clock, claims, outbound: Outbound::default(), fading: Fading::default() };
+        let (outbound, fading) = (Outbound::default(), Fading::default());
+        let objects = Self { store, registry, clock, claims, outbound, fading, encryption };
         objects.register(defs)?;
         Ok(objects)
     }
@@ -59,7 +72,8 @@ impl Objects {
     /// When the store can't open a table.
     pub fn register(&self, defs: Vec<ResourceDef>) -> Result<(), StoreError> {
         let mut resources = Vec::with_capacity(defs.len());
-        for def in defs {
+        for mut def in defs {
+            def.seal = self.seal(&def);
             let def = Arc::new(def);
             let spec = TableSpec::new(convert::table_name(&def));
             let spec = if def.indexed.is_empty() {
@@ -72,6 +86,20 @@ impl Objects {
         }
         self.registry.extend(resources);
         Ok(())
+    }
+
+    /// How objects of a kind are encrypted, if any are.
+    pub(crate) fn seal(&self, def: &ResourceDef) -> Option<Seal> {
+        self.encryption.as_ref().map(|encryption| encryption.of(&def.group, &def.plural))
+    }
+
+    /// Whether an object would be stored otherwise if it were written now: it is to be written even if nothing changes.
+    pub(crate) fn is_stale(&self, resource: &Resource, object: &Stored) -> bool {
+        let Some(seal) = &resource.def.seal else {
+            return false;
+        };
+        let key = resource.key(&object.header().namespace, &object.header().name);
+        self.snapshot().get(resource.table, &key).is_some_and(|entry| seal.is_stale(entry.value()))
     }
 
     /// Opens the table of a kind without an index.
@@ -167,7 +195,7 @@ impl Objects {
                 header.fields = selectable_fields(&resource.def, object);
                 let hint: Arc<dyn std::any::Any + Send + Sync> = Arc::new(header);
                 // It is kept for long: room for more would be kept, too.
-                let value = encode(object).into_boxed_slice();
+                let value = sealed(resource, &key, object)?.into_boxed_slice();
                 txn.op(Op::Put {
                     table,
                     key: key.clone(),
@@ -195,7 +223,7 @@ impl Objects {
         for charge in charges {
             let header = charge.replaced.header();
             let key = Bytes::from(charge.resource.key(&header.namespace, &header.name));
-            txn = txn.compare(charged_at(charge, &key)).op(put_charge(charge, key));
+            txn = txn.compare(charged_at(charge, &key)).op(put_charge(charge, key)?);
         }
         match self.store.commit(txn).await {
             Ok(committed) => {
@@ -221,12 +249,21 @@ fn charged_at(charge: &Charge, key: &Bytes) -> Compare {
     Compare::ModifiedAt { table: charge.resource.table, key: key.clone(), revision }
 }
 
-fn put_charge(charge: &Charge, key: Bytes) -> Op {
+/// The bytes of an object as they are stored.
+fn sealed(resource: &Resource, key: &[u8], object: &Value) -> Result<Vec<u8>, WriteError> {
+    let plain = encode(object);
+    match &resource.def.seal {
+        None => Ok(plain),
+        Some(seal) => seal.seal(key, plain).map_err(|why| WriteError::Store(store_error(&why))),
+    }
+}
+
+fn put_charge(charge: &Charge, key: Bytes) -> Result<Op, WriteError> {
     let mut header = Header::of(&charge.object);
     header.fields = selectable_fields(&charge.resource.def, &charge.object);
     let hint: Arc<dyn std::any::Any + Send + Sync> = Arc::new(header);
-    let value = encode(&charge.object).into();
-    Op::Put { table: charge.resource.table, key, value, lease: None, hint: Some(hint) }
+    let value = sealed(&charge.resource, &key, &charge.object)?.into();
+    Ok(Op::Put { table: charge.resource.table, key, value, lease: None, hint: Some(hint) })
 }
 
 /// One write of one object.
@@ -267,24 +304,63 @@ pub(crate) fn store_error(error: &dyn std::fmt::Display) -> ApiError {
     Status::internal(error).into()
 }
 
-/// The object that an entry holds; its header is parsed at most once.
+/// The object that an entry holds; its header is parsed at most once. One that can't be decrypted has no bytes, and its header
+/// says why: see [`readable`].
 pub(crate) fn stored(def: &ResourceDef, entry: &Arc<Entry>) -> Arc<Stored> {
-    let object = entry.derived(|entry| {
-        let header = header_of(def, entry);
-        Arc::new(Stored::new(header, entry.modified().get(), entry.value().clone()))
-    });
+    let object = entry.derived(|entry| Arc::new(read(def, entry)));
+    if object.raw().is_empty() {
+        // The key may have come since.
+        return Arc::new(read(def, entry));
+    }
     match def.definition() {
         Some(definition) if object.revision() <= definition.since => custom::renewed(def, &object),
         _ => object,
     }
 }
 
+/// The field of a header that says why an object can't be read.
+const UNREADABLE: &str = "kplane/unreadable";
+
+/// Refuses an object that can't be decrypted.
+///
+/// # Errors
+/// 500: which object it is, and why, in upstream's words.
+pub(crate) fn readable(object: &Stored) -> ApiResult<()> {
+    if !object.raw().is_empty() {
+        return Ok(());
+    }
+    Err(store_error(&object.header().field(UNREADABLE).unwrap_or("the object has no content")))
+}
+
+fn read(def: &ResourceDef, entry: &Entry) -> Stored {
+    let revision = entry.modified().get();
+    match opened(def, entry) {
+        Ok(raw) => Stored::new(header_of(def, entry, &raw), revision, raw),
+        Err(why) => Stored::new(unreadable(entry, why), revision, Bytes::new()),
+    }
+}
+
+/// The bytes of an entry as the object was encoded.
+fn opened(def: &ResourceDef, entry: &Entry) -> Result<Bytes, String> {
+    match &def.seal {
+        None => encrypt::plain(entry.key(), entry.value()).cloned(),
+        Some(seal) => seal.open(entry.key(), entry.value()).map(Bytes::from),
+    }
+}
+
+fn unreadable(entry: &Entry, why: String) -> Header {
+    let key = String::from_utf8_lossy(entry.key()).into_owned();
+    let (namespace, name) = key.split_once('/').unwrap_or(("", &key));
+    let fields = Box::new([(Arc::from(UNREADABLE), why.into())]);
+    Header { namespace: namespace.into(), name: name.into(), fields, ..Header::default() }
+}
+
 /// The header: what the writer left, or else read from the bytes.
-fn header_of(def: &ResourceDef, entry: &Entry) -> Arc<Header> {
+fn header_of(def: &ResourceDef, entry: &Entry, raw: &[u8]) -> Arc<Header> {
     if let Some(header) = entry.hint().and_then(|hint| Arc::clone(hint).downcast::<Header>().ok()) {
         return header;
     }
-    let object: Value = serde_json::from_slice(entry.value()).unwrap_or(Value::Null);
+    let object: Value = serde_json::from_slice(raw).unwrap_or(Value::Null);
     let mut header = Header::of(&object);
     header.fields = selectable_fields(def, &object);
     Arc::new(header)
@@ -304,7 +380,10 @@ struct FieldIndex(Arc<ResourceDef>);
 
 impl IndexFn for FieldIndex {
     fn terms(&self, entry: &Entry, terms: &mut Vec<Term>) {
-        let header = header_of(&self.0, entry);
+        let Ok(raw) = opened(&self.0, entry) else {
+            return;
+        };
+        let header = header_of(&self.0, entry, &raw);
         for path in &self.0.indexed {
             let value = header.field(path).unwrap_or_default();
             if !value.is_empty() {

@@ -1,7 +1,11 @@
 //! Calls that the server makes to others: conversion webhooks and aggregated API servers.
 //!
 //! They name a service of the cluster or a URL. How a service is reached is a [`ServiceDialer`]'s matter: by its cluster IP
-//! unless the embedder knows better. Each call has a connection of its own, and HTTP/1.1 on it.
+//! unless the embedder knows better. On a connection is spoken HTTP/1.1. Calls that post something use those again that
+//! earlier calls have left ([`IDLE_MAX`]); requests that are passed on have one of their own.
+
+mod pool;
+mod remote;
 
 use std::{fmt::Debug, io, sync::Arc, time::Duration};
 
@@ -21,7 +25,22 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use self::pool::{Key, Pool};
+pub use self::{
+    pool::{IDLE_MAX, IDLE_MAX_PER_TARGET, IDLE_TIME_MAX},
+    remote::{REVIEW_TRIES_MAX, Remote},
+};
 use crate::node::NodeConnection;
+
+/// Where systems keep the authorities that they believe (Go's `crypto/x509/root_linux.go`).
+const SYSTEM_BUNDLES: [&str; 6] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// How long a call may take unless it says otherwise; upstream gives webhooks 30 seconds.
 pub const CALL_MAX: Duration = Duration::from_secs(30);
@@ -30,7 +49,7 @@ pub const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Reaches the services of the cluster that the server itself calls.
 ///
-/// Called once per call, with the port of the service. The connection belongs to the call. The server speaks TLS on it, so it
+/// Called with the port of the service whenever no earlier call has left a connection to it ([`IDLE_TIME_MAX`]). The server speaks TLS on it, so it
 /// need not be trusted.
 #[async_trait]
 pub trait ServiceDialer: Debug + Send + Sync + 'static {
@@ -77,11 +96,12 @@ impl ServiceDialer for ClusterIps {
 pub(crate) struct Outbound {
     pub(crate) dialer: Arc<dyn ServiceDialer>,
     pub(crate) credentials: Option<ProxyCredentials>,
+    pool: Arc<Pool>,
 }
 
 impl Default for Outbound {
     fn default() -> Self {
-        Self { dialer: Arc::new(ClusterIps), credentials: None }
+        Self { dialer: Arc::new(ClusterIps), credentials: None, pool: Arc::default() }
     }
 }
 
@@ -102,7 +122,7 @@ impl std::fmt::Debug for ProxyCredentials {
 }
 
 /// Where a call goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Target {
     place: Place,
     port: u16,
@@ -112,9 +132,13 @@ pub(crate) struct Target {
     authority: Vec<u8>,
     /// Whether the certificate is not looked at.
     insecure: bool,
+    /// Whether nothing is encrypted.
+    plain: bool,
+    /// Whether the system's authorities are believed where none is given.
+    system: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
     Service { namespace: String, name: String },
     Host(String),
@@ -131,22 +155,32 @@ impl Target {
             let port = service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
             let place = Place::Service { namespace: text("namespace"), name: text("name") };
             let path = format!("/{}", text("path").trim_start_matches('/'));
-            return Ok(Self { place, port, path, authority, insecure: false });
+            return Ok(Self { place, port, path, authority, insecure: false, plain: false, system: false });
         }
         let url = config["url"].as_str().ok_or("neither a service nor a URL is given")?;
+        Self::of_url(url, authority, false)
+    }
+
+    /// Reads a URL, whose server's certificate is signed by `authority`. `plain`: it may be one without TLS.
+    pub(crate) fn of_url(url: &str, authority: Vec<u8>, plain: bool) -> Result<Self, String> {
         let uri: http::Uri = url.parse().map_err(|error| format!("{url:?}: {error}"))?;
-        if uri.scheme_str() != Some("https") {
-            return Err(format!("{url:?} does not begin with https"));
-        }
+        let (plain, port) = match uri.scheme_str() {
+            Some("https") => (false, 443),
+            Some("http") if plain => (true, 80),
+            _ => return Err(format!("{url:?} does not begin with https")),
+        };
         let host =
             uri.host().ok_or_else(|| format!("{url:?} has no host"))?.trim_matches(['[', ']']).to_owned();
         let path = uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
+        let place = Place::Host(host);
         Ok(Self {
-            place: Place::Host(host),
-            port: uri.port_u16().unwrap_or(443),
+            place,
+            port: uri.port_u16().unwrap_or(port),
             path,
             authority,
             insecure: false,
+            plain,
+            system: false,
         })
     }
 
@@ -160,6 +194,12 @@ impl Target {
             Self::of_webhook(&serde_json::json!({"service": service, "caBundle": spec["caBundle"]}))?;
         target.insecure = spec["insecureSkipTLSVerify"] == true;
         Ok(Some(target))
+    }
+
+    /// The same, but where no authority is given the system's are believed.
+    #[must_use]
+    pub(crate) fn or_system(self) -> Self {
+        Self { system: true, ..self }
     }
 
     /// The name that the server's certificate must be for.
@@ -204,6 +244,11 @@ impl Target {
                 .map_err(|error| error.to_string())
                 .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
             added.map_err(|error| format!("caBundle: {error}"))?;
+        }
+        if roots.is_empty() && self.system {
+            let bundle = SYSTEM_BUNDLES.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
+            // Some of a system's authorities are of kinds that are not supported: those are not believed.
+            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&bundle).flatten());
         }
         if roots.is_empty() {
             return Err(
@@ -286,17 +331,12 @@ pub(crate) async fn unverified(
     stream.map(|stream| Box::new(stream) as Box<dyn NodeConnection>).map_err(|error| error.to_string())
 }
 
-/// Sends a request and gives the answer as it begins; the body is the caller's to read. `cluster_ip` is that of the target's
-/// service.
-///
-/// # Errors
-/// What went wrong, in words.
-pub(crate) async fn send<B>(
+/// Opens a connection to where a call goes.
+async fn connect<B>(
     outbound: &Outbound,
     target: &Target,
     cluster_ip: Option<&str>,
-    mut request: Request<B>,
-) -> Result<Response<Incoming>, String>
+) -> Result<http1::SendRequest<B>, String>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -312,22 +352,111 @@ where
         }
     };
     let stream = stream.map_err(|error| words(&error))?;
-    let name = target.server_name();
-    let server = ServerName::try_from(name.clone()).map_err(|error| words(&error))?;
+    if target.plain {
+        return speak(TokioIo::new(stream)).await;
+    }
+    let server = ServerName::try_from(target.server_name()).map_err(|error| words(&error))?;
     let connector = TlsConnector::from(Arc::new(target.tls(outbound.credentials.as_ref())?));
-    let stream = connector.connect(server, stream).await.map_err(|error| words(&error))?;
-    let (mut sender, connection) =
-        http1::handshake(TokioIo::new(stream)).await.map_err(|error| words(&error))?;
-    // The task ends with the connection, which ends when the answer has been read or dropped.
+    speak(TokioIo::new(connector.connect(server, stream).await.map_err(|error| words(&error))?)).await
+}
+
+async fn speak<B, I>(stream: I) -> Result<http1::SendRequest<B>, String>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    I: hyper::rt::Read + hyper::rt::Write + Send + Unpin + 'static,
+{
+    let (sender, connection) = http1::handshake(stream).await.map_err(|error| error.to_string())?;
+    // The task ends with the connection, which ends when its sender is dropped and the answer has been read or dropped.
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection to another server ended");
         }
     });
-    if let Ok(host) = http::HeaderValue::from_str(&name) {
+    Ok(sender)
+}
+
+fn name_host<B>(target: &Target, request: &mut Request<B>) {
+    let name = target.server_name();
+    let usual = matches!(target.place, Place::Service { .. }) || [80, 443].contains(&target.port);
+    let host = if usual { name } else { format!("{name}:{}", target.port) };
+    if let Ok(host) = http::HeaderValue::from_str(&host) {
         request.headers_mut().insert(http::header::HOST, host);
     }
-    sender.send_request(request).await.map_err(|error| words(&error))
+}
+
+/// Sends a request and gives the answer as it begins; the body is the caller's to read. `cluster_ip` is that of the target's
+/// service.
+///
+/// # Errors
+/// What went wrong, in words.
+pub(crate) async fn send<B>(
+    outbound: &Outbound,
+    target: &Target,
+    cluster_ip: Option<&str>,
+    mut request: Request<B>,
+) -> Result<Response<Incoming>, String>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut sender = connect(outbound, target, cluster_ip).await?;
+    name_host(target, &mut request);
+    sender.send_request(request).await.map_err(|error| error.to_string())
+}
+
+/// Sends a request over a connection that is there, or a new one, and reads the whole answer.
+///
+/// # Errors
+/// What went wrong, in words.
+pub(crate) async fn call(
+    outbound: &Outbound,
+    target: &Target,
+    cluster_ip: Option<&str>,
+    request: Request<Bytes>,
+) -> Result<(http::response::Parts, Bytes), String> {
+    let mut request = request.map(Full::new);
+    name_host(target, &mut request);
+    let key = Key::new(target, cluster_ip);
+    // What the other side closed in the meantime took nothing of the request, which goes over the next connection then.
+    let (mut sender, answer) = loop {
+        let kept = outbound.pool.take(&key);
+        let is_new = kept.is_none();
+        let mut sender = match kept {
+            Some(sender) => sender,
+            None => connect(outbound, target, cluster_ip).await?,
+        };
+        match sender.try_send_request(request).await {
+            Ok(answer) => break (sender, answer),
+            Err(mut error) => match error.take_message() {
+                Some(unsent) if !is_new => request = unsent,
+                _ => return Err(error.into_error().to_string()),
+            },
+        }
+    };
+    let (head, body) = answer.into_parts();
+    let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|error| error.to_string())?;
+    if sender.ready().await.is_ok() {
+        outbound.pool.put(key, sender);
+    }
+    Ok((head, body.to_bytes()))
+}
+
+/// Gets a document, which must be there.
+///
+/// # Errors
+/// What went wrong, in words.
+pub(crate) async fn get(outbound: &Outbound, target: &Target, limit: Duration) -> Result<Bytes, String> {
+    let request = Request::get(&target.path)
+        .header(http::header::ACCEPT, "application/json")
+        .body(Bytes::new())
+        .map_err(|error| error.to_string())?;
+    let answer = tokio::time::timeout(limit, call(outbound, target, None, request)).await;
+    let (head, body) = answer.map_err(|_| format!("no answer within {limit:?}"))??;
+    if !head.status.is_success() {
+        return Err(format!("the server answered {}", head.status));
+    }
+    Ok(body)
 }
 
 /// Posts JSON and reads the answer, which must be a success.
@@ -345,19 +474,14 @@ pub(crate) async fn post(
     let request = Request::post(&target.path)
         .header(http::header::CONTENT_TYPE, "application/json")
         .header(http::header::ACCEPT, "application/json")
-        .body(Full::new(Bytes::from(bytes)))
+        .body(Bytes::from(bytes))
         .map_err(|error| error.to_string())?;
-    let call = async {
-        let response = send(outbound, target, cluster_ip, request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let bytes = body.map_err(|error| error.to_string())?.to_bytes();
-        if !status.is_success() {
-            return Err(format!("the server answered {status}"));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| error.to_string())
-    };
-    tokio::time::timeout(limit, call).await.map_err(|_| format!("no answer within {limit:?}"))?
+    let answer = tokio::time::timeout(limit, call(outbound, target, cluster_ip, request)).await;
+    let (head, body) = answer.map_err(|_| format!("no answer within {limit:?}"))??;
+    if !head.status.is_success() {
+        return Err(format!("the server answered {}", head.status));
+    }
+    serde_json::from_slice(&body).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use crate::{
     custom::{Definition, Structure},
+    encrypt::Seal,
     schema::{Catalog, Type},
     strategy::Strategy,
 };
@@ -57,6 +58,8 @@ pub struct ResourceDef {
     pub strategy: Arc<dyn Strategy>,
     /// Where it comes from.
     pub origin: Origin,
+    /// How its objects are encrypted in the store. The server fills it in when it takes the kind up.
+    pub seal: Option<Seal>,
 }
 
 /// Where a resource comes from, which says how its objects are kept and converted.

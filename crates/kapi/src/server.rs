@@ -1,39 +1,37 @@
 //! The API server as a [`tower::Service`].
 
+mod answer;
 mod service;
 
-use std::{collections::HashSet, fmt, future::Future, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt, future::Future, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures::FutureExt as _;
-use http::{Request, Response, request::Parts};
-use kcore::{Clock, Status, TokioClock};
+use kcore::{Clock, TokioClock};
 use kstore::{MemoryStore, Store, StoreError};
 use tokio::sync::watch;
-use tracing::{debug, error};
 
+pub(crate) use self::answer::lasts;
 pub use self::service::AsUser;
 use crate::{
     admission::{self, Admission, Registered},
     aggregate::Aggregation,
-    audit::{AuditEvent, AuditSink},
+    audit::{Audit, AuditPolicy, AuditSink},
     authn::{
-        AUTHENTICATED, Authenticated, Authenticator, ClientCertificates, FrontProxy, Identity,
-        ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo, jwt::KeyError,
+        AUTHENTICATED, Anonymous, AuthenticationConfig, Authenticator, ClientCertificates, FrontProxy,
+        Identity, OidcTokens, ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo,
+        jwt::KeyError,
     },
-    authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, Verdict, escalation::NoEscalation},
-    body::Body,
+    authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, escalation::NoEscalation},
     custom::{self, Customs},
-    error::{ApiError, ApiResult},
+    encrypt::Encryption,
+    error::ApiResult,
     fairness::Fairness,
-    http as transport, impersonate,
+    http as transport,
     kinds::{ServiceAddresses, Strategies},
     metrics::Metrics,
     node::NodeDialer,
     objects::Objects,
     outbound::{Outbound, ProxyCredentials, ServiceDialer},
     registry::{Registry, Resource, ResourceDef, builtin},
-    request::{Query, RequestInfo},
     schema,
     usage::{self, UsageSource},
 };
@@ -71,9 +69,9 @@ pub(crate) struct Inner {
     pub(crate) registered: Arc<Registered>,
     pub(crate) authenticators: Vec<Arc<dyn Authenticator>>,
     pub(crate) authorizers: Chain,
-    pub(crate) audit: Option<Arc<dyn AuditSink>>,
+    pub(crate) audit: Option<Arc<Audit>>,
     pub(crate) nodes: Option<Arc<dyn NodeDialer>>,
-    pub(crate) anonymous: bool,
+    pub(crate) anonymous: Anonymous,
     pub(crate) fairness: Fairness,
     pub(crate) addresses: ServiceAddresses,
     pub(crate) documents: transport::Documents,
@@ -94,6 +92,8 @@ pub(crate) struct Inner {
 /// | service accounts' issuer | [`ServiceAccountIssuer::generate`] |
 /// | authorizers | [`Masters`], then what is added, then those of the modes: nodes ([`authz::Node`]), roles ([`Rbac`]) |
 /// | admission | [`admission::defaults`], then what is added |
+/// | encryption | none, which costs nothing |
+/// | audit | none, which costs nothing |
 /// | anonymous callers | allowed, to read health and version |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
 /// | nodes | unreachable: logs and exec answer 503 |
@@ -110,9 +110,11 @@ pub struct ApiServerBuilder {
     authenticators: Vec<Arc<dyn Authenticator>>,
     authorizers: Vec<Arc<dyn Authorizer>>,
     modes: Vec<AuthorizationMode>,
-    audit: Option<Arc<dyn AuditSink>>,
+    audit: Option<Arc<Audit>>,
     nodes: Option<Arc<dyn NodeDialer>>,
-    anonymous: bool,
+    anonymous: Anonymous,
+    tokens: AuthenticationConfig,
+    encryption: Option<Encryption>,
     addresses: ServiceAddresses,
     kinds: Vec<ResourceDef>,
     outbound: Outbound,
@@ -132,6 +134,12 @@ pub enum BuildError {
     /// The kinds of the resource metrics API can't be served.
     #[error(transparent)]
     Kind(#[from] custom::KindError),
+    /// An OpenID Connect provider has the name of the server's own issuer.
+    #[error("the issuer {url:?} is that of the server's own service accounts")]
+    Issuer {
+        /// The URL of both.
+        url: String,
+    },
     /// An admission step that is to be taken out is not there.
     #[error("there is no admission step {name:?}; there are {names}")]
     UnknownAdmission {
@@ -157,7 +165,9 @@ impl ApiServer {
             modes: AuthorizationMode::DEFAULT.to_vec(),
             audit: None,
             nodes: None,
-            anonymous: true,
+            anonymous: Anonymous { enabled: true, paths: Vec::new() },
+            tokens: AuthenticationConfig::default(),
+            encryption: None,
             addresses: ServiceAddresses::default(),
             kinds: Vec::new(),
             outbound: Outbound::default(),
@@ -268,9 +278,9 @@ impl ApiServerBuilder {
         self
     }
 
-    /// Tells every request to this sink.
-    pub fn audit(mut self, sink: Arc<dyn AuditSink>) -> Self {
-        self.audit = Some(sink);
+    /// Tells of the requests that the policy picks to this sink; a `Vec` of sinks is one, too.
+    pub fn audit(mut self, policy: AuditPolicy, sink: Arc<dyn AuditSink>) -> Self {
+        self.audit = Some(Arc::new(Audit { policy, sink }));
         self
     }
 
@@ -294,7 +304,23 @@ impl ApiServerBuilder {
 
     /// Whether callers who don't say who they are are let in as `system:anonymous`.
     pub fn anonymous(mut self, allowed: bool) -> Self {
-        self.anonymous = allowed;
+        self.anonymous = Anonymous { enabled: allowed, paths: Vec::new() };
+        self
+    }
+
+    /// Believes the tokens of these OpenID Connect providers, and lets in who does not say who they are as the configuration
+    /// says, if it does (`--authentication-config`).
+    pub fn authentication(mut self, config: AuthenticationConfig) -> Self {
+        if let Some(anonymous) = &config.anonymous {
+            self.anonymous = anonymous.clone();
+        }
+        self.tokens = config;
+        self
+    }
+
+    /// Stores the objects of some kinds encrypted (`--encryption-provider-config`).
+    pub fn encryption(mut self, encryption: Encryption) -> Self {
+        self.encryption = Some(encryption);
         self
     }
 
@@ -332,7 +358,7 @@ impl ApiServerBuilder {
             defs.extend(usage::kinds(source)?);
         }
         let store = self.store.unwrap_or_else(|| Arc::new(MemoryStore::new()));
-        let mut objects = Objects::new(store, registry, clock, defs)?;
+        let mut objects = Objects::encrypted(store, registry, Arc::clone(&clock), defs, self.encryption)?;
         objects.set_outbound(self.outbound);
         let objects = Arc::new(objects);
         let issuer = match self.issuer {
@@ -344,6 +370,13 @@ impl ApiServerBuilder {
         authenticators.extend(self.front_proxy.map(|proxy| Arc::new(proxy) as Arc<dyn Authenticator>));
         authenticators.push(Arc::new(ClientCertificates));
         authenticators.push(Arc::new(ServiceAccountTokens::new(Arc::clone(&issuer), Arc::clone(&objects))));
+        if let Some(both) = self.tokens.issuers().find(|url| issuer.issuers().iter().any(|own| own == url)) {
+            return Err(BuildError::Issuer { url: both.to_owned() });
+        }
+        let providers = self.tokens.providers.into_iter();
+        authenticators.extend(
+            providers.map(|one| Arc::new(OidcTokens::new(one, Arc::clone(&clock))) as Arc<dyn Authenticator>),
+        );
         authenticators.extend(self.authenticators);
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
@@ -399,49 +432,6 @@ impl Inner {
         self.foreign_admission || self.registered.concerns(&self.objects, resource)
     }
 
-    /// Answers a request; whatever goes wrong becomes a `Status`.
-    async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: fmt::Display + Send,
-    {
-        let (parts, body) = request.into_parts();
-        let query = Query::parse(parts.uri.query().unwrap_or_default());
-        let info = RequestInfo::new(&parts.method, parts.uri.path(), &query);
-        let began = tokio::time::Instant::now();
-        let _flying = self.metrics.begin(&info);
-        let handled = AssertUnwindSafe(self.handle(&parts, &info, &query, body)).catch_unwind().await;
-        let (user, result) = handled.unwrap_or_else(|_| {
-            error!(path = %info.path, verb = %info.verb, "a request panicked");
-            self.metrics.panicked();
-            let status =
-                Status::internal("this request caused apiserver to panic; look in the log for details");
-            (None, Err(status.into()))
-        });
-        let response = result.unwrap_or_else(|ApiError(status)| {
-            debug!(path = %info.path, verb = %info.verb, %status, "refused");
-            transport::status_response(&status)
-        });
-        let response = transport::compress(&info, &parts.headers, response);
-        let known = self.objects.registry().find(&info.group, &info.version, &info.resource).is_some();
-        let took = began.elapsed();
-        let code = response.status().as_u16();
-        let sized = self.metrics.end(&info, known, query.get("dryRun").is_some(), code, took);
-        let response = match sized {
-            Some(sized) => response.map(|body| body.measured(sized)),
-            None => response,
-        };
-        debug!(verb = %info.verb, path = %info.path, code, user = user.as_deref().map(|user| &*user.name), ?took, "HTTP");
-        if let Some(sink) = &self.audit {
-            sink.record(&AuditEvent {
-                user: user.as_deref(),
-                request: &info,
-                code: response.status().as_u16(),
-            });
-        }
-        response
-    }
-
     /// Waits until the server is about to end.
     pub(crate) fn drained(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut draining = self.draining.subscribe();
@@ -450,110 +440,6 @@ impl Inner {
             let _ = draining.wait_for(|draining| *draining).await;
         }
     }
-
-    async fn handle<B>(
-        self: &Arc<Self>,
-        parts: &Parts,
-        info: &RequestInfo,
-        query: &Query,
-        body: B,
-    ) -> (Option<Arc<UserInfo>>, ApiResult<Response<Body>>)
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: fmt::Display + Send,
-    {
-        let user = match self.authenticate(parts).await {
-            Ok(user) => user,
-            Err(error) => return (None, Err(error)),
-        };
-        let user = match self.impersonate(user, parts).await {
-            Ok(user) => user,
-            Err((user, error)) => return (Some(user), Err(error)),
-        };
-        let turn = match self.fairness.admit(&self.objects, &user, info, query.get("limit")).await {
-            Ok(turn) => turn,
-            Err(error) => return (Some(user), Err(error)),
-        };
-        if let Err(error) = self.authorize(&user, info).await {
-            return (Some(user), Err(error));
-        }
-        let routed = transport::route(self, parts, info, query, &user, body);
-        let mut result = if lasts(info) {
-            routed.await
-        } else {
-            // What has been begun is dropped; a write that has been committed stays so.
-            tokio::time::timeout(REQUEST_MAX, routed).await.unwrap_or_else(|_| Err(timed_out()))
-        };
-        if let (Ok(response), Some((schema, level))) = (&mut result, &turn.uids) {
-            response.headers_mut().insert("x-kubernetes-pf-flowschema-uid", schema.clone());
-            response.headers_mut().insert("x-kubernetes-pf-prioritylevel-uid", level.clone());
-        }
-        (Some(user), result)
-    }
-
-    async fn authenticate(&self, parts: &Parts) -> ApiResult<Arc<UserInfo>> {
-        if let Some(Identity(user)) = parts.extensions.get::<Identity>() {
-            return Ok(Arc::clone(user));
-        }
-        let mut refused = false;
-        for authenticator in &self.authenticators {
-            match authenticator.authenticate(parts).await {
-                Ok(Some(Authenticated { mut user, .. })) => {
-                    if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
-                        user.groups.push(AUTHENTICATED.to_owned());
-                    }
-                    return Ok(Arc::new(user));
-                }
-                Ok(None) => {}
-                Err(_) => refused = true,
-            }
-        }
-        if refused || !self.anonymous || parts.headers.contains_key(http::header::AUTHORIZATION) {
-            return Err(Status::unauthorized().into());
-        }
-        Ok(Arc::new(UserInfo::anonymous()))
-    }
-
-    /// The user that the caller acts as: themselves, or whom they may impersonate.
-    async fn impersonate(
-        &self,
-        user: Arc<UserInfo>,
-        parts: &Parts,
-    ) -> Result<Arc<UserInfo>, (Arc<UserInfo>, ApiError)> {
-        let wanted = match impersonate::wanted(&parts.headers) {
-            Ok(None) => return Ok(user),
-            Ok(Some(wanted)) => wanted,
-            Err(error) => return Err((user, error)),
-        };
-        let (other, asked) = wanted;
-        for ask in &asked {
-            if let Err(error) = self.authorize(&user, ask).await {
-                return Err((user, error));
-            }
-        }
-        Ok(Arc::new(other))
-    }
-
-    /// Whether the caller may do this; the error says that he may not.
-    pub(crate) async fn authorize(&self, user: &UserInfo, info: &RequestInfo) -> ApiResult<()> {
-        let info = &*info.with_selected_name();
-        match self.authorizers.decide(user, info).await {
-            Verdict::Allow(_) => Ok(()),
-            Verdict::Deny(reason) | Verdict::NoOpinion(reason) => Err(authz::forbidden(user, info, &reason)),
-        }
-    }
-}
-
-/// Whether a request may last, as watches and streams do (upstream's `BasicLongRunningRequestCheck`).
-pub(crate) fn lasts(info: &RequestInfo) -> bool {
-    info.verb == "watch"
-        || ["log", "exec", "attach", "portforward", "proxy"].contains(&info.subresource.as_str())
-}
-
-/// 504 in upstream's words.
-fn timed_out() -> ApiError {
-    let why = "Timeout: request did not complete within the allotted timeout";
-    Status::failure(504, "Timeout", why).into()
 }
 
 impl fmt::Debug for ApiServer {

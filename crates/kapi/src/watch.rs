@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     error::ApiResult,
     list::{read_error, too_large_revision},
-    objects::{Objects, Scope, stored},
+    objects::{Objects, Scope, readable, stored},
     registry::{Resource, ResourceDef},
     request::ListOptions,
 };
@@ -150,6 +150,11 @@ impl Session {
                 break;
             };
             let object = stored(&self.def, &entry);
+            if let Err(error) = readable(&object) {
+                batch.push(LocalEvent::Error(error.0));
+                self.done = true;
+                break;
+            }
             if selects(&self.scope, &self.options, &object) {
                 batch.push(LocalEvent::Added(object));
             }
@@ -161,6 +166,9 @@ impl Session {
     /// is deleted.
     fn translate(&self, event: &Event) -> Option<LocalEvent> {
         let object = stored(&self.def, &event.entry);
+        if let Err(error) = readable(&object) {
+            return Some(LocalEvent::Error(error.0));
+        }
         let was = event.previous.as_ref().is_some_and(|entry| {
             selects(&self.scope, &self.options, &stored(&self.def, entry)) && self.in_term(entry)
         });

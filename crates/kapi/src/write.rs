@@ -14,7 +14,7 @@ use crate::{
     convert,
     error::{ApiError, ApiResult, FieldError, invalid},
     meta,
-    objects::{Objects, Write, WriteError},
+    objects::{self, Objects, Write, WriteError},
     registry::Resource,
     requester,
     server::Inner,
@@ -382,6 +382,7 @@ impl<'a> Call<'a> {
     pub(crate) async fn read(&self) -> ApiResult<(Arc<Stored>, Value)> {
         let stored =
             self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+        objects::readable(&stored)?;
         let object = convert::hub(self.objects, self.resource, &stored).await?;
         Ok((stored, object))
     }
@@ -393,6 +394,7 @@ impl<'a> Call<'a> {
         }
         let stored =
             self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
+        objects::readable(&stored)?;
         let object = stored.sealed().map_err(Status::internal)?;
         Ok((stored, object))
     }
@@ -518,7 +520,7 @@ impl<'a> Call<'a> {
         kschema::apply::keep_times(old, &mut object);
         let ends =
             meta::is_finished(&self.resource.def, &object) && !meta::is_finished(&self.resource.def, old);
-        if object == *old && !ends {
+        if object == *old && !ends && !self.objects.is_stale(self.resource, stored) {
             return Ok(Some(Written::Stored(Arc::clone(stored))));
         }
         if self.dry_run {

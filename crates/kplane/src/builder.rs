@@ -160,6 +160,11 @@ impl ClusterBuilder {
         self.api(move |api| api.admission(step))
     }
 
+    /// Tells of the requests that the policy picks to this sink: a file, a webhook, one of the embedder's own.
+    pub fn audit(self, policy: kapi::audit::AuditPolicy, sink: Arc<dyn kapi::audit::AuditSink>) -> Self {
+        self.api(move |api| api.audit(policy, sink))
+    }
+
     /// Starts none of the built-in controllers.
     pub fn without_controllers(mut self) -> Self {
         self.controllers = false;

@@ -9,7 +9,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use kapi::{ApiServer, Body, authn::PeerCertificates};
+use kapi::{ApiServer, Body, audit::PeerAddress, authn::PeerCertificates};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
     net::{TcpListener, TcpStream},
@@ -93,12 +93,14 @@ pub(crate) async fn listen(
 
 async fn serve_tls(server: ApiServer, acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let peer = PeerAddress(stream.peer_addr()?.ip());
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await??;
     let chain = stream.get_ref().1.peer_certificates().map(|chain| {
         PeerCertificates(Arc::new(chain.iter().map(|certificate| certificate.to_vec()).collect()))
     });
     let drained = server.clone();
     let service = tower::service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(peer);
         if let Some(chain) = &chain {
             request.extensions_mut().insert(chain.clone());
         }

@@ -15,7 +15,7 @@ use k8s_openapi::api::{
     rbac::v1::ClusterRole,
 };
 use kplane::Cluster;
-use kplane::kapi::audit::{AuditEvent, AuditSink};
+use kplane::kapi::audit::{AuditEvent, AuditPolicy, AuditSink};
 use kube::{Api, Client, api::DeleteParams};
 use serde_json::{Value, json};
 
@@ -34,7 +34,7 @@ impl AuditSink for Refused {
         // In a namespace that is being deleted nothing can be created, whoever may do it.
         let too_late = ask.verb == "create" && self.ending.load(Ordering::Relaxed);
         if event.code == 403 && !too_late {
-            let user = event.user.map_or("nobody", |user| &user.name);
+            let user = event.impersonated.or(event.user).map_or("nobody", |user| &user.name);
             let line = format!("{user}: {} {}/{}/{}", ask.verb, ask.group, ask.resource, ask.subresource);
             self.lines.lock().unwrap().insert(line);
         }
@@ -138,7 +138,7 @@ fn objects() -> Vec<(&'static str, Value)> {
 async fn every_part_of_a_cluster_may_do_what_it_has_to() {
     let refused = Refused::default();
     let sink = Arc::new(refused.clone());
-    let cluster = Cluster::builder().nodes(2).api(|api| api.audit(sink)).start().await.unwrap();
+    let cluster = Cluster::builder().nodes(2).audit(AuditPolicy::metadata(), sink).start().await.unwrap();
     let client = cluster.client();
     create(&client, "/api/v1/namespaces", &json!({"metadata": {"name": "busy"}})).await;
     cluster

@@ -45,6 +45,16 @@ impl<'a> Token<'a> {
         Some(Self { signed, signature, algorithm: said("alg"), key: said("kid"), claims })
     }
 
+    /// The algorithm that it says it is signed with.
+    pub(crate) fn algorithm(&self) -> &str {
+        &self.algorithm
+    }
+
+    /// What is signed, and the signature.
+    pub(crate) fn signed(&self) -> (&[u8], &[u8]) {
+        (self.signed.as_bytes(), &self.signature)
+    }
+
     /// Whether this key has signed it. The algorithm is the key's: what the token says must agree with it.
     pub(crate) fn verify(&self, key: &VerifyingKey) -> bool {
         self.algorithm == key.algorithm() && key.verify(self.signed.as_bytes(), &self.signature)

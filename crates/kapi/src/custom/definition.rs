@@ -71,6 +71,7 @@ pub(super) fn served(catalog: &Arc<Catalog>, crd: &Value) -> Option<ResourceDef>
         traits: Traits { generation: true, needs_revision: true, ..Traits::default() },
         strategy: Arc::new(CustomStrategy::new(catalog, &versions)),
         versions,
+        seal: None,
         origin: Origin::Structural(Arc::new(Definition {
             from_object: true,
             terminating: names::is_true(crd, "Terminating"),

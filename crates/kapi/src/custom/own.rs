@@ -159,6 +159,7 @@ impl OwnKind {
             traits: Traits { generation: true, needs_revision: true, ..Traits::default() },
             strategy: Arc::new(Plain),
             origin: Origin::BuiltIn,
+            seal: None,
             kind: kind.to_owned(),
         };
         Self {

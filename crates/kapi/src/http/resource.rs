@@ -14,11 +14,12 @@ use super::{
 };
 use crate::{
     aggregate,
+    audit::Trail,
     authn::UserInfo,
     body::Body,
     convert, custom,
     error::{ApiError, ApiResult},
-    list,
+    list, objects,
     registry::{Resource, Verbs},
     request::{ListOptions, Query, RequestInfo},
     server::Inner,
@@ -79,7 +80,16 @@ impl Request<'_> {
                 return upgrade::serve(self, &resource, body).await;
             }
         }
-        let mut response = self.answer(&resource, body).await?;
+        let answer = self.answer(&resource, body).await;
+        if let Some(trail) = self.trail().filter(|trail| trail.is_kept()) {
+            for (key, value) in self.warnings.notes.annotations() {
+                trail.annotate(&key, || value);
+            }
+            if deprecation(&resource).is_some() {
+                trail.annotate("k8s.io/deprecated", || "true".to_owned());
+            }
+        }
+        let mut response = answer?;
         add_warnings(&mut response, &self.warnings.take());
         if let Some(warning) = deprecation(&resource) {
             add_warnings(&mut response, &[warning.to_owned()]);
@@ -90,6 +100,18 @@ impl Request<'_> {
             add_warnings(&mut response, std::slice::from_ref(warning));
         }
         Ok(response)
+    }
+
+    /// Where the audit of this request is put together, if there is one.
+    fn trail(&self) -> Option<&Arc<Trail>> {
+        self.parts.extensions.get::<Arc<Trail>>()
+    }
+
+    /// Tells the audit of this request, if there is one.
+    pub(super) fn told(&self, tell: impl FnOnce(&Trail)) {
+        if let Some(trail) = self.trail() {
+            tell(trail);
+        }
     }
 
     async fn answer<B>(&self, resource: &Arc<Resource>, body: B) -> ApiResult<Response<Body>>
@@ -199,6 +221,7 @@ impl Request<'_> {
         let def = &resource.def;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
         let object = object.ok_or_else(|| Status::not_found(&def.group, &def.plural, &self.info.name))?;
+        objects::readable(&object)?;
         if let Some(wanted) = self.query.get("resourceVersion") {
             let wanted = crate::request::parse_revision(wanted)?;
             let current = self.server.objects.snapshot().revision().get();

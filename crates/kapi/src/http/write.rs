@@ -141,6 +141,7 @@ impl Request<'_> {
         let (api_version, kind) = (resource.api_version(), &resource.def.kind);
         self.check_kind(&mut object, &api_version, kind)?;
         self.check_fields(resource, &mut object, &duplicates, options, warnings)?;
+        self.told(|trail| trail.object(&object));
         Ok(object)
     }
 
@@ -338,6 +339,7 @@ impl Request<'_> {
             check::check(catalog, &schema, &mut object).map_err(|error| unfit(KIND, "v1", &error))?;
         let mut warnings = Vec::new();
         Self::tell_fields(KIND, "v1", &unknown, &duplicates, options, &mut warnings)?;
+        self.told(|trail| trail.object(&object));
         let call = self.call(resource, options.dry_run);
         let (code, value) = subresource::create(self.server, self.user, &call, object).await?;
         let mut response = self.object_response(resource, code, &value, form)?;
@@ -384,6 +386,7 @@ impl Request<'_> {
         let call = self.call(resource, options.dry_run);
         if self.info.subresource == "scale" {
             let (scale, _) = self.decode(&media_type, &body)?;
+            self.told(|trail| trail.object(&scale));
             let value = subresource::update_scale(&call, &|_| Ok(scale.clone())).await?;
             return self.object_response(resource, StatusCode::OK, &value, form);
         }
@@ -443,6 +446,7 @@ impl Request<'_> {
             return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
         let (patch, duplicates) = self.decode("application/json", &body)?;
+        self.told(|trail| trail.body(&patch));
         let told = match (&patch, &duplicates) {
             (Value::Array(operations), Duplicates::Paths(paths)) => strange_operations(operations, paths),
             _ => duplicates.told(false),
@@ -490,6 +494,7 @@ impl Request<'_> {
             return Err(invalid("meta.k8s.io", "PatchOptions", "", &[error]));
         }
         let (patch, twice) = read_applied(body)?;
+        self.told(|trail| trail.body(&patch));
         let call = self.call(resource, options.dry_run);
         // Upstream looks for keys that stand twice once the patch has been merged, and for what it does not know while it is.
         let refuse = || -> ApiResult<()> {
@@ -530,6 +535,7 @@ impl Request<'_> {
         let media_type = media_type(&self.parts.headers);
         let body = if body.is_empty() { None } else { Some(self.decode(&media_type, &body)?.0) };
         let options = DeleteOptions::parse(self.query, body.as_ref())?;
+        self.told(|trail| body.iter().for_each(|body| trail.body(body)));
         let form = self.form(resource, false)?;
         if self.info.verb == "deletecollection" {
             return self.delete_collection(resource, &options, form).await;

@@ -24,18 +24,18 @@ const ALIASES_FEW_NODES: usize = 4_000_000;
 
 /// A document.
 #[derive(Debug, PartialEq)]
-pub(super) struct Document {
+pub(crate) struct Document {
     /// What it stands for; of keys that stand twice the last counts.
-    pub(super) value: Value,
+    pub(crate) value: Value,
     /// The keys that stand twice, with their lines, in upstream's words.
-    pub(super) twice: Vec<String>,
+    pub(crate) twice: Vec<String>,
 }
 
 /// Reads the first document of a text.
 ///
 /// # Errors
 /// When it is no YAML, or has something that JSON has not.
-pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Document, String> {
     let text = std::str::from_utf8(bytes).map_err(|error| format!("yaml: {error}"))?;
     let Some((nodes, root)) = compose(text)? else {
         return Ok(Document { value: Value::Null, twice: Vec::new() });
@@ -53,7 +53,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Document, String> {
 }
 
 /// What is told of keys that stand twice where they are refused.
-pub(super) fn faults(lines: &[String]) -> String {
+pub(crate) fn faults(lines: &[String]) -> String {
     format!("yaml: unmarshal errors:\n  {}", lines.join("\n  "))
 }
 

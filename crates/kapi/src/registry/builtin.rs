@@ -238,6 +238,7 @@ pub fn resources(catalog: &Arc<Catalog>, strategies: &Strategies) -> Vec<Resourc
             },
             strategy: strategy_of(catalog, &qualified, strategies),
             origin: Origin::BuiltIn,
+            seal: None,
         });
     }
     defs

@@ -249,6 +249,7 @@ async fn a_new_kind_is_in_the_next_document() {
         traits: jobs.def.traits,
         strategy: std::sync::Arc::clone(&jobs.def.strategy),
         origin: kapi::registry::Origin::BuiltIn,
+        seal: None,
     };
     registry.extend([(std::sync::Arc::new(def), jobs.table)]);
     let response = ask(&server, path, &[]).await;
