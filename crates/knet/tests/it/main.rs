@@ -1,6 +1,8 @@
 //! The proxies as their users see them.
 
+mod lab;
 mod nftables;
+mod policy;
 
 use knet::{
     Redirects, ServiceProxy, Transport,
