@@ -1,5 +1,6 @@
 //! The proxies as their users see them.
 
+mod cni;
 mod lab;
 mod nftables;
 mod policy;
