@@ -1,5 +1,6 @@
 //! The proxies as their users see them.
 
+mod bridge;
 mod cni;
 mod lab;
 mod nftables;
