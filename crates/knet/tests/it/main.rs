@@ -2,6 +2,7 @@
 
 mod bridge;
 mod cni;
+mod iptables;
 mod lab;
 mod nftables;
 mod policy;
@@ -13,6 +14,9 @@ use knet::{
     testing::{check_dead_endpoints, check_service_proxy, rule, table},
 };
 use tokio::net::TcpStream;
+
+/// Gives the loopback device the address 192.0.2.1, too, and a route to the Services' range.
+const SERVICES: &str = "ip addr add 192.0.2.1/24 dev lo && ip route add local 10.96.0.0/16 dev lo";
 
 #[tokio::test]
 async fn userspace_keeps_the_suites_promises() {
