@@ -4,12 +4,13 @@
 //! [`ServiceProxy`], the trait of whatever does it. [`ProxyAgent`] brings the two together. [`allocator`] hands out the
 //! addresses, [`loopback`] finds some that need no privileges, and [`redirect`] says where they are really served. [`dns`]
 //! gives them names. [`policy`] says who may talk to whom, and
-//! [`network`] how a pod gets onto the network.
+//! [`network`] how a pod gets onto the network. [`health`] tells load balancers how a node does.
 
 pub mod agent;
 pub mod allocator;
 pub mod balance;
 pub mod dns;
+pub mod health;
 pub mod loopback;
 pub mod network;
 pub mod policy;

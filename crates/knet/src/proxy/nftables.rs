@@ -39,6 +39,8 @@ pub struct NftablesConfig {
     /// The range that pods have their addresses from, such as `10.244.0.0/16`: traffic to cluster IPs that comes from elsewhere
     /// gets the node's address as source (`--cluster-cidr`). Default: none, and such traffic keeps its source.
     pub pod_ranges: Vec<String>,
+    /// The ranges of the node's addresses that serve node ports (`--nodeport-addresses`). Default: none, which means all.
+    pub node_port_addresses: Vec<String>,
     /// The program that changes the rules. Default: `nft`.
     pub nft: PathBuf,
     /// The program that ends UDP flows. Default: `conntrack`.
@@ -51,6 +53,7 @@ impl Default for NftablesConfig {
             table: "kplane-proxy".to_owned(),
             masquerade_mark: 0x4000,
             pod_ranges: Vec::new(),
+            node_port_addresses: Vec::new(),
             nft: "nft".into(),
             conntrack: "conntrack".into(),
         }

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod cni;
+mod health;
 mod iptables;
 mod lab;
 mod nftables;

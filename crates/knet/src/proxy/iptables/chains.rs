@@ -155,10 +155,9 @@ impl Port<'_> {
         if !rule.sources.is_empty() {
             self.write_firewall(rule, &target, &external, out);
         }
-        if !out.chains.contains_key(&external) {
-            let lines = self.external_lines(rule, &external, found);
-            out.chains.insert(external, lines);
-        }
+        let entry = out.chains.entry(external);
+        let lines = self.external_lines(rule, entry.key(), found);
+        entry.or_insert(lines);
     }
 
     /// The chain of traffic from outside of the cluster.
