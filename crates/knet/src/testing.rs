@@ -23,6 +23,9 @@ use crate::{
 /// How long the suites wait for anything.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
+/// How long they wait for what must not come.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// Checks the promises of [`IpAllocator`] on an allocator that has nothing handed out and not more than a few hundred
 /// addresses.
 ///
@@ -177,6 +180,7 @@ pub async fn check_service_proxy_that(proxy: &dyn ServiceProxy, address: IpAddr,
     check_tcp(proxy, SocketAddr::new(address, 7001), spread).await;
     check_affinity(proxy, SocketAddr::new(address, 7002)).await;
     check_udp(proxy, SocketAddr::new(address, 7003)).await;
+    check_sources(proxy, SocketAddr::new(address, 7005)).await;
     proxy.sync(&Table::default()).await.expect("an empty table");
 }
 
@@ -255,6 +259,23 @@ async fn check_affinity(proxy: &dyn ServiceProxy, address: SocketAddr) {
     let first = ask(address, "x").await.expect("an answer").0;
     for _ in 0..3 {
         assert_eq!(ask(address, "x").await.expect("an answer").0, first, "a client stays with its endpoint");
+    }
+}
+
+/// A load balancer's address that only some may use: who may not hears nothing, or is refused.
+async fn check_sources(proxy: &dyn ServiceProxy, address: SocketAddr) {
+    let servers = Servers::tcp(1).await;
+    let mut limited = Rule { external: true, ..rule(address, Transport::Tcp, &servers.addresses) };
+    for (sources, allowed) in [
+        (["0.0.0.0/1", "128.0.0.0/1"].as_slice(), true),
+        (["203.0.113.0/24", "fd00::/8"].as_slice(), false),
+        (["203.0.113.0/24", "0.0.0.0/1", "128.0.0.0/1"].as_slice(), true),
+    ] {
+        limited.sources = sources.iter().map(|&range| range.to_owned()).collect();
+        proxy.sync(&table(vec![limited.clone()])).await.expect("a table");
+        // A proxy without privileges can't tell who it is before it has taken the connection.
+        let asked = tokio::time::timeout(SILENCE, ask(address, "x")).await;
+        assert_eq!(asked.is_ok_and(|answer| answer.is_some()), allowed, "{sources:?}");
     }
 }
 
