@@ -1,5 +1,6 @@
 //! The proxies as their users see them.
 
+mod agents;
 mod bridge;
 mod cni;
 mod health;
