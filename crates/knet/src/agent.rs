@@ -8,6 +8,7 @@ use kreconcile::{Index, Informer, Informers, RunError, Runnable, Selection};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    health::ProxyHealth,
     proxy::ServiceProxy,
     rules::{Place, Table, rules},
 };
@@ -34,6 +35,7 @@ pub struct ProxyAgent {
     slices: Informer<EndpointSlice>,
     proxy: Arc<dyn ServiceProxy>,
     place: Place,
+    health: Option<Arc<ProxyHealth>>,
 }
 
 /// Adds the index of slices by Service, once.
@@ -55,7 +57,14 @@ impl ProxyAgent {
     pub fn new(informers: &Informers, proxy: Arc<dyn ServiceProxy>, place: Place) -> Self {
         let slices = informers.of::<EndpointSlice>(Selection::all());
         index_slices(&slices);
-        Self { services: informers.of::<Service>(Selection::all()), slices, proxy, place }
+        Self { services: informers.of::<Service>(Selection::all()), slices, proxy, place, health: None }
+    }
+
+    /// Notes there how the proxy does. Default: nowhere.
+    #[must_use]
+    pub fn health(mut self, health: Arc<ProxyHealth>) -> Self {
+        self.health = Some(health);
+        self
     }
 
     /// Computes one Service's rules anew. Says whether they changed.
@@ -118,8 +127,16 @@ impl ProxyAgent {
             } else if !changed && !failed {
                 continue;
             }
+            if let Some(health) = &self.health {
+                health.pending();
+            }
             failed = match self.proxy.sync(&table).await {
-                Ok(()) => false,
+                Ok(()) => {
+                    if let Some(health) = &self.health {
+                        health.updated();
+                    }
+                    false
+                }
                 Err(error) => {
                     tracing::warn!(%error, "some services are not served yet");
                     true

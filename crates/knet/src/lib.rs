@@ -3,13 +3,18 @@
 //! A newcomer starts at [`rules`], the pure function from Services and EndpointSlices to what a proxy has to do, and at
 //! [`ServiceProxy`], the trait of whatever does it. [`ProxyAgent`] brings the two together. [`allocator`] hands out the
 //! addresses, [`loopback`] finds some that need no privileges, and [`redirect`] says where they are really served. [`dns`]
-//! gives them names.
+//! gives them names. [`policy`] says who may talk to whom, and
+//! [`network`] how a pod gets onto the network. [`health`] tells load balancers how a node does.
 
 pub mod agent;
 pub mod allocator;
 pub mod balance;
 pub mod dns;
+pub mod health;
 pub mod loopback;
+pub mod network;
+pub mod policy;
+mod program;
 pub mod proxy;
 pub mod redirect;
 pub mod rules;
@@ -18,5 +23,7 @@ pub mod testing;
 
 pub use agent::ProxyAgent;
 pub use allocator::{AddressRange, IpAllocator, PortRange};
+pub use network::PodNetwork;
+pub use policy::{PolicyAgent, PolicyEnforcer};
 pub use proxy::ServiceProxy;
 pub use redirect::{Redirects, Transport};

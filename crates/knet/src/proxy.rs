@@ -6,6 +6,8 @@ use async_trait::async_trait;
 
 use crate::{redirect::Transport, rules::Table};
 
+mod conntrack;
+pub mod iptables;
 pub mod nftables;
 pub mod recording;
 pub mod userspace;

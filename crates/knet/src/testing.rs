@@ -23,6 +23,9 @@ use crate::{
 /// How long the suites wait for anything.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
+/// How long they wait for what must not come.
+const SILENCE: Duration = Duration::from_millis(500);
+
 /// Checks the promises of [`IpAllocator`] on an allocator that has nothing handed out and not more than a few hundred
 /// addresses.
 ///
@@ -147,33 +150,67 @@ async fn ask_udp(client: &UdpSocket, address: SocketAddr) -> SocketAddr {
     String::from_utf8_lossy(&buffer[..length]).parse().expect("the server's address")
 }
 
-/// Checks the promises of [`ServiceProxy`] with real connections. `address` is one that the proxy can serve and that
-/// nobody else uses.
+/// How a proxy chooses among endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spread {
+    /// One after the other.
+    InTurn,
+    /// At random, each as likely as the others.
+    Random,
+}
+
+/// How many connections are made until each of three endpoints chosen at random must have had one: that one has none is less likely
+/// than one in 10^17.
+const RANDOM_TRIES_MAX: usize = 100;
+
+/// Checks the promises of [`ServiceProxy`] with real connections, for a proxy that takes endpoints in turn. `address` is one that the
+/// proxy can serve and that nobody else uses.
 ///
 /// # Panics
 /// When a promise is broken.
 pub async fn check_service_proxy(proxy: &dyn ServiceProxy, address: IpAddr) {
-    check_tcp(proxy, SocketAddr::new(address, 7001)).await;
+    check_service_proxy_that(proxy, address, Spread::InTurn).await;
+}
+
+/// The same for a proxy that may choose another way.
+///
+/// # Panics
+/// When a promise is broken.
+pub async fn check_service_proxy_that(proxy: &dyn ServiceProxy, address: IpAddr, spread: Spread) {
+    check_tcp(proxy, SocketAddr::new(address, 7001), spread).await;
     check_affinity(proxy, SocketAddr::new(address, 7002)).await;
     check_udp(proxy, SocketAddr::new(address, 7003)).await;
+    check_sources(proxy, SocketAddr::new(address, 7005)).await;
     proxy.sync(&Table::default()).await.expect("an empty table");
 }
 
-async fn check_tcp(proxy: &dyn ServiceProxy, address: SocketAddr) {
-    let servers = Servers::tcp(3).await;
-    let all = &servers.addresses;
-    let full = table(vec![rule(address, Transport::Tcp, all)]);
-    proxy.sync(&full).await.expect("a table");
-    proxy.sync(&full).await.expect("the same table again");
+async fn check_spread(address: SocketAddr, all: &[SocketAddr], spread: Spread) {
     let mut seen = Vec::new();
-    for _ in 0..6 {
+    let tries = match spread {
+        Spread::InTurn => 2 * all.len(),
+        Spread::Random => RANDOM_TRIES_MAX,
+    };
+    for _ in 0..tries {
         let (server, heard) = ask(address, "hello").await.expect("an answer");
         assert_eq!(heard, "hello", "a half that is closed leaves the other half open");
         seen.push(server);
     }
     for server in all {
-        assert_eq!(seen.iter().filter(|seen| *seen == server).count(), 2, "each replica in turn");
+        let count = seen.iter().filter(|seen| *seen == server).count();
+        match spread {
+            Spread::InTurn => assert_eq!(count, 2, "each replica in turn"),
+            Spread::Random => assert!(count > 0, "each replica has its share"),
+        }
     }
+}
+
+async fn check_tcp(proxy: &dyn ServiceProxy, address: SocketAddr, spread: Spread) {
+    let servers = Servers::tcp(3).await;
+    let all = &servers.addresses;
+    let full = table(vec![rule(address, Transport::Tcp, all)]);
+    proxy.sync(&full).await.expect("a table");
+    proxy.sync(&full).await.expect("the same table again");
+    check_spread(address, all, spread).await;
     proxy.sync(&table(vec![rule(address, Transport::Tcp, &all[..1])])).await.expect("fewer endpoints");
     assert_eq!(ask(address, "x").await.map(|(server, _)| server), Some(all[0]));
     proxy.sync(&table(vec![rule(address, Transport::Tcp, &[])])).await.expect("no endpoint");
@@ -225,13 +262,38 @@ async fn check_affinity(proxy: &dyn ServiceProxy, address: SocketAddr) {
     }
 }
 
+/// A load balancer's address that only some may use: who may not hears nothing, or is refused.
+async fn check_sources(proxy: &dyn ServiceProxy, address: SocketAddr) {
+    let servers = Servers::tcp(1).await;
+    let mut limited = Rule { external: true, ..rule(address, Transport::Tcp, &servers.addresses) };
+    for (sources, allowed) in [
+        (["0.0.0.0/1", "128.0.0.0/1"].as_slice(), true),
+        (["203.0.113.0/24", "fd00::/8"].as_slice(), false),
+        (["203.0.113.0/24", "0.0.0.0/1", "128.0.0.0/1"].as_slice(), true),
+    ] {
+        limited.sources = sources.iter().map(|&range| range.to_owned()).collect();
+        proxy.sync(&table(vec![limited.clone()])).await.expect("a table");
+        // A proxy without privileges can't tell who it is before it has taken the connection.
+        let asked = tokio::time::timeout(SILENCE, ask(address, "x")).await;
+        assert_eq!(asked.is_ok_and(|answer| answer.is_some()), allowed, "{sources:?}");
+    }
+}
+
 async fn check_udp(proxy: &dyn ServiceProxy, address: SocketAddr) {
     let servers = Servers::udp(2).await;
     let all = &servers.addresses;
     proxy.sync(&table(vec![rule(address, Transport::Udp, all)])).await.expect("a table");
     let client = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
-    let other = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
-    let (first, second) = (ask_udp(&client, address).await, ask_udp(&other, address).await);
+    let first = ask_udp(&client, address).await;
+    let mut second = first;
+    // Chosen in turn, the next client has another one.
+    for _ in 0..RANDOM_TRIES_MAX {
+        let other = UdpSocket::bind("127.0.0.1:0").await.expect("a free port");
+        second = ask_udp(&other, address).await;
+        if second != first {
+            break;
+        }
+    }
     assert_ne!(first, second, "clients are spread");
     assert_eq!(ask_udp(&client, address).await, first, "a client's datagrams go one way");
     proxy.sync(&table(vec![rule(address, Transport::Udp, &[second])])).await.expect("fewer endpoints");

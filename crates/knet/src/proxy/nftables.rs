@@ -19,18 +19,14 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
-    process::Stdio,
 };
 
 use async_trait::async_trait;
-use tokio::{io::AsyncWriteExt, process::Command, sync::Mutex};
+use tokio::sync::Mutex;
 
-use self::state::{Flow, State};
-use super::{RuleError, ServiceProxy, SyncError};
-use crate::{redirect::Transport, rules::Table};
-
-/// How much of what `nft` says about an error is told on, in bytes.
-const MESSAGE_BYTES_MAX: usize = 2048;
+use self::state::State;
+use super::{RuleError, ServiceProxy, SyncError, conntrack};
+use crate::{program, redirect::Transport, rules::Table};
 
 /// What can be set, with its defaults.
 #[derive(Clone, Debug)]
@@ -43,6 +39,8 @@ pub struct NftablesConfig {
     /// The range that pods have their addresses from, such as `10.244.0.0/16`: traffic to cluster IPs that comes from elsewhere
     /// gets the node's address as source (`--cluster-cidr`). Default: none, and such traffic keeps its source.
     pub pod_ranges: Vec<String>,
+    /// The ranges of the node's addresses that serve node ports (`--nodeport-addresses`). Default: none, which means all.
+    pub node_port_addresses: Vec<String>,
     /// The program that changes the rules. Default: `nft`.
     pub nft: PathBuf,
     /// The program that ends UDP flows. Default: `conntrack`.
@@ -55,6 +53,7 @@ impl Default for NftablesConfig {
             table: "kplane-proxy".to_owned(),
             masquerade_mark: 0x4000,
             pod_ranges: Vec::new(),
+            node_port_addresses: Vec::new(),
             nft: "nft".into(),
             conntrack: "conntrack".into(),
         }
@@ -97,45 +96,7 @@ impl NftablesProxy {
     }
 
     async fn run_nft(&self, script: &str) -> io::Result<()> {
-        let mut child = Command::new(&self.config.nft)
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", self.config.nft.display()))
-            })?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // An `nft` that stops reading says why on its other end.
-            let _ = stdin.write_all(script.as_bytes()).await;
-        }
-        let output = child.wait_with_output().await?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let mut message = output.stderr;
-        message.truncate(MESSAGE_BYTES_MAX);
-        Err(io::Error::other(String::from_utf8_lossy(&message).into_owned()))
-    }
-
-    /// Ends UDP flows whose endpoint is gone, or that began before there was one: they would go on as they were.
-    async fn end_flows(&self, flows: &[Flow]) {
-        for flow in flows {
-            let run = Command::new(&self.config.conntrack)
-                .args(flow.arguments())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .kill_on_drop(true)
-                .status();
-            // It fails when there is no such flow.
-            if let Err(error) = run.await {
-                tracing::debug!(%error, "UDP flows to endpoints that are gone are not ended");
-                return;
-            }
-        }
+        program::run(&self.config.nft, ["-f", "-"], script).await.map(drop)
     }
 }
 
@@ -156,7 +117,7 @@ impl ServiceProxy for NftablesProxy {
             return Err(SyncError(vec![error]));
         }
         *state = Some(change.state);
-        self.end_flows(&change.ended).await;
+        conntrack::end(&self.config.conntrack, &change.ended).await;
         if change.refused.is_empty() { Ok(()) } else { Err(SyncError(change.refused)) }
     }
 }

@@ -1,6 +1,14 @@
 //! The proxies as their users see them.
 
+mod agents;
+mod bridge;
+mod cni;
+mod health;
+mod iptables;
+mod kernel;
+mod lab;
 mod nftables;
+mod policy;
 
 use knet::{
     Redirects, ServiceProxy, Transport,
@@ -9,6 +17,12 @@ use knet::{
     testing::{check_dead_endpoints, check_service_proxy, rule, table},
 };
 use tokio::net::TcpStream;
+
+/// Gives the loopback device the address 192.0.2.1, too, and a route to the Services' range.
+const SERVICES: &str = "ip addr add 192.0.2.1/24 dev lo && ip route add local 10.96.0.0/16 dev lo";
+
+/// Gives the loopback device the address 192.0.2.1, too; the Services' range is somewhere else.
+const SERVICES_ELSEWHERE: &str = "ip addr add 192.0.2.1/24 dev lo";
 
 #[tokio::test]
 async fn userspace_keeps_the_suites_promises() {

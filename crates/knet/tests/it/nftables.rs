@@ -16,44 +16,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// Says to the test that it runs within a namespace of its own.
-const INSIDE: &str = "KPLANE_IN_NAMESPACE";
-
-/// Runs the test again in a network namespace whose loopback device has the address 192.0.2.1, too, and a route to the
-/// Services' range. Whether the caller is inside.
 fn inside(test: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    let has = |program: &str, argument: &str| {
-        Command::new(program).arg(argument).output().is_ok_and(|output| output.status.success())
-    };
-    let tools = [("nft", "--version"), ("conntrack", "--version"), ("ip", "-V"), ("unshare", "--version")];
-    let missing =
-        tools.iter().find(|(program, argument)| !has(program, argument)).map(|(program, _)| *program);
-    let missing = missing.or_else(|| {
-        let able = Command::new("unshare").args(["-n", "nft", "add", "table", "ip", "x"]).output();
-        (!able.is_ok_and(|output| output.status.success())).then_some("root")
-    });
-    if let Some(what) = missing {
-        assert!(std::env::var_os("KPLANE_REQUIRE_ALL").is_none(), "needs {what}");
-        println!("skipped: needs {what}");
-        return false;
-    }
-    let me = std::env::current_exe().expect("the test's own program");
-    let setup = "ip link set lo up && ip addr add 192.0.2.1/24 dev lo \
-                 && ip route add local 10.96.0.0/16 dev lo && exec \"$0\" --exact \"$1\" --nocapture";
-    let output = Command::new("unshare")
-        .args(["-n", "sh", "-c", setup])
-        .arg(me)
-        .arg(test)
-        .env(INSIDE, "1")
-        .output()
-        .expect("a namespace");
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-    false
+    crate::lab::inside(test, crate::SERVICES, &["conntrack"])
 }
 
 fn nft(arguments: &[&str]) -> Output {

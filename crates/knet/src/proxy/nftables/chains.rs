@@ -172,8 +172,14 @@ impl Writer<'_> {
         for (chain, prefix) in [("services", ""), ("no-endpoints", "no-endpoint-")] {
             let port = "meta l4proto . th dport vmap";
             self.rule(chain, format_args!("{header} daddr . {port} @{prefix}service-ips"));
-            let own = format!("fib daddr type local {header} daddr != {loopback}");
-            self.rule(chain, format_args!("{own} {port} @{prefix}service-nodeports"));
+            let ranges = in_family(&self.config.node_port_addresses, family);
+            let own = match (self.config.node_port_addresses.is_empty(), ranges.is_empty()) {
+                (true, _) => format!("{header} daddr != {loopback}"),
+                (false, false) => format!("{header} daddr {{ {} }}", ranges.join(", ")),
+                // The node's addresses of this family serve none.
+                (false, true) => continue,
+            };
+            self.rule(chain, format_args!("fib daddr type local {own} {port} @{prefix}service-nodeports"));
         }
         for (hook, priority) in [("prerouting", -100), ("output", -100), ("postrouting", 100)] {
             self.command(

@@ -12,7 +12,10 @@ use super::{
     chains::{FAMILIES, Family, Kind, Target, Writer},
 };
 use crate::{
-    proxy::RuleError,
+    proxy::{
+        RuleError,
+        conntrack::{self, Flow},
+    },
     redirect::Transport,
     rules::{Frontend, Rule, Table},
 };
@@ -53,32 +56,6 @@ pub(super) struct Change {
     pub(super) ended: Vec<Flow>,
     /// The rules whose place another Service has.
     pub(super) refused: Vec<RuleError>,
-}
-
-/// UDP flows, by what they were sent to and whom they were given to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Flow {
-    frontend: Frontend,
-    port: u16,
-    /// `None`: those that were given to nobody.
-    endpoint: Option<IpAddr>,
-    family: Family,
-}
-
-impl Flow {
-    /// What `conntrack` is asked for.
-    pub(super) fn arguments(&self) -> Vec<String> {
-        let mut arguments: Vec<String> = ["-D", "-p", "udp", "-f"].into_iter().map(str::to_owned).collect();
-        arguments.push(if self.family == Family::V4 { "ipv4" } else { "ipv6" }.to_owned());
-        arguments.extend(["--orig-port-dst".to_owned(), self.port.to_string()]);
-        if let Frontend::Address(address) = self.frontend {
-            arguments.extend(["--orig-dst".to_owned(), address.to_string()]);
-        }
-        if let Some(endpoint) = self.endpoint {
-            arguments.extend(["--dst-nat".to_owned(), endpoint.to_string()]);
-        }
-        arguments
-    }
 }
 
 /// The commands that leave nothing.
@@ -226,7 +203,8 @@ impl Change {
                 (Some((_, from)), Some((_, to))) if from == to && !matches!(to, Target::Own(_)) => {}
                 _ => self.replace(config, family, (from, &before), (to, &after)),
             }
-            self.end_flows(family, old.or(new), &before, &after);
+            // A flow goes on as it began, so those whose answer would be another one now have to end.
+            self.ended.extend(conntrack::ended(old.or(new), family == Family::V4, &before, &after));
         }
     }
 
@@ -274,23 +252,6 @@ impl Change {
                 Target::Refused | Target::Dropped => {}
             }
             writer.find(rule, &target);
-        }
-    }
-
-    /// A flow goes on as it began, so those whose answer would be another one now have to end.
-    fn end_flows(
-        &mut self,
-        family: Family,
-        rule: Option<&Rule>,
-        before: &[SocketAddr],
-        after: &[SocketAddr],
-    ) {
-        let Some(rule) = rule.filter(|rule| rule.transport == Transport::Udp) else { return };
-        let flow = |endpoint| Flow { frontend: rule.frontend, port: rule.port, endpoint, family };
-        let lost = before.iter().filter(|one| !after.contains(one));
-        self.ended.extend(lost.map(|one| flow(Some(one.ip()))));
-        if before.is_empty() && !after.is_empty() {
-            self.ended.push(flow(None));
         }
     }
 
