@@ -2,7 +2,11 @@
 
 mod agent;
 mod fake;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+mod images;
 mod process;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+mod registry;
 mod serve;
 mod simulated;
 mod spdy;
