@@ -31,8 +31,8 @@ pub use self::{
     credentials::{Credential, Credentials},
     error::ImageError,
     manifest::{
-        Configuration, DOCUMENT_BYTES_MAX, Descriptor, INDEX_DEPTH_MAX, INDEX_ENTRIES_MAX, LAYERS_MAX, Manifest,
-        Platform, RootFs, Run,
+        Configuration, DOCUMENT_BYTES_MAX, Descriptor, INDEX_DEPTH_MAX, INDEX_ENTRIES_MAX, LAYERS_MAX,
+        Manifest, Platform, RootFs, Run,
     },
     reference::{Digest, DigestError, NAME_BYTES_MAX, Reference, ReferenceError},
     registry::Registry,

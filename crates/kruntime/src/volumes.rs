@@ -15,7 +15,7 @@ use crate::{
     agent::NodeConfig,
     downward::Facts,
     env,
-    runtime::{Mount, PodUid, RuntimeError},
+    runtime::{Mount, PodUid, Propagation, RuntimeError},
     sources::Sources,
 };
 
@@ -182,6 +182,11 @@ impl Volumes {
                 source,
                 target: PathBuf::from(&mount.mount_path),
                 read_only: mount.read_only.unwrap_or(false),
+                propagation: match mount.mount_propagation.as_deref() {
+                    Some("HostToContainer") => Propagation::HostToContainer,
+                    Some("Bidirectional") => Propagation::Bidirectional,
+                    _ => Propagation::None,
+                },
             });
         }
         Ok(mounts)

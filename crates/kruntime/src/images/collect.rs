@@ -48,10 +48,14 @@ pub struct Candidate {
 /// The images to throw away: those that were not used for longest first, until enough is free.
 #[must_use]
 pub fn plan_collection(candidates: &[Candidate], disk: Disk, policy: &CollectPolicy) -> Vec<Digest> {
-    let mut candidates: Vec<_> = candidates.iter().filter(|candidate| candidate.age >= policy.age_min).collect();
-    candidates.sort_by(|one, other| (other.unused, other.age, &one.image).cmp(&(one.unused, one.age, &other.image)));
+    let mut candidates: Vec<_> =
+        candidates.iter().filter(|candidate| candidate.age >= policy.age_min).collect();
+    candidates.sort_by(|one, other| {
+        (other.unused, other.age, &one.image).cmp(&(one.unused, one.age, &other.image))
+    });
     let used = disk.capacity.saturating_sub(disk.available);
-    let percent = |part: u8| u64::try_from(u128::from(disk.capacity) * u128::from(part) / 100).unwrap_or(u64::MAX);
+    let percent =
+        |part: u8| u64::try_from(u128::from(disk.capacity) * u128::from(part) / 100).unwrap_or(u64::MAX);
     let mut to_free = if disk.capacity > 0 && used >= percent(policy.high_percent) {
         used.saturating_sub(percent(policy.low_percent))
     } else {

@@ -15,8 +15,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Candidate, CollectPolicy, Configuration, Digest, Disk, ImageConfig, ImageError, ImageStore, Manifest, Reference,
-    Run, UnpackOptions, Whiteouts, manifest::{DOCUMENT_BYTES_MAX, Document}, plan_collection, unpack_layer,
+    Candidate, CollectPolicy, Configuration, Digest, Disk, ImageConfig, ImageError, ImageStore, Manifest,
+    Reference, Run, UnpackOptions, Whiteouts,
+    manifest::{DOCUMENT_BYTES_MAX, Document},
+    plan_collection, unpack_layer,
 };
 
 /// An image that is in the store.
@@ -100,8 +102,10 @@ impl ContentStore {
         }
         let path = dir.join("images.json");
         let index = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|error| ImageError::Malformed { what: path.display().to_string(), why: error.to_string() })?,
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| ImageError::Malformed {
+                what: path.display().to_string(),
+                why: error.to_string(),
+            })?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Index::default(),
             Err(error) => return Err(opening(&path)(error)),
         };
@@ -141,7 +145,11 @@ impl ContentStore {
     /// Begins to write content that becomes part of the store when it is what it should be.
     pub(super) fn write(&self) -> Result<BlobWriter, ImageError> {
         let file = tempfile::NamedTempFile::new_in(self.shared.dir.join("tmp"));
-        Ok(BlobWriter { file: file.map_err(ImageError::io("making a file"))?, hasher: Sha256::new(), size: 0 })
+        Ok(BlobWriter {
+            file: file.map_err(ImageError::io("making a file"))?,
+            hasher: Sha256::new(),
+            size: 0,
+        })
     }
 
     /// Puts a document into the store.
@@ -182,8 +190,11 @@ impl ContentStore {
         for known in index.images.values_mut() {
             known.names.remove(&name);
         }
-        let known =
-            index.images.entry(manifest.clone()).or_insert_with(|| Known { names: BTreeSet::new(), since: now, used: now });
+        let known = index.images.entry(manifest.clone()).or_insert_with(|| Known {
+            names: BTreeSet::new(),
+            since: now,
+            used: now,
+        });
         known.names.insert(name);
         let names = known.names.iter().cloned().collect();
         self.save(&index)?;
@@ -209,7 +220,11 @@ impl ContentStore {
     pub fn images(&self) -> Vec<Image> {
         let known: Vec<_> = {
             let index = lock(&self.shared.index);
-            index.images.iter().map(|(digest, k)| (digest.clone(), k.names.iter().cloned().collect::<Vec<_>>())).collect()
+            index
+                .images
+                .iter()
+                .map(|(digest, k)| (digest.clone(), k.names.iter().cloned().collect::<Vec<_>>()))
+                .collect()
         };
         known.iter().filter_map(|(manifest, names)| self.describe(manifest, names).ok()).collect()
     }
@@ -226,16 +241,20 @@ impl ContentStore {
         let Document::Manifest(Manifest { config, layers }) =
             Document::parse(&self.read(manifest)?, manifest.as_str())?
         else {
-            return Err(ImageError::Malformed { what: manifest.to_string(), why: "not a manifest".to_owned() });
+            return Err(ImageError::Malformed {
+                what: manifest.to_string(),
+                why: "not a manifest".to_owned(),
+            });
         };
         let malformed = |why: String| ImageError::Malformed { what: config.digest.to_string(), why };
-        let configuration: Configuration =
-            serde_json::from_slice(&self.read(&config.digest)?).map_err(|error| malformed(error.to_string()))?;
+        let configuration: Configuration = serde_json::from_slice(&self.read(&config.digest)?)
+            .map_err(|error| malformed(error.to_string()))?;
         if configuration.rootfs.diff_ids.len() != layers.len() {
             return Err(malformed("its layers are not those of the manifest".to_owned()));
         }
         let size = layers.iter().map(|layer| layer.size).sum();
-        let layers = configuration.rootfs.diff_ids.into_iter().zip(layers.into_iter().map(|layer| layer.digest));
+        let layers =
+            configuration.rootfs.diff_ids.into_iter().zip(layers.into_iter().map(|layer| layer.digest));
         Ok(Image {
             id: config.digest,
             manifest: manifest.clone(),
@@ -292,7 +311,13 @@ impl ContentStore {
         Ok(path)
     }
 
-    fn unpack_one(&self, unpacked: &Digest, packed: &Digest, root: &Path, options: &UnpackOptions) -> Result<(), ImageError> {
+    fn unpack_one(
+        &self,
+        unpacked: &Digest,
+        packed: &Digest,
+        root: &Path,
+        options: &UnpackOptions,
+    ) -> Result<(), ImageError> {
         let file = File::open(self.path(packed)).map_err(|_| ImageError::NotFound(packed.to_string()))?;
         let found = unpack_layer(file, root, options)?;
         if found == *unpacked {
@@ -317,7 +342,11 @@ impl ContentStore {
     ///
     /// # Errors
     /// When the file system can't be asked or the index can't be written.
-    pub async fn collect(&self, policy: &CollectPolicy, in_use: &BTreeSet<Digest>) -> Result<Vec<Image>, ImageError> {
+    pub async fn collect(
+        &self,
+        policy: &CollectPolicy,
+        in_use: &BTreeSet<Digest>,
+    ) -> Result<Vec<Image>, ImageError> {
         let _all = self.shared.gate.write().await;
         let disk = self.disk()?;
         self.collect_from(policy, in_use, disk)
@@ -376,7 +405,8 @@ impl ContentStore {
                 if keep.contains(&path) {
                     continue;
                 }
-                let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+                let removed =
+                    if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
                 removed.map_err(sweeping())?;
             }
         }
@@ -384,8 +414,10 @@ impl ContentStore {
     }
 
     fn disk(&self) -> Result<Disk, ImageError> {
-        let found = rustix::fs::statvfs(&self.shared.dir)
-            .map_err(|error| ImageError::Io { context: "asking the file system".to_owned(), source: error.into() })?;
+        let found = rustix::fs::statvfs(&self.shared.dir).map_err(|error| ImageError::Io {
+            context: "asking the file system".to_owned(),
+            source: error.into(),
+        })?;
         Ok(Disk { capacity: found.f_blocks * found.f_frsize, available: found.f_bavail * found.f_frsize })
     }
 
@@ -429,7 +461,8 @@ pub(super) fn read_limited(file: impl Read, what: &str) -> Result<Vec<u8>, Image
 
 fn set_mode(path: &Path, mode: u32) -> Result<(), ImageError> {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(ImageError::io("setting a mode"))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(ImageError::io("setting a mode"))
 }
 
 /// Content on its way into the store. Dropped, it leaves nothing.
@@ -451,7 +484,11 @@ impl BlobWriter {
     }
 
     /// Makes the content part of the store, if it is what is expected.
-    pub(super) fn commit(self, store: &ContentStore, expected: Option<(&Digest, u64)>) -> Result<Digest, ImageError> {
+    pub(super) fn commit(
+        self,
+        store: &ContentStore,
+        expected: Option<(&Digest, u64)>,
+    ) -> Result<Digest, ImageError> {
         let (digest, size) = (Digest::finish(self.hasher), self.size);
         if let Some((wanted, length)) = expected {
             let mismatch = |expected: String, found: String| ImageError::Mismatch {

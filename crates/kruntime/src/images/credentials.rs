@@ -60,7 +60,10 @@ impl Credentials {
     /// # Errors
     /// [`ImageError::Malformed`]; the contents are not in the message.
     pub fn parse(bytes: &[u8]) -> Result<Self, ImageError> {
-        let malformed = || ImageError::Malformed { what: "credentials".to_owned(), why: "not as Docker has them".to_owned() };
+        let malformed = || ImageError::Malformed {
+            what: "credentials".to_owned(),
+            why: "not as Docker has them".to_owned(),
+        };
         let with_auths = serde_json::from_slice::<File>(bytes).ok().and_then(|file| file.auths);
         let entries = match with_auths {
             Some(entries) => entries,
@@ -72,7 +75,8 @@ impl Credentials {
                 (entry.username, entry.password)
             } else {
                 let decoded = base64::engine::general_purpose::STANDARD.decode(entry.auth.trim());
-                let text = decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(malformed)?;
+                let text =
+                    decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(malformed)?;
                 let (user, password) = text.split_once(':').ok_or_else(malformed)?;
                 (user.to_owned(), password.trim_end_matches('\0').to_owned())
             };
@@ -87,7 +91,8 @@ impl Credentials {
         let place = place.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
         // The place under which Docker keeps those of its own registry, and API versions that old files have.
         let place = ["/v1", "/v2"].iter().find_map(|version| place.strip_suffix(version)).unwrap_or(place);
-        let place = if matches!(place, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { place };
+        let place =
+            if matches!(place, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { place };
         self.entries.entry(place.to_owned()).or_default().push(credential);
     }
 
@@ -109,11 +114,14 @@ impl Credentials {
 
 fn covers(place: &str, image: &Reference) -> bool {
     let (host, path) = place.split_once('/').unwrap_or((place, ""));
-    let (wanted, offered): (Vec<_>, Vec<_>) = (host.split('.').collect(), image.registry.split('.').collect());
+    let (wanted, offered): (Vec<_>, Vec<_>) =
+        (host.split('.').collect(), image.registry.split('.').collect());
     let host_ok = wanted.len() == offered.len()
         && wanted.iter().zip(&offered).all(|(wanted, offered)| match wanted.split_once('*') {
             Some((before, after)) => {
-                offered.len() >= before.len() + after.len() && offered.starts_with(before) && offered.ends_with(after)
+                offered.len() >= before.len() + after.len()
+                    && offered.starts_with(before)
+                    && offered.ends_with(after)
             }
             None => wanted == offered,
         });
@@ -131,7 +139,8 @@ mod tests {
     fn credentials_are_for_a_part_of_a_registry() {
         let check = |place: &str, image: &str, expected: bool| {
             let mut credentials = Credentials::default();
-            let credential = Credential { user: "u".to_owned(), password: "p".to_owned(), identity_token: None };
+            let credential =
+                Credential { user: "u".to_owned(), password: "p".to_owned(), identity_token: None };
             credentials.add(place, credential);
             let found = !credentials.for_image(&image.parse().unwrap()).is_empty();
             assert_eq!(found, expected, "{place} {image}");

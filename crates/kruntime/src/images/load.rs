@@ -1,16 +1,13 @@
 //! Images from files: OCI layouts and Docker's archives, as directories or as tar.
 
-use std::{
-    fs::File,
-    io,
-    path::Path,
-};
+use std::{fs::File, io, path::Path};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 use serde::Deserialize;
 
 use super::{
-    ContentStore, Descriptor, Digest, INDEX_DEPTH_MAX, ImageError, Manifest, Platform, Reference, UnpackOptions, Whiteouts,
+    ContentStore, Descriptor, Digest, INDEX_DEPTH_MAX, ImageError, Manifest, Platform, Reference,
+    UnpackOptions, Whiteouts,
     content::{BlobWriter, read_limited},
     manifest::{DOCUMENT_BYTES_MAX, Document, LAYERS_MAX, MANIFEST_TYPES, choose},
     unpack_layer,
@@ -36,8 +33,10 @@ struct Source {
 impl Source {
     fn new(dir: &Path) -> Result<Self, ImageError> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = open(dir, flags, Mode::empty())
-            .map_err(|error| ImageError::Io { context: format!("opening {}", dir.display()), source: error.into() })?;
+        let dir = open(dir, flags, Mode::empty()).map_err(|error| ImageError::Io {
+            context: format!("opening {}", dir.display()),
+            source: error.into(),
+        })?;
         Ok(Self { dir })
     }
 
@@ -91,9 +90,9 @@ impl ContentStore {
     pub async fn load(&self, path: &Path, name: Option<&Reference>) -> Result<Vec<Reference>, ImageError> {
         let _held = self.hold().await;
         let (store, path, name) = (self.clone(), path.to_owned(), name.cloned());
-        tokio::task::spawn_blocking(move || store.load_now(&path, name.as_ref()))
-            .await
-            .map_err(|error| ImageError::Io { context: "loading".to_owned(), source: io::Error::other(error) })?
+        tokio::task::spawn_blocking(move || store.load_now(&path, name.as_ref())).await.map_err(|error| {
+            ImageError::Io { context: "loading".to_owned(), source: io::Error::other(error) }
+        })?
     }
 
     fn load_now(&self, path: &Path, name: Option<&Reference>) -> Result<Vec<Reference>, ImageError> {
@@ -116,14 +115,25 @@ impl ContentStore {
         }
     }
 
-    fn load_layout(&self, source: &Source, index: &[u8], name: Option<&Reference>) -> Result<Vec<Reference>, ImageError> {
+    fn load_layout(
+        &self,
+        source: &Source,
+        index: &[u8],
+        name: Option<&Reference>,
+    ) -> Result<Vec<Reference>, ImageError> {
         let Document::Index(entries) = Document::parse(index, "index.json")? else {
-            return Err(ImageError::Malformed { what: "index.json".to_owned(), why: "not an index".to_owned() });
+            return Err(ImageError::Malformed {
+                what: "index.json".to_owned(),
+                why: "not an index".to_owned(),
+            });
         };
         let mut names = Vec::new();
         for entry in &entries {
             // A bare tag is no name of an image: it says nothing of the repository.
-            let own = NAMES.iter().find_map(|key| entry.annotations.get(*key)).filter(|name| name.contains(['/', ':']));
+            let own = NAMES
+                .iter()
+                .find_map(|key| entry.annotations.get(*key))
+                .filter(|name| name.contains(['/', ':']));
             let own = own.map(|name| name.parse()).transpose()?;
             let Some(own) = own.or_else(|| name.cloned()) else { continue };
             let manifest = self.take_manifest(source, entry, 0)?;
@@ -131,7 +141,10 @@ impl ContentStore {
             names.push(own);
         }
         if names.is_empty() {
-            return Err(ImageError::Malformed { what: "index.json".to_owned(), why: "no image has a name".to_owned() });
+            return Err(ImageError::Malformed {
+                what: "index.json".to_owned(),
+                why: "no image has a name".to_owned(),
+            });
         }
         Ok(names)
     }
@@ -139,9 +152,10 @@ impl ContentStore {
     fn take_manifest(&self, source: &Source, entry: &Descriptor, depth: usize) -> Result<Digest, ImageError> {
         let bytes = source.read(&blob(&entry.digest))?;
         match Document::parse(&bytes, entry.digest.as_str())? {
-            Document::Index(_) if depth >= INDEX_DEPTH_MAX => {
-                Err(ImageError::TooLarge { what: "the index' depth".to_owned(), limit: INDEX_DEPTH_MAX as u64 })
-            }
+            Document::Index(_) if depth >= INDEX_DEPTH_MAX => Err(ImageError::TooLarge {
+                what: "the index' depth".to_owned(),
+                limit: INDEX_DEPTH_MAX as u64,
+            }),
             Document::Index(entries) => {
                 let platform = Platform::of_this_machine();
                 let missing = || ImageError::Platform(format!("{}/{}", platform.os, platform.architecture));
@@ -163,9 +177,15 @@ impl ContentStore {
     }
 
     /// Docker's archives have no manifest in the registries' form: one is made.
-    fn load_docker(&self, source: &Source, saved: &[u8], name: Option<&Reference>) -> Result<Vec<Reference>, ImageError> {
+    fn load_docker(
+        &self,
+        source: &Source,
+        saved: &[u8],
+        name: Option<&Reference>,
+    ) -> Result<Vec<Reference>, ImageError> {
         let malformed = |why: String| ImageError::Malformed { what: "manifest.json".to_owned(), why };
-        let saved: Vec<Saved> = serde_json::from_slice(saved).map_err(|error| malformed(error.to_string()))?;
+        let saved: Vec<Saved> =
+            serde_json::from_slice(saved).map_err(|error| malformed(error.to_string()))?;
         let layer_bytes_max = UnpackOptions::new(Whiteouts::Apply).limits.layer_bytes_max;
         let mut names = Vec::new();
         for image in saved {
@@ -184,7 +204,8 @@ impl ContentStore {
             let layers: Result<Vec<_>, _> =
                 image.layers.iter().map(|path| take(path, "layer.v1.tar", layer_bytes_max)).collect();
             let digest = self.put(&manifest_bytes(&Manifest { config, layers: layers? })?)?;
-            let own: Result<Vec<Reference>, _> = image.repo_tags.iter().flatten().map(|tag| tag.parse()).collect();
+            let own: Result<Vec<Reference>, _> =
+                image.repo_tags.iter().flatten().map(|tag| tag.parse()).collect();
             let mut own = own?;
             if own.is_empty() {
                 own.extend(name.cloned());
@@ -199,7 +220,10 @@ impl ContentStore {
 }
 
 fn manifest_bytes(manifest: &Manifest) -> Result<Vec<u8>, ImageError> {
-    let wrong = |error: serde_json::Error| ImageError::Malformed { what: "manifest".to_owned(), why: error.to_string() };
+    let wrong = |error: serde_json::Error| ImageError::Malformed {
+        what: "manifest".to_owned(),
+        why: error.to_string(),
+    };
     let mut value = serde_json::to_value(manifest).map_err(wrong)?;
     value["schemaVersion"] = 2.into();
     value["mediaType"] = MANIFEST_TYPES[0].into();

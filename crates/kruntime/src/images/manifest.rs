@@ -16,14 +16,10 @@ pub const INDEX_ENTRIES_MAX: usize = 1024;
 /// How deep an index may lie in another.
 pub const INDEX_DEPTH_MAX: usize = 4;
 
-pub(crate) const INDEX_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-pub(crate) const MANIFEST_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
+pub(crate) const INDEX_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+pub(crate) const MANIFEST_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
 
 /// Says where some content is: its kind, digest and size.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -228,7 +224,9 @@ mod tests {
         let digest = Digest::of(b"");
         let part = format!("{{\"digest\":\"{digest}\",\"size\":0}}");
         let layers = |count: usize| vec![part.as_str(); count].join(",");
-        let manifest = |count: usize| format!("{{\"schemaVersion\":2,\"config\":{part},\"layers\":[{}]}}", layers(count));
+        let manifest = |count: usize| {
+            format!("{{\"schemaVersion\":2,\"config\":{part},\"layers\":[{}]}}", layers(count))
+        };
         let check = |text: &str, expected: &str| {
             let found = match Document::parse(text.as_bytes(), "it") {
                 Ok(Document::Index(_)) => "index".to_owned(),

@@ -127,7 +127,10 @@ pub struct ReferenceError(String);
 fn is_component(text: &str) -> bool {
     let edge = |byte: Option<&u8>| byte.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
     let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-    edge(text.as_bytes().first()) && edge(text.as_bytes().last()) && text.bytes().all(inner) && !text.contains("..")
+    edge(text.as_bytes().first())
+        && edge(text.as_bytes().last())
+        && text.bytes().all(inner)
+        && !text.contains("..")
 }
 
 fn is_registry(text: &str) -> bool {
@@ -202,7 +205,9 @@ mod tests {
         check("[::1]:5000/a:t", Some("[::1]:5000/a:t"));
         check(&format!("r.io/a@sha256:{hex}"), Some(&format!("r.io/a@sha256:{hex}")));
         check(&format!("r.io/a:t@sha256:{hex}"), Some(&format!("r.io/a:t@sha256:{hex}")));
-        for wrong in ["", "UPPER", "a b", "a//b", "r.io/../b", "a:", "a:-t", "a@sha256:12", "r.io:99999/a", "/a", "a/"] {
+        for wrong in
+            ["", "UPPER", "a b", "a//b", "r.io/../b", "a:", "a:-t", "a@sha256:12", "r.io:99999/a", "/a", "a/"]
+        {
             check(wrong, None);
         }
         check(&"a".repeat(NAME_BYTES_MAX + 1), None);

@@ -24,8 +24,8 @@ use hyper_util::{
 use serde::Deserialize;
 
 use super::{
-    ContentStore, Credential, Credentials, Descriptor, Digest, INDEX_DEPTH_MAX, Image, ImageError, Platform, Reference,
-    UnpackLimits,
+    ContentStore, Credential, Credentials, Descriptor, Digest, INDEX_DEPTH_MAX, Image, ImageError, Platform,
+    Reference, UnpackLimits,
     manifest::{DOCUMENT_BYTES_MAX, Document, INDEX_TYPES, MANIFEST_TYPES, choose},
 };
 
@@ -83,7 +83,8 @@ impl Registry {
     /// A client that speaks TLS in this way: whom it believes is said there.
     #[must_use]
     pub fn new(tls: rustls::ClientConfig) -> Self {
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
         Self {
             client: Client::builder(TokioExecutor::new()).build(connector),
             plain: Arc::default(),
@@ -144,7 +145,11 @@ impl Registry {
             let found = Digest::of(&bytes);
             if let Some(expected) = expected.filter(|expected| *expected != found) {
                 let what = format!("manifest of {name}");
-                return Err(ImageError::Mismatch { what, expected: expected.to_string(), found: found.to_string() });
+                return Err(ImageError::Mismatch {
+                    what,
+                    expected: expected.to_string(),
+                    found: found.to_string(),
+                });
             }
             match Document::parse(&bytes, &name.to_string())? {
                 Document::Index(entries) => {
@@ -172,7 +177,10 @@ impl Registry {
                 }
             }
         }
-        Err(ImageError::TooLarge { what: format!("the depth of {name}'s index"), limit: INDEX_DEPTH_MAX as u64 })
+        Err(ImageError::TooLarge {
+            what: format!("the depth of {name}'s index"),
+            limit: INDEX_DEPTH_MAX as u64,
+        })
     }
 
     fn base(&self, registry: &str) -> String {
@@ -182,7 +190,8 @@ impl Registry {
             _ => registry,
         };
         let name = name.trim_start_matches('[').trim_end_matches(']');
-        let here = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        let here = name == "localhost"
+            || name.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
         let plain = here || self.plain.iter().any(|plain| plain == registry);
         format!("{}://{host}", if plain { "http" } else { "https" })
     }
@@ -233,7 +242,8 @@ impl From<'_> {
 
     async fn manifest(&self, wanted: &str) -> Result<Bytes, ImageError> {
         let response = self.get(&self.url("manifests", wanted)).await?;
-        let limited = Limited::new(response.into_body(), usize::try_from(DOCUMENT_BYTES_MAX).unwrap_or(usize::MAX));
+        let limited =
+            Limited::new(response.into_body(), usize::try_from(DOCUMENT_BYTES_MAX).unwrap_or(usize::MAX));
         let collected = tokio::time::timeout(SILENCE_MAX, limited.collect()).await;
         let collected = collected.map_err(|_| self.silent())?;
         collected.map(http_body_util::Collected::to_bytes).map_err(|error| {
@@ -263,7 +273,8 @@ impl From<'_> {
         loop {
             let frame = tokio::time::timeout(SILENCE_MAX, body.frame()).await.map_err(|_| self.silent())?;
             let Some(frame) = frame else { break };
-            let broken = |error: hyper::Error| ImageError::Registry(format!("reading {}: {error}", part.digest));
+            let broken =
+                |error: hyper::Error| ImageError::Registry(format!("reading {}: {error}", part.digest));
             if let Some(bytes) = frame.map_err(broken)?.data_ref() {
                 writer.write(bytes)?;
             }
@@ -302,7 +313,9 @@ impl From<'_> {
         match response.status() {
             StatusCode::OK => Ok(response),
             StatusCode::NOT_FOUND => Err(ImageError::NotFound(self.name.to_string())),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ImageError::Denied(self.name.to_string())),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Err(ImageError::Denied(self.name.to_string()))
+            }
             status => Err(ImageError::Registry(self.unexpected(status, response).await)),
         }
     }
@@ -340,7 +353,8 @@ impl From<'_> {
                 return Ok(response);
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            uri = elsewhere(&uri, location.unwrap_or_default()).ok_or_else(|| wrong("a bad redirection".to_owned()))?;
+            uri = elsewhere(&uri, location.unwrap_or_default())
+                .ok_or_else(|| wrong("a bad redirection".to_owned()))?;
         }
         Err(wrong(format!("stopped after {REDIRECTS_MAX} redirects")))
     }
@@ -370,7 +384,8 @@ impl From<'_> {
             url.push(if url.contains('?') { '&' } else { '?' });
             url.push_str(&format!("{name}={}", escaped(value)));
         }
-        let wrong = |why: String| ImageError::Registry(format!("failed to authorize: failed to fetch token: {why}"));
+        let wrong =
+            |why: String| ImageError::Registry(format!("failed to authorize: failed to fetch token: {why}"));
         let mut request = Request::get(url);
         if let Some(credential) = self.credential {
             request = request.header(header::AUTHORIZATION, basic(credential));
@@ -390,7 +405,8 @@ impl From<'_> {
 }
 
 fn basic(credential: &Credential) -> String {
-    let pair = format!("{}:{}", credential.user, credential.identity_token.as_ref().unwrap_or(&credential.password));
+    let pair =
+        format!("{}:{}", credential.user, credential.identity_token.as_ref().unwrap_or(&credential.password));
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
 }
 
@@ -421,7 +437,9 @@ fn parameters(text: &str) -> HashMap<String, String> {
 fn escaped(text: &str) -> String {
     text.bytes()
         .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
             _ => format!("%{byte:02X}"),
         })
         .collect()
@@ -433,7 +451,9 @@ mod tests {
 
     #[test]
     fn challenges_are_read() {
-        let found = parameters(r#"realm="https://auth.example/token",service=r.example, scope="repository:a:pull,push""#);
+        let found = parameters(
+            r#"realm="https://auth.example/token",service=r.example, scope="repository:a:pull,push""#,
+        );
         assert_eq!(found["realm"], "https://auth.example/token");
         assert_eq!(found["service"], "r.example");
         assert_eq!(found["scope"], "repository:a:pull,push");

@@ -76,11 +76,13 @@ fn number(field: &[u8]) -> io::Result<u64> {
     }
     let text = field.split(|byte| *byte == 0).next().unwrap_or_default();
     let digits: Vec<u8> = text.iter().copied().filter(|byte| *byte != b' ').collect();
-    digits.iter().try_fold(0_u64, |sum, byte| match byte {
-        b'0'..=b'7' => sum.checked_mul(8).and_then(|sum| sum.checked_add(u64::from(byte - b'0'))),
-        _ => None,
-    })
-    .ok_or_else(|| wrong("a number is not one"))
+    digits
+        .iter()
+        .try_fold(0_u64, |sum, byte| match byte {
+            b'0'..=b'7' => sum.checked_mul(8).and_then(|sum| sum.checked_add(u64::from(byte - b'0'))),
+            _ => None,
+        })
+        .ok_or_else(|| wrong("a number is not one"))
 }
 
 fn small(field: &[u8]) -> io::Result<u32> {
@@ -153,9 +155,11 @@ impl<R: Read> Archive<R> {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let sum: u64 = block.iter().enumerate().map(|(at, byte)| {
-            if (148..156).contains(&at) { u64::from(b' ') } else { u64::from(*byte) }
-        }).sum();
+        let sum: u64 = block
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| if (148..156).contains(&at) { u64::from(b' ') } else { u64::from(*byte) })
+            .sum();
         if number(&block[148..156])? != sum {
             return Err(wrong("a header's checksum is wrong"));
         }
@@ -229,8 +233,10 @@ impl Ahead {
     fn read(&mut self, mut records: &[u8]) -> io::Result<()> {
         let bad = || wrong("a record is malformed");
         while !records.is_empty() {
-            let space = records.iter().position(|byte| *byte == b' ').filter(|at| *at < 20).ok_or_else(bad)?;
-            let length: Option<usize> = std::str::from_utf8(&records[..space]).ok().and_then(|n| n.parse().ok());
+            let space =
+                records.iter().position(|byte| *byte == b' ').filter(|at| *at < 20).ok_or_else(bad)?;
+            let length: Option<usize> =
+                std::str::from_utf8(&records[..space]).ok().and_then(|n| n.parse().ok());
             let length = length.filter(|n| *n > space + 1 && *n <= records.len()).ok_or_else(bad)?;
             let (record, rest) = records.split_at(length);
             records = rest;

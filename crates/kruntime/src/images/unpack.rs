@@ -16,8 +16,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
-        fsetxattr, linkat, mkdirat, mknodat, openat, openat2, symlinkat, unlinkat, utimensat,
+        AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+        chownat, fsetxattr, linkat, mkdirat, mknodat, openat, openat2, symlinkat, unlinkat, utimensat,
     },
     io::Errno,
 };
@@ -128,12 +128,15 @@ impl<R: Read> Read for Unpacked<R> {
         self.count += length as u64;
         self.hasher.update(&buffer[..length]);
         let UnpackLimits { layer_bytes_max, ratio_max, free_bytes, .. } = self.limits;
-        let by_ratio = free_bytes.saturating_add(self.packed.load(Ordering::Relaxed).saturating_mul(ratio_max));
+        let by_ratio =
+            free_bytes.saturating_add(self.packed.load(Ordering::Relaxed).saturating_mul(ratio_max));
         if self.count > layer_bytes_max {
             return Err(io::Error::other(format!("the layer unpacks to more than {layer_bytes_max} bytes")));
         }
         if self.count > by_ratio {
-            return Err(io::Error::other(format!("the layer unpacks to more than {ratio_max} times its size")));
+            return Err(io::Error::other(format!(
+                "the layer unpacks to more than {ratio_max} times its size"
+            )));
         }
         Ok(length)
     }
@@ -168,7 +171,8 @@ pub fn unpack_layer(layer: File, root: &Path, options: &UnpackOptions) -> Result
     let stream = Unpacked { inner, packed, count: 0, limits: options.limits, hasher: Sha256::new() };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(root, flags, Mode::empty());
-    let root = opened.map_err(|error| ImageError::Io { context: "opening the root".to_owned(), source: error.into() })?;
+    let root = opened
+        .map_err(|error| ImageError::Io { context: "opening the root".to_owned(), source: error.into() })?;
     let mut unpacker = Unpacker {
         root,
         options: *options,
@@ -221,7 +225,8 @@ fn parts<'a>(path: &'a [u8], depth_max: usize, what: &str) -> Result<Vec<&'a [u8
     if path.contains(&0) {
         return refuse(format!("{what} has a zero byte"));
     }
-    let parts: Vec<_> = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
+    let parts: Vec<_> =
+        path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
     if parts.contains(&&b".."[..]) {
         return refuse(format!("{what} has `..` in it"));
     }
@@ -289,7 +294,9 @@ impl Unpacker {
             }
             Kind::Fifo => mknodat(&parent, &*name, FileType::Fifo, Mode::from_raw_mode(entry.mode), 0)
                 .map_err(said("making the pipe"))?,
-            Kind::Other(letter) => return refuse(format!("its kind {:?} is not supported", char::from(letter))),
+            Kind::Other(letter) => {
+                return refuse(format!("its kind {:?} is not supported", char::from(letter)));
+            }
         }
         self.owner_and_times(&parent, &name, entry)
     }
@@ -311,7 +318,8 @@ impl Unpacker {
             let path = path_of(&parents[..=depth]);
             above = match self.open_directory(&path, OFlags::PATH) {
                 Err(Errno::NOENT) => {
-                    mkdirat(&above, parents[depth], Mode::from_raw_mode(0o755)).map_err(said("making its directory"))?;
+                    mkdirat(&above, parents[depth], Mode::from_raw_mode(0o755))
+                        .map_err(said("making its directory"))?;
                     self.open_directory(&path, OFlags::PATH)
                 }
                 found => found,
@@ -327,7 +335,9 @@ impl Unpacker {
             Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(said("looking for it")(error)),
             Ok(found) if directory && FileType::from_raw_mode(found.st_mode) == FileType::Directory => Ok(()),
-            Ok(_) => remove(parent.as_fd(), name, self.options.limits.depth_max).map_err(said("replacing it")),
+            Ok(_) => {
+                remove(parent.as_fd(), name, self.options.limits.depth_max).map_err(said("replacing it"))
+            }
         }
     }
 
@@ -339,7 +349,8 @@ impl Unpacker {
         archive: &mut Archive<R>,
     ) -> Result<(), Refusal> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(said("making the file"))?;
+        let file =
+            openat(parent, name, flags, Mode::from_raw_mode(0o600)).map_err(said("making the file"))?;
         let mut file = File::from(file);
         let copied = io::copy(&mut archive.read_contents(), &mut file).map_err(|error| error.to_string())?;
         if copied != entry.size {
@@ -384,7 +395,9 @@ impl Unpacker {
     fn hard_link(&self, parent: &OwnedFd, name: &CStr, entry: &Entry) -> Result<(), Refusal> {
         let target = parts(&entry.link, self.options.limits.depth_max, "the hard link")?;
         let Some((target, parents)) = target.split_last() else { return refuse("a hard link to the root") };
-        let from = self.open_directory(&path_of(parents), OFlags::PATH).map_err(said("opening the link's directory"))?;
+        let from = self
+            .open_directory(&path_of(parents), OFlags::PATH)
+            .map_err(said("opening the link's directory"))?;
         linkat(&from, *target, parent, name, AtFlags::empty()).map_err(said("making the hard link"))
     }
 
@@ -398,8 +411,11 @@ impl Unpacker {
             DeviceNodes::Refuse => refuse("device nodes are not allowed"),
             DeviceNodes::Skip => Ok(false),
             DeviceNodes::Make => {
-                let kind =
-                    if entry.kind == Kind::CharDevice { FileType::CharacterDevice } else { FileType::BlockDevice };
+                let kind = if entry.kind == Kind::CharDevice {
+                    FileType::CharacterDevice
+                } else {
+                    FileType::BlockDevice
+                };
                 let device = rustix::fs::makedev(entry.device.0, entry.device.1);
                 mknodat(parent, name, kind, Mode::from_raw_mode(entry.mode), device)
                     .map_err(said("making the device"))?;
@@ -414,14 +430,16 @@ impl Unpacker {
             chownat(parent, name, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(said("setting the owner"))?;
         }
-        utimensat(parent, name, &times(entry.modified), AtFlags::SYMLINK_NOFOLLOW).map_err(said("setting its time"))
+        utimensat(parent, name, &times(entry.modified), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(said("setting its time"))
     }
 
     fn white_out(&self, parent: &OwnedFd, parents: &[&[u8]], hidden: &[u8]) -> Result<(), Refusal> {
         let overlay = self.options.whiteouts == Whiteouts::Overlay;
         if hidden == b".wh..opq" {
             let directory = path_of(parents);
-            let opened = self.open_directory(&directory, OFlags::RDONLY).map_err(said("opening its directory"))?;
+            let opened =
+                self.open_directory(&directory, OFlags::RDONLY).map_err(said("opening its directory"))?;
             return if overlay {
                 fsetxattr(&opened, OPAQUE, b"y", XattrFlags::empty()).map_err(said("hiding what is below"))
             } else {
@@ -441,7 +459,8 @@ impl Unpacker {
             Err(error) => return Err(said("removing what it hides")(error)),
         }
         if overlay {
-            mknodat(parent, &*name, FileType::CharacterDevice, Mode::empty(), 0).map_err(said("hiding what is below"))?;
+            mknodat(parent, &*name, FileType::CharacterDevice, Mode::empty(), 0)
+                .map_err(said("hiding what is below"))?;
         }
         Ok(())
     }

@@ -115,9 +115,9 @@ pub fn write_busybox(dir: &Path, name: &str, run: &Value) -> io::Result<()> {
     let program = std::fs::read(BUSYBOX)?;
     let mut layer = Tar::default().directory("bin/", 0o755).file("bin/busybox", 0o755, &program);
     let applets = [
-        "sh", "echo", "sleep", "cat", "id", "ls", "true", "false", "touch", "head", "tail", "grep", "hostname", "nc",
-        "wget", "httpd", "stat", "mount", "dd", "kill", "ps", "tr", "env", "pwd", "tty", "stty", "test", "seq", "mkdir",
-        "chmod", "ulimit", "wc", "sysctl", "readlink", "tar",
+        "sh", "echo", "sleep", "cat", "id", "ls", "true", "false", "touch", "head", "tail", "grep",
+        "hostname", "nc", "wget", "httpd", "stat", "mount", "dd", "kill", "ps", "tr", "env", "pwd", "tty",
+        "stty", "test", "seq", "mkdir", "chmod", "ulimit", "wc", "sysctl", "readlink", "tar",
     ];
     for applet in applets {
         layer = layer.symlink(&format!("bin/{applet}"), "busybox");

@@ -11,8 +11,8 @@ use std::{
 use kcore::TokioClock;
 use kruntime::{
     images::{
-        CollectPolicy, ContentStore, DeviceNodes, ImageStore as _, Reference, UnpackLimits, UnpackOptions, Whiteouts,
-        unpack_layer,
+        CollectPolicy, ContentStore, DeviceNodes, ImageStore as _, Reference, UnpackLimits, UnpackOptions,
+        Whiteouts, unpack_layer,
     },
     testing::images::{Tar, write_layout},
 };
@@ -57,37 +57,125 @@ fn hostile_layers_are_refused_and_touch_nothing_outside() {
         ("dots at the end", file("..").finish(), "..", "`..`"),
         ("through an absolute link", through(there).finish(), "link/evil", "out of the root through a link"),
         ("through a relative link", through(&up).finish(), "link/evil", "out of the root through a link"),
-        ("through a link to the parent", through("..").finish(), "link/evil", "out of the root through a link"),
-        ("through the process", through("/proc/self/root").finish(), "link/evil", "out of the root through a link"),
+        (
+            "through a link to the parent",
+            through("..").finish(),
+            "link/evil",
+            "out of the root through a link",
+        ),
+        (
+            "through the process",
+            through("/proc/self/root").finish(),
+            "link/evil",
+            "out of the root through a link",
+        ),
         (
             "a file over a link",
-            Tar::default().symlink("f", &format!("{there}/kept")).entry(b'1', "g", "f", 0, b"").file("g/x", 0o644, b"").finish(),
+            Tar::default()
+                .symlink("f", &format!("{there}/kept"))
+                .entry(b'1', "g", "f", 0, b"")
+                .file("g/x", 0o644, b"")
+                .finish(),
             "g/x",
             "opening its directory",
         ),
-        ("hard link, absolute", Tar::default().entry(b'1', "l", &format!("{there}/kept"), 0, b"").finish(), "l", "absolute"),
-        ("hard link, up", Tar::default().entry(b'1', "l", &format!("{up}/kept"), 0, b"").finish(), "l", "`..`"),
+        (
+            "hard link, absolute",
+            Tar::default().entry(b'1', "l", &format!("{there}/kept"), 0, b"").finish(),
+            "l",
+            "absolute",
+        ),
+        (
+            "hard link, up",
+            Tar::default().entry(b'1', "l", &format!("{up}/kept"), 0, b"").finish(),
+            "l",
+            "`..`",
+        ),
         (
             "hard link through a link",
             Tar::default().symlink("d", there).entry(b'1', "l", "d/kept", 0, b"").finish(),
             "l",
             "out of the root through a link",
         ),
-        ("hard link to nothing", Tar::default().entry(b'1', "l", "nothing", 0, b"").finish(), "l", "No such file"),
-        ("device", Tar::default().entry(b'3', "null", "", 0o666, b"").finish(), "null", "device nodes are not allowed"),
-        ("block device", Tar::default().entry(b'4', "disk", "", 0o666, b"").finish(), "disk", "device nodes are not allowed"),
-        ("overlay attribute", Tar::default().records(&[("SCHILY.xattr.trusted.overlay.redirect", "/etc")]).directory("d/", 0o755).finish(), "d/", "not a layer's to set"),
+        (
+            "hard link to nothing",
+            Tar::default().entry(b'1', "l", "nothing", 0, b"").finish(),
+            "l",
+            "No such file",
+        ),
+        (
+            "device",
+            Tar::default().entry(b'3', "null", "", 0o666, b"").finish(),
+            "null",
+            "device nodes are not allowed",
+        ),
+        (
+            "block device",
+            Tar::default().entry(b'4', "disk", "", 0o666, b"").finish(),
+            "disk",
+            "device nodes are not allowed",
+        ),
+        (
+            "overlay attribute",
+            Tar::default()
+                .records(&[("SCHILY.xattr.trusted.overlay.redirect", "/etc")])
+                .directory("d/", 0o755)
+                .finish(),
+            "d/",
+            "not a layer's to set",
+        ),
         ("white-out of dots", file("d/.wh...").finish(), "d/.wh...", "hides no name"),
-        ("white-out through a link", Tar::default().symlink("d", there).file("d/.wh.kept", 0, b"").finish(), "d/.wh.kept", "out of the root through a link"),
-        ("opaque through a link", Tar::default().symlink("d", there).file("d/.wh..wh..opq", 0, b"").finish(), "d/.wh..wh..opq", "out of the root through a link"),
+        (
+            "white-out through a link",
+            Tar::default().symlink("d", there).file("d/.wh.kept", 0, b"").finish(),
+            "d/.wh.kept",
+            "out of the root through a link",
+        ),
+        (
+            "opaque through a link",
+            Tar::default().symlink("d", there).file("d/.wh..wh..opq", 0, b"").finish(),
+            "d/.wh..wh..opq",
+            "out of the root through a link",
+        ),
         ("deep", file(&deep).finish(), &deep, "deeper than 16"),
         ("many", many.finish(), "f50", "more than 50 entries"),
-        ("bomb", gzip(&Tar::default().file("zeros", 0o644, &vec![0; 3 << 20]).finish()), "zeros", "100 times its size"),
-        ("large", Tar::default().file("large", 0o644, &vec![1; 5 << 20]).finish(), "large", "more than 4194304 bytes"),
-        ("cut off", Tar::default().file("whole", 0o644, b"x").file("cut", 0o644, &[7; 2000]).finish()[..2000].to_vec(), "cut", "ends within"),
-        ("long records", Tar::default().entry(b'x', "r", "", 0, &vec![b'1'; 2 << 20]).file("f", 0, b"").finish(), "", "too large"),
-        ("long name", Tar::default().entry(b'L', "r", "", 0, &[b'n'; 5000]).file("f", 0, b"").finish(), "", "too large"),
-        ("holes", Tar::default().records(&[("GNU.sparse.major", "1")]).file("f", 0, b"").finish(), "", "holes"),
+        (
+            "bomb",
+            gzip(&Tar::default().file("zeros", 0o644, &vec![0; 3 << 20]).finish()),
+            "zeros",
+            "100 times its size",
+        ),
+        (
+            "large",
+            Tar::default().file("large", 0o644, &vec![1; 5 << 20]).finish(),
+            "large",
+            "more than 4194304 bytes",
+        ),
+        (
+            "cut off",
+            Tar::default().file("whole", 0o644, b"x").file("cut", 0o644, &[7; 2000]).finish()[..2000]
+                .to_vec(),
+            "cut",
+            "ends within",
+        ),
+        (
+            "long records",
+            Tar::default().entry(b'x', "r", "", 0, &vec![b'1'; 2 << 20]).file("f", 0, b"").finish(),
+            "",
+            "too large",
+        ),
+        (
+            "long name",
+            Tar::default().entry(b'L', "r", "", 0, &[b'n'; 5000]).file("f", 0, b"").finish(),
+            "",
+            "too large",
+        ),
+        (
+            "holes",
+            Tar::default().records(&[("GNU.sparse.major", "1")]).file("f", 0, b"").finish(),
+            "",
+            "holes",
+        ),
         ("root as a link", Tar::default().symlink("./", there).finish(), "./", "the root is a directory"),
         ("kind", Tar::default().entry(b'S', "sparse", "", 0, b"").finish(), "sparse", "kind 'S'"),
     ];
@@ -96,7 +184,8 @@ fn hostile_layers_are_refused_and_touch_nothing_outside() {
         let root = tempfile::tempdir().unwrap();
         let error = unpack_layer(file_of(&archive), root.path(), &small_limits()).unwrap_err().to_string();
         assert!(error.contains(&format!("{entry}\"")) && error.contains(why), "{what}: {error}");
-        let left: Vec<_> = std::fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            std::fs::read_dir(outside.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["kept"], "{what}");
         assert_eq!(std::fs::read(outside.path().join("kept")).unwrap(), b"kept", "{what}");
         assert_eq!(std::fs::metadata(outside.path().join("kept")).unwrap().nlink(), 1, "{what}");
@@ -140,8 +229,14 @@ fn layers_go_over_each_other() {
     for pack in packs {
         let root = tempfile::tempdir().unwrap();
         for layer in [&lower, &upper] {
-            let digest = unpack_layer(file_of(&pack(layer)), root.path(), &UnpackOptions::new(Whiteouts::Apply)).unwrap();
-            assert_eq!(digest, kruntime::images::Digest::of(layer), "the digest is that of the archive itself");
+            let digest =
+                unpack_layer(file_of(&pack(layer)), root.path(), &UnpackOptions::new(Whiteouts::Apply))
+                    .unwrap();
+            assert_eq!(
+                digest,
+                kruntime::images::Digest::of(layer),
+                "the digest is that of the archive itself"
+            );
         }
         let at = |name: &str| root.path().join(name);
         assert!(!at("d/gone").exists() && !at("opaque/old").exists() && at("file").is_dir());
@@ -191,7 +286,10 @@ fn device_nodes_are_a_matter_of_policy() {
 
 /// What a test has to say when it can't be run.
 pub(crate) fn needs(what: &str) {
-    assert!(std::env::var_os("KPLANE_REQUIRE_ALL").is_none_or(|value| value != "1"), "this run requires {what}");
+    assert!(
+        std::env::var_os("KPLANE_REQUIRE_ALL").is_none_or(|value| value != "1"),
+        "this run requires {what}"
+    );
     println!("skipped: needs {what}");
 }
 
@@ -217,7 +315,10 @@ fn archives_of_gnu_tar_are_read() {
         assert_eq!(digest, kruntime::images::Digest::of(&output.stdout), "{format}");
         if format != "ustar" {
             assert_eq!(std::fs::read(root.path().join(&long)).unwrap(), b"deep", "{format}");
-            assert_eq!(std::fs::read_link(root.path().join("link")).unwrap().to_str().unwrap(), "x".repeat(150));
+            assert_eq!(
+                std::fs::read_link(root.path().join("link")).unwrap().to_str().unwrap(),
+                "x".repeat(150)
+            );
         }
     }
 }
@@ -227,7 +328,8 @@ async fn layouts_and_archives_are_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let layout = dir.path().join("layout");
     let layer = Tar::default().file("hello", 0o644, b"hi").finish();
-    let run = json!({"Entrypoint": ["/hello"], "Cmd": ["x"], "Env": ["A=b=c"], "WorkingDir": "/w", "User": "5"});
+    let run =
+        json!({"Entrypoint": ["/hello"], "Cmd": ["x"], "Env": ["A=b=c"], "WorkingDir": "/w", "User": "5"});
     write_layout(&layout, "registry.example/team/app:v1", &run, std::slice::from_ref(&layer)).unwrap();
     let store = store(&dir.path().join("store"));
     let names = store.load(&layout, None).await.unwrap();
@@ -243,7 +345,8 @@ async fn layouts_and_archives_are_loaded() {
 
     // The same as Docker saves it, in a compressed archive.
     let config = std::fs::read(store.path(&image.id)).unwrap();
-    let saved = json!([{"Config": "c.json", "RepoTags": ["docker/app:v2"], "Layers": ["l/layer.tar"]}]).to_string();
+    let saved =
+        json!([{"Config": "c.json", "RepoTags": ["docker/app:v2"], "Layers": ["l/layer.tar"]}]).to_string();
     let docker = Tar::default()
         .file("l/layer.tar", 0o644, &layer)
         .file("c.json", 0o644, &config)
@@ -295,7 +398,12 @@ async fn what_nobody_uses_is_thrown_away() {
     let in_use = BTreeSet::from([images[1].manifest.clone()]);
     assert!(store.collect(&nothing, &in_use).await.unwrap().is_empty());
     assert_eq!((count("blobs"), count("layers")), (6, 2), "content without an image goes");
-    let everything = CollectPolicy { high_percent: 0, low_percent: 0, age_min: std::time::Duration::ZERO, unused_max: None };
+    let everything = CollectPolicy {
+        high_percent: 0,
+        low_percent: 0,
+        age_min: std::time::Duration::ZERO,
+        unused_max: None,
+    };
     let gone = store.collect(&everything, &in_use).await.unwrap();
     assert_eq!(gone.iter().map(|image| &image.manifest).collect::<Vec<_>>(), [&images[2].manifest]);
     assert_eq!((count("blobs"), count("layers")), (3, 1), "what a container uses stays");

@@ -4,6 +4,8 @@ mod agent;
 mod fake;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+mod oci;
 mod process;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod registry;

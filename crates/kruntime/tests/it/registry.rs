@@ -50,7 +50,9 @@ impl TestRegistry {
                         let answer = answer(&root, door, &own, &log, &request);
                         async move { Ok::<_, Infallible>(answer) }
                     });
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .serve_connection(TokioIo::new(stream), answer)
+                        .await;
                 });
             }
         });
@@ -58,15 +60,26 @@ impl TestRegistry {
     }
 }
 
-fn answer(root: &Path, door: Door, own: &str, log: &Mutex<Vec<String>>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(
+    root: &Path,
+    door: Door,
+    own: &str,
+    log: &Mutex<Vec<String>>,
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let path = request.uri().path();
-    let authorization = request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let authorization =
+        request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default();
     log.lock().unwrap().push(path.to_owned());
     let status = |status: StatusCode| Response::builder().status(status);
     let empty = |response: http::response::Builder| response.body(Full::default()).unwrap();
     if path == "/token" {
         let query = request.uri().query().unwrap_or_default();
-        assert!(query.contains("service=test%20registry") && query.contains("scope=repository%3Ateam%2Fapp%3Apull"), "{query}");
+        assert!(
+            query.contains("service=test%20registry")
+                && query.contains("scope=repository%3Ateam%2Fapp%3Apull"),
+            "{query}"
+        );
         if authorization != BASIC {
             return empty(status(StatusCode::UNAUTHORIZED));
         }
@@ -76,14 +89,17 @@ fn answer(root: &Path, door: Door, own: &str, log: &Mutex<Vec<String>>, request:
         Door::Open => (String::new(), ""),
         Door::Basic => ("Basic realm=\"r\"".to_owned(), BASIC),
         Door::Token => (
-            format!("Bearer realm=\"http://{own}/token\",service=\"test registry\",scope=\"repository:team/app:pull\""),
+            format!(
+                "Bearer realm=\"http://{own}/token\",service=\"test registry\",scope=\"repository:team/app:pull\""
+            ),
             "Bearer t0ken",
         ),
     };
     // A blob is served elsewhere, where no token may be shown.
     if let Some(digest) = path.strip_prefix("/elsewhere/") {
         let found = std::fs::read(root.join("blobs/sha256").join(digest));
-        return found.map_or_else(|_| empty(status(StatusCode::NOT_FOUND)), |bytes| Response::new(bytes.into()));
+        return found
+            .map_or_else(|_| empty(status(StatusCode::NOT_FOUND)), |bytes| Response::new(bytes.into()));
     }
     if authorization != wanted {
         return empty(status(StatusCode::UNAUTHORIZED).header("www-authenticate", challenge));
@@ -93,9 +109,9 @@ fn answer(root: &Path, door: Door, own: &str, log: &Mutex<Vec<String>>, request:
         return status(StatusCode::NOT_FOUND).body(body.to_string().into()).unwrap();
     };
     match rest.split_once('/') {
-        Some(("blobs", digest)) => {
-            empty(status(StatusCode::TEMPORARY_REDIRECT).header("location", format!("/elsewhere/{}", &digest[7..])))
-        }
+        Some(("blobs", digest)) => empty(
+            status(StatusCode::TEMPORARY_REDIRECT).header("location", format!("/elsewhere/{}", &digest[7..])),
+        ),
         Some(("manifests", "v1")) => Response::new(std::fs::read(root.join("index.json")).unwrap().into()),
         Some(("manifests", digest)) if digest.starts_with("sha256:") => {
             let found = std::fs::read(root.join("blobs/sha256").join(&digest[7..]));
@@ -108,7 +124,8 @@ fn answer(root: &Path, door: Door, own: &str, log: &Mutex<Vec<String>>, request:
 /// A layout whose index has an entry for another machine before ours.
 fn layout(dir: &Path) -> PathBuf {
     let root = dir.join("layout");
-    let layers = [Tar::default().file("a", 0o644, b"a").finish(), Tar::default().file("b", 0o644, b"b").finish()];
+    let layers =
+        [Tar::default().file("a", 0o644, b"a").finish(), Tar::default().file("b", 0o644, b"b").finish()];
     write_layout(&root, "x", &json!({"Cmd": ["/a"]}), &layers).unwrap();
     let mut index: Value = serde_json::from_slice(&std::fs::read(root.join("index.json")).unwrap()).unwrap();
     let Platform { os, architecture, .. } = Platform::of_this_machine();
@@ -141,7 +158,9 @@ async fn images_are_fetched() {
     let root = layout(dir.path());
     for (door, number) in [(Door::Open, 0), (Door::Token, 1), (Door::Basic, 2)] {
         let registry = TestRegistry::start(&root, door).await;
-        let store = ContentStore::open(dir.path().join(format!("store{number}")), Arc::new(TokioClock::new())).unwrap();
+        let store =
+            ContentStore::open(dir.path().join(format!("store{number}")), Arc::new(TokioClock::new()))
+                .unwrap();
         let name: Reference = format!("{}/team/app:v1", registry.address).parse().unwrap();
         let credentials = password(&registry, "bWU6c2VjcmV0");
         let image = client().pull(&store, &name, &credentials).await.unwrap();
@@ -149,7 +168,8 @@ async fn images_are_fetched() {
         assert_eq!(store.find(&name).unwrap().id, image.id);
         // By its digest, and nothing that is there is fetched again.
         registry.seen.lock().unwrap().clear();
-        let by_digest: Reference = format!("{}/team/app@{}", registry.address, image.manifest).parse().unwrap();
+        let by_digest: Reference =
+            format!("{}/team/app@{}", registry.address, image.manifest).parse().unwrap();
         client().pull(&store, &by_digest, &credentials).await.unwrap();
         let seen = registry.seen.lock().unwrap().clone();
         assert!(!seen.iter().any(|path| path.contains("/blobs/")), "{seen:?}");
@@ -175,7 +195,8 @@ async fn failures_are_told_in_words_that_are_known() {
     check(&name, &none, &format!("failed to resolve reference \"{name}\": {name}: not found")).await;
     check(&format!("{open_at}/team/app:v2"), &none, "not found").await;
     check(&format!("{guarded_at}/team/app:v1"), &none, "pull access denied").await;
-    check(&format!("{guarded_at}/team/app:v1"), &password(&guarded, "bWU6d3Jvbmc="), "pull access denied").await;
+    check(&format!("{guarded_at}/team/app:v1"), &password(&guarded, "bWU6d3Jvbmc="), "pull access denied")
+        .await;
     // Nobody listens on port 1.
     check("127.0.0.1:1/team/app:v1", &none, "onnection refused").await;
     // A layer that is not what its digest says.
