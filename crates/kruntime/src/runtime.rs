@@ -208,6 +208,8 @@ pub struct ObservedContainer {
     pub id: String,
     /// The [`ContainerConfig::attempt`] that it was started with.
     pub attempt: u32,
+    /// The image that it was started from, by its digest; `None` where images are only names.
+    pub image_id: Option<String>,
     /// Its state.
     pub phase: ContainerPhase,
 }

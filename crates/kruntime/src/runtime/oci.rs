@@ -39,6 +39,7 @@ mod engine;
 mod exec;
 mod holder;
 mod network;
+mod pause;
 mod rootfs;
 mod sandbox;
 mod seccomp;
@@ -224,7 +225,7 @@ impl Drop for OciRuntime {
                 if self.shared.options.outlive { container.leave() } else { container.end_now(&self.shared) }
             }
             if !self.shared.options.outlive {
-                pod.remove_files();
+                pod.remove_files(&self.shared);
                 self.shared.cgroups.remove_pod(&file_name(uid.as_str()));
             }
         }
@@ -289,7 +290,7 @@ impl ContainerRuntime for OciRuntime {
         if self.shared.pod(uid).is_err() {
             container.kill();
             container.cleaned().await;
-            pod.remove_files();
+            pod.remove_files(&self.shared);
             return Err(RuntimeError::PodNotFound(uid.clone()));
         }
         Ok(())

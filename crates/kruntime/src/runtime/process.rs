@@ -384,6 +384,7 @@ impl Container {
 
     fn observe(&self) -> ObservedContainer {
         ObservedContainer {
+            image_id: None,
             name: Arc::clone(&self.name),
             id: self.id.clone(),
             attempt: self.attempt,

@@ -340,6 +340,24 @@ async fn terminals_input_and_ports() {
     }
 }
 
+#[tokio::test]
+async fn processes_are_shared_where_the_pod_says_so() {
+    for program in programs() {
+        let subject = subject(program, |_| {}).await;
+        let uid = PodUid::from("shared");
+        let pod = SandboxConfig { share_processes: true, ..sandbox("shared") };
+        subject.runtime.run_pod(&uid, &pod).await.unwrap();
+        // Its child outlives it, and ends with the pod at the latest.
+        subject.runtime.start(&uid, &shell("one", "sleep 1234 & sleep 1235")).await.unwrap();
+        let script = "until grep -q 1235 /proc/[0-9]*/cmdline; do sleep 0.05; done; cat /proc/1/cmdline";
+        let (said, ended) = run(&subject.runtime, &uid, &shell("two", script)).await;
+        assert_eq!((said.trim_end_matches('\0'), ended.code), ("/pause", 0), "{program}");
+        subject.runtime.stop(&uid, "one", Duration::ZERO).await.unwrap();
+        subject.runtime.remove_pod(&uid).await.unwrap();
+        assert!(std::fs::read_dir(subject.options.dir.join("pods")).unwrap().next().is_none(), "{program}");
+    }
+}
+
 /// It says that it is ready just before it listens.
 async fn served(runtime: &OciRuntime, uid: &PodUid, address: SocketAddr, local: bool) -> String {
     let patience = tokio::time::Instant::now() + Duration::from_secs(20);

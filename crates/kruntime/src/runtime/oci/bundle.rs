@@ -21,11 +21,12 @@ pub(super) struct Bundle {
     pub(super) id: String,
     pub(super) cgroup: String,
     pub(super) image: Digest,
+    pub(super) image_id: String,
     pub(super) stop_signal: i32,
 }
 
 /// The id of a start: 64 hexadecimal digits, as other runtimes have it.
-fn new_id() -> String {
+pub(super) fn new_id() -> String {
     let random: [u64; 4] = rand::random();
     random.iter().map(|part| format!("{part:016x}")).collect()
 }
@@ -149,6 +150,7 @@ impl Bundle {
             seccomp,
             mounts: &all_mounts(pod, config, &message),
             namespaces: &pod.dir.join("ns"),
+            processes: pod.pause.as_ref().map(super::pause::Pause::namespace),
             shared_memory: &pod.dir.join("shm"),
             cgroup: &cgroup,
             unified: shared.cgroups.is_unified(),
@@ -158,8 +160,20 @@ impl Bundle {
         std::fs::write(bundle.join("config.json"), text).map_err(wrong())?;
         let signal = config.stop_signal.as_deref().or(run.stop_signal.as_deref()).unwrap_or_default();
         shared.options.images.touch(&image.manifest);
-        Ok(Self { id, cgroup, image: image.manifest.clone(), stop_signal: signal_number(signal) })
+        Ok(Self {
+            id,
+            cgroup,
+            image: image.manifest.clone(),
+            image_id: image_id(config, image),
+            stop_signal: signal_number(signal),
+        })
     }
+}
+
+/// The image as it can be asked for at its registry, whatever its tag means by then.
+fn image_id(config: &ContainerConfig, image: &Image) -> String {
+    let Ok(name) = config.image.parse::<Reference>() else { return image.id.to_string() };
+    format!("{}/{}@{}", name.registry, name.repository, image.manifest)
 }
 
 fn find_image(shared: &Shared, config: &ContainerConfig) -> Result<Image, RuntimeError> {

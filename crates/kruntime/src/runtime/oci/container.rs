@@ -51,6 +51,7 @@ pub(super) struct Saved {
     pub(super) tty: bool,
     pub(super) cgroup: String,
     pub(super) image: Digest,
+    pub(super) image_id: String,
     pub(super) message_from_log: bool,
     pub(super) exit: Option<SavedExit>,
 }
@@ -148,6 +149,7 @@ impl Container {
             None => ContainerPhase::Running { started_at: self.saved.started_at },
         };
         ObservedContainer {
+            image_id: Some(self.saved.image_id.clone()),
             name: Arc::clone(&self.name),
             id: self.saved.id.clone(),
             attempt: self.saved.attempt,
@@ -277,6 +279,7 @@ pub(super) async fn start(
         tty: config.tty,
         cgroup: prepared.cgroup,
         image: prepared.image,
+        image_id: prepared.image_id,
         message_from_log: config.termination_message_from_log,
         exit: None,
     };

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Container, Shared, container, file_name,
     network::{Wanted, drop_namespaces, is_namespace, make_namespaces},
+    pause::Pause,
 };
 use crate::runtime::{PodUid, RuntimeError, SandboxConfig};
 
@@ -27,6 +28,8 @@ pub(super) struct Pod {
     /// The address to be given back.
     own_address: Option<IpAddr>,
     pub(super) dir: PathBuf,
+    /// The process that has the namespace of the pod's processes.
+    pub(super) pause: Option<Pause>,
     containers: Mutex<Vec<Arc<Container>>>,
 }
 
@@ -43,6 +46,7 @@ struct Saved {
     host_ipc: bool,
     addresses: Vec<IpAddr>,
     own_address: Option<IpAddr>,
+    pause: Option<Pause>,
 }
 
 impl Pod {
@@ -60,8 +64,11 @@ impl Pod {
             .ok_or_else(|| RuntimeError::NotRunning(name.to_owned()))
     }
 
-    /// Removes the namespaces and the directory.
-    pub(super) fn remove_files(&self) {
+    /// Removes the namespaces and the directory. Blocks.
+    pub(super) fn remove_files(&self, shared: &Shared) {
+        if let Some(pause) = &self.pause {
+            pause.end(&shared.engine);
+        }
         remove_dir(&self.dir);
     }
 }
@@ -78,9 +85,6 @@ fn remove_dir(dir: &Path) {
 
 /// Makes a pod's sandbox.
 pub(super) async fn make(shared: &Shared, uid: &PodUid, config: &SandboxConfig) -> Result<Pod, RuntimeError> {
-    if config.share_processes {
-        return Err(RuntimeError::Unsupported("shareProcessNamespace"));
-    }
     let dir = shared.options.dir.join("pods").join(file_name(uid.as_str()));
     let made = {
         let (dir, config) = (dir.clone(), config.clone());
@@ -92,26 +96,27 @@ pub(super) async fn make(shared: &Shared, uid: &PodUid, config: &SandboxConfig) 
         return Err(RuntimeError::Io { context: "making the pod's namespaces", source });
     }
     let connected = connect(shared, uid, config, &dir).await;
-    let kept = connected.and_then(|(addresses, own_address)| {
-        let pod = Pod {
-            config: config.clone(),
-            addresses,
-            own_address,
-            dir: dir.clone(),
-            containers: Mutex::default(),
-        };
-        match keep(uid, &pod) {
-            Ok(()) => Ok(pod),
-            Err(source) => {
-                own_address.map(|address| shared.options.addresses.release(address));
-                Err(RuntimeError::Io { context: "making the pod's directory", source })
+    let (addresses, own_address) = connected.inspect_err(|_| remove_dir(&dir))?;
+    let containers = Mutex::default();
+    let mut pod =
+        Pod { config: config.clone(), addresses, own_address, dir: dir.clone(), pause: None, containers };
+    match finish(shared, uid, &mut pod).await {
+        Ok(()) => Ok(pod),
+        Err(error) => {
+            // What went wrong first is what is told.
+            if let Err(error) = remove(shared, uid, &pod).await {
+                tracing::warn!(pod = %uid, %error, "what was made of a pod is left");
             }
+            Err(error)
         }
-    });
-    if kept.is_err() {
-        remove_dir(&dir);
     }
-    kept
+}
+
+async fn finish(shared: &Shared, uid: &PodUid, pod: &mut Pod) -> Result<(), RuntimeError> {
+    if pod.config.share_processes && !pod.config.host_pid {
+        pod.pause = Some(Pause::start(shared, &pod.dir, &pod.config).await?);
+    }
+    keep(uid, pod).map_err(RuntimeError::io("making the pod's directory"))
 }
 
 async fn connect(
@@ -184,6 +189,7 @@ fn keep(uid: &PodUid, pod: &Pod) -> io::Result<()> {
         host_ipc: config.host_ipc,
         addresses: pod.addresses.clone(),
         own_address: pod.own_address,
+        pause: pod.pause.clone(),
     };
     let mut file = tempfile::NamedTempFile::new_in(&pod.dir)?;
     file.write_all(&serde_json::to_vec(&saved)?)?;
@@ -199,8 +205,14 @@ pub(super) async fn remove(shared: &Shared, uid: &PodUid, pod: &Pod) -> Result<(
     if let Some(address) = pod.own_address {
         shared.options.addresses.release(address);
     }
-    let dir = pod.dir.clone();
-    let _ = tokio::task::spawn_blocking(move || remove_dir(&dir)).await;
+    let (dir, engine, pause) = (pod.dir.clone(), shared.engine.clone(), pod.pause.clone());
+    let work = move || {
+        if let Some(pause) = pause {
+            pause.end(&engine);
+        }
+        remove_dir(&dir);
+    };
+    let _ = tokio::task::spawn_blocking(work).await;
     shared.cgroups.remove_pod(&file_name(uid.as_str()));
     Ok(())
 }
@@ -269,6 +281,7 @@ fn restore_pod(shared: &Arc<Shared>, dir: PathBuf, saved: Saved) -> io::Result<(
         addresses: saved.addresses,
         own_address: saved.own_address,
         dir,
+        pause: saved.pause,
         containers: Mutex::new(containers?),
     };
     shared.pods().insert(uid, Arc::new(pod));

@@ -43,6 +43,8 @@ pub(super) struct Parts<'a> {
     pub(super) mounts: &'a [Mount],
     /// Where the pod's namespaces are.
     pub(super) namespaces: &'a Path,
+    /// Where the namespace of the pod's processes is, when its containers share one.
+    pub(super) processes: Option<String>,
     /// Where the pod's shared memory is.
     pub(super) shared_memory: &'a Path,
     pub(super) cgroup: &'a str,
@@ -104,8 +106,10 @@ fn namespaces(parts: &Parts<'_>) -> Value {
     let sandbox = parts.sandbox;
     let kept = |kind: &str, file: &str| json!({"type": kind, "path": parts.namespaces.join(file)});
     let mut list = vec![json!({"type": "mount"})];
-    if !sandbox.host_pid {
-        list.push(json!({"type": "pid"}));
+    match &parts.processes {
+        _ if sandbox.host_pid => {}
+        Some(path) => list.push(json!({"type": "pid", "path": path})),
+        None => list.push(json!({"type": "pid"})),
     }
     if !sandbox.host_ipc {
         list.push(kept("ipc", "ipc"));
@@ -354,6 +358,7 @@ mod tests {
                 seccomp: Some(json!({"x": 1})),
                 mounts: &mounts,
                 namespaces: Path::new("/ns"),
+                processes: None,
                 shared_memory: Path::new("/shm"),
                 cgroup: "/g",
                 unified: false,
