@@ -151,6 +151,7 @@ impl Bundle {
             mounts: &all_mounts(pod, config, &message),
             namespaces: &pod.dir.join("ns"),
             processes: pod.pause.as_ref().map(super::pause::Pause::namespace),
+            oom_score_min: capabilities::oom_score_min(shared.own_capabilities),
             shared_memory: &pod.dir.join("shm"),
             cgroup: &cgroup,
             unified: shared.cgroups.is_unified(),

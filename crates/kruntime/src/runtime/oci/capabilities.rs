@@ -71,6 +71,16 @@ pub(super) fn own() -> u64 {
     mask.unwrap_or(u64::MAX)
 }
 
+/// The lowest `oom_score_adj` that this process can give: its own, unless it has `SYS_RESOURCE`.
+pub(super) fn oom_score_min(own: u64) -> i32 {
+    const SYS_RESOURCE: u64 = 1 << 24;
+    if own & SYS_RESOURCE != 0 {
+        return -1000;
+    }
+    let text = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
 fn bare(name: &str) -> String {
     let name = name.to_uppercase();
     name.strip_prefix("CAP_").map(str::to_owned).unwrap_or(name)

@@ -36,6 +36,9 @@ const CODE: [u8; 44] = [
 /// `SIG_IGN`, without flags, restorer and mask.
 const ACTION: [u64; 4] = [1, 0, 0, 0];
 
+/// It is killed after its pod (upstream's `PodInfraOOMAdj`).
+const OOM_SCORE: i32 = -998;
+
 /// The program as an ELF file for x86-64.
 fn program() -> Vec<u8> {
     let size = HEADERS + (CODE.len() + 8 * ACTION.len()) as u64;
@@ -82,7 +85,9 @@ impl Pause {
         let id = super::bundle::new_id();
         let pod = dir.file_name().unwrap_or_default().to_string_lossy();
         let cgroup = shared.cgroups.path(&pod, &id);
-        write(&bundle, config, dir, &cgroup).map_err(RuntimeError::io("making the pod's first process"))?;
+        let oom_score = OOM_SCORE.max(super::capabilities::oom_score_min(shared.own_capabilities));
+        write(&bundle, config, dir, &cgroup, oom_score)
+            .map_err(RuntimeError::io("making the pod's first process"))?;
         let standard = Standard { input: Stdio::null(), output: Stdio::null(), errors: Stdio::null() };
         let held = holder::create(&shared.engine, &bundle, &id, None, standard).await;
         let Held { mut child, holder, container } = held.map_err(RuntimeError::Create)?;
@@ -103,7 +108,7 @@ impl Pause {
     }
 }
 
-fn write(bundle: &Path, config: &SandboxConfig, dir: &Path, cgroup: &str) -> io::Result<()> {
+fn write(bundle: &Path, config: &SandboxConfig, dir: &Path, cgroup: &str, oom_score: i32) -> io::Result<()> {
     let root = bundle.join("rootfs");
     std::fs::create_dir_all(&root)?;
     std::fs::write(root.join("pause"), program())?;
@@ -115,9 +120,12 @@ fn write(bundle: &Path, config: &SandboxConfig, dir: &Path, cgroup: &str) -> io:
     let spec = json!({
         "ociVersion": "1.0.2",
         "process": {"user": {"uid": 65535, "gid": 65535}, "args": ["/pause"], "cwd": "/", "noNewPrivileges": true,
-            "oomScoreAdj": -998},
+            "oomScoreAdj": oom_score},
         "root": {"path": "rootfs", "readonly": true},
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
+        ],
         "linux": {"cgroupsPath": cgroup, "namespaces": namespaces, "resources": {"devices": [{"allow": false, "access": "rwm"}]}},
     });
     std::fs::write(bundle.join("config.json"), spec.to_string())

@@ -45,6 +45,8 @@ pub(super) struct Parts<'a> {
     pub(super) namespaces: &'a Path,
     /// Where the namespace of the pod's processes is, when its containers share one.
     pub(super) processes: Option<String>,
+    /// The lowest `oom_score_adj` that can be given.
+    pub(super) oom_score_min: i32,
     /// Where the pod's shared memory is.
     pub(super) shared_memory: &'a Path,
     pub(super) cgroup: &'a str,
@@ -97,7 +99,7 @@ fn process(parts: &Parts<'_>) -> Value {
         "noNewPrivileges": config.security.no_new_privileges,
     });
     if let Some(score) = config.resources.oom_score_adj {
-        process["oomScoreAdj"] = json!(score);
+        process["oomScoreAdj"] = json!(score.max(parts.oom_score_min));
     }
     process
 }
@@ -359,6 +361,7 @@ mod tests {
                 mounts: &mounts,
                 namespaces: Path::new("/ns"),
                 processes: None,
+                oom_score_min: -1000,
                 shared_memory: Path::new("/shm"),
                 cgroup: "/g",
                 unified: false,
