@@ -5,10 +5,7 @@
 //! cargo run --release -p kruntime --features oci,testing --example pod_start
 //! ```
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt as _;
 use kcore::SystemClock;
@@ -24,6 +21,7 @@ use kruntime::{
     },
     testing::{container, images::write_busybox, sandbox},
 };
+use tokio::time::Instant;
 
 const PODS: usize = 40;
 const AT_ONCE: usize = 16;

@@ -178,7 +178,12 @@ async fn containers_are_as_their_pods_say() {
             "grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp 2>&1",
             "Seccomp:\t2",
         ),
-        ("masked", plain(), "head -c 1 /proc/kcore 2>/dev/null | wc -c; cat /proc/timer_list 2>/dev/null | wc -c", "0\n0\n"),
+        (
+            "masked",
+            plain(),
+            "head -c 1 /proc/kcore 2>/dev/null | wc -c; cat /proc/timer_list 2>/dev/null | wc -c",
+            "0\n0\n",
+        ),
         (
             "sysctl is read-only",
             plain(),
