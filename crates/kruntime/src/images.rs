@@ -1,5 +1,5 @@
-//! What an image's name stands for; with the feature `oci`, images themselves: [`ContentStore`] keeps them, and they come
-//! from files ([`ContentStore::load`]) or from a [`Registry`].
+//! What an image's name stands for; with the feature `oci`, images themselves: `ContentStore` keeps them, and they come
+//! from files (`ContentStore::load`) or from a `Registry`.
 
 use std::{collections::BTreeMap, fmt::Debug, path::PathBuf};
 
