@@ -229,6 +229,9 @@ impl Drop for OciRuntime {
                 self.shared.cgroups.remove_pod(&file_name(uid.as_str()));
             }
         }
+        if !self.shared.options.outlive {
+            self.shared.cgroups.remove_all();
+        }
     }
 }
 

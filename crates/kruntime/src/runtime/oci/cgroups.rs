@@ -76,7 +76,15 @@ impl Cgroups {
 
     /// Removes a pod's groups, which are empty by now.
     pub(super) fn remove_pod(&self, pod: &str) {
-        let group = format!("{}/pod{pod}", self.parent.trim_start_matches('/'));
+        self.remove(&format!("{}/pod{pod}", self.parent));
+    }
+
+    /// Removes the group of all pods, when none is left.
+    pub(super) fn remove_all(&self) {
+        self.remove(&self.parent);
+    }
+
+    fn remove(&self, group: &str) {
         let roots: Vec<PathBuf> = if self.unified {
             vec![ROOT.into()]
         } else {
@@ -84,7 +92,7 @@ impl Cgroups {
         };
         for root in roots {
             // What another start of the pod has in there keeps it.
-            let _ = std::fs::remove_dir(root.join(&group));
+            let _ = std::fs::remove_dir(root.join(group.trim_start_matches('/')));
         }
     }
 }
