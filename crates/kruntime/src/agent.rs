@@ -32,7 +32,9 @@ use crate::{
 };
 
 mod act;
+mod images;
 mod pod;
+mod security;
 mod write;
 
 pub(crate) use pod::PodEntry;

@@ -117,16 +117,17 @@ fn pod_address(entry: &PodEntry) -> Result<IpAddr, HandlerError> {
 }
 
 async fn dial(entry: &PodEntry, host: Option<&str>, port: u16) -> Result<TcpStream, HandlerError> {
-    let address = match host.filter(|host| !host.is_empty()) {
-        Some(host) => {
-            let found = tokio::net::lookup_host((host, port)).await;
-            let first = found.ok().and_then(|mut found| found.next());
-            first.ok_or_else(|| HandlerError::Bad(format!("host {host:?} is not known")))?
-        }
-        None => SocketAddr::new(pod_address(entry)?, port),
+    let runtime = &entry.node.config.runtime;
+    let Some(host) = host.filter(|host| !host.is_empty()) else {
+        let address = SocketAddr::new(pod_address(entry)?, port);
+        let connected = runtime.connect(&entry.uid, address, false).await;
+        return connected.map_err(|source| HandlerError::Dial { address, source });
     };
-    let target = entry.node.config.runtime.dial_address(address);
-    TcpStream::connect(target).await.map_err(|source| HandlerError::Dial { address, source })
+    let found = tokio::net::lookup_host((host, port)).await;
+    let first = found.ok().and_then(|mut found| found.next());
+    let address = first.ok_or_else(|| HandlerError::Bad(format!("host {host:?} is not known")))?;
+    let connected = TcpStream::connect(runtime.dial_address(address)).await;
+    connected.map_err(|source| HandlerError::Dial { address, source })
 }
 
 /// A connection that is accepted is a success.

@@ -24,6 +24,7 @@ mod restart;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use conditions::qos;
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};
 

@@ -19,12 +19,22 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Probe;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 pub mod changes;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+pub mod oci;
+#[cfg(target_os = "linux")]
+mod output;
 #[cfg(target_os = "linux")]
 pub mod process;
+mod security;
 pub mod simulated;
+
+pub use security::{Resources, Seccomp, Security};
 
 /// A pod's uid: the name of its sandbox. A pod that is deleted and made again under the same name has another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,6 +87,14 @@ pub struct SandboxConfig {
     pub fqdn: Option<String>,
     /// Whether the pod uses the node's network as it is.
     pub host_network: bool,
+    /// Whether the pod sees the node's processes.
+    pub host_pid: bool,
+    /// Whether the pod shares the node's shared memory and message queues.
+    pub host_ipc: bool,
+    /// Whether the pod's containers see each other's processes (`shareProcessNamespace`).
+    pub share_processes: bool,
+    /// Settings of the kernel that are the pod's own.
+    pub sysctls: BTreeMap<String, String>,
     /// Lines for the pod's hosts file: an address and its names.
     pub host_aliases: Vec<(String, Vec<String>)>,
     /// The contents of `/etc/resolv.conf`; `None` leaves the machine's.
@@ -94,6 +112,20 @@ pub struct Mount {
     pub target: PathBuf,
     /// Whether the container may only read it.
     pub read_only: bool,
+    /// Who sees what is mounted below it later.
+    pub propagation: Propagation,
+}
+
+/// Which way later mounts go between host and container (`mountPropagation`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// Neither way. The default.
+    #[default]
+    None,
+    /// What the host mounts is seen by the container.
+    HostToContainer,
+    /// And the other way round.
+    Bidirectional,
 }
 
 /// One container, with everything resolved: no reference to another object is left in it.
@@ -130,8 +162,12 @@ pub struct ContainerConfig {
     pub termination_message_path: Option<PathBuf>,
     /// See `termination_message_path`.
     pub termination_message_from_log: bool,
-    /// The signal that asks the container to end, such as `SIGTERM`; `None` means that one.
+    /// The signal that asks the container to end, such as `SIGTERM`; `None` means the image's, else that one.
     pub stop_signal: Option<String>,
+    /// What it may use.
+    pub resources: Resources,
+    /// What it may do.
+    pub security: Security,
 }
 
 /// What became of a container.
@@ -172,6 +208,8 @@ pub struct ObservedContainer {
     pub id: String,
     /// The [`ContainerConfig::attempt`] that it was started with.
     pub attempt: u32,
+    /// The image that it was started from, by its digest; `None` where images are only names.
+    pub image_id: Option<String>,
     /// Its state.
     pub phase: ContainerPhase,
 }
@@ -209,6 +247,17 @@ pub enum RuntimeError {
     /// The image can't be had. The container waits with `ErrImagePull`.
     #[error("{0}")]
     Image(String),
+    /// The image isn't there, and may not be fetched. The container waits with `ErrImageNeverPull`.
+    #[error("Container image {0:?} is not present with pull policy of Never")]
+    ImageNever(String),
+    /// That is no image's name. The container waits with `InvalidImageName`.
+    #[error("Failed to apply default image tag {image:?}: {why}")]
+    ImageName {
+        /// The name.
+        image: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The configuration asks for what the runtime can't give. The container waits with `CreateContainerConfigError`.
     #[error("{0}")]
     Config(String),
@@ -240,6 +289,8 @@ impl RuntimeError {
     pub fn waiting_reason(&self) -> &'static str {
         match self {
             Self::Image(_) => "ErrImagePull",
+            Self::ImageNever(_) => "ErrImageNeverPull",
+            Self::ImageName { .. } => "InvalidImageName",
             Self::Config(_) => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
@@ -322,7 +373,7 @@ pub type ChangeStream = BoxStream<'static, PodUid>;
 ///
 /// # Cancel safety
 /// The agent runs each call to its end, except when the agent itself is dropped. A runtime that is dropped ends all
-/// that it started.
+/// that it started, unless it was told that its containers outlive it.
 ///
 /// `kruntime::testing::check_runtime` (feature `testing`) tests every promise made here.
 #[async_trait]
@@ -411,10 +462,45 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Whether an image is there. By default images are only names, and nobody has to fetch them.
+    fn image(&self, _image: &str) -> ImagePresence {
+        ImagePresence::Unneeded
+    }
+
+    /// Fetches an image, whether it is there or not. `secrets` are the contents of the pod's pull secrets, in Docker's form. Gives
+    /// the image's size in bytes. Never called when [`image`](Self::image) says that it is not needed.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Image`] or [`RuntimeError::ImageName`]; the agent tries again with back-off.
+    async fn pull(&self, _image: &str, _secrets: &[Vec<u8>]) -> Result<u64, RuntimeError> {
+        Err(RuntimeError::Unsupported("pulling images"))
+    }
+
+    /// Connects to a port of a pod: for probes and hooks to its address, and, when `local` is set, for port-forwarding as if from
+    /// inside of it. By default that is the same, and a connection from this process to
+    /// [`dial_address`](Self::dial_address).
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    async fn connect(&self, _pod: &PodUid, address: SocketAddr, _local: bool) -> std::io::Result<TcpStream> {
+        TcpStream::connect(self.dial_address(address)).await
+    }
+
     /// Where a connection to a pod's address really goes: the same address, unless the runtime had to listen elsewhere.
     fn dial_address(&self, address: SocketAddr) -> SocketAddr {
         address
     }
+}
+
+/// Whether a runtime has an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImagePresence {
+    /// Images are only names to it.
+    Unneeded,
+    /// It has it.
+    Present,
+    /// It would have to be fetched.
+    Absent,
 }
 
 /// What a probe is for.

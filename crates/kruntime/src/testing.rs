@@ -10,6 +10,9 @@ use crate::runtime::{
     PodUid, RuntimeError, SandboxConfig,
 };
 
+#[cfg(all(feature = "oci", target_os = "linux"))]
+pub mod images;
+
 /// How long the suite waits for anything.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 

@@ -15,7 +15,7 @@ use crate::{
     agent::NodeConfig,
     downward::Facts,
     env,
-    runtime::{Mount, PodUid, RuntimeError},
+    runtime::{Mount, PodUid, Propagation, RuntimeError},
     sources::Sources,
 };
 
@@ -24,6 +24,7 @@ mod claim;
 mod empty_dir;
 mod files;
 mod host_path;
+mod ownership;
 
 pub use claim::Claim;
 pub use empty_dir::EmptyDir;
@@ -132,6 +133,9 @@ impl Volumes {
         now: Timestamp,
     ) -> Result<(), RuntimeError> {
         let uid = PodUid::from(pod.metadata.uid.as_deref().unwrap_or_default());
+        let group = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref()?.fs_group);
+        let group = group.and_then(|group| u32::try_from(group).ok());
+        let is_first = !self.paths.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&uid);
         let mut paths = HashMap::new();
         for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
             let plugin = self.plugins.iter().find(|plugin| plugin.claims(volume)).ok_or_else(|| {
@@ -147,7 +151,16 @@ impl Volumes {
                 dir: self.pod_dir(&uid).join("volumes").join(&volume.name),
                 now,
             };
-            paths.insert(volume.name.clone(), plugin.set_up(&request).await?);
+            let path = plugin.set_up(&request).await?;
+            let is_files = files::is_files(volume);
+            // What is not the pod's own, as a hostPath, keeps its owner. Files come anew, directories only once.
+            if let Some(group) =
+                group.filter(|_| path.starts_with(self.pod_dir(&uid)) && (is_files || is_first))
+            {
+                ownership::give_to_group(&path, group, is_files)
+                    .map_err(RuntimeError::io("giving a volume to the pod's group"))?;
+            }
+            paths.insert(volume.name.clone(), path);
         }
         let made = Made { at: now, paths };
         self.paths.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, made);
@@ -182,6 +195,11 @@ impl Volumes {
                 source,
                 target: PathBuf::from(&mount.mount_path),
                 read_only: mount.read_only.unwrap_or(false),
+                propagation: match mount.mount_propagation.as_deref() {
+                    Some("HostToContainer") => Propagation::HostToContainer,
+                    Some("Bidirectional") => Propagation::Bidirectional,
+                    _ => Propagation::None,
+                },
             });
         }
         Ok(mounts)

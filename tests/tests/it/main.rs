@@ -22,6 +22,8 @@ mod kubectl_tokens;
 mod kubectl_top;
 mod leaks;
 mod mini_cluster;
+#[cfg(target_os = "linux")]
+mod oci;
 mod paused_time;
 mod pod_tokens;
 mod scheduling;

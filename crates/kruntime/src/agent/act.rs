@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use k8s_openapi::api::core::v1::{Container, Lifecycle, Pod, PodSpec};
 use kreconcile::EventType;
 
-use super::{Inner, PodEntry};
+use super::{Inner, PodEntry, security};
 use crate::{
     downward::Facts,
     env, handler,
@@ -58,13 +58,16 @@ impl Inner {
         let pod = entry.pod();
         let Some(container) = container_of(&pod, name) else { return Outcome::Done };
         let started = async {
+            self.ensure_image(entry, &pod, &container).await?;
             let config = self.container_config(entry, &pod, &container, attempt).await?;
             self.event(entry, Some(name), EventType::Normal, "Created", "Container created".to_owned());
             entry.node.config.runtime.start(&entry.uid, &config).await
         };
         if let Err(error) = started.await {
             let reason = error.waiting_reason();
-            self.event(entry, Some(name), EventType::Warning, "Failed", format!("Error: {error}"));
+            // What is wrong with an image was told by an event of its own.
+            let said = if reason.contains("Image") { reason.to_owned() } else { error.to_string() };
+            self.event(entry, Some(name), EventType::Warning, "Failed", format!("Error: {said}"));
             return Outcome::StartRefused { container: Arc::clone(name), reason, message: error.to_string() };
         }
         self.event(entry, Some(name), EventType::Normal, "Started", "Container started".to_owned());
@@ -148,7 +151,9 @@ impl Inner {
         let hostname = hostname(pod);
         config.env = vec![("HOSTNAME".to_owned(), hostname)];
         config.env.extend(env);
-        set_security(&mut config, pod, container)?;
+        security::set_security(&mut config, pod, container)?;
+        let capacity = node.capacity.get("memory").and_then(|memory| kcore::Quantity::parse(&memory.0).ok());
+        config.resources = security::resources(pod, container, capacity.map_or(0, |memory| memory.value()));
         let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         config.termination_message_path = Some(PathBuf::from(path));
         config.termination_message_from_log =
@@ -156,21 +161,6 @@ impl Inner {
         config.stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone());
         Ok(config)
     }
-}
-
-fn set_security(config: &mut ContainerConfig, pod: &Pod, container: &Container) -> Result<(), RuntimeError> {
-    let of_pod = pod.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
-    let own = container.security_context.as_ref();
-    let id = |id: Option<i64>| {
-        id.map(u32::try_from)
-            .transpose()
-            .map_err(|_| RuntimeError::Config("a user or group id is out of range".to_owned()))
-    };
-    config.run_as_user = id(own.and_then(|c| c.run_as_user).or(of_pod.and_then(|c| c.run_as_user)))?;
-    config.run_as_group = id(own.and_then(|c| c.run_as_group).or(of_pod.and_then(|c| c.run_as_group)))?;
-    let non_root = own.and_then(|c| c.run_as_non_root).or(of_pod.and_then(|c| c.run_as_non_root));
-    config.run_as_non_root = non_root.unwrap_or(false);
-    Ok(())
 }
 
 /// The container of that name, of whatever list; an ephemeral one as if it were a usual one.
@@ -222,6 +212,11 @@ fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
             format!("{}.{subdomain}.{namespace}.svc.{}", config.hostname, node.cluster_domain)
         });
     config.host_network = spec.host_network.unwrap_or(false);
+    config.host_pid = spec.host_pid.unwrap_or(false);
+    config.host_ipc = spec.host_ipc.unwrap_or(false);
+    config.share_processes = spec.share_process_namespace.unwrap_or(false);
+    let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_ref());
+    config.sysctls = sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect();
     let aliases = spec.host_aliases.iter().flatten();
     config.host_aliases =
         aliases.map(|alias| (alias.ip.clone(), alias.hostnames.clone().unwrap_or_default())).collect();

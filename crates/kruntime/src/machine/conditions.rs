@@ -242,7 +242,7 @@ fn set_addresses(input: &Input<'_>, old: Option<&PodStatus>, status: &mut PodSta
 }
 
 /// The quality-of-service class, for pods whose API server did not set it: from requests and limits of cpu and memory.
-fn qos(spec: &PodSpec) -> &'static str {
+pub(crate) fn qos(spec: &PodSpec) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let resources = container.resources.as_ref();

@@ -77,6 +77,7 @@ impl Bench {
             Action::Start { container, attempt } => {
                 self.done.push(format!("+{container}{attempt}"));
                 let started = ObservedContainer {
+                    image_id: None,
                     name: Arc::clone(container),
                     id: format!("{container}-{attempt}"),
                     attempt: *attempt,

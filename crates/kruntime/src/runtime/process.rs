@@ -25,7 +25,7 @@ use knet::{IpAllocator, Redirects, Transport};
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest,
     LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig,
-    Session, changes::Changes,
+    Session, changes::Changes, output::attach,
 };
 use crate::{
     images::ImageStore,
@@ -35,13 +35,12 @@ use crate::{
 mod allowed;
 mod confine;
 mod container;
-mod launch;
+pub(super) mod launch;
 mod mounts;
-mod output;
 mod session;
 mod setup;
 mod supervise;
-mod tree;
+pub(super) mod tree;
 mod usage;
 
 use allowed::{Allowed, Mounting};
@@ -356,7 +355,7 @@ impl ContainerRuntime for ProcessRuntime {
     }
 
     async fn attach(&self, uid: &PodUid, name: &str) -> Result<Session, RuntimeError> {
-        Ok(session::attach(&self.shared.pod(uid)?.running(name)?))
+        Ok(attach(self.shared.pod(uid)?.running(name)?.streams()))
     }
 
     async fn logs(&self, uid: &PodUid, name: &str, options: LogOptions) -> Result<LogStream, RuntimeError> {
@@ -385,6 +384,7 @@ impl Container {
 
     fn observe(&self) -> ObservedContainer {
         ObservedContainer {
+            image_id: None,
             name: Arc::clone(&self.name),
             id: self.id.clone(),
             attempt: self.attempt,

@@ -279,6 +279,7 @@ impl ContainerRuntime for SimulatedRuntime {
             None => ContainerPhase::Running { started_at: now },
         };
         let observed = ObservedContainer {
+            image_id: None,
             name: Arc::clone(&config.name),
             id: format!("{pod}-{}-{}", config.name, config.attempt),
             attempt: config.attempt,

@@ -12,7 +12,6 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     sync::mpsc,
 };
 use tokio_tungstenite::tungstenite::Message;
@@ -100,8 +99,8 @@ async fn run(socket: Socket, form: Form, entry: &PodEntry, address: IpAddr, port
         }
         let (input, received) = mpsc::channel(MESSAGES_MAX);
         inputs.push(input);
-        let target = entry.node.config.runtime.dial_address(SocketAddr::new(address, port));
-        connections.push(connect(form, index, target, received, replies.clone()));
+        let target = SocketAddr::new(address, port);
+        connections.push(connect(form, index, entry, target, received, replies.clone()));
     }
     drop(replies);
     let read = async {
@@ -138,11 +137,12 @@ async fn run(socket: Socket, form: Form, entry: &PodEntry, address: IpAddr, port
 async fn connect(
     form: Form,
     index: u8,
+    entry: &PodEntry,
     target: SocketAddr,
     mut input: mpsc::Receiver<Bytes>,
     replies: mpsc::Sender<Message>,
 ) {
-    let stream = match TcpStream::connect(target).await {
+    let stream = match entry.node.config.runtime.connect(&entry.uid, target, true).await {
         Ok(stream) => stream,
         Err(error) => {
             let text = format!("unable to do port forwarding: {error}");

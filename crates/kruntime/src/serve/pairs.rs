@@ -85,7 +85,7 @@ where
                             halves.insert(request, half);
                         }
                         Some(Half { stream: other, .. }) => {
-                            let target = entry.node.config.runtime.dial_address(SocketAddr::new(address, port));
+                            let target = SocketAddr::new(address, port);
                             let (bytes, errors) = if data { (stream, other) } else { (other, stream) };
                             pairs.push(forward(bytes, errors, target, port, entry));
                         }
@@ -129,7 +129,7 @@ async fn forward(bytes: spdy::Stream, errors: spdy::Stream, target: SocketAddr, 
     let ended = bytes.ended();
     let spdy::Stream { reader, writer, .. } = bytes;
     let carried = async {
-        let connected = TcpStream::connect(target).await;
+        let connected = entry.node.config.runtime.connect(&entry.uid, target, true).await;
         carry(connected.map_err(|error| format!("failed to connect to {target}: {error}"))?, reader, &writer)
             .await
     };

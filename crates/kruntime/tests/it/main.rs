@@ -2,7 +2,13 @@
 
 mod agent;
 mod fake;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+mod images;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+mod oci;
 mod process;
+#[cfg(all(feature = "oci", target_os = "linux"))]
+mod registry;
 mod serve;
 mod simulated;
 mod spdy;

@@ -5,7 +5,7 @@ use knet::{AddressRange, loopback::LoopbackBlock};
 use kruntime::{
     ContainerRuntime, PodUid,
     runtime::{
-        ContainerConfig, ContainerPhase, ExecRequest, LogOptions, Mount,
+        ContainerConfig, ContainerPhase, ExecRequest, LogOptions, Mount, Propagation,
         process::{ProcessOptions, ProcessRuntime},
     },
     testing::{self, sandbox, wait_for},
@@ -120,6 +120,7 @@ async fn volumes_are_where_the_pod_wants_them() {
         source: source.to_owned(),
         target: target.into(),
         read_only,
+        propagation: Propagation::None,
     };
     let mut config = shell("main", "echo bye > /dev/termination-log; while :; do sleep 0.05; done");
     config.termination_message_path = Some("/dev/termination-log".into());

@@ -4,7 +4,7 @@ use std::{
     io,
     net::Ipv4Addr,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -18,23 +18,17 @@ use super::{
     LOG_BYTES_MAX, Pod, Shared, c_string,
     launch::{Launch, LaunchError},
     log_path,
-    output::{ATTACHED_BEHIND_MAX, Piece, Streams, pump},
     setup::{Setup, signal_number},
     supervise,
     tree::{Program, exit_code},
 };
 use crate::{
-    logs::{self, LogWriter, Progress},
-    runtime::{ContainerConfig, ContainerPhase, Exit, PodUid, Resize, RuntimeError, Writer},
+    logs::{LogWriter, Progress},
+    runtime::{
+        ContainerConfig, ContainerPhase, Exit, PodUid, RuntimeError,
+        output::{self, ATTACHED_BEHIND_MAX, Joinable, Streams, pump, remove_logs_before},
+    },
 };
-
-/// How long the output of an ended container is waited for: something may still hold its pipes.
-const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// The most bytes of a termination message (upstream's `MaxContainerTerminationMessageLength`).
-const MESSAGE_BYTES_MAX: usize = 4096;
-/// The most bytes and lines of a log that stand in for a termination message.
-const MESSAGE_LOG_BYTES_MAX: usize = 2048;
-const MESSAGE_LOG_LINES_MAX: u64 = 80;
 
 /// A container that was started, or that could not be.
 pub(super) struct Container {
@@ -43,13 +37,10 @@ pub(super) struct Container {
     pub(super) attempt: u32,
     dir: PathBuf,
     started_at: Timestamp,
-    pub(super) exit: watch::Sender<Option<Exit>>,
+    exit: watch::Sender<Option<Exit>>,
     pub(super) program: Option<Arc<Program>>,
     log: watch::Receiver<Progress>,
-    pub(super) attached: broadcast::Sender<Piece>,
-    pub(super) input: Arc<tokio::sync::Mutex<Option<Writer>>>,
-    pub(super) resize: Option<Resize>,
-    pub(super) tty: bool,
+    streams: Joinable,
     stop_signal: libc::c_int,
     pub(super) env: Vec<(String, String)>,
     pub(super) working_dir: PathBuf,
@@ -72,6 +63,10 @@ impl Container {
             Some(exit) => ContainerPhase::Exited(exit.clone()),
             None => ContainerPhase::Running { started_at: self.started_at },
         }
+    }
+
+    pub(super) fn streams(&self) -> &Joinable {
+        &self.streams
     }
 
     pub(super) fn progress(&self) -> watch::Receiver<Progress> {
@@ -149,19 +144,23 @@ pub(super) async fn start(
     };
     let launched = shared.launcher.launch(launch).await;
     let now = shared.options.clock.now();
+    let exit = watch::Sender::new(None);
     let mut container = Container {
         name: Arc::clone(&config.name),
         id: setup.id.clone(),
         attempt: config.attempt,
         dir: setup.dir,
         started_at: now,
-        exit: watch::Sender::new(None),
+        exit: exit.clone(),
         program: None,
         log: writer.progress(),
-        attached: broadcast::channel(ATTACHED_BEHIND_MAX).0,
-        input: Arc::new(tokio::sync::Mutex::new(streams.input.take())),
-        resize: streams.resize.take(),
-        tty: config.tty,
+        streams: Joinable {
+            attached: broadcast::channel(ATTACHED_BEHIND_MAX).0,
+            exit,
+            input: Arc::new(tokio::sync::Mutex::new(streams.input.take())),
+            resize: streams.resize.take(),
+            tty: config.tty,
+        },
         stop_signal: signal_number(config.stop_signal.as_deref()),
         env: setup.env,
         working_dir: setup.working_dir,
@@ -204,7 +203,7 @@ impl Container {
         let readers = [(Some(streams.output), false), (streams.errors, true)];
         let pumps = readers.into_iter().filter_map(|(reader, is_error)| {
             let (log, attached, clock) =
-                (Arc::clone(&writer), self.attached.clone(), Arc::clone(&about.clock));
+                (Arc::clone(&writer), self.streams.attached.clone(), Arc::clone(&about.clock));
             Some(AbortOnDropHandle::new(tokio::spawn(pump(reader?, is_error, log, attached, clock))))
         });
         let waiter = wait(Arc::downgrade(self), program, pumps.collect(), Arc::clone(&writer), about);
@@ -231,7 +230,7 @@ async fn wait(
 ) {
     let status = program.wait().await;
     let finished_at = about.clock.now();
-    let _ = tokio::time::timeout(DRAIN_MAX, futures::future::join_all(pumps)).await;
+    let _ = tokio::time::timeout(output::DRAIN_MAX, futures::future::join_all(pumps)).await;
     log.lock().unwrap_or_else(PoisonError::into_inner).finish();
     let (code, signal) = match status {
         Ok(status) => exit_code(status),
@@ -242,7 +241,11 @@ async fn wait(
         }
     };
     let Some(container) = container.upgrade() else { return };
-    let message = termination_message(&about, &container, code);
+    let message = output::termination_message(
+        &about.message,
+        about.message_from_log.then(|| container.log_path(container.attempt)),
+        code,
+    );
     container.exit.send_replace(Some(Exit {
         started_at: container.started_at,
         finished_at,
@@ -252,19 +255,6 @@ async fn wait(
         message,
     }));
     about.changes.tell(&about.uid);
-}
-
-fn termination_message(about: &WaitFor, container: &Container, code: i32) -> Option<String> {
-    let mut bytes = std::fs::read(&about.message).unwrap_or_default();
-    bytes.truncate(MESSAGE_BYTES_MAX);
-    if bytes.is_empty() && about.message_from_log && code != 0 {
-        let log = std::fs::read(container.log_path(container.attempt)).unwrap_or_default();
-        let options =
-            crate::runtime::LogOptions { tail_lines: Some(MESSAGE_LOG_LINES_MAX), ..Default::default() };
-        let text = logs::select(&log, &options);
-        bytes = text[text.len().saturating_sub(MESSAGE_LOG_BYTES_MAX)..].to_vec();
-    }
-    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
 }
 
 pub(super) fn start_error(program: &str, error: &LaunchError, now: Timestamp) -> Exit {
@@ -282,17 +272,6 @@ pub(super) fn start_error(program: &str, error: &LaunchError, now: Timestamp) ->
         signal: None,
         reason: "StartError",
         message: Some(message),
-    }
-}
-
-/// Logs of starts before the last one are not asked for any more.
-fn remove_logs_before(dir: &Path, attempt: u32) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let number = name.to_str().and_then(|name| name.split_once(".log")?.0.parse::<u32>().ok());
-        if number.is_some_and(|number| number < attempt) {
-            let _ = std::fs::remove_file(entry.path());
-        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::{confine, mounts::MountPlan};
 
 /// How a program is kept apart from the machine.
 #[derive(Debug)]
-pub(super) enum Isolation {
+pub(in crate::runtime) enum Isolation {
     /// It isn't.
     None,
     /// In new mount and host-name namespaces.
@@ -30,44 +30,44 @@ pub(super) enum Isolation {
 
 /// The contents of the user and group maps of a user namespace that maps one user.
 #[derive(Debug)]
-pub(super) struct UserMap {
+pub(in crate::runtime) struct UserMap {
     pub(super) users: Vec<u8>,
     pub(super) groups: Vec<u8>,
 }
 
 /// A program to start.
 #[derive(Debug)]
-pub(super) struct Launch {
-    pub(super) program: Vec<String>,
-    pub(super) env: Vec<(String, String)>,
-    pub(super) dir: CString,
-    pub(super) stdin: Stdio,
-    pub(super) stdout: Stdio,
-    pub(super) stderr: Stdio,
+pub(in crate::runtime) struct Launch {
+    pub(in crate::runtime) program: Vec<String>,
+    pub(in crate::runtime) env: Vec<(String, String)>,
+    pub(in crate::runtime) dir: CString,
+    pub(in crate::runtime) stdin: Stdio,
+    pub(in crate::runtime) stdout: Stdio,
+    pub(in crate::runtime) stderr: Stdio,
     /// Whether standard input is a terminal that the program is to control.
-    pub(super) tty: bool,
-    pub(super) isolation: Isolation,
+    pub(in crate::runtime) tty: bool,
+    pub(in crate::runtime) isolation: Isolation,
     /// Whether `bind` and `connect` go to the supervisor.
-    pub(super) confine: bool,
+    pub(in crate::runtime) confine: bool,
     /// The user and group to become.
-    pub(super) user: Option<(u32, u32)>,
+    pub(in crate::runtime) user: Option<(u32, u32)>,
     /// Do everything but start the program: a test of what the machine allows.
-    pub(super) rehearse: bool,
+    pub(in crate::runtime) rehearse: bool,
 }
 
 /// A program that was started.
 #[derive(Debug)]
-pub(super) struct Launched {
-    pub(super) child: Child,
-    pub(super) listener: Option<OwnedFd>,
+pub(in crate::runtime) struct Launched {
+    pub(in crate::runtime) child: Child,
+    pub(in crate::runtime) listener: Option<OwnedFd>,
 }
 
 /// Why it was not.
 #[derive(Debug)]
-pub(super) struct LaunchError {
+pub(in crate::runtime) struct LaunchError {
     /// The step before the program's own start that failed, if one did.
-    pub(super) stage: Option<&'static str>,
-    pub(super) source: io::Error,
+    pub(in crate::runtime) stage: Option<&'static str>,
+    pub(in crate::runtime) source: io::Error,
 }
 
 /// The steps, as the child names them by number.
@@ -245,13 +245,13 @@ type Order = (Box<Launch>, oneshot::Sender<Result<Launched, LaunchError>>);
 /// The kernel's promise that a program ends with its parent (`PR_SET_PDEATHSIG`) is about the thread that forked it. So
 /// all are forked by one thread that lives as long as the runtime.
 #[derive(Debug)]
-pub(super) struct Launcher {
+pub(in crate::runtime) struct Launcher {
     orders: Option<mpsc::Sender<Order>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Launcher {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(in crate::runtime) fn new() -> io::Result<Self> {
         let (orders, received) = mpsc::channel::<Order>();
         let thread = std::thread::Builder::new().name("kruntime-launcher".to_owned()).spawn(move || {
             while let Ok((launch, answer)) = received.recv() {
@@ -265,7 +265,7 @@ impl Launcher {
         Ok(Self { orders: Some(orders), thread: Some(thread) })
     }
 
-    pub(super) async fn launch(&self, launch: Launch) -> Result<Launched, LaunchError> {
+    pub(in crate::runtime) async fn launch(&self, launch: Launch) -> Result<Launched, LaunchError> {
         let gone = || LaunchError { stage: None, source: io::Error::other("the runtime is shutting down") };
         let (answer, answered) = oneshot::channel();
         let orders = self.orders.as_ref().ok_or_else(gone)?;

@@ -35,7 +35,7 @@ enum Step {
 
 /// The steps from the machine's file system to the container's.
 #[derive(Debug)]
-pub(super) struct MountPlan {
+pub(in crate::runtime) struct MountPlan {
     /// An empty directory of the machine to begin at.
     base: CString,
     new: CString,

@@ -6,16 +6,13 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use tokio::{io::AsyncWriteExt, sync::broadcast};
-
 use super::{
     Mounting, Pod, Shared, c_string,
     container::{Container, start_error},
     launch::{Isolation, Launch, Launched},
-    output::Streams,
     tree::{Program, exit_code},
 };
-use crate::runtime::{ExecRequest, Reader, RuntimeError, Session, Writer};
+use crate::runtime::{ExecRequest, RuntimeError, Session, output::Streams};
 
 impl Container {
     /// The namespaces of the container's program, in the order in which they are joined.
@@ -83,62 +80,4 @@ pub(super) async fn exec(
         resize: streams.resize,
         exit: Box::pin(exit),
     })
-}
-
-/// Joins a container's streams.
-pub(super) fn attach(container: &Arc<Container>) -> Session {
-    let reader = |wanted: bool| -> Reader {
-        let (mut writer, reader) = tokio::io::duplex(64 * 1024);
-        let mut pieces = container.attached.subscribe();
-        // Not the container itself: an attached reader must not keep it.
-        let mut exit = container.exit.subscribe();
-        tokio::spawn(async move {
-            let copy = async {
-                loop {
-                    match pieces.recv().await {
-                        Ok((is_error, bytes)) if is_error == wanted => {
-                            if writer.write_all(&bytes).await.is_err() {
-                                return;
-                            }
-                        }
-                        Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                        Err(broadcast::error::RecvError::Closed) => return,
-                    }
-                }
-            };
-            tokio::select! {
-                () = copy => {}
-                _ = exit.wait_for(Option::is_some) => {}
-            }
-        });
-        Box::pin(reader)
-    };
-    let mut exit = container.exit.subscribe();
-    let exit = async move {
-        let code =
-            exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.as_ref().map(|exit| exit.code));
-        Ok(code.unwrap_or(255))
-    };
-    let stdin: Writer = {
-        let (writer, mut reader) = tokio::io::duplex(64 * 1024);
-        let input = Arc::clone(&container.input);
-        tokio::spawn(async move {
-            let mut buffer = vec![0; 8192];
-            while let Ok(length) = tokio::io::AsyncReadExt::read(&mut reader, &mut buffer).await {
-                let mut input = input.lock().await;
-                let Some(input) = input.as_mut().filter(|_| length > 0) else { return };
-                if input.write_all(&buffer[..length]).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Box::pin(writer)
-    };
-    Session {
-        stdin: Some(stdin),
-        stdout: Some(reader(false)),
-        stderr: (!container.tty).then(|| reader(true)),
-        resize: container.resize.clone(),
-        exit: Box::pin(exit),
-    }
 }

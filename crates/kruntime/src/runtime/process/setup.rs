@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     images::ImageConfig,
-    runtime::{ContainerConfig, Mount, RuntimeError},
+    runtime::{ContainerConfig, Mount, Propagation, RuntimeError},
 };
 
 /// What containers inherit of our environment, as they would get it from an image.
@@ -150,7 +150,7 @@ fn all_mounts(pod: &Pod, config: &ContainerConfig, message: &Path) -> Vec<Mount>
     let mut file = |source: PathBuf, target: &str| {
         let target = PathBuf::from(target);
         if !mounts.iter().any(|mount| mount.target == target) {
-            mounts.push(Mount { source, target, read_only: false });
+            mounts.push(Mount { source, target, read_only: false, propagation: Propagation::None });
         }
     };
     if !pod.config.host_network {

@@ -19,7 +19,7 @@ const ROUNDS_MAX: usize = 8;
 
 /// A program that was started, as the leader of a session of its own. Dropping it kills it, and all that it started.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(in crate::runtime) struct Program {
     pid: libc::pid_t,
     mark: String,
     /// `None` once it was reaped: after that its number may be somebody else's.
@@ -27,12 +27,12 @@ pub(super) struct Program {
 }
 
 impl Program {
-    pub(super) fn new(child: Child, mark: String) -> Self {
+    pub(in crate::runtime) fn new(child: Child, mark: String) -> Self {
         let pid = libc::pid_t::try_from(child.id()).unwrap_or(0);
         Self { pid, mark, child: Mutex::new(Some(child)) }
     }
 
-    pub(super) fn pid(&self) -> libc::pid_t {
+    pub(in crate::runtime) fn pid(&self) -> libc::pid_t {
         self.pid
     }
 
@@ -46,7 +46,7 @@ impl Program {
     }
 
     /// Waits for the program's end, then ends what it left behind. Only one caller waits.
-    pub(super) async fn wait(&self) -> io::Result<ExitStatus> {
+    pub(in crate::runtime) async fn wait(&self) -> io::Result<ExitStatus> {
         // SAFETY: a plain system call; a descriptor that comes back is ours alone.
         let pidfd = unsafe {
             let fd = libc::syscall(libc::SYS_pidfd_open, self.pid, 0) as libc::c_int;
@@ -92,7 +92,7 @@ impl Program {
     }
 
     /// Kills the program and all that it started.
-    pub(super) fn kill(&self) {
+    pub(in crate::runtime) fn kill(&self) {
         self.signal(libc::SIGKILL);
         self.kill_group();
     }
@@ -159,7 +159,7 @@ fn is_marked(pid: libc::pid_t, mark: &[u8]) -> bool {
 }
 
 /// The exit code as Kubernetes counts it, and the signal.
-pub(super) fn exit_code(status: ExitStatus) -> (i32, Option<i32>) {
+pub(in crate::runtime) fn exit_code(status: ExitStatus) -> (i32, Option<i32>) {
     match status.signal() {
         Some(signal) => (128 + signal, Some(signal)),
         None => (status.code().unwrap_or(255), None),
