@@ -219,6 +219,7 @@ impl Request<'_> {
         }
         let form = self.form(resource, false)?;
         let def = &resource.def;
+        self.server.objects.settle(resource, self.namespace(resource), &self.info.name).await;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
         let object = object.ok_or_else(|| Status::not_found(&def.group, &def.plural, &self.info.name))?;
         objects::readable(&object)?;

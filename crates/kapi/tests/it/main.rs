@@ -11,6 +11,7 @@ mod content;
 mod custom;
 mod encryption;
 mod harness;
+mod kms;
 mod loopback;
 mod metrics_api;
 mod oidc;
