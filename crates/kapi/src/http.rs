@@ -1,6 +1,7 @@
 //! HTTP: the only place that knows paths, media types and the bytes of answers.
 
 mod binary;
+pub(crate) mod connect;
 mod derived;
 mod discovery;
 mod gzip;

@@ -5,6 +5,7 @@ mod accounts;
 mod aggregate;
 mod apply;
 mod asked;
+mod attacks;
 mod audit;
 mod bad_input;
 mod content;
