@@ -59,6 +59,9 @@ pub enum Operation {
     Update,
     /// The end of an object.
     Delete,
+    /// A connection: exec, attach, port forwarding, a proxy. The object is what the caller gave as options, such as
+    /// `PodExecOptions`. Only steps that say that they [handle](Admission::handles) it are asked.
+    Connect,
 }
 
 /// A request on its way through the chain.
@@ -113,15 +116,17 @@ impl Operation {
             Self::Create => "CREATE",
             Self::Update => "UPDATE",
             Self::Delete => "DELETE",
+            Self::Connect => "CONNECT",
         }
     }
 
-    /// The kind of the request's options.
-    pub(crate) const fn options(self) -> &'static str {
+    /// The kind of the request's options, if it has any.
+    pub(crate) const fn options(self) -> Option<&'static str> {
         match self {
-            Self::Create => "CreateOptions",
-            Self::Update => "UpdateOptions",
-            Self::Delete => "DeleteOptions",
+            Self::Create => Some("CreateOptions"),
+            Self::Update => Some("UpdateOptions"),
+            Self::Delete => Some("DeleteOptions"),
+            Self::Connect => None,
         }
     }
 }
@@ -156,6 +161,12 @@ impl Operation {
 pub trait Admission: Debug + Send + Sync + 'static {
     /// The step's name, for messages and for taking it out of the chain.
     fn name(&self) -> &str;
+
+    /// Whether the step wants to be asked. Looked at for connections alone, which most steps have nothing to say to: default is
+    /// all but these.
+    fn handles(&self, operation: Operation) -> bool {
+        operation != Operation::Connect
+    }
 
     /// Changes the object, or refuses it. Not called for deletions.
     async fn admit(&self, _request: &AdmissionRequest<'_>, _object: &mut Value) -> ApiResult<()> {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bootstrap;
 mod chain;
+mod config;
 pub(crate) mod escalation;
 mod known;
 pub(crate) mod node;
@@ -18,9 +19,11 @@ use async_trait::async_trait;
 
 pub(crate) use self::{
     chain::{Chain, forbidden},
+    config::Way,
     rbac::aggregate,
 };
 pub use self::{
+    config::{AUTHORIZERS_MAX, AuthorizationConfig},
     known::{AlwaysAllow, AuthenticatedOnly, Masters},
     node::Node,
     rbac::{PERMISSIONS_MAX, PolicyRule, Rbac, missing},
@@ -148,11 +151,15 @@ impl AuthorizationMode {
     pub const DEFAULT: &[Self] = &[Self::Node, Self::Rbac];
 }
 
-pub(crate) fn built_in(
-    mode: AuthorizationMode,
-    objects: &Arc<Objects>,
-    rbac: &Arc<Rbac>,
-) -> Arc<dyn Authorizer> {
+/// A way to decide that a configuration names.
+pub(crate) fn of_way(way: Way, objects: &Arc<Objects>, rbac: &Arc<Rbac>) -> Arc<dyn Authorizer> {
+    match way {
+        Way::BuiltIn(mode) => built_in(mode, objects, rbac),
+        Way::Other(authorizer) => authorizer,
+    }
+}
+
+fn built_in(mode: AuthorizationMode, objects: &Arc<Objects>, rbac: &Arc<Rbac>) -> Arc<dyn Authorizer> {
     match mode {
         AuthorizationMode::Node => Arc::new(Node::new(Arc::clone(objects))),
         AuthorizationMode::Rbac => Arc::clone(rbac) as _,

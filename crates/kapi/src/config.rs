@@ -1,6 +1,8 @@
 //! Configuration files of the server (`audit.k8s.io`, `apiserver.config.k8s.io`): JSON or YAML, read strictly. What is wrong is
 //! said with the path of the field.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 
 use crate::http::yaml;
@@ -119,6 +121,16 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A duration, such as `1m30s`, if it is given.
+    pub(crate) fn duration(&self, field: &str) -> Result<Option<Duration>, ConfigError> {
+        match self.text(field)? {
+            "" => Ok(None),
+            text => {
+                duration(text).map(Some).ok_or_else(|| self.wrong(field, format!("{text:?} is no duration")))
+            }
+        }
+    }
+
     /// A list of texts.
     pub(crate) fn texts(&self, field: &str) -> Result<Vec<String>, ConfigError> {
         let text = |(index, value): (usize, &Value)| {
@@ -148,9 +160,48 @@ impl<'a> Section<'a> {
     }
 }
 
+/// A duration as Go writes it, of positive parts: `3s`, `1m30s`, `1.5s`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut sum = Duration::ZERO;
+    while !rest.is_empty() {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (value, tail) = rest.split_at(number);
+        let unit = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "\u{b5}s" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(value.parse::<f64>().ok()? * seconds).ok()?;
+        (sum, rest) = (sum.checked_add(part)?, tail);
+    }
+    Some(sum)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Expected results: `time.ParseDuration`.
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        for (text, milliseconds) in [
+            ("3s", Some(3000)),
+            ("1m30s", Some(90_000)),
+            ("1.5s", Some(1500)),
+            ("10", None),
+            ("s", None),
+            ("3x", None),
+        ] {
+            assert_eq!(duration(text).map(|found| found.as_millis()), milliseconds, "{text}");
+        }
+    }
 
     #[test]
     fn faults_are_named_by_their_path() {

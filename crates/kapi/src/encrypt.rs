@@ -5,6 +5,7 @@
 //! costs its encryption once per write and its decryption once per revision, as what is read is kept decrypted with the entry.
 
 mod config;
+mod kms;
 mod provider;
 
 use std::{
@@ -15,15 +16,22 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use kstore::Entry;
 
-pub use self::config::{PROVIDERS_MAX, RULES_MAX};
 use self::{config::Rules, provider::Provider};
+pub use self::{
+    config::{PROVIDERS_MAX, RULES_MAX},
+    kms::{SEEDS_MAX, WAITING_MAX},
+};
 use crate::config::ConfigError;
 
 /// How often [`Encryption::follow`] looks at its file (upstream reloads within a minute).
 pub const RELOAD_EVERY: Duration = Duration::from_secs(60);
 
 /// Which kinds are stored encrypted, and how. Cheap to clone; every clone is reloaded with it.
+///
+/// A key management service (KMS v2) is a provider, too: its plug-in is followed by a thread until the configuration is replaced
+/// or dropped. Reading a state with a seed that is not known waits for the plug-in, which is asked once for each seed.
 ///
 /// New states are written by the first provider's first key; states are read by whichever wrote them, and written anew by the
 /// next update, even if it changes nothing.
@@ -55,6 +63,13 @@ impl fmt::Debug for Encryption {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Encryption")
     }
+}
+
+/// Why keys of key management services can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct UnhealthyKms {
+    why: String,
 }
 
 impl Encryption {
@@ -101,6 +116,27 @@ impl Encryption {
                 tracing::error!(path = %path.display(), why, "the encryption configuration stays as it was")
             }
         }
+    }
+
+    /// Asks the plug-ins of key management services how they are, or believes what they said a moment ago; their new keys are
+    /// taken up. The server's health tells of it as `kms-providers`.
+    ///
+    /// # Errors
+    /// When one is not well; the error names each that is not.
+    pub async fn check(&self) -> Result<(), UnhealthyKms> {
+        let rules = self.0.load_full();
+        let mut faults = Vec::new();
+        for kms in rules.kms() {
+            if let Err(why) = kms.check().await {
+                faults.push(format!("{}: {why}", kms.name()));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(UnhealthyKms { why: faults.join(", ") }) }
+    }
+
+    /// Whether there are key management services.
+    pub(crate) fn has_kms(&self) -> bool {
+        self.0.load().kms().next().is_some()
     }
 
     /// How the objects of one kind are stored.
@@ -165,6 +201,21 @@ impl Seal {
             provider::open(providers, &place, stored)
         };
         opened.map_err(|why| format!("unable to transform key {:?}: {why}", String::from_utf8_lossy(&place)))
+    }
+
+    /// Gets the key that an entry is encrypted with, if a key management service has it and it is not known yet. So that
+    /// [`open`](Self::open) need not wait.
+    pub(crate) async fn settle(&self, entry: &Entry) {
+        // Who has written it in this process knows the key.
+        if entry.hint().is_some() || !entry.value().starts_with(provider::KMS_PREFIX) {
+            return;
+        }
+        let rules = self.rules.0.load_full();
+        for provider in rules.of(&self.group, &self.plural) {
+            if let Provider::Kms(kms) = provider {
+                kms.settle(entry.value()).await;
+            }
+        }
     }
 
     /// Whether these bytes would be written otherwise now.

@@ -1,6 +1,7 @@
 //! HTTP: the only place that knows paths, media types and the bytes of answers.
 
 mod binary;
+pub(crate) mod connect;
 mod derived;
 mod discovery;
 mod gzip;
@@ -73,7 +74,11 @@ where
     match segments.as_slice() {
         [] => Ok(discovery::paths(&server.objects)),
         ["healthz" | "livez" | "readyz", rest @ ..] => {
-            health(segments[0], rest, query, *server.draining.borrow())
+            let kms = match server.objects.kms() {
+                Some(encryption) => Some(encryption.check().await.is_ok()),
+                None => None,
+            };
+            health(segments[0], rest, query, kms, *server.draining.borrow())
         }
         ["metrics"] => Ok(metrics(server)),
         ["version"] => Ok(json_response(StatusCode::OK, &version())),
@@ -87,28 +92,41 @@ where
     }
 }
 
-/// The server is healthy as soon as it answers: its store is opened before. It is ready until it is about to end.
-fn health(endpoint: &str, rest: &[&str], query: &Query, draining: bool) -> ApiResult<Response<Body>> {
-    const CHECKS: [&str; 2] = ["ping", "etcd"];
-    if endpoint == "readyz" && draining && matches!(rest, [] | ["shutdown"]) {
-        let lines: String = CHECKS.iter().map(|check| format!("[+]{check} ok\n")).collect();
-        let why = format!("{lines}[-]shutdown failed: reason withheld\nreadyz check failed\n");
-        let mut response = Response::new(Body::from(why));
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, plain);
-        return Ok(response);
+/// The server is healthy as soon as it answers, its store is opened before, unless a key management service is not well. It is
+/// ready until it is about to end.
+fn health(
+    endpoint: &str,
+    rest: &[&str],
+    query: &Query,
+    kms: Option<bool>,
+    draining: bool,
+) -> ApiResult<Response<Body>> {
+    let mut checks = vec![("ping", true), ("etcd", true)];
+    checks.extend(kms.map(|well| ("kms-providers", well)));
+    if endpoint == "readyz" {
+        checks.push(("shutdown", !draining));
     }
-    let body = match rest {
-        [] if query.flag("verbose") => {
-            let lines: String = CHECKS.iter().map(|check| format!("[+]{check} ok\n")).collect();
-            format!("{lines}{endpoint} check passed\n")
-        }
-        [] => "ok".to_owned(),
-        [check] if CHECKS.contains(check) => "ok".to_owned(),
-        _ => return Err(Status::no_such_path().into()),
+    if let [one] = rest {
+        checks.retain(|(check, _)| check == one);
+    }
+    if checks.is_empty() || rest.len() > 1 {
+        return Err(Status::no_such_path().into());
+    }
+    let well = checks.iter().all(|(_, well)| *well);
+    let body = if well && !query.flag("verbose") {
+        "ok".to_owned()
+    } else {
+        let line = |(check, well): &(&str, bool)| match well {
+            true => format!("[+]{check} ok\n"),
+            false => format!("[-]{check} failed: reason withheld\n"),
+        };
+        let lines: String = checks.iter().map(line).collect();
+        format!("{lines}{endpoint} check {}\n", if well { "passed" } else { "failed" })
     };
     let mut response = Response::new(Body::from(body));
+    if !well {
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    }
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));

@@ -71,6 +71,9 @@ pub(crate) async fn list(
     let (mut more, mut evaluated) = (false, 0);
     for entry in scope.entries(&snapshot, resource, start.as_deref()) {
         evaluated += 1;
+        if let Some(seal) = &resource.def.seal {
+            seal.settle(&entry).await;
+        }
         let object = stored(&resource.def, &entry);
         let header = object.header();
         if !scope.admits(header) || !options.labels.matches(&header.labels) || !options.fields.matches(header)

@@ -93,6 +93,20 @@ impl Objects {
         self.encryption.as_ref().map(|encryption| encryption.of(&def.group, &def.plural))
     }
 
+    /// Gets the key that an object is encrypted with, should it be far away.
+    pub(crate) async fn settle(&self, resource: &Resource, namespace: &str, name: &str) {
+        if let Some(seal) = &resource.def.seal
+            && let Some(entry) = self.snapshot().get(resource.table, &resource.key(namespace, name))
+        {
+            seal.settle(&entry).await;
+        }
+    }
+
+    /// The key management services, if some objects are encrypted by them.
+    pub(crate) fn kms(&self) -> Option<&Encryption> {
+        self.encryption.as_ref().filter(|encryption| encryption.has_kms())
+    }
+
     /// Whether an object would be stored otherwise if it were written now: it is to be written even if nothing changes.
     pub(crate) fn is_stale(&self, resource: &Resource, object: &Stored) -> bool {
         let Some(seal) = &resource.def.seal else {
@@ -355,9 +369,14 @@ fn unreadable(entry: &Entry, why: String) -> Header {
     Header { namespace: namespace.into(), name: name.into(), fields, ..Header::default() }
 }
 
+/// The header that the writer left.
+fn left(entry: &Entry) -> Option<Arc<Header>> {
+    Arc::clone(entry.hint()?).downcast::<Header>().ok()
+}
+
 /// The header: what the writer left, or else read from the bytes.
 fn header_of(def: &ResourceDef, entry: &Entry, raw: &[u8]) -> Arc<Header> {
-    if let Some(header) = entry.hint().and_then(|hint| Arc::clone(hint).downcast::<Header>().ok()) {
+    if let Some(header) = left(entry) {
         return header;
     }
     let object: Value = serde_json::from_slice(raw).unwrap_or(Value::Null);
@@ -380,10 +399,14 @@ struct FieldIndex(Arc<ResourceDef>);
 
 impl IndexFn for FieldIndex {
     fn terms(&self, entry: &Entry, terms: &mut Vec<Term>) {
-        let Ok(raw) = opened(&self.0, entry) else {
-            return;
+        // What the writer left saves decrypting it.
+        let header = match left(entry) {
+            Some(header) => header,
+            None => match opened(&self.0, entry) {
+                Ok(raw) => header_of(&self.0, entry, &raw),
+                Err(_) => return,
+            },
         };
-        let header = header_of(&self.0, entry, &raw);
         for path in &self.0.indexed {
             let value = header.field(path).unwrap_or_default();
             if !value.is_empty() {

@@ -20,7 +20,10 @@ use crate::{
         Identity, OidcTokens, ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo,
         jwt::KeyError,
     },
-    authz::{self, AuthorizationMode, Authorizer, Chain, Masters, Rbac, escalation::NoEscalation},
+    authz::{
+        self, AuthorizationConfig, AuthorizationMode, Authorizer, Chain, Masters, Rbac,
+        escalation::NoEscalation,
+    },
     custom::{self, Customs},
     encrypt::Encryption,
     error::ApiResult,
@@ -109,7 +112,7 @@ pub struct ApiServerBuilder {
     issuer: Option<ServiceAccountIssuer>,
     authenticators: Vec<Arc<dyn Authenticator>>,
     authorizers: Vec<Arc<dyn Authorizer>>,
-    modes: Vec<AuthorizationMode>,
+    modes: Vec<authz::Way>,
     audit: Option<Arc<Audit>>,
     nodes: Option<Arc<dyn NodeDialer>>,
     anonymous: Anonymous,
@@ -162,7 +165,7 @@ impl ApiServer {
             issuer: None,
             authenticators: Vec::new(),
             authorizers: Vec::new(),
-            modes: AuthorizationMode::DEFAULT.to_vec(),
+            modes: AuthorizationMode::DEFAULT.iter().copied().map(authz::Way::BuiltIn).collect(),
             audit: None,
             nodes: None,
             anonymous: Anonymous { enabled: true, paths: Vec::new() },
@@ -274,7 +277,13 @@ impl ApiServerBuilder {
     /// Decides in these built-in ways and in no other, in this order (`--authorization-mode`). Default:
     /// [`AuthorizationMode::DEFAULT`].
     pub fn authorization(mut self, modes: impl IntoIterator<Item = AuthorizationMode>) -> Self {
-        self.modes = modes.into_iter().collect();
+        self.modes = modes.into_iter().map(authz::Way::BuiltIn).collect();
+        self
+    }
+
+    /// Decides in the ways that this configuration names and in no other, in their order (`--authorization-config`).
+    pub fn authorization_config(mut self, config: AuthorizationConfig) -> Self {
+        self.modes = config.0;
         self
     }
 
@@ -381,7 +390,7 @@ impl ApiServerBuilder {
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
         authorizers.extend(self.authorizers);
-        authorizers.extend(self.modes.iter().map(|mode| authz::built_in(*mode, &objects, &rbac)));
+        authorizers.extend(self.modes.into_iter().map(|way| authz::of_way(way, &objects, &rbac)));
         let authorizers = Chain::new(authorizers);
         let escalation = NoEscalation { authorizers: authorizers.clone(), rbac };
         let registered = Arc::new(Registered::new(&objects));

@@ -102,7 +102,7 @@ impl Session {
         if self.done {
             return None;
         }
-        if let Some(batch) = self.next_initial() {
+        if let Some(batch) = self.next_initial().await {
             return Some(batch);
         }
         loop {
@@ -111,7 +111,16 @@ impl Session {
                 biased;
                 batch = self.watch.next() => match batch {
                     Ok(batch) => {
-                        let events: Vec<_> = batch.events.iter().filter_map(|event| self.translate(event)).collect();
+                        let mut events = Vec::new();
+                        for event in &batch.events {
+                            settle(&self.def, event).await;
+                            events.extend(self.translate(event));
+                            // As upstream: a client that goes on would never learn of what it has missed.
+                            self.done = matches!(events.last(), Some(LocalEvent::Error(_)));
+                            if self.done {
+                                break;
+                            }
+                        }
                         if !events.is_empty() {
                             return Some(events);
                         }
@@ -137,7 +146,7 @@ impl Session {
         }
     }
 
-    fn next_initial(&mut self) -> Option<Vec<LocalEvent>> {
+    async fn next_initial(&mut self) -> Option<Vec<LocalEvent>> {
         let entries = self.initial.as_mut()?;
         let mut batch = Vec::new();
         while batch.len() < INITIAL_BATCH_MAX {
@@ -149,6 +158,9 @@ impl Session {
                 }
                 break;
             };
+            if let Some(seal) = &self.def.seal {
+                seal.settle(&entry).await;
+            }
             let object = stored(&self.def, &entry);
             if let Err(error) = readable(&object) {
                 batch.push(LocalEvent::Error(error.0));
@@ -217,6 +229,15 @@ impl Session {
         futures::stream::unfold(self, |mut session| async move {
             session.next().await.map(|batch| (batch, session))
         })
+    }
+}
+
+/// Gets the keys that an event's states are encrypted with, should they be far away.
+async fn settle(def: &ResourceDef, event: &Event) {
+    if let Some(seal) = &def.seal {
+        for entry in std::iter::once(&event.entry).chain(&event.previous) {
+            seal.settle(entry).await;
+        }
     }
 }
 

@@ -196,6 +196,27 @@ impl<'a> Call<'a> {
         Ok(())
     }
 
+    /// Shows a connection that is asked for to the steps that want to see it: first to the changing half of the chain, then to
+    /// the validating one.
+    pub(crate) async fn connect(&self, options: &mut Value) -> ApiResult<()> {
+        let steps = || self.admission.iter().filter(|step| step.handles(Operation::Connect));
+        let rounds = Rounds::default();
+        let request = self.admission_request(Operation::Connect, self.name, None, Some(&rounds), None);
+        loop {
+            for step in steps() {
+                step.admit(&request, options).await?;
+            }
+            if !rounds.begin_another() {
+                break;
+            }
+        }
+        let request = self.admission_request(Operation::Connect, self.name, None, None, None);
+        for step in steps() {
+            step.validate(&request, options).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn warn(&self, make: impl FnOnce() -> Vec<String>) {
         if let Some(warnings) = self.warnings {
             warnings.set(make());

@@ -20,7 +20,7 @@ use kube::{
     client::Body as ClientBody,
 };
 use serde::de::DeserializeOwned;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     ca::{Ca, CaError},
@@ -179,7 +179,8 @@ impl Cluster {
             "kubernetes.default.svc.cluster.local",
         ];
         let config = self.ca.server_config(&names, &[loopback, reachable])?;
-        self.tasks.spawn(serve::listen(self.server.clone(), listener, Arc::new(config), self.tasks.clone()));
+        let configs = watch::channel(Arc::new(config)).1;
+        self.tasks.spawn(serve::listen(self.server.clone(), listener, configs, self.tasks.clone()));
         let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
         let url = format!("https://{}", SocketAddr::new(reachable, address.port()));
         let kubeconfig = kubeconfig::render(&url, self.ca.certificate_pem(), &user);

@@ -5,6 +5,7 @@
 //! of them the command was started as. The API server keeps its objects in the etcd that `--etcd-servers` names, this one or
 //! a real one, and in memory without it; the `etcd` is [`kstore::EtcdServer`], for etcd's clients of any kind.
 
+mod access;
 mod apiserver;
 mod etcd;
 mod flags;
@@ -35,6 +36,15 @@ pub enum FaceError {
         value: String,
         /// What it takes.
         wanted: &'static str,
+    },
+    /// A configuration file can't be used.
+    #[error("--{flag}: {source}")]
+    Config {
+        /// The flag that names it.
+        flag: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: kapi::config::ConfigError,
     },
     /// A file can't be read or written.
     #[error("{path}")]
@@ -107,8 +117,8 @@ impl Face {
     #[must_use]
     pub fn help(self) -> String {
         let flags = match self {
-            Self::ApiServer => apiserver::FLAGS,
-            Self::Etcd => etcd::FLAGS,
+            Self::ApiServer => [access::FLAGS, apiserver::FLAGS].concat(),
+            Self::Etcd => etcd::FLAGS.to_vec(),
         };
         let lines: String = flags.iter().map(|(flag, what)| format!("      --{flag:<44} {what}\n")).collect();
         format!(

@@ -22,7 +22,7 @@ pub use self::{
     builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},
     ca::{CaError, Credentials},
     cluster::{Cluster, DRAIN_MAX, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
-    serve::{CONNECTIONS_MAX, HANDSHAKE_TIMEOUT, Serving},
+    serve::{CONNECTIONS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Serving},
 };
 
 // The crates that a cluster is made of, so that one dependency is enough.

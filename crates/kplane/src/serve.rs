@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
+    rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
@@ -13,7 +13,7 @@ use kapi::{ApiServer, Body, audit::PeerAddress, authn::PeerCertificates};
 use tokio::{
     io::{AsyncRead, AsyncWrite, DuplexStream},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -24,6 +24,13 @@ use tracing::{debug, warn};
 pub const CONNECTIONS_MAX: usize = 4096;
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be there without a request (upstream's `ReadHeaderTimeout`).
+pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(32);
+/// How long the head of a further request may take, from the end of the one before (upstream's `IdleTimeout`).
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// How often a client of HTTP/2 is asked whether it is there, and how long it may take to answer (upstream's 30 and 15 s).
+const ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The buffer of a connection within the process, in bytes each way.
 pub(crate) const DUPLEX_BYTES: usize = 64 * 1024;
 /// How long a listener that can't accept waits before it tries again.
@@ -60,10 +67,9 @@ impl Tasks {
 pub(crate) async fn listen(
     server: ApiServer,
     listener: TcpListener,
-    config: Arc<rustls::ServerConfig>,
+    configs: watch::Receiver<Arc<rustls::ServerConfig>>,
     tasks: Tasks,
 ) {
-    let acceptor = TlsAcceptor::from(config);
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
@@ -81,7 +87,9 @@ pub(crate) async fn listen(
                 continue;
             }
         };
-        let (server, acceptor) = (server.clone(), acceptor.clone());
+        // Each connection has the certificate of the time when it was made.
+        let acceptor = TlsAcceptor::from(Arc::clone(&configs.borrow()));
+        let server = server.clone();
         tasks.spawn_connection(async move {
             let _permit = permit;
             if let Err(error) = serve_tls(server, acceptor, stream).await {
@@ -106,13 +114,42 @@ async fn serve_tls(server: ApiServer, acceptor: TlsAcceptor, stream: TcpStream) 
         }
         server.clone().oneshot(request)
     });
-    let builder = auto::Builder::new(TokioExecutor::new());
+    serve_impatiently(service, stream, drained.drained()).await
+}
+
+/// Serves HTTP to somebody who need not mean well: who is slow to ask is not waited for.
+async fn serve_impatiently<S, I>(service: S, stream: I, drained: impl Future<Output = ()>) -> io::Result<()>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = std::convert::Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send + 'static,
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let asked = Arc::new(Notify::new());
+    let asks = Arc::clone(&asked);
+    let service = tower::service_fn(move |request: Request<Incoming>| {
+        asks.notify_one();
+        service.clone().oneshot(request)
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(IDLE_TIMEOUT);
+    let http2 = &mut builder.http2();
+    http2.timer(TokioTimer::new()).keep_alive_interval(ALIVE_INTERVAL).keep_alive_timeout(ALIVE_TIMEOUT);
     let served =
         builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut served = std::pin::pin!(served);
+    // The timer of HTTP/1 does not run before it is known that it is HTTP/1, and there is none for HTTP/2.
+    let impatience = async {
+        if tokio::time::timeout(FIRST_REQUEST_TIMEOUT, asked.notified()).await.is_ok() {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         ended = &mut served => ended,
-        () = drained.drained() => {
+        () = impatience => return Err(io::ErrorKind::TimedOut.into()),
+        () = drained => {
             // What is being answered is answered to its end; nothing new is taken.
             served.as_mut().graceful_shutdown();
             served.await
@@ -162,4 +199,43 @@ pub struct Serving {
     pub address: SocketAddr,
     /// The kubeconfig of an administrator for it.
     pub kubeconfig: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    /// How long a client that sends this, and then nothing, is served, in seconds; and the first line of the answer.
+    async fn served(sent: &str) -> (u64, String) {
+        let server = ApiServer::builder().build().unwrap();
+        server.bootstrap().await.unwrap();
+        let (mut near, far) = tokio::io::duplex(DUPLEX_BYTES);
+        let began = tokio::time::Instant::now();
+        let serving = tokio::spawn(serve_impatiently(server, far, std::future::pending()));
+        near.write_all(sent.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        near.read_to_string(&mut answer).await.unwrap();
+        // It may end with an error.
+        drop(serving.await.unwrap());
+        (began.elapsed().as_secs(), answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// Expected results: the time-outs of upstream's `SecureServingInfo.Serve`.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_to_ask_is_not_waited_for() {
+        for (sent, seconds, line) in [
+            ("", 32, ""),
+            ("G", 32, ""),
+            ("GET /healthz HT", 32, ""),
+            ("GET /healthz HTTP/1.1\r\nhost: a\r\nx: ", 32, ""),
+            ("PRI * HTTP/2.0\r\n\r\nSM", 32, ""),
+            ("GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n", 90, "HTTP/1.1 200 OK"),
+            ("GET /healthz HTTP/1.1\r\nhost: a\r\n\r\nGET /", 90, "HTTP/1.1 200 OK"),
+        ] {
+            let (found, answer) = served(sent).await;
+            assert_eq!((found, answer.as_str()), (seconds, line), "{sent:?}");
+        }
+    }
 }

@@ -175,7 +175,7 @@ fn slice(write: &Write<'_>, object: &Value) -> ApiResult<()> {
     let verb = match write.request.operation {
         Operation::Create => "create",
         Operation::Delete => "delete",
-        Operation::Update => return Ok(()),
+        Operation::Update | Operation::Connect => return Ok(()),
     };
     // Of what is deleted only a part may have been read.
     let stored = match write.request.operation {

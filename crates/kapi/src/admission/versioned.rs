@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use super::matching::Asked;
+use super::{AdmissionRequest, Operation, matching::Asked};
 use crate::{
     convert,
     error::{ApiError, ApiResult},
@@ -28,6 +28,13 @@ impl Kind {
             version: version.to_owned(),
             kind: kind.to_owned(),
         };
+        if asked.request.operation == Operation::Connect {
+            return own(
+                "",
+                "v1",
+                &crate::http::connect::options_kind(&resource.def.kind, asked.request.subresource),
+            );
+        }
         match asked.request.subresource {
             "scale" => own("autoscaling", "v1", "Scale"),
             "binding" => own("", "v1", "Binding"),
@@ -43,8 +50,9 @@ impl Kind {
 }
 
 /// Whether the subresource carries objects of the resource itself.
-pub(crate) fn is_whole(subresource: &str) -> bool {
-    !["scale", "binding", "eviction", "token"].contains(&subresource)
+pub(crate) fn is_whole(request: &AdmissionRequest<'_>) -> bool {
+    request.operation != Operation::Connect
+        && !["scale", "binding", "eviction", "token"].contains(&request.subresource)
 }
 
 /// An object in the form that a rule has matched.
@@ -56,6 +64,9 @@ pub(crate) async fn shown<'o>(
     object: &'o Value,
     resource: &Resource,
 ) -> ApiResult<Cow<'o, Value>> {
+    if asked.request.operation == Operation::Connect {
+        return Ok(Cow::Borrowed(object));
+    }
     match asked.request.subresource {
         "scale" => return subresource::scale_of(asked.request.resource, object).map(Cow::Owned),
         "binding" => return Ok(Cow::Owned(binding(object))),

@@ -1,12 +1,19 @@
 //! `apiserver.config.k8s.io/v1` `EncryptionConfiguration`.
 
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::provider::{Key, Kind, Provider};
+use super::{
+    kms::{Kms, KmsConfig},
+    provider::{Key, Kind, Provider},
+};
 use crate::config::{self, ConfigError, Section};
 
 /// How many rules a configuration may have.
 pub const RULES_MAX: usize = 1_000;
+/// How long a call of a key management service may take unless the configuration says it.
+const KMS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How many providers a rule may have.
 pub const PROVIDERS_MAX: usize = 100;
 
@@ -45,7 +52,8 @@ impl Rules {
         if sections.len() > RULES_MAX {
             return Err(root.wrong("resources", format!("must have at most {RULES_MAX} items")));
         }
-        let rule = |section: &Section<'_>| {
+        let mut services: Vec<String> = Vec::new();
+        let mut rule = |section: &Section<'_>| {
             section.only(&["resources", "providers"])?;
             let providers = section.sections("providers")?;
             if providers.is_empty() {
@@ -54,10 +62,19 @@ impl Rules {
             if providers.len() > PROVIDERS_MAX {
                 return Err(section.wrong("providers", format!("must have at most {PROVIDERS_MAX} items")));
             }
-            let providers = providers.iter().map(provider).collect::<Result<_, _>>()?;
+            let providers =
+                providers.iter().map(|section| provider(section, &mut services)).collect::<Result<_, _>>()?;
             Ok((names(section)?, providers))
         };
-        Ok(Self(sections.iter().map(rule).collect::<Result<_, _>>()?))
+        Ok(Self(sections.iter().map(&mut rule).collect::<Result<_, _>>()?))
+    }
+
+    /// The key management services.
+    pub(super) fn kms(&self) -> impl Iterator<Item = &Arc<Kms>> {
+        self.0.iter().flat_map(|(_, providers)| providers).filter_map(|provider| match provider {
+            Provider::Kms(kms) => Some(kms),
+            _ => None,
+        })
     }
 
     /// The providers of a kind; none: it is stored as it is.
@@ -113,24 +130,30 @@ fn names(section: &Section<'_>) -> Result<Vec<Named>, ConfigError> {
     Ok(names)
 }
 
-fn provider(section: &Section<'_>) -> Result<Provider, ConfigError> {
+fn provider(section: &Section<'_>, services: &mut Vec<String>) -> Result<Provider, ConfigError> {
     section.only(&["aescbc", "aesgcm", "secretbox", "identity", "kms"])?;
     let names = ["aescbc", "aesgcm", "secretbox", "identity", "kms"];
     let given: Vec<&str> = names.into_iter().filter(|name| section.has(name)).collect();
-    let kind = match given.as_slice() {
-        ["kms"] => return Err(section.wrong("kms", "key management services are not supported")),
-        ["identity"] => return Ok(Provider::Identity),
-        [one] => Kind::ALL.into_iter().find(|kind| kind.name() == *one),
-        [] => None,
-        [_, second, ..] => {
-            return Err(section.wrong(second, "more than one provider specified in a single element, should split into different list elements"));
-        }
-    };
     let missing = || {
         ConfigError::new(
             section.path("").trim_end_matches('.'),
             "provider does not contain any of the expected providers: KMS, AESGCM, AESCBC, Secretbox, Identity",
         )
+    };
+    let kind = match given.as_slice() {
+        ["identity"] => return Ok(Provider::Identity),
+        ["kms"] => {
+            let inner = section.section("kms")?.ok_or_else(missing)?;
+            let config = service(&inner, services)?;
+            let started = Kms::start(config);
+            let kms = started.map_err(|why| section.wrong("kms", why.to_string()))?;
+            return Ok(Provider::Kms(Arc::new(kms)));
+        }
+        [one] => Kind::ALL.into_iter().find(|kind| kind.name() == *one),
+        [] => None,
+        [_, second, ..] => {
+            return Err(section.wrong(second, "more than one provider specified in a single element, should split into different list elements"));
+        }
     };
     let kind = kind.ok_or_else(missing)?;
     let inner = section.section(kind.name())?.ok_or_else(missing)?;
@@ -143,6 +166,57 @@ fn provider(section: &Section<'_>) -> Result<Provider, ConfigError> {
         kind,
         keys: keys.iter().map(|section| key(kind, section)).collect::<Result<_, _>>()?,
     })
+}
+
+/// Upstream's `validateKMSConfiguration`, for version 2.
+fn service(section: &Section<'_>, services: &mut Vec<String>) -> Result<KmsConfig, ConfigError> {
+    section.only(&["apiVersion", "name", "cachesize", "endpoint", "timeout"])?;
+    let version = section.text("apiVersion")?;
+    if !["", "v1", "v2"].contains(&version) {
+        let why = "unsupported apiVersion apiVersion for KMS provider, only v1 and v2 are supported";
+        return Err(section.wrong("apiVersion", format!("Invalid value: {version:?}: {why}")));
+    }
+    if version != "v2" {
+        // Upstream's default, and off there since 1.29.
+        return Err(section.wrong("apiVersion", "KMSv1 is deprecated and not supported. Use KMSv2 instead."));
+    }
+    let name = section.required("name")?;
+    let invalid = |field: &str, value: &str, why: &str| {
+        section.wrong(field, format!("Invalid value: {value:?}: {why}"))
+    };
+    if name.contains(':') {
+        let why = format!("invalid KMS provider name {name}, must not contain ':'");
+        return Err(invalid("name", name, &why));
+    }
+    if services.iter().any(|other| other == name) {
+        let why = format!("duplicate KMS provider name {name}, names must be unique");
+        return Err(invalid("name", name, &why));
+    }
+    services.push(name.to_owned());
+    if section.has("cachesize") {
+        return Err(section.wrong("cachesize", "cachesize is not supported in v2"));
+    }
+    let endpoint = section.text("endpoint")?;
+    if endpoint.is_empty() {
+        return Err(invalid("endpoint", "", "endpoint is a mandatory field for a kms"));
+    }
+    let socket = endpoint.strip_prefix("unix://").filter(|path| path.starts_with('/'));
+    let socket = socket.ok_or_else(|| {
+        let scheme = endpoint.split_once(':').map_or("", |(scheme, _)| scheme);
+        let why = if scheme == "unix" {
+            "the path of the socket is not absolute".to_owned()
+        } else {
+            format!("unsupported scheme {scheme:?} for KMS provider, only unix is supported")
+        };
+        invalid("endpoint", endpoint, &why)
+    })?;
+    // A name without a file.
+    let socket = socket.strip_prefix("/@").map_or_else(|| socket.to_owned(), |name| format!("\0{name}"));
+    let timeout = section.duration("timeout")?.unwrap_or(KMS_TIMEOUT);
+    if timeout.is_zero() {
+        return Err(invalid("timeout", "0s", "timeout should be a positive value"));
+    }
+    Ok(KmsConfig { name: name.to_owned(), socket: PathBuf::from(socket), timeout })
 }
 
 fn key(kind: Kind, section: &Section<'_>) -> Result<Key, ConfigError> {
@@ -211,6 +285,7 @@ mod tests {
             format!("{{resources: [secrets], providers: [{{{kind}: {{keys: [{keys}]}}}}]}}")
         };
         let named = |names: &str| format!("{{resources: [{names}], providers: [{{identity: {{}}}}]}}");
+        let kms = |fields: &str| format!("{{resources: [secrets], providers: [{{kms: {{{fields}}}}}]}}");
         let place = |rest: &str| format!("resources[0].{rest}");
         for (text, field) in [
             (String::new(), "resources".to_owned()),
@@ -220,6 +295,18 @@ mod tests {
             (
                 "{resources: [secrets], providers: [{identity: {}, aesgcm: {}}]}".to_owned(),
                 place("providers[0].identity"),
+            ),
+            (kms("name: a, endpoint: 'unix:///a'"), place("providers[0].kms.apiVersion")),
+            (kms("apiVersion: v3, name: a, endpoint: 'unix:///a'"), place("providers[0].kms.apiVersion")),
+            (kms("apiVersion: v2, endpoint: 'unix:///a'"), place("providers[0].kms.name")),
+            (kms("apiVersion: v2, name: 'a:b', endpoint: 'unix:///a'"), place("providers[0].kms.name")),
+            (kms("apiVersion: v2, name: a"), place("providers[0].kms.endpoint")),
+            (kms("apiVersion: v2, name: a, endpoint: 'http://a'"), place("providers[0].kms.endpoint")),
+            (kms("apiVersion: v2, name: a, endpoint: 'unix:///a', timeout: 0s"), place("providers[0].kms.timeout")),
+            (kms("apiVersion: v2, name: a, endpoint: 'unix:///a', cachesize: 1"), place("providers[0].kms.cachesize")),
+            (
+                "{resources: [secrets], providers: [{kms: {apiVersion: v2, name: a, endpoint: 'unix:///a'}}, {kms: {apiVersion: v2, name: a, endpoint: 'unix:///b'}}]}".to_owned(),
+                place("providers[1].kms.name"),
             ),
             (named("'*'"), place("resources[0]")),
             (named("Secrets"), place("resources[0]")),

@@ -1,6 +1,6 @@
 //! The ways to encrypt, in upstream's formats (`storage/value/encrypt`): what one wrote the other reads.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use aes::cipher::{BlockDecryptMut as _, BlockEncryptMut as _, KeyIvInit as _, block_padding::Pkcs7};
 use crypto_secretbox::{KeyInit as _, XSalsa20Poly1305, aead::Aead as _};
@@ -9,8 +9,12 @@ use ring::{
     rand::{SecureRandom as _, SystemRandom},
 };
 
+use super::kms::Kms;
+
 /// What everything that is encrypted begins with.
 pub(super) const PREFIX: &[u8] = b"k8s:enc:";
+/// What everything begins with whose key a key management service has.
+pub(super) const KMS_PREFIX: &[u8] = b"k8s:enc:kms:v2:";
 /// Why bytes can't be read that no provider has written.
 pub(super) const NO_MATCH: &str = "no matching prefix found";
 
@@ -25,6 +29,8 @@ pub(super) enum Provider {
         kind: Kind,
         keys: Vec<Key>,
     },
+    /// By a key management service.
+    Kms(Arc<Kms>),
 }
 
 /// What keys are for.
@@ -53,6 +59,7 @@ impl fmt::Debug for Provider {
         match self {
             Self::Identity => f.write_str("identity"),
             Self::Keys { kind, .. } => f.write_str(kind.name()),
+            Self::Kms(kms) => write!(f, "kms:{}", kms.name()),
         }
     }
 }
@@ -185,13 +192,15 @@ impl Provider {
     pub(super) fn seal(&self, place: &[u8], plain: Vec<u8>) -> Result<Vec<u8>, String> {
         match self {
             Self::Keys { keys, .. } if !keys.is_empty() => keys[0].seal(place, plain),
-            _ => Ok(plain),
+            Self::Kms(kms) => kms.seal(place, plain),
+            Self::Keys { .. } | Self::Identity => Ok(plain),
         }
     }
 
     /// The object, if this provider has written these bytes.
     pub(super) fn open(&self, place: &[u8], stored: &[u8]) -> Option<Result<Vec<u8>, String>> {
         match self {
+            Self::Kms(kms) => kms.open(place, stored),
             Self::Identity => (!stored.starts_with(PREFIX)).then(|| Ok(stored.to_vec())),
             Self::Keys { kind, keys } => {
                 if !stored.starts_with(format!("k8s:enc:{}:v1:", kind.name()).as_bytes()) {
@@ -216,6 +225,7 @@ impl Provider {
     /// Whether these bytes were written by what writes now.
     pub(super) fn wrote(&self, stored: &[u8]) -> bool {
         match self {
+            Self::Kms(kms) => kms.wrote(stored),
             Self::Keys { keys, .. } => keys.first().is_some_and(|key| stored.starts_with(&key.prefix)),
             Self::Identity => !stored.starts_with(PREFIX),
         }

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 use self::links::Links;
-use super::{resource::Request, tunnel};
+use super::{connect, resource::Request, tunnel};
 use crate::{
     body::Body,
     error::{ApiError, ApiResult},
@@ -83,9 +83,12 @@ impl Request<'_> {
         }
         let (stream, backend) = self.dial(resource, &asked).await?;
         let query = self.parts.uri.query().map_or_else(String::new, |query| format!("?{query}"));
-        let mut request = HttpRequest::builder()
-            .method(self.parts.method.clone())
-            .uri(format!("/{}{query}", self.info.rest));
+        let path = connect::path(self.info);
+        let mut request = HttpRequest::builder().method(self.parts.method.clone()).uri(if path.is_empty() {
+            format!("/{query}")
+        } else {
+            format!("{path}{query}")
+        });
         if let Some(headers) = request.headers_mut() {
             let given = &self.parts.headers;
             let handed_on = |name: &HeaderName| !is_dropped(name) && !tunnel::is_for_neighbour(given, name);

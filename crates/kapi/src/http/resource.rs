@@ -8,7 +8,7 @@ use kcore::{Status, Stored, local::WantLocal};
 use serde_json::{Value, json};
 
 use super::{
-    add_warnings, binary, bytes_response, json_response,
+    add_warnings, binary, bytes_response, connect, json_response,
     negotiate::{self, Form},
     proxy, read_body, table, upgrade, watch as wire, yaml_response,
 };
@@ -73,22 +73,20 @@ impl Request<'_> {
             if !resource.has_subresource(&info.subresource) {
                 return Err(Status::no_such_path().into());
             }
-            if proxy::is_proxied(&resource, &info.subresource) {
-                return self.proxy(&resource, body).await;
-            }
-            if upgrade::is_node_request(&resource, &info.subresource) {
-                return upgrade::serve(self, &resource, body).await;
+            let proxied = proxy::is_proxied(&resource, &info.subresource);
+            if proxied || upgrade::is_node_request(&resource, &info.subresource) {
+                self.admit_connection(&resource).await?;
+                let mut response = if proxied {
+                    self.proxy(&resource, body).await?
+                } else {
+                    upgrade::serve(self, &resource, body).await?
+                };
+                add_warnings(&mut response, &self.warnings.take());
+                return Ok(response);
             }
         }
         let answer = self.answer(&resource, body).await;
-        if let Some(trail) = self.trail().filter(|trail| trail.is_kept()) {
-            for (key, value) in self.warnings.notes.annotations() {
-                trail.annotate(&key, || value);
-            }
-            if deprecation(&resource).is_some() {
-                trail.annotate("k8s.io/deprecated", || "true".to_owned());
-            }
-        }
+        self.annotate(&resource);
         let mut response = answer?;
         add_warnings(&mut response, &self.warnings.take());
         if let Some(warning) = deprecation(&resource) {
@@ -100,6 +98,29 @@ impl Request<'_> {
             add_warnings(&mut response, std::slice::from_ref(warning));
         }
         Ok(response)
+    }
+
+    /// Asks admission whether a connection may be made. Logs are read, not connected to.
+    async fn admit_connection(&self, resource: &Resource) -> ApiResult<()> {
+        if self.info.subresource == "log" {
+            return Ok(());
+        }
+        let mut options = connect::options(&resource.def.kind, self.info, self.query);
+        let admitted = self.call(resource, false).connect(&mut options).await;
+        self.annotate(resource);
+        admitted
+    }
+
+    /// Tells the audit log what admission has to say.
+    fn annotate(&self, resource: &Resource) {
+        if let Some(trail) = self.trail().filter(|trail| trail.is_kept()) {
+            for (key, value) in self.warnings.notes.annotations() {
+                trail.annotate(&key, || value);
+            }
+            if deprecation(resource).is_some() {
+                trail.annotate("k8s.io/deprecated", || "true".to_owned());
+            }
+        }
     }
 
     /// Where the audit of this request is put together, if there is one.
@@ -219,6 +240,7 @@ impl Request<'_> {
         }
         let form = self.form(resource, false)?;
         let def = &resource.def;
+        self.server.objects.settle(resource, self.namespace(resource), &self.info.name).await;
         let object = self.server.objects.get(resource, self.namespace(resource), &self.info.name);
         let object = object.ok_or_else(|| Status::not_found(&def.group, &def.plural, &self.info.name))?;
         objects::readable(&object)?;

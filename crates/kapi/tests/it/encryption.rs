@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{get, json as send};
 
-const SECRETS: &str = "/api/v1/namespaces/default/secrets";
+pub(crate) const SECRETS: &str = "/api/v1/namespaces/default/secrets";
 
 /// A key of 32 bytes.
 fn key(name: &str, byte: char) -> String {
@@ -24,38 +24,39 @@ fn config(providers: &str) -> String {
     )
 }
 
-struct Cluster {
-    server: ApiServer,
+pub(crate) struct Cluster {
+    pub(crate) server: ApiServer,
+    pub(crate) encryption: Option<Encryption>,
     store: Arc<MemoryStore>,
 }
 
 impl Cluster {
-    async fn new(encryption: Option<Encryption>) -> Self {
+    pub(crate) async fn new(encryption: Option<Encryption>) -> Self {
         let store = Arc::new(MemoryStore::new());
         let builder = ApiServer::builder().store(Arc::clone(&store) as _);
-        let builder = match encryption {
+        let builder = match encryption.clone() {
             Some(encryption) => builder.encryption(encryption),
             None => builder,
         };
         let server = builder.build().unwrap();
         server.bootstrap().await.unwrap();
-        Self { server, store }
+        Self { server, encryption, store }
     }
 
-    async fn create(&self, name: &str) {
+    pub(crate) async fn create(&self, name: &str) {
         let secret = json!({"metadata": {"name": name}, "stringData": {"password": "hunter2"}});
         assert_eq!(send(&self.server, "POST", SECRETS, &secret).await.0, 201);
     }
 
     /// The bytes of a secret in the store.
-    fn bytes(&self, name: &str) -> Bytes {
+    pub(crate) fn bytes(&self, name: &str) -> Bytes {
         let secrets = self.server.objects().registry().find("", "v1", "secrets").unwrap();
         let entry = self.store.snapshot().get(secrets.table, format!("default/{name}").as_bytes());
         entry.unwrap().value().clone()
     }
 
     /// Puts bytes where another server has left them.
-    async fn put(&self, name: &str, value: Bytes) {
+    pub(crate) async fn put(&self, name: &str, value: Bytes) {
         let table = self.server.objects().registry().find("", "v1", "secrets").unwrap().table;
         let key = Bytes::from(format!("default/{name}"));
         let txn = Txn::new().op(Op::Put { table, key, value, lease: None, hint: None });
@@ -188,6 +189,54 @@ async fn an_update_that_changes_nothing_is_written_with_the_new_key() {
     // A configuration that is wrong changes nothing.
     assert!(encryption.reload(&config("{aescbc: {keys: []}}")).is_err());
     assert_eq!(get(&cluster.server, &path).await.0, 200);
+}
+
+/// Bytes, as `xxd` writes them.
+pub(crate) fn hex(text: &str) -> Bytes {
+    let digits: Vec<u8> = text.chars().filter_map(|c| c.to_digit(16)).map(|digit| digit as u8).collect();
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
+
+/// Each was written by a kube-apiserver 1.36 with `--storage-media-type=application/json`: a Secret that has the provider's name.
+#[tokio::test]
+async fn what_a_real_server_wrote_is_read() {
+    let one = |provider: &str, key: String| format!("{{{provider}: {{keys: [{key}]}}}}");
+    let short = "{name: short, secret: YmJiYmJiYmJiYmJiYmJiYg==}".to_owned();
+    for (name, provider, stored) in [
+        ("aesgcm", one("aesgcm", key("key1", 'a')), include_str!("encryption/aesgcm.hex")),
+        ("aesgcm16", one("aesgcm", short), include_str!("encryption/aesgcm16.hex")),
+        ("aescbc", one("aescbc", key("key1", 'a')), include_str!("encryption/aescbc.hex")),
+        ("secretbox", one("secretbox", key("key1", 'a')), include_str!("encryption/secretbox.hex")),
+    ] {
+        let cluster = Cluster::new(Some(Encryption::parse(&config(&provider)).unwrap())).await;
+        cluster.put(name, hex(stored)).await;
+        let (code, secret) = get(&cluster.server, &format!("{SECRETS}/{name}")).await;
+        assert_eq!((code, &secret["data"]["password"]), (200, &json!("aHVudGVyMg==")), "{name}: {secret}");
+        // With its key's path as what is authenticated, where the provider does that.
+        cluster.put("other", hex(stored)).await;
+        let moved = get(&cluster.server, &format!("{SECRETS}/other")).await.0;
+        assert_eq!(moved, if name.starts_with("aesgcm") { 500 } else { 200 }, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_what_it_can_not_read() {
+    let one = format!("{{aesgcm: {{keys: [{}]}}}}", key("one", 'a'));
+    let other = format!("{{aesgcm: {{keys: [{}]}}}}", key("other", 'b'));
+    let writer = Cluster::new(Some(Encryption::parse(&config(&other)).unwrap())).await;
+    writer.create("a").await;
+    let cluster = Cluster::new(Some(Encryption::parse(&config(&one)).unwrap())).await;
+    let revision = cluster.server.objects().snapshot().revision();
+    cluster.put("a", writer.bytes("a")).await;
+    cluster.create("b").await;
+    let path = format!("{SECRETS}?watch=true&timeoutSeconds=3600&resourceVersion={revision}");
+    // One event, which is parsed as the only document of the answer, and then the end.
+    let (code, event) = get(&cluster.server, &path).await;
+    assert_eq!(
+        (code, &event["type"], &event["object"]["code"]),
+        (200, &json!("ERROR"), &json!(500)),
+        "{event}"
+    );
 }
 
 #[tokio::test]

@@ -261,3 +261,107 @@ async fn webhooks_are_not_called_about_webhooks() {
     assert_eq!(send(&server, "DELETE", &path, &Value::Null).await.0, 200);
     assert_eq!(send(&server, "POST", MAPS, &map()).await.0, 201);
 }
+
+/// Expected results: `endpoints/handlers/rest.go`, `ConnectResource`, and the end-to-end test "should be able to deny attaching pod".
+#[tokio::test]
+async fn connections_are_shown_before_they_are_made() {
+    let (server, reviews, authority) = with_service(answer).await;
+    let rules = |operation: &str| json!({"rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": [operation], "resources": ["pods/*", "services/proxy", "nodes/proxy"]}]});
+    register(&server, "mutating", "see", &authority, rules("CONNECT")).await;
+    register(&server, "validating", "deny", &authority, rules("CONNECT")).await;
+    register(&server, "validating", "other", &authority, rules("CREATE")).await;
+    let pods = "/api/v1/namespaces/default/pods/p";
+    for (method, path, name, options) in [
+        (
+            "POST",
+            format!("{pods}/exec?command=a&command=b&stdin=true&container=c"),
+            "p",
+            json!({"kind": "PodExecOptions", "command": ["a", "b"], "stdin": true, "container": "c"}),
+        ),
+        ("GET", format!("{pods}/exec?command=a"), "p", json!({"kind": "PodExecOptions", "command": ["a"]})),
+        (
+            "POST",
+            format!("{pods}/attach?stdout=true&tty=false"),
+            "p",
+            json!({"kind": "PodAttachOptions", "stdout": true}),
+        ),
+        (
+            "POST",
+            format!("{pods}/portforward?ports=80"),
+            "p",
+            json!({"kind": "PodPortForwardOptions", "ports": [80]}),
+        ),
+        ("DELETE", format!("{pods}/proxy/a/b"), "p", json!({"kind": "PodProxyOptions", "path": "/a/b"})),
+        (
+            "GET",
+            "/api/v1/namespaces/default/services/https:s:1/proxy/".to_owned(),
+            "https:s:1",
+            json!({"kind": "ServiceProxyOptions", "path": "/"}),
+        ),
+        (
+            "GET",
+            "/api/v1/nodes/n/proxy/metrics".to_owned(),
+            "n",
+            json!({"kind": "NodeProxyOptions", "path": "/metrics"}),
+        ),
+    ] {
+        reviews.lock().unwrap().clear();
+        let (code, answer) = send(&server, method, &path, &Value::Null).await;
+        let why = "admission webhook \"deny.example.com\" denied the request: no";
+        assert_eq!((code, &answer["message"]), (403, &json!(why)), "{path}: {answer}");
+        let seen = reviews.lock().unwrap().clone();
+        let asked: Vec<&str> = seen.iter().filter_map(|review| review[0].as_str()).collect();
+        assert_eq!(asked, ["/see?timeout=10s", "/deny?timeout=10s"], "{path}");
+        for review in seen {
+            let review = &review[1];
+            let mut expected = options.clone();
+            expected["apiVersion"] = "v1".into();
+            assert_eq!(review["object"], expected, "{path}");
+            assert_eq!(
+                review["kind"],
+                json!({"group": "", "version": "v1", "kind": options["kind"]}),
+                "{path}"
+            );
+            let rest = [
+                &review["operation"],
+                &review["name"],
+                &review["oldObject"],
+                &review["options"],
+                &review["dryRun"],
+            ];
+            assert_eq!(
+                rest,
+                [&json!("CONNECT"), &json!(name), &Value::Null, &Value::Null, &json!(false)],
+                "{path}"
+            );
+        }
+    }
+    // Logs are read; and what nobody minds goes on to where it fails for want of a pod.
+    assert_eq!(send(&server, "GET", &format!("{pods}/log"), &Value::Null).await.0, 404);
+    assert_eq!(
+        send(&server, "DELETE", &format!("{GROUP}/validatingwebhookconfigurations/deny"), &Value::Null)
+            .await
+            .0,
+        200
+    );
+    assert_eq!(send(&server, "POST", &format!("{pods}/exec?command=a"), &Value::Null).await.0, 404);
+}
+
+/// A policy can keep people out of containers, by what they want to run.
+#[tokio::test]
+async fn policies_see_connections() {
+    let server = crate::harness::server().await;
+    let rule = json!({"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CONNECT"], "resources": ["pods/exec"]});
+    let policy = json!({"metadata": {"name": "no-shells"}, "spec": {"failurePolicy": "Fail", "matchConstraints": {"resourceRules": [rule]},
+        "validations": [{"expression": "!('sh' in object.command)", "message": "no shells"}]}});
+    let binding = json!({"metadata": {"name": "no-shells"}, "spec": {"policyName": "no-shells", "validationActions": ["Deny"]}});
+    assert_eq!(send(&server, "POST", &format!("{GROUP}/validatingadmissionpolicies"), &policy).await.0, 201);
+    assert_eq!(
+        send(&server, "POST", &format!("{GROUP}/validatingadmissionpolicybindings"), &binding).await.0,
+        201
+    );
+    let exec = "/api/v1/namespaces/default/pods/p/exec?command=";
+    let (code, answer) = send(&server, "POST", &format!("{exec}sh"), &Value::Null).await;
+    assert!(code == 422 && answer["message"].as_str().unwrap().contains("no shells"), "{code} {answer}");
+    assert_eq!(send(&server, "POST", &format!("{exec}ls"), &Value::Null).await.0, 404);
+}

@@ -18,9 +18,13 @@ use kapi::{
 };
 use kcore::{Clock as _, SystemClock};
 use kstore::{EtcdStore, EtcdTls, Store};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
-use super::{FaceError, Flags, read};
+use super::{
+    FaceError, Flags,
+    access::{self, Beside, CERTIFICATE_INTERVAL},
+    read,
+};
 use crate::{
     ca::{Ca, ClientCertificates, from_pem},
     serve::{self, Tasks},
@@ -68,19 +72,39 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
 
 pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> Result<(), FaceError> {
     let address = address(flags)?;
-    let server = server(flags).await?;
+    let (server, beside) = server(flags).await?;
     server.bootstrap().await.map_err(FaceError::Bootstrap)?;
-    let config = tls(flags, address.ip())?;
+    let (config, configs) = watch::channel(Arc::new(tls(flags, address.ip())?));
     let listener =
         TcpListener::bind(address).await.map_err(|source| FaceError::Listen { address, source })?;
     super::announce(&listener);
     let tasks = Tasks::default();
-    tasks.spawn(serve::listen(server, listener, Arc::new(config), tasks.clone()));
+    tasks.spawn(serve::listen(server, listener, configs, tasks.clone()));
+    let (files, ip) = (flags.clone(), address.ip());
+    tasks.spawn(async move { renew(&config, || tls(&files, ip)).await });
+    if let Some((encryption, path)) = beside.follow {
+        tasks.spawn(async move { encryption.follow(path).await });
+    }
     end.await;
     tasks.stop.cancel();
     tasks.tracker.close();
     tasks.tracker.wait().await;
     Ok(())
+}
+
+/// Serves with what the files hold, whenever they have changed: certificate, key and the authority of clients. What can't be used
+/// is told to the log, and what was good goes on.
+async fn renew(
+    config: &watch::Sender<Arc<rustls::ServerConfig>>,
+    read: impl Fn() -> Result<rustls::ServerConfig, FaceError>,
+) {
+    loop {
+        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
+        match read() {
+            Ok(new) => drop(config.send_replace(Arc::new(new))),
+            Err(error) => tracing::error!(%error, "the serving certificate stays as it was"),
+        }
+    }
 }
 
 fn address(flags: &Flags) -> Result<SocketAddr, FaceError> {
@@ -89,7 +113,7 @@ fn address(flags: &Flags) -> Result<SocketAddr, FaceError> {
     Ok(SocketAddr::new(ip, port))
 }
 
-async fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
+async fn server(flags: &Flags) -> Result<(ApiServer, Beside), FaceError> {
     let anonymous = flags.read("anonymous-auth", "true or false")?.unwrap_or(true);
     let mut builder = ApiServer::builder().anonymous(anonymous).service_addresses(service_addresses(flags)?);
     let known: Vec<String> = kapi::admission::defaults().iter().map(|step| step.name().to_owned()).collect();
@@ -114,7 +138,8 @@ async fn server(flags: &Flags) -> Result<ApiServer, FaceError> {
     if let Some(path) = flags.get("token-auth-file") {
         builder = builder.authenticator(Arc::new(tokens(&read(path)?)));
     }
-    Ok(builder.build()?)
+    let (builder, beside) = access::apply(flags, builder)?;
+    Ok((builder.build()?, beside))
 }
 
 /// The store over the etcd that was given.

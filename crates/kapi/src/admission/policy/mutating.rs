@@ -67,6 +67,10 @@ impl Admission for MutatingPolicies {
         "MutatingAdmissionPolicy"
     }
 
+    fn handles(&self, _operation: Operation) -> bool {
+        true
+    }
+
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         let current = self.registered.current(request.objects);
         if current.mutating_policies.is_empty() || request.operation == Operation::Delete {
@@ -270,7 +274,7 @@ impl Invocation<'_> {
         if changed == *shown {
             return Ok(object.clone());
         }
-        if !versioned::is_whole(request.subresource) {
+        if !versioned::is_whole(request) {
             return versioned::scaled_back(&asked, object, &changed).map_err(Trouble::from);
         }
         versioned::taken_back(&asked, changed, &self.resource, strict).await.map_err(Trouble::from)

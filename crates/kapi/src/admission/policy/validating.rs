@@ -13,7 +13,7 @@ use super::{
     scope::{Failure, Scope, Surroundings},
 };
 use crate::{
-    admission::{Admission, AdmissionRequest, matching::Asked, registered::Registered, versioned},
+    admission::{Admission, AdmissionRequest, Operation, matching::Asked, registered::Registered, versioned},
     authz::Chain,
     error::ApiResult,
 };
@@ -52,6 +52,10 @@ struct Findings {
 impl Admission for ValidatingPolicies {
     fn name(&self) -> &str {
         "ValidatingAdmissionPolicy"
+    }
+
+    fn handles(&self, _operation: Operation) -> bool {
+        true
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

@@ -31,6 +31,10 @@ impl Admission for MutatingWebhooks {
         "MutatingAdmissionWebhook"
     }
 
+    fn handles(&self, _operation: Operation) -> bool {
+        true
+    }
+
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         self.dispatch(request, object).await
     }
@@ -128,7 +132,7 @@ impl Webhook {
         if changed == *before {
             return Ok(None);
         }
-        let back = if versioned::is_whole(asked.request.subresource) {
+        let back = if versioned::is_whole(asked.request) {
             versioned::taken_back(asked, changed, resource, false).await
         } else {
             versioned::scaled_back(asked, object, &changed)

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Refusal, Shown};
 use crate::{
-    admission::{Admission, AdmissionRequest, matching::Asked, registered::Registered},
+    admission::{Admission, AdmissionRequest, Operation, matching::Asked, registered::Registered},
     authz::Chain,
     error::ApiResult,
 };
@@ -24,6 +24,10 @@ pub(crate) struct ValidatingWebhooks {
 impl Admission for ValidatingWebhooks {
     fn name(&self) -> &str {
         "ValidatingAdmissionWebhook"
+    }
+
+    fn handles(&self, _operation: Operation) -> bool {
+        true
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

@@ -111,6 +111,12 @@ impl AuthenticationConfig {
         Ok(Self { providers, anonymous })
     }
 
+    /// Whether it says where callers may stay unknown.
+    #[must_use]
+    pub fn sets_anonymous(&self) -> bool {
+        self.anonymous.is_some()
+    }
+
     /// The issuers whose tokens are believed.
     pub fn issuers(&self) -> impl Iterator<Item = &str> {
         self.providers.iter().map(|provider| provider.url.as_str())
