@@ -40,6 +40,7 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("endpointslice-mirroring-controller", "endpointslicemirroring-controller"),
     ("endpoints-controller", "endpoint-controller"),
     ("garbage-collector-controller", "generic-garbage-collector"),
+    ("node-ipam-controller", "node-controller"),
     ("node-lifecycle-controller", "node-controller"),
     ("taint-eviction-controller", "node-controller"),
     ("pod-garbage-collector-controller", "pod-garbage-collector"),

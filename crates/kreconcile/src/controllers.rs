@@ -31,6 +31,7 @@ mod ephemeral_volume;
 mod garbage_collector;
 mod job;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod percent;
 mod pod_gc;
@@ -76,6 +77,7 @@ pub use job::{
     ttl_after_finished,
 };
 pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
+pub use node_ipam::{NODE_RANGES_MAX, node_ipam};
 pub use node_lifecycle::{
     EVICTION_BURST_MAX, EVICTIONS_PER_SECOND_DISRUPTED_MAX, EVICTIONS_PER_SECOND_MAX, LARGE_CLUSTER_NODES,
     UNHEALTHY_ZONE_SHARE, node_lifecycle,
@@ -134,8 +136,15 @@ pub struct Settings {
     pub signer: Option<Arc<dyn CertificateSigner>>,
     /// What the cluster has of the place that it runs in. Default: nothing, and no controllers for it.
     pub cloud: Option<Arc<dyn CloudProvider>>,
-    /// The ranges of all pods' addresses, such as `10.244.0.0/16` (`--cluster-cidr`), for the routes between nodes. Default: none.
+    /// The ranges of all pods' addresses, such as `10.244.0.0/16` (`--cluster-cidr`), one for each family: each node gets a
+    /// part of each. Default: none, and nodes' addresses are somebody else's matter.
     pub cluster_ranges: Vec<String>,
+    /// How many bits the addresses of a node's pods have in common with IPv4 (`--node-cidr-mask-size-ipv4`). Default: 24.
+    pub node_prefix_ipv4: u8,
+    /// The same with IPv6 (`--node-cidr-mask-size-ipv6`). Default: 64.
+    pub node_prefix_ipv6: u8,
+    /// The ranges of services' addresses (`--service-cluster-ip-range`), which no node gets. Default: none.
+    pub service_ranges: Vec<String>,
     /// Where the autoscaler's figures come from. Default: the API server's metrics APIs.
     pub metrics: Option<Arc<dyn MetricsSource>>,
 }
@@ -152,6 +161,9 @@ impl Default for Settings {
             signer: None,
             cloud: None,
             cluster_ranges: Vec::new(),
+            node_prefix_ipv4: 24,
+            node_prefix_ipv6: 64,
+            service_ranges: Vec::new(),
             metrics: None,
         }
     }
@@ -240,6 +252,7 @@ impl Context {
 /// | `endpointslice-mirroring-controller` | [`endpoint_slice_mirroring`] |
 /// | `endpoints-controller` | [`endpoints`] |
 /// | `garbage-collector-controller` | [`garbage_collector`] |
+/// | `node-ipam-controller` | [`node_ipam`], if [`Settings::cluster_ranges`] is set |
 /// | `node-lifecycle-controller` | [`node_lifecycle`] |
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
@@ -299,6 +312,9 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(endpoint_slice_mirroring(context)));
     all.push(Arc::new(endpoints(context)));
     all.push(Arc::new(garbage_collector(context)));
+    if !context.settings.cluster_ranges.is_empty() {
+        all.push(Arc::new(node_ipam(context)));
+    }
     all.push(Arc::new(node_lifecycle(context)));
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));

@@ -32,6 +32,8 @@
 //! # }
 //! ```
 
+#[cfg(feature = "controllers")]
+mod address_range;
 pub mod backoff;
 mod cache;
 pub mod change;
