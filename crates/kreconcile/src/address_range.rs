@@ -51,10 +51,10 @@ impl AddressRange {
         if self.v6 { 128 } else { 32 }
     }
 
-    /// Whether an address is in the range.
-    pub(crate) fn has(&self, address: IpAddr) -> bool {
+    /// Whether a service may have an address of this range: not the first one, and with IPv4 not the last.
+    pub(crate) fn hands_out(&self, address: IpAddr) -> bool {
         let (v6, bits) = bits_of(address);
-        self.v6 == v6 && (self.first..=self.last).contains(&bits)
+        self.v6 == v6 && bits > self.first && bits <= self.last && (v6 || bits < self.last)
     }
 
     /// Whether all addresses of `other` are in this range.
@@ -147,14 +147,23 @@ mod tests {
             assert_eq!((range.covers(&part), range.overlaps(&part)), (covers, overlaps), "{one} {other}");
         }
         let range = AddressRange::parse("10.1.0.0/16").unwrap();
-        assert!(range.has("10.1.255.255".parse().unwrap()) && !range.has("10.2.0.0".parse().unwrap()));
+        for (address, expected) in [
+            ("10.1.0.0", false),
+            ("10.1.0.1", true),
+            ("10.1.255.255", false),
+            ("10.2.0.0", false),
+            ("::1", false),
+        ] {
+            assert_eq!(range.hands_out(address.parse().unwrap()), expected, "{address}");
+        }
         assert_eq!(AddressRange::parse("10.1.0.0/33"), None);
         assert_eq!(range.part(24, 256), None);
     }
 
     #[test]
     fn ranges_are_read() {
-        let range = |text: &str| AddressRange::parse(text).map(|range| (range.last - range.first).wrapping_add(1));
+        let range =
+            |text: &str| AddressRange::parse(text).map(|range| (range.last - range.first).wrapping_add(1));
         for (text, size) in [
             ("10.0.0.0/24", Some(256)),
             ("10.0.0.7/32", Some(1)),

@@ -101,7 +101,8 @@ fn plan<'a>(nodes: &'a [Arc<Node>], routes: &'a [Route], cluster: &[AddressRange
         }
     }
     let ours = |route: &&Route| {
-        AddressRange::parse(&route.destination).is_some_and(|range| cluster.iter().any(|all| all.touches(&range)))
+        AddressRange::parse(&route.destination)
+            .is_some_and(|range| cluster.iter().any(|all| all.touches(&range)))
     };
     let superfluous = |route: &&Route| {
         route.blackhole || !kept.contains(&(route.node.as_str(), route.destination.as_str()))

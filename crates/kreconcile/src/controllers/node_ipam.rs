@@ -81,7 +81,8 @@ impl NodeRanges {
             for other in self.nodes.lister().list() {
                 let has = ranges_of(&other);
                 // What is wrong with another node is told when its turn comes.
-                let _ = (!has.is_empty()).then(|| ranges.occupy(&other.header().name, &other.header().uid, &has));
+                let _ =
+                    (!has.is_empty()).then(|| ranges.occupy(&other.header().name, &other.header().uid, &has));
             }
         }
         let has = ranges_of(node);

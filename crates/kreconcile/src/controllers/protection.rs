@@ -52,14 +52,14 @@ const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 
 /// What a finalizer asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     Nothing,
     Add,
     /// Take it off, unless the object is used.
     Release,
 }
 
-fn step(object: &Header, finalizer: &str) -> Step {
+pub(super) fn step(object: &Header, finalizer: &str) -> Step {
     let has = object.finalizers.iter().any(|known| **known == *finalizer);
     match (object.deletion.is_some(), has) {
         (false, false) => Step::Add,
@@ -68,14 +68,14 @@ fn step(object: &Header, finalizer: &str) -> Step {
     }
 }
 
-fn open(finalizer: &'static str) -> Predicate {
+pub(super) fn open(finalizer: &'static str) -> Predicate {
     Predicate::when(move |change| {
         change.new.as_deref().is_some_and(|object| step(object.header(), finalizer) != Step::Nothing)
     })
 }
 
 /// Writes the finalizers of exactly this revision of the object.
-async fn write(
+pub(super) async fn write(
     requests: &Requests,
     resource: &ResourceType,
     object: &Stored,

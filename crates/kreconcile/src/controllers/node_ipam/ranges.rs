@@ -203,7 +203,8 @@ mod tests {
         ranges.map(|ranges| ranges.iter().map(ToString::to_string).collect())
     }
 
-    type Case<'a> = (&'a [(&'a str, u8)], &'a [&'a str], &'a [(&'a str, &'a [&'a str])], Result<&'a [&'a str], usize>);
+    type Case<'a> =
+        (&'a [(&'a str, u8)], &'a [&'a str], &'a [(&'a str, &'a [&'a str])], Result<&'a [&'a str], usize>);
 
     /// Cases of `TestAllocateOrOccupyCIDRSuccess` and `TestAllocateOrOccupyCIDRFailure` of `range_allocator_test.go`.
     #[test]
@@ -214,7 +215,12 @@ mod tests {
             (
                 &[("127.123.234.0/24", 30)],
                 &["127.123.234.0/26"],
-                &[("a", &["127.123.234.64/30"]), ("b", &["127.123.234.68/30"]), ("c", &["127.123.234.72/30"]), ("d", &["127.123.234.80/30"])],
+                &[
+                    ("a", &["127.123.234.64/30"]),
+                    ("b", &["127.123.234.68/30"]),
+                    ("c", &["127.123.234.72/30"]),
+                    ("d", &["127.123.234.80/30"]),
+                ],
                 Ok(&["127.123.234.76/30"]),
             ),
             (
@@ -238,7 +244,12 @@ mod tests {
             (
                 &[("127.123.234.0/28", 30)],
                 &[],
-                &[("a", &["127.123.234.0/30"]), ("b", &["127.123.234.4/30"]), ("c", &["127.123.234.8/30"]), ("d", &["127.123.234.12/30"])],
+                &[
+                    ("a", &["127.123.234.0/30"]),
+                    ("b", &["127.123.234.4/30"]),
+                    ("c", &["127.123.234.8/30"]),
+                    ("d", &["127.123.234.12/30"]),
+                ],
                 Err(0),
             ),
         ];
@@ -257,7 +268,9 @@ mod tests {
     #[test]
     fn what_is_given_back_is_handed_out_again() {
         let mut all = ranges(&[("127.123.234.0/28", 30)], &["127.123.234.12/30"]);
-        for (name, expected) in [("a", "127.123.234.0/30"), ("b", "127.123.234.4/30"), ("c", "127.123.234.8/30")] {
+        for (name, expected) in
+            [("a", "127.123.234.0/30"), ("b", "127.123.234.4/30"), ("c", "127.123.234.8/30")]
+        {
             assert_eq!(texts(all.assign(name, "1")), Ok(vec![expected.to_owned()]));
             assert_eq!(texts(all.assign(name, "1")), Ok(vec![expected.to_owned()]), "asked again");
         }
