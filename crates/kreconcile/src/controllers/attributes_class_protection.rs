@@ -13,14 +13,11 @@ use crate::{
     cache::Index,
     change::Change,
     controller::Controller,
-    controllers::{
-        Context,
-        protection::{self, Step},
-    },
+    controllers::{Context, protection},
+    finalizer::{Finalizer, FinalizerStep},
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::Requests,
     resource::Selection,
     trigger::{MapTo, Trigger},
 };
@@ -43,7 +40,7 @@ pub fn attributes_class_protection(context: &Context) -> Controller {
     claims.add_index(index(classes_of_claim));
     volumes.add_index(index(classes_of_volume));
     let reconciler = ClassProtection {
-        requests: context.requests(NAME),
+        finalizer: context.requests(NAME).finalizer(classes.resource(), FINALIZER),
         classes: classes.clone(),
         claims: claims.clone(),
         volumes: volumes.clone(),
@@ -84,29 +81,23 @@ struct ClassProtection {
     classes: Informer<VolumeAttributesClass>,
     claims: Informer<PersistentVolumeClaim>,
     volumes: Informer<PersistentVolume>,
-    requests: Requests,
+    finalizer: Finalizer,
 }
 
 #[async_trait]
 impl Reconciler for ClassProtection {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, ReconcileError> {
         let Some(class) = self.classes.lister().get("", &key.name) else { return Ok(Action::Done) };
-        let resource = self.classes.resource();
-        match protection::step(class.header(), FINALIZER) {
-            Step::Nothing => Ok(Action::Done),
-            Step::Add => {
-                protection::write(&self.requests, resource, &class, |all| all.push(FINALIZER.into())).await
-            }
-            Step::Release => {
+        match self.finalizer.step(&class) {
+            FinalizerStep::Nothing | FinalizerStep::Work => Ok(Action::Done),
+            FinalizerStep::Add => self.finalizer.add(&class).await,
+            FinalizerStep::CleanUp => {
                 let is_used = !self.volumes.lister().by_index(BY_CLASS, &key.name).is_empty()
                     || !self.claims.lister().by_index(BY_CLASS, &key.name).is_empty();
                 if is_used {
                     return Ok(Action::Done);
                 }
-                protection::write(&self.requests, resource, &class, |all| {
-                    all.retain(|known| known != FINALIZER);
-                })
-                .await
+                self.finalizer.release(&class).await
             }
         }
     }

@@ -188,13 +188,11 @@ impl Reconciler for IpAddresses {
                 self.delete(stored).await?;
                 self.make(address, service).await?;
             }
-            (Step::Delete(reason, why), _, Some(stored)) => {
-                // The informer of services may not know of one that this address was made for.
-                if !self.is_used(stored, address).await? {
-                    let about = Regarding::of(stored, self.addresses.resource());
-                    self.recorder.record(&about, EventType::Warning, reason, why);
-                    self.delete(stored).await?;
-                }
+            // The informer of services may not know of one that this address was made for.
+            (Step::Delete(reason, why), _, Some(stored)) if !self.is_used(stored, address).await? => {
+                let about = Regarding::of(stored, self.addresses.resource());
+                self.recorder.record(&about, EventType::Warning, reason, why);
+                self.delete(stored).await?;
             }
             (Step::Tell(reason, why), Some(service), _) => {
                 let about = Regarding::of(service, &self.resource);

@@ -167,7 +167,8 @@ impl Reconciler for LegacyTokens {
     async fn reconcile(&self, _key: &ObjectKey) -> Result<Action, ReconcileError> {
         let now = self.clock.now();
         let age = SignedDuration::try_from(LEGACY_TOKEN_AGE_MAX).unwrap_or(SignedDuration::MAX);
-        if !self.tracked_since().await?.is_some_and(|since| now.duration_since(since) >= age) {
+        let tracked = self.tracked_since().await?.map(|since| now.duration_since(since));
+        if tracked.is_none_or(|tracked| tracked < age) {
             return Ok(Action::Done);
         }
         for stored in self.secrets.lister().list() {

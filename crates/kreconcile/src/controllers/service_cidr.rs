@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use crate::{
     address_range::AddressRange,
     controller::Controller,
-    controllers::{Context, protection},
+    controllers::Context,
     events::{EventRecorder, EventType, Regarding},
+    finalizer::{Finalizer, FinalizerStep},
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
@@ -39,9 +40,11 @@ const IN_USE: &str =
 pub fn service_cidr(context: &Context) -> Controller {
     let networks = context.informers().of::<ServiceCIDR>(Selection::all());
     let addresses = context.informers().of::<IPAddress>(Selection::all());
+    let requests = context.requests(NAME);
     let reconciler = ServiceCidrs {
         resource: ResourceType::of::<ServiceCIDR>(),
-        requests: context.requests(NAME),
+        finalizer: requests.finalizer(networks.resource(), FINALIZER),
+        requests,
         recorder: context.recorder(NAME),
         clock: Arc::clone(context.clock()),
         networks: networks.clone(),
@@ -109,6 +112,7 @@ struct ServiceCidrs {
     networks: Informer<ServiceCIDR>,
     addresses: Informer<IPAddress>,
     requests: Requests,
+    finalizer: Finalizer,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
 }
@@ -117,7 +121,6 @@ struct ServiceCidrs {
 impl Reconciler for ServiceCidrs {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, ReconcileError> {
         let Some(network) = self.networks.lister().get("", &key.name) else { return Ok(Action::Done) };
-        let has = network.header().finalizers.iter().any(|known| **known == *FINALIZER);
         if network.header().deletion.is_some() {
             if !may_go(&network, &self.networks.lister().list(), &self.addresses.lister().list()) {
                 self.write_condition(&network, "False", "Terminating", IN_USE).await?;
@@ -129,20 +132,11 @@ impl Reconciler for ServiceCidrs {
             if !left.is_zero() {
                 return Ok(Action::After(left));
             }
-            if !has {
-                return Ok(Action::Done);
-            }
-            return protection::write(&self.requests, &self.resource, &network, |all| {
-                all.retain(|known| known != FINALIZER);
-            })
-            .await;
+            return self.finalizer.release(&network).await;
         }
-        if !has {
+        if self.finalizer.step(&network) == FinalizerStep::Add {
             // The condition follows when the new revision is seen.
-            return protection::write(&self.requests, &self.resource, &network, |all| {
-                all.push(FINALIZER.into());
-            })
-            .await;
+            return self.finalizer.add(&network).await;
         }
         if let Err(error) = self.write_condition(&network, "True", "", READY).await {
             let about = Regarding::of(&network, &self.resource);

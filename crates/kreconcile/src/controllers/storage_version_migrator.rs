@@ -14,8 +14,9 @@ use serde_json::{Value, json};
 
 use crate::{
     cache::Index,
+    conditions,
     controller::Controller,
-    controllers::{Context, pod_state::stored_time},
+    controllers::Context,
     discovery::{self, Discovered},
     informer::Informer,
     key::ObjectKey,
@@ -69,12 +70,12 @@ fn resource_of(migration: &StorageVersionMigration) -> String {
     resource.map(|known| format!("{}.{}", known.resource, known.group)).unwrap_or_default()
 }
 
-fn conditions(migration: &StorageVersionMigration) -> &[Condition] {
+fn conditions_of(migration: &StorageVersionMigration) -> &[Condition] {
     migration.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default()
 }
 
 fn holds(migration: &StorageVersionMigration, kind: &str) -> bool {
-    conditions(migration).iter().any(|known| known.type_ == kind && known.status == "True")
+    conditions::is_true(conditions_of(migration), kind)
 }
 
 /// What is to be done next about a migration.
@@ -120,23 +121,12 @@ fn decide(migration: &StorageVersionMigration, same_kind: &[Arc<StorageVersionMi
 /// A condition, with others as they were.
 fn with_condition(
     migration: &StorageVersionMigration,
-    (kind, status): (&str, &str),
+    (kind, holds): (&str, bool),
     (reason, message): (&str, &str),
     now: Timestamp,
 ) -> Vec<Condition> {
-    let mut all = conditions(migration).to_vec();
-    let condition = Condition {
-        type_: kind.to_owned(),
-        status: status.to_owned(),
-        reason: reason.to_owned(),
-        message: message.to_owned(),
-        last_transition_time: stored_time(now),
-        observed_generation: None,
-    };
-    match all.iter_mut().find(|known| known.type_ == kind) {
-        Some(known) => *known = condition,
-        None => all.push(condition),
-    }
+    let mut all = conditions_of(migration).to_vec();
+    conditions::set(&mut all, conditions::condition(kind, holds, reason, message), now);
     all
 }
 
@@ -210,7 +200,7 @@ impl Reconciler for Migrator {
                 let message = format!("Migration {} is running", key.name);
                 self.write_definition(&migration, "True", ("MigrationRunning", message), false).await?;
                 let why = ("MigrationRunning", "The migration is running");
-                let all = with_condition(&migration, ("Running", "True"), why, now);
+                let all = with_condition(&migration, ("Running", true), why, now);
                 self.write_status(&stored, json!({"conditions": all})).await
             }
             Step::Note => self.note(&stored, &migration).await,
@@ -223,7 +213,7 @@ impl Reconciler for Migrator {
                 };
                 self.write_definition(&migration, "False", (reason, message.to_owned()), succeeded).await?;
                 let why = ("MigrationCompleted", "Migration completed");
-                let all = with_condition(&migration, ("Running", "False"), why, now);
+                let all = with_condition(&migration, ("Running", false), why, now);
                 self.write_status(&stored, json!({"conditions": all})).await
             }
         }
@@ -246,7 +236,7 @@ impl Migrator {
         migration: &StorageVersionMigration,
         why: &str,
     ) -> Result<Action, ReconcileError> {
-        let all = with_condition(migration, ("Failed", "True"), (FAILED, why), self.clock.now());
+        let all = with_condition(migration, ("Failed", true), (FAILED, why), self.clock.now());
         self.write_status(stored, json!({"conditions": all})).await
     }
 
@@ -335,7 +325,7 @@ impl Migrator {
             next = page.metadata.next;
         }
         let why = ("StorageVersionMigrationSucceeded", "");
-        let all = with_condition(migration, ("Succeeded", "True"), why, self.clock.now());
+        let all = with_condition(migration, ("Succeeded", true), why, self.clock.now());
         self.write_status(stored, json!({"conditions": all})).await
     }
 

@@ -80,7 +80,8 @@ pub(super) enum Detach {
 pub(super) fn detach(node: NodeState, since: Timestamp, now: Timestamp, force: bool) -> Detach {
     let waited = Duration::try_from(now.duration_since(since)).unwrap_or_default();
     let expired = force && waited > UNMOUNT_WAIT_MAX;
-    if node.in_use && !node.out_of_service && !(expired && !node.ready) {
+    let holds = node.ready || !expired;
+    if node.in_use && holds && !node.out_of_service {
         return Detach::Wait((UNMOUNT_WAIT_MAX + Duration::from_millis(1)).saturating_sub(waited));
     }
     if expired || node.out_of_service { Detach::Forced } else { Detach::Verified }
