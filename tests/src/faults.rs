@@ -37,6 +37,8 @@ const REST_MAX: Duration = Duration::from_secs(4 * 3600);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The changes that a user makes in one run, at most.
 const CHANGES_MAX: u64 = 8;
+/// How often the controllers end one after another, at most.
+const RESTARTS_MAX: u64 = 4;
 
 /// A small generator of numbers (SplitMix64), so that what a user does is the same with and without faults.
 #[derive(Debug)]
@@ -257,6 +259,14 @@ impl World {
         // What ran before ends wherever it is.
         self.running = Some(manager.start());
     }
+
+    /// Starts controllers while the ones before go on: two leaders, until the first one learns that it is none any more.
+    async fn take_over(&mut self, learns_after: Duration) {
+        let before = self.running.take();
+        self.start_controllers();
+        tokio::time::sleep(learns_after).await;
+        drop(before);
+    }
 }
 
 /// Plays the scenario of a seed, with or without faults, and says where everything comes to rest.
@@ -327,9 +337,8 @@ async fn play(
     let patching = PatchParams::default();
     for number in 0..dice.between(2, CHANGES_MAX) {
         tokio::time::sleep(Duration::from_millis(dice.between(0, 20_000))).await;
-        if world.source.is_some() && restarts.between(0, 1) == 0 {
-            world.start_controllers();
-            tokio::time::sleep(Duration::from_millis(restarts.between(0, 3_000))).await;
+        if world.source.is_some() {
+            disturb(world, scenario, &mut restarts).await;
         }
         let image = json!({"spec": {"template": {"spec": {"containers": [{"name": "c", "image": format!("app:{number}")}]}}}});
         let scaled = json!({"spec": {"replicas": dice.between(0, 6)}});
@@ -351,11 +360,31 @@ async fn play(
             }
         }
     }
-    if let Some(source) = &world.source {
+    if world.source.is_some() {
+        disturb(world, scenario, &mut restarts).await;
         tokio::time::sleep(Duration::from_millis(restarts.between(0, 10_000))).await;
+    }
+    if let Some(source) = &world.source {
         source.stop();
     }
     Ok(())
+}
+
+/// Ends the controllers, or lets others run beside them for a moment. Each request takes its time, so that wherever a reconcile
+/// waits, one or another is ended there.
+async fn disturb(world: &mut World, scenario: &Scenario, dice: &mut Dice) {
+    match dice.between(0, 3) {
+        // Again and again, as when a process can't stay up.
+        0 => {
+            for _ in 0..dice.between(1, RESTARTS_MAX) {
+                world.start_controllers();
+                tokio::time::sleep(Duration::from_millis(dice.between(0, 1_500))).await;
+            }
+        }
+        // Two that delete at once may delete what the other one has left: that so many are up is then nobody's promise.
+        1 if !scenario.calm => world.take_over(Duration::from_millis(dice.between(0, 5_000))).await,
+        _ => {}
+    }
 }
 
 /// Waits until everything is as its specification says, and gives it in words.

@@ -28,6 +28,8 @@ pub(crate) const NODES: &str = "kplane:nodes";
 pub(crate) const DNS: &str = "system:serviceaccount:kube-system:coredns";
 /// The group of the controllers within the process, which no token has; and its role.
 const CONTROLLERS: &str = "kplane:controllers";
+/// The role of the controller that makes the objects of services' addresses.
+const ADDRESSES: &str = "kplane:service-addresses";
 /// The user of controllers that are not built in.
 const RECONCILERS: &str = "kplane:reconcilers";
 
@@ -40,6 +42,7 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("endpointslice-mirroring-controller", "endpointslicemirroring-controller"),
     ("endpoints-controller", "endpoint-controller"),
     ("garbage-collector-controller", "generic-garbage-collector"),
+    ("node-ipam-controller", "node-controller"),
     ("node-lifecycle-controller", "node-controller"),
     ("taint-eviction-controller", "node-controller"),
     ("pod-garbage-collector-controller", "pod-garbage-collector"),
@@ -52,6 +55,9 @@ const ACCOUNTS: &[(&str, &str)] = &[
     ("bootstrap-signer-controller", "bootstrap-signer"),
     ("persistentvolume-binder-controller", "persistent-volume-binder"),
     ("local-volume-provisioner", "persistent-volume-binder"),
+    ("persistentvolume-attach-detach-controller", "attachdetach-controller"),
+    ("legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner"),
+    ("service-cidr-controller", "service-cidrs-controller"),
     ("horizontal-pod-autoscaler-controller", "horizontal-pod-autoscaler"),
     ("resourceclaim-controller", "resource-claim-controller"),
     ("cloud-node-controller", "node-controller"),
@@ -130,11 +136,24 @@ pub(crate) async fn admit_controllers(admin: &Client) -> Result<(), kube::Error>
             patch("batch", &["cronjobs/status", "jobs/status"]),
             patch("discovery.k8s.io", &["endpointslices"]),
             patch("policy", &["poddisruptionbudgets/status"]),
+            patch("storage.k8s.io", &["volumeattributesclasses"]),
+            patch("storagemigration.k8s.io", &["storageversionmigrations/status"]),
         ],
     });
     make::<ClusterRole>(admin, role).await?;
     let group = json!({"apiGroup": GROUP, "kind": "Group", "name": CONTROLLERS});
-    bind(admin, CONTROLLERS, CONTROLLERS, group).await
+    bind(admin, CONTROLLERS, CONTROLLERS, group).await?;
+    // In upstream the API server itself makes these objects.
+    let role = json!({
+        "metadata": {"name": ADDRESSES},
+        "rules": [
+            {"apiGroups": [""], "resources": ["services"], "verbs": ["get"]},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["ipaddresses"], "verbs": ["create", "delete"]},
+        ],
+    });
+    make::<ClusterRole>(admin, role).await?;
+    let account = json!({"kind": "ServiceAccount", "name": "ipallocator-repair-controller", "namespace": "kube-system"});
+    bind(admin, ADDRESSES, ADDRESSES, account).await
 }
 
 /// Lets the agent of the nodes do what a node may.

@@ -12,6 +12,8 @@ use kube::Client;
 use crate::cloud::{self, CloudProvider};
 use crate::{events::EventRecorder, informer::Informers, manager::Runnable, request::Requests};
 
+mod attach_detach;
+mod attributes_class_protection;
 mod autoscaler;
 mod backends;
 mod bootstrap_signer;
@@ -29,8 +31,11 @@ mod endpoint_slice_mirroring;
 mod endpoints;
 mod ephemeral_volume;
 mod garbage_collector;
+mod ip_address_repair;
 mod job;
+mod legacy_tokens;
 mod namespace;
+mod node_ipam;
 mod node_lifecycle;
 mod percent;
 mod pod_gc;
@@ -44,12 +49,16 @@ mod resource_claim;
 mod resource_quota;
 mod revisions;
 mod service_account;
+mod service_cidr;
 mod stateful_set;
+mod storage_version_migrator;
 mod taint_eviction;
 mod together;
 mod token_cleaner;
 mod volume_binder;
 
+pub use attach_detach::{UNMOUNT_WAIT_MAX, attach_detach};
+pub use attributes_class_protection::attributes_class_protection;
 pub use autoscaler::{
     AUTOSCALER_PERIOD, MetricQuery, MetricValues, MetricsError, MetricsSource, PodMetric, autoscaler,
 };
@@ -71,11 +80,14 @@ pub use ephemeral_volume::ephemeral_volume;
 pub use garbage_collector::{
     ABSENT_OWNERS_MAX, CONCURRENT_GC_MAX, DISCOVERY_PERIOD, GarbageCollector, garbage_collector,
 };
+pub use ip_address_repair::ip_address_repair;
 pub use job::{
     POD_FAILURE_BACKOFF_MAX, POD_FAILURE_BACKOFF_MIN, PODS_PER_LOOK_MAX, UNCOUNTED_PODS_MAX, job,
     ttl_after_finished,
 };
+pub use legacy_tokens::{LEGACY_TOKEN_AGE_MAX, LEGACY_TOKENS_PERIOD, legacy_tokens};
 pub use namespace::{CONCURRENT_NAMESPACES_MAX, namespace};
+pub use node_ipam::{NODE_RANGES_MAX, node_ipam};
 pub use node_lifecycle::{
     EVICTION_BURST_MAX, EVICTIONS_PER_SECOND_DISRUPTED_MAX, EVICTIONS_PER_SECOND_MAX, LARGE_CLUSTER_NODES,
     UNHEALTHY_ZONE_SHARE, node_lifecycle,
@@ -90,7 +102,9 @@ pub use replication_controller::replication_controller;
 pub use resource_claim::resource_claim;
 pub use resource_quota::{COUNTED_KINDS_MAX, QUOTA_RESYNC_PERIOD, resource_quota};
 pub use service_account::{DEFAULT_SERVICE_ACCOUNT, ROOT_CA_CONFIG_MAP, root_ca, service_account};
+pub use service_cidr::{SERVICE_CIDR_GRACE, service_cidr};
 pub use stateful_set::stateful_set;
+pub use storage_version_migrator::storage_version_migrator;
 pub use taint_eviction::taint_eviction;
 pub use token_cleaner::token_cleaner;
 pub use volume_binder::volume_binder;
@@ -126,6 +140,9 @@ pub struct Settings {
     pub node_startup_grace: Duration,
     /// How often nodes are looked at (`--node-monitor-period`). Default: 5 s.
     pub node_monitor_period: Duration,
+    /// Whether a volume leaves a node that is not ready after [`UNMOUNT_WAIT_MAX`], though the node says that it uses it
+    /// (`--disable-force-detach-on-timeout=false`). Default: yes.
+    pub force_detach: bool,
     /// How many ended pods are kept in the cluster (`--terminated-pod-gc-threshold`); 0 keeps all. Default: 12,500.
     pub terminated_pods_max: usize,
     /// Where [`LocalProvisioner`] makes volumes. Default: nowhere, and there is none.
@@ -134,8 +151,15 @@ pub struct Settings {
     pub signer: Option<Arc<dyn CertificateSigner>>,
     /// What the cluster has of the place that it runs in. Default: nothing, and no controllers for it.
     pub cloud: Option<Arc<dyn CloudProvider>>,
-    /// The ranges of all pods' addresses, such as `10.244.0.0/16` (`--cluster-cidr`), for the routes between nodes. Default: none.
+    /// The ranges of all pods' addresses, such as `10.244.0.0/16` (`--cluster-cidr`), one for each family: each node gets a
+    /// part of each. Default: none, and nodes' addresses are somebody else's matter.
     pub cluster_ranges: Vec<String>,
+    /// How many bits the addresses of a node's pods have in common with IPv4 (`--node-cidr-mask-size-ipv4`). Default: 24.
+    pub node_prefix_ipv4: u8,
+    /// The same with IPv6 (`--node-cidr-mask-size-ipv6`). Default: 64.
+    pub node_prefix_ipv6: u8,
+    /// The ranges of services' addresses (`--service-cluster-ip-range`), which no node gets. Default: none.
+    pub service_ranges: Vec<String>,
     /// Where the autoscaler's figures come from. Default: the API server's metrics APIs.
     pub metrics: Option<Arc<dyn MetricsSource>>,
 }
@@ -147,11 +171,15 @@ impl Default for Settings {
             node_monitor_grace: Duration::from_secs(50),
             node_startup_grace: Duration::from_secs(60),
             node_monitor_period: Duration::from_secs(5),
+            force_detach: true,
             terminated_pods_max: 12_500,
             local_volumes: None,
             signer: None,
             cloud: None,
             cluster_ranges: Vec::new(),
+            node_prefix_ipv4: 24,
+            node_prefix_ipv6: 64,
+            service_ranges: Vec::new(),
             metrics: None,
         }
     }
@@ -240,6 +268,7 @@ impl Context {
 /// | `endpointslice-mirroring-controller` | [`endpoint_slice_mirroring`] |
 /// | `endpoints-controller` | [`endpoints`] |
 /// | `garbage-collector-controller` | [`garbage_collector`] |
+/// | `node-ipam-controller` | [`node_ipam`], if [`Settings::cluster_ranges`] is set |
 /// | `node-lifecycle-controller` | [`node_lifecycle`] |
 /// | `taint-eviction-controller` | [`taint_eviction`] |
 /// | `pod-garbage-collector-controller` | [`pod_gc`] |
@@ -249,8 +278,10 @@ impl Context {
 /// | `clusterrole-aggregation-controller` | [`cluster_role_aggregation`] |
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
 /// | `persistentvolume-protection-controller` | [`volume_protection`] |
+/// | `volumeattributesclass-protection-controller` | [`attributes_class_protection`] |
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
 /// | `persistentvolume-binder-controller` | [`volume_binder`] |
+/// | `persistentvolume-attach-detach-controller` | [`attach_detach`] |
 /// | `local-volume-provisioner` | [`provisioner`](provisioner()) with [`LocalProvisioner`], if [`Settings::local_volumes`] is set |
 /// | `certificatesigningrequest-approving-controller` | [`csr_approving`] |
 /// | `certificatesigningrequest-signing-controller` | [`csr_signing`], if [`Settings::signer`] is set |
@@ -258,6 +289,10 @@ impl Context {
 /// | `certificatesigningrequest-cleaner-controller` | [`csr_cleaner`] |
 /// | `token-cleaner-controller` | [`token_cleaner`] |
 /// | `bootstrap-signer-controller` | [`bootstrap_signer`] |
+/// | `legacy-serviceaccount-token-cleaner-controller` | [`legacy_tokens`] |
+/// | `service-cidr-controller` | [`service_cidr`] |
+/// | `ipallocator-repair-controller` | [`ip_address_repair`] |
+/// | `storage-version-migrator-controller` | [`storage_version_migrator`] |
 /// | `cloud-node-controller` | [`cloud::cloud_node`], if [`Settings::cloud`] knows machines |
 /// | `cloud-node-lifecycle-controller` | [`cloud::cloud_node_lifecycle`], likewise |
 /// | `service-lb-controller` | [`cloud::service_lb`], if it has load balancers |
@@ -299,6 +334,9 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(endpoint_slice_mirroring(context)));
     all.push(Arc::new(endpoints(context)));
     all.push(Arc::new(garbage_collector(context)));
+    if !context.settings.cluster_ranges.is_empty() {
+        all.push(Arc::new(node_ipam(context)));
+    }
     all.push(Arc::new(node_lifecycle(context)));
     all.push(Arc::new(taint_eviction(context)));
     all.push(Arc::new(pod_gc(context)));
@@ -308,8 +346,10 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(cluster_role_aggregation(context)));
     all.push(Arc::new(claim_protection(context)));
     all.push(Arc::new(volume_protection(context)));
+    all.push(Arc::new(attributes_class_protection(context)));
     all.push(Arc::new(ephemeral_volume(context)));
     all.push(Arc::new(volume_binder(context)));
+    all.push(Arc::new(attach_detach(context)));
     if let Some(dir) = &context.settings.local_volumes {
         let volumes = Arc::new(LocalProvisioner::new(dir));
         all.push(Arc::new(provisioner(context, "local-volume-provisioner", volumes)));
@@ -322,6 +362,10 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(csr_cleaner(context)));
     all.push(Arc::new(token_cleaner(context)));
     all.push(Arc::new(bootstrap_signer(context)));
+    all.push(Arc::new(legacy_tokens(context)));
+    all.push(Arc::new(service_cidr(context)));
+    all.push(Arc::new(ip_address_repair(context)));
+    all.push(Arc::new(storage_version_migrator(context)));
     if let Some(provider) = &context.settings.cloud {
         if let Some(instances) = provider.instances() {
             all.push(Arc::new(cloud::cloud_node(context, Arc::clone(&instances))));

@@ -32,11 +32,15 @@
 //! # }
 //! ```
 
+#[cfg(feature = "controllers")]
+mod address_range;
+mod apply;
 pub mod backoff;
 mod cache;
 pub mod change;
 #[cfg(feature = "controllers")]
 pub mod cloud;
+pub mod conditions;
 pub mod controller;
 #[cfg(feature = "controllers")]
 pub mod controllers;
@@ -44,6 +48,7 @@ pub mod controllers;
 mod discovery;
 pub mod events;
 pub mod expectations;
+mod finalizer;
 pub mod informer;
 mod key;
 pub mod leader;
@@ -60,12 +65,14 @@ pub mod testing;
 pub mod trigger;
 mod watch_lines;
 
+pub use apply::Applier;
 pub use backoff::{Backoff, RateLimiter, TokenBucket};
 pub use cache::{Index, IndexFn};
 pub use change::{Change, Subscription};
 pub use controller::{Controller, ControllerStats};
 pub use events::{EventRecorder, EventType, Regarding};
 pub use expectations::Expectations;
+pub use finalizer::{Finalizer, FinalizerStep};
 pub use informer::{Informer, Informers, Lister};
 pub use key::ObjectKey;
 pub use leader::{LeaderElector, Leadership};
@@ -73,4 +80,4 @@ pub use manager::{Health, Manager, RunError, Runnable, Running, Start};
 pub use queue::WorkQueue;
 pub use reconciler::{Action, ReconcileError, ReconcileFn, Reconciler, reconcile_fn};
 pub use resource::{ResourceType, Selection};
-pub use trigger::{MapTo, Predicate, Trigger};
+pub use trigger::{INITIAL_PRIORITY, MapTo, Predicate, Trigger};

@@ -9,6 +9,8 @@ use kube::{Client, client::Body, core::Status};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
+use crate::{finalizer::Finalizer, resource::ResourceType};
+
 /// The largest answer that is read, but for watches: a page of 500 objects of the largest size that is usual.
 pub(crate) const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
 
@@ -105,6 +107,11 @@ impl Requests {
 
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// A finalizer that is written by the same client.
+    pub(crate) fn finalizer(&self, resource: &ResourceType, name: &'static str) -> Finalizer {
+        Finalizer::new(self.client.clone(), resource.clone(), name)
     }
 
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {

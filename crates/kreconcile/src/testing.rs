@@ -25,9 +25,15 @@
 //! # });
 //! ```
 
+mod crashes;
 mod faults;
+#[cfg(feature = "controllers")]
+mod sources;
 
+pub use crashes::{WRITES_MAX, converges, survives_crashes};
 pub use faults::{FaultSource, Faults};
+#[cfg(feature = "controllers")]
+pub use sources::{check_metrics_source, check_provisioner};
 
 use std::{fmt::Debug, future::Future};
 

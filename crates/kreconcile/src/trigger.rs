@@ -8,6 +8,10 @@ use tokio::sync::Mutex;
 
 use crate::{change::Change, informer::Informer, key::ObjectKey, queue::WorkQueue, resource::ResourceType};
 
+/// How much lower than a change the priority is of what is there at the start (controller-runtime's `LowPriority`): after a
+/// restart, what somebody does now is not kept waiting by everything that has been there for long.
+pub const INITIAL_PRIORITY: i32 = -100;
+
 /// Gives the keys that a change concerns.
 pub type MapFn = Arc<dyn Fn(&Change, &mut Vec<ObjectKey>) + Send + Sync>;
 /// Decides whether a change counts.
@@ -195,7 +199,8 @@ impl Trigger {
         self
     }
 
-    /// The priority that the keys are queued with; 0 by default, higher is earlier.
+    /// The priority that the keys are queued with; 0 by default, higher is earlier. Those of objects that are there at the start
+    /// have one that is lower by [`INITIAL_PRIORITY`].
     #[must_use]
     pub fn priority(mut self, priority: i32) -> Self {
         self.priority = priority;
@@ -221,6 +226,9 @@ impl Trigger {
             }
             Source::Watch(informer, map) => {
                 let mut changes = informer.subscribe();
+                // The first batch is what is there. The controller has waited for the list, so it is all of it.
+                let first = changes.try_next();
+                queue.add_all(self.keys_of(map, &first), self.priority.saturating_add(INITIAL_PRIORITY));
                 while let Some(batch) = changes.next().await {
                     queue.add_all(self.keys_of(map, &batch), self.priority);
                 }

@@ -1,7 +1,7 @@
 //! HorizontalPodAutoscalers: as many replicas as the metrics ask for (KEP-117, KEP-853).
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -69,6 +69,7 @@ pub fn autoscaler(context: &Context) -> Controller {
         autoscalers: autoscalers.clone(),
         pods: pods.clone(),
         histories: Mutex::default(),
+        selectors: Mutex::default(),
     };
     Controller::new(NAME, reconciler)
         .on(Trigger::new(&autoscalers, MapTo::Itself).when(Predicate::GenerationChanged))
@@ -86,6 +87,8 @@ struct Autoscalers {
     clock: Arc<dyn Clock>,
     /// What each autoscaler has done lately; forgotten with it.
     histories: Mutex<HashMap<ObjectKey, History, RandomState>>,
+    /// Whose pods each autoscaler scales, as its target last said; by namespace and name, so that neighbours are found.
+    selectors: Mutex<BTreeMap<ObjectKey, LabelSelector>>,
 }
 
 #[async_trait]
@@ -94,6 +97,7 @@ impl Reconciler for Autoscalers {
         let Some(stored) = self.autoscalers.lister().get(&key.namespace, &key.name) else {
             self.written.forget(key);
             self.histories().remove(key);
+            self.selectors().remove(key);
             return Ok(Action::Done);
         };
         if !self.written.met(key) {
@@ -120,6 +124,26 @@ impl Reconciler for Autoscalers {
 impl Autoscalers {
     fn histories(&self) -> std::sync::MutexGuard<'_, HashMap<ObjectKey, History, RandomState>> {
         self.histories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn selectors(&self) -> std::sync::MutexGuard<'_, BTreeMap<ObjectKey, LabelSelector>> {
+        self.selectors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The autoscalers that select one of these pods, `key` among them: each as Go shows name and namespace.
+    fn selecting(&self, key: &ObjectKey, selector: &LabelSelector, pods: &[Arc<Pod>]) -> Vec<String> {
+        let none = BTreeMap::new();
+        let labels: Vec<_> = pods.iter().map(|pod| pod.metadata.labels.as_ref().unwrap_or(&none)).collect();
+        let mut selectors = self.selectors();
+        selectors.insert(key.clone(), selector.clone());
+        let first = ObjectKey::new(Arc::clone(&key.namespace), "");
+        let neighbours = selectors.range(first..).take_while(|(other, _)| other.namespace == key.namespace);
+        let selects = |selector: &LabelSelector| {
+            let mut each = labels.iter();
+            each.any(|labels| selector.matches_with(|key| labels.get(key).map(String::as_str)))
+        };
+        let selecting = neighbours.filter(|(_, selector)| selects(selector));
+        selecting.map(|(other, _)| format!("{{{} {}}}", other.name, other.namespace)).collect()
     }
 
     async fn write(
@@ -359,7 +383,21 @@ impl Look<'_> {
             return Err(why.to_owned());
         }
         match LabelSelector::parse(&scale.selector) {
-            Ok(selector) => Ok(self.all.pods.select(&self.key.namespace, &selector)),
+            Ok(selector) => {
+                let pods = self.all.pods.select(&self.key.namespace, &selector);
+                let selecting = self.all.selecting(self.key, &selector, &pods);
+                if selecting.len() <= 1 {
+                    return Ok(pods);
+                }
+                let why = format!(
+                    "pods by selector {} are controlled by multiple HPAs: [{}]",
+                    scale.selector,
+                    selecting.join(" ")
+                );
+                self.tell(EventType::Warning, "AmbiguousSelector", why.clone());
+                self.condition("ScalingActive", false, "AmbiguousSelector", why.clone());
+                Err(why)
+            }
             Err(error) => {
                 let why = format!(
                     "couldn't convert selector into a corresponding internal selector object: {error}"

@@ -4,16 +4,16 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim, Pod};
 use kcore::{Header, Stored};
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::{
     controller::Controller,
     controllers::{Context, pod_state},
+    finalizer::{self, Finalizer, FinalizerStep},
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, PatchKind, Query, Requests, Written},
-    resource::{ResourceType, Selection},
+    request::{Query, Requests},
+    resource::Selection,
     trigger::{MapTo, Predicate, Trigger},
 };
 
@@ -26,8 +26,9 @@ pub fn claim_protection(context: &Context) -> Controller {
     const NAME: &str = "persistentvolumeclaim-protection-controller";
     let claims = context.informers().of::<PersistentVolumeClaim>(Selection::all());
     let pods = context.informers().of::<Pod>(Selection::all());
-    let reconciler =
-        ClaimProtection { requests: context.requests(NAME), claims: claims.clone(), pods: pods.clone() };
+    let requests = context.requests(NAME);
+    let finalizer = requests.finalizer(claims.resource(), CLAIM_FINALIZER);
+    let reconciler = ClaimProtection { finalizer, requests, claims: claims.clone(), pods: pods.clone() };
     Controller::new(NAME, reconciler).on(Trigger::new(&claims, MapTo::Itself).when(open(CLAIM_FINALIZER))).on(
         Trigger::new(&pods, MapTo::each(|pod, keys| claims_of(pod, keys))).when(Predicate::when(|change| {
             // Others can't be what a claim has been waiting for.
@@ -43,58 +44,23 @@ pub fn claim_protection(context: &Context) -> Controller {
 pub fn volume_protection(context: &Context) -> Controller {
     const NAME: &str = "persistentvolume-protection-controller";
     let volumes = context.informers().of::<PersistentVolume>(Selection::all());
-    let reconciler = VolumeProtection { requests: context.requests(NAME), volumes: volumes.clone() };
+    let finalizer = context.requests(NAME).finalizer(volumes.resource(), VOLUME_FINALIZER);
+    let reconciler = VolumeProtection { finalizer, volumes: volumes.clone() };
     Controller::new(NAME, reconciler).on(Trigger::new(&volumes, MapTo::Itself).when(open(VOLUME_FINALIZER)))
 }
 
 const CLAIM_FINALIZER: &str = "kubernetes.io/pvc-protection";
 const VOLUME_FINALIZER: &str = "kubernetes.io/pv-protection";
 
-/// What a finalizer asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Nothing,
-    Add,
-    /// Take it off, unless the object is used.
-    Release,
+/// Whether there is anything to do about an object's finalizer.
+fn is_open(object: &Header, finalizer: &str) -> bool {
+    matches!(finalizer::step(object, finalizer), FinalizerStep::Add | FinalizerStep::CleanUp)
 }
 
-fn step(object: &Header, finalizer: &str) -> Step {
-    let has = object.finalizers.iter().any(|known| **known == *finalizer);
-    match (object.deletion.is_some(), has) {
-        (false, false) => Step::Add,
-        (true, true) => Step::Release,
-        _ => Step::Nothing,
-    }
-}
-
-fn open(finalizer: &'static str) -> Predicate {
+pub(super) fn open(finalizer: &'static str) -> Predicate {
     Predicate::when(move |change| {
-        change.new.as_deref().is_some_and(|object| step(object.header(), finalizer) != Step::Nothing)
+        change.new.as_deref().is_some_and(|object| is_open(object.header(), finalizer))
     })
-}
-
-/// Writes the finalizers of exactly this revision of the object.
-async fn write(
-    requests: &Requests,
-    resource: &ResourceType,
-    object: &Stored,
-    change: impl FnOnce(&mut Vec<Value>),
-) -> Result<Action, ReconcileError> {
-    let header = object.header();
-    let mut finalizers: Vec<Value> = header.finalizers.iter().map(|known| (&**known).into()).collect();
-    change(&mut finalizers);
-    let finalizers = if finalizers.is_empty() { Value::Null } else { finalizers.into() };
-    let patch = json!({"metadata": {
-        "uid": &*header.uid,
-        "resourceVersion": object.revision().to_string(),
-        "finalizers": finalizers,
-    }});
-    let path = resource.path(&header.namespace, &header.name);
-    match requests.patch::<Written>(&path, PatchKind::Merge, &patch).await {
-        Err(error) if !request::is_not_found(&error) => Err(error.into()),
-        _ => Ok(Action::Done),
-    }
 }
 
 /// The claims that a pod's volumes may be about.
@@ -132,6 +98,7 @@ fn uses(pod: &Pod, claim: &Header) -> bool {
 struct ClaimProtection {
     claims: Informer<PersistentVolumeClaim>,
     pods: Informer<Pod>,
+    finalizer: Finalizer,
     requests: Requests,
 }
 
@@ -141,21 +108,15 @@ impl Reconciler for ClaimProtection {
         let Some(claim) = self.claims.lister().get(&key.namespace, &key.name) else {
             return Ok(Action::Done);
         };
-        match step(claim.header(), CLAIM_FINALIZER) {
-            Step::Nothing => Ok(Action::Done),
-            Step::Add => {
-                write(&self.requests, self.claims.resource(), &claim, |all| all.push(CLAIM_FINALIZER.into()))
-                    .await
-            }
-            Step::Release => {
+        match self.finalizer.step(&claim) {
+            FinalizerStep::Nothing | FinalizerStep::Work => Ok(Action::Done),
+            FinalizerStep::Add => self.finalizer.add(&claim).await,
+            FinalizerStep::CleanUp => {
                 let known = self.pods.in_namespace(&key.namespace);
                 if known.iter().any(|pod| uses(pod, claim.header())) || self.is_used(claim.header()).await? {
                     return Ok(Action::Done);
                 }
-                write(&self.requests, self.claims.resource(), &claim, |all| {
-                    all.retain(|known| known != CLAIM_FINALIZER);
-                })
-                .await
+                self.finalizer.release(&claim).await
             }
         }
     }
@@ -196,7 +157,7 @@ impl ClaimProtection {
 
 struct VolumeProtection {
     volumes: Informer<PersistentVolume>,
-    requests: Requests,
+    finalizer: Finalizer,
 }
 
 #[async_trait]
@@ -205,26 +166,18 @@ impl Reconciler for VolumeProtection {
         let Some(volume) = self.volumes.lister().get("", &key.name) else { return Ok(Action::Done) };
         let typed = volume.typed::<PersistentVolume>()?;
         let phase = typed.status.as_ref().and_then(|status| status.phase.as_deref());
-        match step(volume.header(), VOLUME_FINALIZER) {
-            Step::Add => {
-                write(&self.requests, self.volumes.resource(), &volume, |all| {
-                    all.push(VOLUME_FINALIZER.into())
-                })
-                .await
-            }
-            Step::Release if phase != Some("Bound") => {
-                write(&self.requests, self.volumes.resource(), &volume, |all| {
-                    all.retain(|known| known != VOLUME_FINALIZER);
-                })
-                .await
-            }
-            Step::Nothing | Step::Release => Ok(Action::Done),
+        match self.finalizer.step(&volume) {
+            FinalizerStep::Add => self.finalizer.add(&volume).await,
+            FinalizerStep::CleanUp if phase != Some("Bound") => self.finalizer.release(&volume).await,
+            _ => Ok(Action::Done),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// The rules of upstream's `podUsesPVCForDeletion`.

@@ -142,3 +142,44 @@ async fn replicas_follow_the_load_up_at_once_and_down_after_a_while() {
     api.until("it to be off", |api| condition(api, "ScalingActive") == is("False", "ScalingDisabled")).await;
     running.stop().await;
 }
+
+/// The cases of upstream's `TestConditionAmbiguousSelectorWhenFullSelectorOverlapBetweenHPAs`, `...WhenPartialSelectorOverlap...` and
+/// `TestConditionNoAmbiguousSelectorWhenNoSelectorOverlapBetweenHPAs`.
+#[tokio::test(start_paused = true)]
+async fn pods_have_one_autoscaler() {
+    let clock = TokioClock::starting_at("2030-01-01T00:00:00Z".parse().unwrap());
+    let load = Arc::new(Load { clock, milli: AtomicI64::new(1000), pods: AtomicI64::new(0) });
+    let (api, running) = start_with(
+        clock,
+        |name| name == "horizontal-pod-autoscaler-controller",
+        |settings| settings.metrics = Some(load.clone()),
+    );
+    let target = json!({"type": "Utilization", "averageUtilization": 50});
+    for name in ["web", "other"] {
+        api.add(
+            "widgets",
+            json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {"replicas": 2},
+            "status": {"replicas": 2, "selector": "app=other"}}),
+        );
+        api.add(
+            "horizontalpodautoscalers",
+            json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {
+                "scaleTargetRef": {"apiVersion": "example.com/v1", "kind": "Widget", "name": name},
+                "minReplicas": 2, "maxReplicas": 10,
+                "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]}}),
+        );
+    }
+    follow(&api, &load);
+    api.until("it to be active", |api| condition(api, "ScalingActive") == is("True", "ValidMetricFound"))
+        .await;
+    for (selector, clashes) in [("app in (web,db)", true), ("app=db", false), ("app=web", true)] {
+        api.edit("widgets", "shop", "other", |other| other["status"]["selector"] = selector.into());
+        let expected =
+            if clashes { is("False", "AmbiguousSelector") } else { is("True", "ValidMetricFound") };
+        api.until(selector, |api| condition(api, "ScalingActive") == expected).await;
+    }
+    let told = "pods by selector app=web are controlled by multiple HPAs: [{other shop} {web shop}]";
+    assert!(api.list("events").iter().any(|event| event["message"] == told));
+    assert_eq!(web(&api), 2);
+    running.stop().await;
+}

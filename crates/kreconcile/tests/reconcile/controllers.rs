@@ -14,11 +14,14 @@ use k8s_openapi::api::{
         ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
     },
     discovery::v1::EndpointSlice,
+    networking::v1::{IPAddress, ServiceCIDR},
     policy::v1::PodDisruptionBudget,
     rbac::v1::ClusterRole,
     resource::v1::{ResourceClaim, ResourceClaimTemplate},
-    storage::v1::StorageClass,
+    storage::v1::{CSIDriver, StorageClass, VolumeAttachment, VolumeAttributesClass},
+    storagemigration::v1::StorageVersionMigration,
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kcore::TokioClock;
 use kreconcile::{
     Manager, ResourceType, Running, Start,
@@ -74,6 +77,13 @@ pub(crate) fn start_with(
         ResourceType::of::<HorizontalPodAutoscaler>(),
         ResourceType::of::<ResourceClaim>(),
         ResourceType::of::<ResourceClaimTemplate>(),
+        ResourceType::of::<ServiceCIDR>(),
+        ResourceType::of::<IPAddress>(),
+        ResourceType::of::<CSIDriver>(),
+        ResourceType::of::<VolumeAttachment>(),
+        ResourceType::of::<VolumeAttributesClass>(),
+        ResourceType::of::<StorageVersionMigration>(),
+        ResourceType::of::<CustomResourceDefinition>(),
         widgets(),
     ];
     let api = FakeApi::new(kinds, clock.clone());

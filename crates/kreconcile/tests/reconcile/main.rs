@@ -1,5 +1,7 @@
 //! The framework and the built-in controllers against a small server in memory.
 
+mod addresses;
+mod attachments;
 mod autoscaler;
 mod controllers;
 mod disruption;
@@ -7,5 +9,6 @@ mod fake;
 mod informer;
 mod leader;
 mod lifetimes;
+mod migration;
 mod quota;
 mod volumes;

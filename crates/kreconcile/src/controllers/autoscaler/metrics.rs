@@ -283,4 +283,73 @@ mod tests {
         let none = items(&json!({"items": []}), "external").unwrap_err();
         assert_eq!(none.to_string(), "no metrics returned from external metrics API");
     }
+
+    /// Asks over a client whose server answers with `answer`; gives the path that was asked for beside what was read.
+    async fn ask(query: &MetricQuery<'_>, answer: Value) -> (String, Result<MetricValues, String>) {
+        let (sender, mut asked) = tokio::sync::mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let _ = sender.send(request.uri().to_string());
+            let body = kube::client::Body::from(answer.to_string().into_bytes());
+            async move { Ok::<_, std::convert::Infallible>(http::Response::new(body)) }
+        });
+        let source = ApiMetrics { requests: Requests::new(kube::Client::new(service, "default")) };
+        let read = source.read(query).await.map_err(|error| error.to_string());
+        (asked.recv().await.unwrap_or_default(), read)
+    }
+
+    /// The requests of upstream's `client_test.go` and of the clients of the metrics APIs, with their answers.
+    #[tokio::test]
+    async fn each_metric_has_its_api() {
+        let at = "2030-01-01T00:00:00Z";
+        let value = |value: &str| json!({"items": [{"describedObject": {"name": "p"}, "value": value, "timestamp": at, "windowSeconds": 30}]});
+        let (namespace, pods, metric, series) = ("shop", "app=web", "qps", "verb in (GET)");
+        let root = "/apis/custom.metrics.k8s.io/v1beta2/namespaces";
+        let one = PodMetric::new(10_500, at.parse().unwrap(), Duration::from_secs(30));
+        let of_pods = Ok(MetricValues::Pods(BTreeMap::from([("p".to_owned(), one)])));
+        let object =
+            |resource| MetricQuery::Object { namespace, resource, name: "front", metric, series: "" };
+        let cases = [
+            (
+                MetricQuery::Pods { namespace, pods, metric, series },
+                value("10500m"),
+                format!("{root}/shop/pods/*/qps?labelSelector=app%3Dweb&metricLabelSelector=verb%20in%20%28GET%29"),
+                of_pods,
+            ),
+            (
+                object("ingresses.networking.k8s.io"),
+                value("7"),
+                format!("{root}/shop/ingresses.networking.k8s.io/front/qps"),
+                Ok(MetricValues::Values(vec![7000])),
+            ),
+            (
+                object("namespaces"),
+                value("7"),
+                format!("{root}/front/metrics/qps"),
+                Ok(MetricValues::Values(vec![7000])),
+            ),
+            (
+                MetricQuery::External { namespace, metric, series },
+                json!({"items": [{"value": "1"}, {"value": "2500m"}]}),
+                "/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/qps?labelSelector=verb%20in%20%28GET%29"
+                    .to_owned(),
+                Ok(MetricValues::Values(vec![1000, 2500])),
+            ),
+            (
+                MetricQuery::External { namespace, metric, series: "" },
+                json!({"items": []}),
+                "/apis/external.metrics.k8s.io/v1beta1/namespaces/shop/qps".to_owned(),
+                Err("no metrics returned from external metrics API".to_owned()),
+            ),
+            (
+                MetricQuery::Resource { namespace, pods, resource: "cpu", container: Some("a") },
+                json!({"items": [{"metadata": {"name": "p"}, "timestamp": at, "window": "30s",
+                    "containers": [{"name": "a", "usage": {"cpu": "10500m"}}, {"name": "b", "usage": {"cpu": "1"}}]}]}),
+                "/apis/metrics.k8s.io/v1beta1/namespaces/shop/pods?labelSelector=app%3Dweb".to_owned(),
+                Ok(MetricValues::Pods(BTreeMap::from([("p".to_owned(), one)]))),
+            ),
+        ];
+        for (query, answer, path, expected) in cases {
+            assert_eq!(ask(&query, answer).await, (path, expected), "{query:?}");
+        }
+    }
 }

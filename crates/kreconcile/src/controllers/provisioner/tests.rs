@@ -96,3 +96,10 @@ async fn local_volumes_are_made_of_directories_and_only_those_are_deleted() {
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[tokio::test]
+async fn the_local_provisioner_keeps_its_promises() {
+    let dir = std::env::temp_dir().join(format!("kreconcile-conformance-{}", std::process::id()));
+    crate::testing::check_provisioner(&LocalProvisioner::new(&dir), std::collections::BTreeMap::new()).await;
+    let _ = std::fs::remove_dir_all(&dir);
+}
