@@ -19,6 +19,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Probe;
+use knet::network::PortMapping;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -29,6 +30,7 @@ pub mod changes;
 pub mod oci;
 #[cfg(target_os = "linux")]
 mod output;
+pub(crate) mod ports;
 #[cfg(target_os = "linux")]
 pub mod process;
 mod security;
@@ -97,6 +99,8 @@ pub struct SandboxConfig {
     pub sysctls: BTreeMap<String, String>,
     /// Lines for the pod's hosts file: an address and its names.
     pub host_aliases: Vec<(String, Vec<String>)>,
+    /// The node's ports that lead to the pod's (`hostPort`).
+    pub ports: Vec<PortMapping>,
     /// The contents of `/etc/resolv.conf`; `None` leaves the machine's.
     pub resolv_conf: Option<String>,
     /// The pod's annotations; the simulated runtime reads its script from them.
@@ -267,6 +271,9 @@ pub enum RuntimeError {
     /// The runtime doesn't do this at all.
     #[error("the runtime does not support {0}")]
     Unsupported(&'static str),
+    /// The pod can't be connected, or disconnected.
+    #[error(transparent)]
+    Network(#[from] knet::network::NetworkError),
     /// The operating system refused.
     #[error("{context}: {source}")]
     Io {
