@@ -26,6 +26,8 @@ use tokio::{
 };
 
 pub mod changes;
+#[cfg(all(feature = "cri", target_os = "linux"))]
+pub mod cri;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod oci;
 #[cfg(target_os = "linux")]
@@ -95,6 +97,8 @@ pub struct SandboxConfig {
     pub host_ipc: bool,
     /// Whether the pod's containers see each other's processes (`shareProcessNamespace`).
     pub share_processes: bool,
+    /// Whether nothing is kept from one of the pod's containers (`privileged`).
+    pub privileged: bool,
     /// Settings of the kernel that are the pod's own.
     pub sysctls: BTreeMap<String, String>,
     /// Lines for the pod's hosts file: an address and its names.
@@ -470,7 +474,7 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Whether an image is there. By default images are only names, and nobody has to fetch them.
-    fn image(&self, _image: &str) -> ImagePresence {
+    async fn image(&self, _image: &str) -> ImagePresence {
         ImagePresence::Unneeded
     }
 

@@ -216,6 +216,10 @@ fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
     config.host_pid = spec.host_pid.unwrap_or(false);
     config.host_ipc = spec.host_ipc.unwrap_or(false);
     config.share_processes = spec.share_process_namespace.unwrap_or(false);
+    let usual = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    config.privileged = usual
+        .filter_map(|container| container.security_context.as_ref())
+        .any(|context| context.privileged == Some(true));
     let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_ref());
     config.sysctls = sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect();
     let aliases = spec.host_aliases.iter().flatten();

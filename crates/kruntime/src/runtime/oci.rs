@@ -46,6 +46,9 @@ mod seccomp;
 mod spec;
 mod users;
 
+#[cfg(feature = "cri")]
+pub(super) use spec::{MASKED, READ_ONLY};
+
 use cgroups::Cgroups;
 use container::Container;
 use engine::Engine;
@@ -376,7 +379,7 @@ impl ContainerRuntime for OciRuntime {
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
     }
 
-    fn image(&self, image: &str) -> ImagePresence {
+    async fn image(&self, image: &str) -> ImagePresence {
         let found = image.parse::<Reference>().ok().and_then(|name| self.shared.options.images.find(&name));
         if found.is_some() { ImagePresence::Present } else { ImagePresence::Absent }
     }
