@@ -339,7 +339,7 @@ async fn a_second_life_finds_what_the_first_had(server: &Server) {
         (first.observe(&pod), address)
     };
     let second = connect(server).await.unwrap();
-    assert_eq!(second.pods(), [pod.clone()]);
+    assert_eq!(second.pods(), std::slice::from_ref(&pod));
     assert_eq!(second.observe(&pod), before, "a new life sees what the one before saw");
     assert_eq!(second.run_pod(&pod, &sandbox("lives")).await.unwrap(), address);
     // What ends while nobody looks, or by itself, is noticed.
