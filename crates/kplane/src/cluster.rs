@@ -204,7 +204,9 @@ impl Cluster {
     /// The node's address that pods with a network of their own reach.
     fn reached_by_pods(&self) -> Option<IpAddr> {
         #[cfg(all(feature = "containers", target_os = "linux"))]
-        return self.containers.as_ref().map(|opened| opened.address);
+        {
+            self.containers.as_ref().map(|opened| opened.address)
+        }
         #[cfg(not(all(feature = "containers", target_os = "linux")))]
         None
     }
