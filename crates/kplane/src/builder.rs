@@ -61,6 +61,8 @@ pub struct ClusterBuilder {
     node_prefix: String,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
+    #[cfg(all(feature = "containers", target_os = "linux"))]
+    containers: Option<crate::containers::Containers>,
     proxy: Option<Arc<dyn ServiceProxy>>,
     configure_node: Option<NodeFn>,
     default_class: bool,
@@ -131,6 +133,8 @@ impl ClusterBuilder {
             node_prefix: defaults::NODE_PREFIX.to_owned(),
             runtime: None,
             local: None,
+            #[cfg(all(feature = "containers", target_os = "linux"))]
+            containers: None,
             proxy: None,
             configure_node: None,
             default_class: false,
@@ -233,6 +237,22 @@ impl ClusterBuilder {
         Ok(self)
     }
 
+    /// Runs containers for real, by an OCI runtime or a CRI server, in the nodes of this cluster: pods have addresses of their own and
+    /// reach each other, services, the cluster's DNS and, once it is served, its API. Linux, as root.
+    ///
+    /// ```no_run
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use kplane::{Cluster, Containers};
+    /// let cluster = Cluster::builder().containers(Containers::oci("/var/lib/kplane")).start().await?;
+    /// # cluster.shutdown().await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(all(feature = "containers", target_os = "linux"))]
+    pub fn containers(mut self, containers: crate::containers::Containers) -> Self {
+        self.containers = Some(containers);
+        self
+    }
+
     /// Brings connections to services this way. Without it a cluster of processes has the userspace proxy, any other none.
     pub fn proxy(mut self, proxy: Arc<dyn ServiceProxy>) -> Self {
         self.proxy = Some(proxy);
@@ -266,6 +286,11 @@ impl ClusterBuilder {
         let tasks = Tasks::default();
         let ca = Arc::new(Ca::new(clock.now().as_second())?);
         startup.done("certificate authority");
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        let containers = match self.containers {
+            Some(containers) => Some(containers.open(&clock).await.map_err(StartError::Runtime)?),
+            None => None,
+        };
         let dialer = Arc::new(LocalNodes::new(tasks.clone()));
         let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
         let usage = Arc::new(LocalUsage::default());
@@ -356,7 +381,11 @@ impl ClusterBuilder {
         let mut notes = Vec::new();
         let mut node_addresses = Vec::new();
         if self.nodes > 0 {
-            let runtime = match (self.runtime, &self.local) {
+            #[cfg(all(feature = "containers", target_os = "linux"))]
+            let real = containers.as_ref().map(|opened| Arc::clone(&opened.runtime));
+            #[cfg(not(all(feature = "containers", target_os = "linux")))]
+            let real = None;
+            let runtime = match (self.runtime.or(real), &self.local) {
                 (Some(runtime), _) => runtime,
                 (None, Some(local)) => Arc::new(local.runtime(&clock).map_err(StartError::Runtime)?),
                 (None, None) => defaults::runtime(&clock),
@@ -371,6 +400,12 @@ impl ClusterBuilder {
                 if let Some(local) = &self.local {
                     config.addresses = vec![local.node_address(number)];
                     config.cluster_dns = vec![local.dns_address()];
+                }
+                #[cfg(all(feature = "containers", target_os = "linux"))]
+                if let Some(opened) = &containers {
+                    config.state_dir = Some(opened.state_dir().join(&*config.name));
+                    config.addresses = vec![opened.address];
+                    config.cluster_dns = vec![opened.address];
                 }
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
@@ -392,7 +427,11 @@ impl ClusterBuilder {
                 .as_ref()
                 .map(|local| Arc::new(local.proxy(node_addresses.clone())) as Arc<dyn ServiceProxy>)
         };
-        if let Some(proxy) = self.proxy.or_else(userspace) {
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        let kernel = containers.as_ref().map(|opened| Arc::clone(&opened.proxy) as Arc<dyn ServiceProxy>);
+        #[cfg(not(all(feature = "containers", target_os = "linux")))]
+        let kernel = None;
+        if let Some(proxy) = self.proxy.or(kernel).or_else(userspace) {
             let proxy_informers = Informers::new(component(identities::PROXY));
             let agent = ProxyAgent::new(&proxy_informers, proxy, Place::default());
             manager = manager.add(Start::Always, agent).informers(&proxy_informers);
@@ -403,6 +442,16 @@ impl ClusterBuilder {
             identities::admit_dns(&client).await.map_err(StartError::Rights)?;
             let dns_informers = Informers::new(component(identities::DNS));
             match local.dns(&dns_informers).await {
+                Ok(server) => dns = Some((server, dns_informers)),
+                Err(error) => notes.push(format!("there is no cluster DNS: {error}")),
+            }
+            startup.done("DNS");
+        }
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        if let Some(opened) = &containers {
+            identities::admit_dns(&client).await.map_err(StartError::Rights)?;
+            let dns_informers = Informers::new(component(identities::DNS));
+            match opened.dns(&dns_informers).await {
                 Ok(server) => dns = Some((server, dns_informers)),
                 Err(error) => notes.push(format!("there is no cluster DNS: {error}")),
             }
@@ -424,6 +473,8 @@ impl ClusterBuilder {
             serving: std::sync::Mutex::default(),
             notes,
             startup: startup.steps,
+            #[cfg(all(feature = "containers", target_os = "linux"))]
+            containers,
             _local: self.local,
         })
     }

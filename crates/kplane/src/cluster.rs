@@ -52,6 +52,8 @@ pub struct Cluster {
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
     pub(crate) notes: Vec<String>,
     pub(crate) startup: Vec<(&'static str, Duration)>,
+    #[cfg(all(feature = "containers", target_os = "linux"))]
+    pub(crate) containers: Option<crate::containers::Opened>,
     /// The addresses and directories of the pods; dropped last.
     pub(crate) _local: Option<LocalNetwork>,
 }
@@ -178,16 +180,36 @@ impl Cluster {
             "kubernetes.default.svc",
             "kubernetes.default.svc.cluster.local",
         ];
-        let config = self.ca.server_config(&names, &[loopback, reachable])?;
+        let inside = self.reached_by_pods().filter(|_| !address.ip().is_unspecified()).unwrap_or(reachable);
+        let config = self.ca.server_config(&names, &[loopback, reachable, inside])?;
         let configs = watch::channel(Arc::new(config)).1;
-        self.tasks.spawn(serve::listen(self.server.clone(), listener, configs, self.tasks.clone()));
+        let (server, tasks) = (self.server.clone(), self.tasks.clone());
+        self.tasks.spawn(serve::listen(server, listener, configs.clone(), tasks));
+        if inside != reachable {
+            // Where pods have a network of their own they don't reach the loopback address.
+            let address = SocketAddr::new(inside, address.port());
+            let listener =
+                TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+            let (server, tasks) = (self.server.clone(), self.tasks.clone());
+            self.tasks.spawn(serve::listen(server, listener, configs, tasks));
+        }
         let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
         let url = format!("https://{}", SocketAddr::new(reachable, address.port()));
         let kubeconfig = kubeconfig::render(&url, self.ca.certificate_pem(), &user);
-        self.publish(SocketAddr::new(reachable, address.port())).await?;
+        self.publish(SocketAddr::new(inside, address.port())).await?;
         let serving = Serving { address, kubeconfig };
         *self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(serving.clone());
         Ok(serving)
+    }
+
+    /// The node's address that pods with a network of their own reach.
+    fn reached_by_pods(&self) -> Option<IpAddr> {
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        {
+            self.containers.as_ref().map(|opened| opened.address)
+        }
+        #[cfg(not(all(feature = "containers", target_os = "linux")))]
+        None
     }
 
     /// Makes `address` the endpoint of the service `default/kubernetes`, so that pods reach the API by that name.
@@ -266,6 +288,10 @@ impl Cluster {
             late.push("controllers, scheduler and nodes");
         }
         self.informers.stop().await;
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        if let Some(opened) = &self.containers {
+            opened.end().await;
+        }
         // Clients see the end of their watches and answers, not a broken connection.
         self.server.drain();
         self.tasks.connections.close();

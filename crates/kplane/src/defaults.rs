@@ -8,9 +8,9 @@
 //! | controllers | all of `kreconcile::controllers::defaults` | [`ClusterBuilder::without`](crate::ClusterBuilder::without), [`ClusterBuilder::reconcilers`](crate::ClusterBuilder::reconcilers) |
 //! | scheduler | one default profile of `ksched` | [`ClusterBuilder::scheduler`](crate::ClusterBuilder::scheduler), [`ClusterBuilder::without_scheduler`](crate::ClusterBuilder::without_scheduler) |
 //! | nodes | one, `node-1` | [`ClusterBuilder::nodes`](crate::ClusterBuilder::nodes) |
-//! | runtime | simulated | [`ClusterBuilder::runtime`](crate::ClusterBuilder::runtime), [`ClusterBuilder::processes`](crate::ClusterBuilder::processes) |
+//! | runtime | simulated | [`ClusterBuilder::runtime`](crate::ClusterBuilder::runtime), [`ClusterBuilder::processes`](crate::ClusterBuilder::processes), [`ClusterBuilder::containers`](crate::ClusterBuilder) |
 //! | storage class | none | [`ClusterBuilder::default_storage_class`](crate::ClusterBuilder::default_storage_class) |
-//! | service proxy | none; userspace with processes | [`ClusterBuilder::proxy`](crate::ClusterBuilder::proxy) |
+//! | service proxy | none; userspace with processes; nftables with real containers | [`ClusterBuilder::proxy`](crate::ClusterBuilder::proxy) |
 
 use std::{path::PathBuf, sync::Arc};
 

@@ -8,6 +8,8 @@
 mod builder;
 mod ca;
 mod cluster;
+#[cfg(all(feature = "containers", target_os = "linux"))]
+pub mod containers;
 pub mod defaults;
 pub mod explain;
 pub mod faces;
@@ -18,6 +20,8 @@ mod nodes;
 mod serve;
 mod usage;
 
+#[cfg(all(feature = "containers", target_os = "linux"))]
+pub use self::containers::Containers;
 pub use self::{
     builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},
     ca::{CaError, Credentials},

@@ -2,13 +2,15 @@
 //!
 //! A newcomer starts at [`NodeAgent`], which brings the pods of its nodes to life, and at
 //! [`ContainerRuntime`], the trait to implement for whatever runs containers: processes of the user, nothing at all
-//! (simulated), images by runc or crun (feature `oci`: `runtime::oci`, with [`images`]), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
+//! (simulated), images by runc or crun (feature `oci`: `runtime::oci`, with [`images`]), containerd or another server (feature
+//! `cri`: `runtime::cri`), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
 //! function. Around it, in the order of a pod's life: [`volumes`] and [`env`](mod@env) prepare, [`probe`] asks, [`logs`] and
-//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, and [`node`] tells the API server that the node lives.
+//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, [`eviction`] who goes when that is too much, and [`node`] tells the API server that the node lives.
 
 pub mod agent;
 pub mod downward;
 pub mod env;
+pub mod eviction;
 mod handler;
 pub mod images;
 pub mod logs;

@@ -213,15 +213,8 @@ impl LogWriter {
         self.progress.send_modify(|progress| progress.finished = true);
     }
 
-    /// `x.log` becomes `x.log.1`, that becomes `x.log.2`, and so on; the oldest is removed.
     fn rotate(&mut self) -> io::Result<()> {
-        for number in (1..FILES_MAX - 1).rev() {
-            let from = rotated(&self.path, number);
-            if from.exists() {
-                std::fs::rename(from, rotated(&self.path, number + 1))?;
-            }
-        }
-        std::fs::rename(&self.path, rotated(&self.path, 1))?;
+        shift(&self.path)?;
         self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         self.size = 0;
         self.progress.send_modify(|progress| progress.rotations += 1);
@@ -233,6 +226,17 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+/// Makes room for a new file: `x.log` becomes `x.log.1`, that becomes `x.log.2`, and so on; the oldest is removed.
+pub(crate) fn shift(path: &Path) -> io::Result<()> {
+    for number in (1..FILES_MAX - 1).rev() {
+        let from = rotated(path, number);
+        if from.exists() {
+            std::fs::rename(from, rotated(path, number + 1))?;
+        }
+    }
+    std::fs::rename(path, rotated(path, 1))
 }
 
 fn rotated(path: &Path, number: usize) -> PathBuf {

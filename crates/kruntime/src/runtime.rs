@@ -19,16 +19,20 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Probe;
+use knet::network::PortMapping;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 
 pub mod changes;
+#[cfg(all(feature = "cri", target_os = "linux"))]
+pub mod cri;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod oci;
 #[cfg(target_os = "linux")]
 mod output;
+pub(crate) mod ports;
 #[cfg(target_os = "linux")]
 pub mod process;
 mod security;
@@ -93,10 +97,14 @@ pub struct SandboxConfig {
     pub host_ipc: bool,
     /// Whether the pod's containers see each other's processes (`shareProcessNamespace`).
     pub share_processes: bool,
+    /// Whether nothing is kept from one of the pod's containers (`privileged`).
+    pub privileged: bool,
     /// Settings of the kernel that are the pod's own.
     pub sysctls: BTreeMap<String, String>,
     /// Lines for the pod's hosts file: an address and its names.
     pub host_aliases: Vec<(String, Vec<String>)>,
+    /// The node's ports that lead to the pod's (`hostPort`).
+    pub ports: Vec<PortMapping>,
     /// The contents of `/etc/resolv.conf`; `None` leaves the machine's.
     pub resolv_conf: Option<String>,
     /// The pod's annotations; the simulated runtime reads its script from them.
@@ -267,6 +275,9 @@ pub enum RuntimeError {
     /// The runtime doesn't do this at all.
     #[error("the runtime does not support {0}")]
     Unsupported(&'static str),
+    /// The pod can't be connected, or disconnected.
+    #[error(transparent)]
+    Network(#[from] knet::network::NetworkError),
     /// The operating system refused.
     #[error("{context}: {source}")]
     Io {
@@ -463,7 +474,7 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     }
 
     /// Whether an image is there. By default images are only names, and nobody has to fetch them.
-    fn image(&self, _image: &str) -> ImagePresence {
+    async fn image(&self, _image: &str) -> ImagePresence {
         ImagePresence::Unneeded
     }
 

@@ -57,6 +57,18 @@ struct Up {
     /// What runs the containers.
     #[arg(long, value_enum, default_value_t = Runtime::Process)]
     runtime: Runtime,
+    /// Where real containers, their images and volumes are kept.
+    #[arg(long, default_value = "/var/lib/kplane")]
+    dir: PathBuf,
+    /// The socket of the CRI server.
+    #[arg(long, default_value = "/run/containerd/containerd.sock")]
+    cri_socket: PathBuf,
+    /// The OCI runtime's program.
+    #[arg(long, default_value = "runc")]
+    oci_runtime: PathBuf,
+    /// An OCI layout or archive to take images from, for the OCI runtime; may be repeated.
+    #[arg(long)]
+    image: Vec<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -88,6 +100,10 @@ enum Runtime {
     Process,
     /// Nothing really runs.
     Simulated,
+    /// Images by an OCI runtime, as root.
+    Oci,
+    /// Images by a server of the Container Runtime Interface, such as containerd, as root.
+    Cri,
 }
 
 fn main() -> ExitCode {
@@ -205,6 +221,7 @@ async fn run(up: &Up) -> Result<()> {
             builder.processes().context("the process runtime can't be used; try --runtime simulated")?
         }
         Runtime::Simulated => builder,
+        Runtime::Oci | Runtime::Cri => builder.containers(containers(up)),
     };
     let cluster = builder.start().await.context("the cluster could not be started")?;
     for (part, took) in cluster.startup() {
@@ -232,6 +249,16 @@ async fn run(up: &Up) -> Result<()> {
     cluster.shutdown().await?;
     report("ended", before.elapsed());
     Ok(())
+}
+
+fn containers(up: &Up) -> kplane::Containers {
+    match up.runtime {
+        Runtime::Cri => kplane::Containers::cri(&up.cri_socket, &up.dir),
+        _ => {
+            let containers = kplane::Containers::oci(&up.dir).program(&up.oci_runtime);
+            up.image.iter().fold(containers, kplane::Containers::image)
+        }
+    }
 }
 
 fn report(what: &str, took: Duration) {

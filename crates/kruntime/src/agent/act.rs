@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::{Container, Lifecycle, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Lifecycle, Pod, PodSpec};
+use knet::network::PortMapping;
 use kreconcile::EventType;
 
 use super::{Inner, PodEntry, security};
@@ -10,7 +11,7 @@ use crate::{
     downward::Facts,
     env, handler,
     machine::{Action, GRACE_MIN, StopReason},
-    runtime::{ContainerConfig, RuntimeError, SandboxConfig},
+    runtime::{ContainerConfig, RuntimeError, SandboxConfig, ports::protocol_of},
 };
 
 /// What came of an action.
@@ -215,13 +216,37 @@ fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
     config.host_pid = spec.host_pid.unwrap_or(false);
     config.host_ipc = spec.host_ipc.unwrap_or(false);
     config.share_processes = spec.share_process_namespace.unwrap_or(false);
+    let usual = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    config.privileged = usual
+        .filter_map(|container| container.security_context.as_ref())
+        .any(|context| context.privileged == Some(true));
     let sysctls = spec.security_context.as_ref().and_then(|context| context.sysctls.as_ref());
     config.sysctls = sysctls.into_iter().flatten().map(|s| (s.name.clone(), s.value.clone())).collect();
     let aliases = spec.host_aliases.iter().flatten();
     config.host_aliases =
         aliases.map(|alias| (alias.ip.clone(), alias.hostnames.clone().unwrap_or_default())).collect();
+    config.ports = host_ports(spec);
     config.resolv_conf = resolv_conf(spec, namespace, &node.cluster_dns, &node.cluster_domain);
     config
+}
+
+/// The node's ports that the pod's containers ask for. On the node's network they are the container's own.
+fn host_ports(spec: &PodSpec) -> Vec<PortMapping> {
+    if spec.host_network == Some(true) {
+        return Vec::new();
+    }
+    let sidecars = spec.init_containers.iter().flatten();
+    let containers = spec.containers.iter().chain(sidecars);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    let mapping = |port: &ContainerPort| {
+        Some(PortMapping {
+            host_address: port.host_ip.as_ref().and_then(|ip| ip.parse().ok()),
+            host_port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
+            pod_port: u16::try_from(port.container_port).ok()?,
+            protocol: protocol_of(port.protocol.as_deref().unwrap_or("TCP"))?,
+        })
+    };
+    ports.filter_map(mapping).collect()
 }
 
 /// The resolver's configuration by `spec.dnsPolicy` and `spec.dnsConfig`; `None` means the machine's own.

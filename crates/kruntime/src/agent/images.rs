@@ -38,7 +38,7 @@ impl Inner {
     ) -> Result<(), RuntimeError> {
         let runtime = &entry.node.config.runtime;
         let image = container.image.as_deref().unwrap_or_default();
-        let is_present = match runtime.image(image) {
+        let is_present = match runtime.image(image).await {
             ImagePresence::Unneeded => return Ok(()),
             presence => presence == ImagePresence::Present,
         };

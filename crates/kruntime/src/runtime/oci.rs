@@ -16,7 +16,7 @@ use std::{
 
 use async_trait::async_trait;
 use kcore::Clock;
-use knet::IpAllocator;
+use knet::{IpAllocator, PodNetwork};
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -46,7 +46,8 @@ mod seccomp;
 mod spec;
 mod users;
 
-pub use network::PodNetwork;
+#[cfg(feature = "cri")]
+pub(super) use spec::{MASKED, READ_ONLY};
 
 use cgroups::Cgroups;
 use container::Container;
@@ -74,7 +75,9 @@ pub struct OciOptions {
     pub credentials: Credentials,
     /// Which images are thrown away, every five minutes; `None` keeps all. Upstream's policy by default.
     pub collect: Option<CollectPolicy>,
-    /// What connects pods. Without one, they have loopback addresses that mean them to probes and port-forwarding only.
+    /// What connects pods: CNI plug-ins, the built-in bridge, or something of one's own. The runtime makes a network namespace for
+    /// each pod that doesn't use the node's network, with its loopback device up, and asks for the rest once, before the first
+    /// container. Without a network they have loopback addresses that mean them to probes and port-forwarding only.
     pub network: Option<Arc<dyn PodNetwork>>,
     /// Where pods get their addresses when nothing connects them: a range of 127.0.0.0/8.
     pub addresses: Arc<dyn IpAllocator>,
@@ -187,6 +190,7 @@ impl OciRuntime {
             options,
         });
         sandbox::restore(&shared, &pods).await?;
+        sandbox::collect_addresses(&shared).await;
         let collector = shared.options.collect.map(|policy| {
             let shared = Arc::downgrade(&shared);
             AbortOnDropHandle::new(tokio::spawn(async move {
@@ -375,7 +379,7 @@ impl ContainerRuntime for OciRuntime {
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
     }
 
-    fn image(&self, image: &str) -> ImagePresence {
+    async fn image(&self, image: &str) -> ImagePresence {
         let found = image.parse::<Reference>().ok().and_then(|name| self.shared.options.images.find(&name));
         if found.is_some() { ImagePresence::Present } else { ImagePresence::Absent }
     }

@@ -1,6 +1,8 @@
 //! The runtimes as their users see them.
 
 mod agent;
+#[cfg(all(feature = "cri", target_os = "linux"))]
+mod cri;
 mod fake;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;

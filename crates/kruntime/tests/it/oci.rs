@@ -458,10 +458,10 @@ async fn images_in_use_stay_and_wrong_ones_are_refused() {
     runtime.start(&uid, &testing::container("long", 0)).await.unwrap();
     let all = CollectPolicy { high_percent: 0, low_percent: 0, age_min: Duration::ZERO, unused_max: None };
     assert!(runtime.collect_images(&all).await.unwrap().is_empty());
-    assert_eq!(runtime.image("test"), ImagePresence::Present);
+    assert_eq!(runtime.image("test").await, ImagePresence::Present);
     runtime.remove_pod(&uid).await.unwrap();
     assert_eq!(runtime.collect_images(&all).await.unwrap().len(), 1);
-    assert_eq!(runtime.image("test"), ImagePresence::Absent);
+    assert_eq!(runtime.image("test").await, ImagePresence::Absent);
     let error = runtime.pull("test", &[]).await.unwrap_err();
     let name = "docker.io/library/test:latest";
     let expected = format!(

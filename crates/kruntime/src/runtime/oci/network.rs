@@ -1,53 +1,14 @@
-//! Pods' network namespaces: made and kept here, connected to others by a [`PodNetwork`].
+//! Pods' network namespaces: made and kept here, connected to others by a [`PodNetwork`](knet::PodNetwork).
 
 use std::{
-    fmt::Debug,
     fs::File,
     io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use async_trait::async_trait;
 use tokio::{net::TcpStream, sync::oneshot};
-
-use crate::runtime::{PodUid, RuntimeError, SandboxConfig};
-
-/// Connects pods with each other and with the world: CNI, or something of one's own.
-///
-/// The runtime makes a network namespace for each pod that doesn't use the node's network, with its loopback device up, and
-/// asks for the rest once, before the first container. Without a `PodNetwork` that is all there is: the pod has an address of
-/// the loopback network that means it to the node agent's probes and to port-forwarding, which go into its namespace, and to
-/// nobody else.
-#[async_trait]
-pub trait PodNetwork: Debug + Send + Sync + 'static {
-    /// Connects the network namespace at this path, a file that can be opened and entered (`setns`). Gives the pod's addresses,
-    /// the primary one first, at least one. May be repeated for a pod that has been connected: it keeps its addresses.
-    ///
-    /// # Errors
-    /// The sandbox is not made; the agent tries again.
-    async fn attach(
-        &self,
-        pod: &PodUid,
-        config: &SandboxConfig,
-        namespace: &Path,
-    ) -> Result<Vec<IpAddr>, RuntimeError>;
-
-    /// Takes back what [`attach`](Self::attach) gave, just before the namespace goes. May be repeated; a pod that was never
-    /// connected is no error.
-    ///
-    /// # Errors
-    /// The pod is not removed; the agent tries again.
-    async fn detach(
-        &self,
-        pod: &PodUid,
-        config: &SandboxConfig,
-        namespace: &Path,
-    ) -> Result<(), RuntimeError>;
-}
-
-const _: Option<&dyn PodNetwork> = None;
 
 /// Which namespaces of its own a pod gets.
 #[derive(Clone, Copy, Debug)]

@@ -7,6 +7,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use knet::network::{PodAttachment, PortMapping};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,10 @@ use super::{
     network::{Wanted, drop_namespaces, is_namespace, make_namespaces},
     pause::Pause,
 };
-use crate::runtime::{PodUid, RuntimeError, SandboxConfig};
+use crate::runtime::{
+    PodUid, RuntimeError, SandboxConfig,
+    ports::{protocol_name, protocol_of},
+};
 
 /// The size of a pod's shared memory (containerd's default).
 const SHARED_MEMORY: &std::ffi::CStr = c"mode=1777,size=65536k";
@@ -44,6 +48,8 @@ struct Saved {
     host_network: bool,
     host_pid: bool,
     host_ipc: bool,
+    #[serde(default)]
+    ports: Vec<(Option<IpAddr>, u16, u16, String)>,
     addresses: Vec<IpAddr>,
     own_address: Option<IpAddr>,
     pause: Option<Pause>,
@@ -129,12 +135,35 @@ async fn connect(
         return Ok((vec![Ipv4Addr::LOCALHOST.into()], None));
     }
     if let Some(network) = &shared.options.network {
-        return Ok((network.attach(uid, config, &dir.join("ns/net")).await?, None));
+        let attached = network.attach(&attachment(uid, config, dir)).await?;
+        return Ok((attached.addresses, None));
     }
     let address = shared.options.addresses.allocate(None);
     let address =
         address.map_err(|error| RuntimeError::Create(format!("no address for the pod: {error}")))?;
     Ok((vec![address], Some(address)))
+}
+
+/// The pod as its network knows it. A namespace that is gone, as after a new start of the machine, isn't named.
+fn attachment(uid: &PodUid, config: &SandboxConfig, dir: &Path) -> PodAttachment {
+    let netns = dir.join("ns/net");
+    PodAttachment {
+        id: file_name(uid.as_str()),
+        namespace: config.namespace.to_string(),
+        name: config.name.to_string(),
+        uid: uid.to_string(),
+        netns: is_namespace(&netns).then_some(netns),
+        ports: config.ports.clone(),
+    }
+}
+
+/// Takes back the addresses of pods that are gone.
+pub(super) async fn collect_addresses(shared: &Shared) {
+    let Some(network) = &shared.options.network else { return };
+    let alive: Vec<_> = shared.pods().keys().map(|uid| file_name(uid.as_str())).collect();
+    if let Err(error) = network.collect(&alive).await {
+        tracing::warn!(%error, "addresses of pods that are gone are left");
+    }
 }
 
 fn make_files(dir: &Path, config: &SandboxConfig) -> io::Result<()> {
@@ -187,6 +216,7 @@ fn keep(uid: &PodUid, pod: &Pod) -> io::Result<()> {
         host_network: config.host_network,
         host_pid: config.host_pid,
         host_ipc: config.host_ipc,
+        ports: config.ports.iter().map(saved_port).collect(),
         addresses: pod.addresses.clone(),
         own_address: pod.own_address,
         pause: pod.pause.clone(),
@@ -200,7 +230,7 @@ fn keep(uid: &PodUid, pod: &Pod) -> io::Result<()> {
 /// Removes a pod whose containers have ended.
 pub(super) async fn remove(shared: &Shared, uid: &PodUid, pod: &Pod) -> Result<(), RuntimeError> {
     if let Some(network) = shared.options.network.as_ref().filter(|_| !pod.config.host_network) {
-        network.detach(uid, &pod.config, &pod.dir.join("ns/net")).await?;
+        network.detach(&attachment(uid, &pod.config, &pod.dir)).await?;
     }
     if let Some(address) = pod.own_address {
         shared.options.addresses.release(address);
@@ -255,6 +285,17 @@ fn saved_containers(dir: &Path) -> Vec<(PathBuf, container::Saved)> {
     found
 }
 
+fn saved_port(port: &PortMapping) -> (Option<IpAddr>, u16, u16, String) {
+    (port.host_address, port.host_port, port.pod_port, protocol_name(port.protocol).to_owned())
+}
+
+/// `None` for a protocol that a later version of this program may have known.
+fn restored_port(
+    (host_address, host_port, pod_port, protocol): (Option<IpAddr>, u16, u16, String),
+) -> Option<PortMapping> {
+    Some(PortMapping { host_address, host_port, pod_port, protocol: protocol_of(&protocol)? })
+}
+
 fn restore_pod(shared: &Arc<Shared>, dir: PathBuf, saved: Saved) -> io::Result<()> {
     let uid = PodUid::from(saved.uid.as_str());
     if let Some(address) = saved.own_address
@@ -270,6 +311,7 @@ fn restore_pod(shared: &Arc<Shared>, dir: PathBuf, saved: Saved) -> io::Result<(
         host_network: saved.host_network,
         host_pid: saved.host_pid,
         host_ipc: saved.host_ipc,
+        ports: saved.ports.into_iter().filter_map(restored_port).collect(),
         ..SandboxConfig::default()
     };
     let containers: io::Result<Vec<_>> = saved_containers(&dir)

@@ -9,7 +9,7 @@ use super::users::User;
 use crate::runtime::{ContainerConfig, Mount, Propagation, SandboxConfig};
 
 /// What of `/proc` and `/sys` a container doesn't see.
-const MASKED: [&str; 12] = [
+pub(in crate::runtime) const MASKED: [&str; 12] = [
     "/proc/asound",
     "/proc/acpi",
     "/proc/kcore",
@@ -24,7 +24,8 @@ const MASKED: [&str; 12] = [
     "/proc/interrupts",
 ];
 /// What of `/proc` it only reads.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(in crate::runtime) const READ_ONLY: [&str; 5] =
+    ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Where programs are looked for when neither image nor pod say.
 pub(super) const PATH_DEFAULT: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
