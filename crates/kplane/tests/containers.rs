@@ -1,0 +1,117 @@
+//! A cluster of real containers by an OCI runtime, in a network namespace of its own: its pods reach each other by the names and
+//! addresses of Services, and the API.
+#![cfg(all(feature = "containers", target_os = "linux"))]
+
+use std::{path::Path, process::Command, time::Duration};
+
+use k8s_openapi::api::core::v1::{Pod, Service, ServiceAccount};
+use kplane::{Cluster, Containers};
+use kruntime::testing::images::{BUSYBOX, write_busybox};
+use kube::{Api, api::PostParams};
+use serde_json::json;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const IMAGE: &str = "example.test/busybox:1";
+const TEST: &str = "pods_reach_services_and_the_api";
+/// Says to the test that it runs within a namespace of its own.
+const INSIDE: &str = "KPLANE_IN_NAMESPACE";
+
+/// What the test needs and the machine lacks.
+fn missing() -> Option<&'static str> {
+    let has = |program: &str| {
+        ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].iter().any(|dir| Path::new(dir).join(program).is_file())
+    };
+    if !Path::new(BUSYBOX).is_file() {
+        return Some("busybox");
+    }
+    if let Some(program) = ["ip", "unshare", "nft", "runc"].into_iter().find(|program| !has(program)) {
+        return Some(program);
+    }
+    let able = Command::new("unshare").args(["-n", "-m", "nft", "add", "table", "ip", "x"]).output();
+    (!able.is_ok_and(|output| output.status.success())).then_some("root")
+}
+
+/// Runs the test again in namespaces of its own; whether the caller is inside.
+fn is_inside() -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if let Some(what) = missing() {
+        assert!(std::env::var_os("KPLANE_REQUIRE_ALL").is_none_or(|value| value != "1"), "needs {what}");
+        println!("skipped: needs {what}");
+        return false;
+    }
+    let script = "set -e; ip link set lo up; exec \"$0\" --exact \"$1\" --nocapture";
+    let output = Command::new("unshare")
+        .args(["-n", "-m", "sh", "-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .arg(TEST)
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    false
+}
+
+async fn run(cluster: &Cluster, name: &str, script: &str) {
+    let pod = json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": {
+        "restartPolicy": "Never", "terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "c", "image": IMAGE, "command": ["sh", "-c", script]}]}});
+    let pods: Api<Pod> = Api::default_namespaced(cluster.client());
+    pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+}
+
+async fn wait_for_phase(cluster: &Cluster, name: &str, phase: &str) {
+    let is = |pod: Option<&Pod>| {
+        pod.and_then(|pod| pod.status.as_ref()?.phase.as_deref()).is_some_and(|now| now == phase)
+    };
+    cluster.wait_until::<Pod>("default", name, PATIENCE, is).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_reach_services_and_the_api() {
+    if !is_inside() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let layout = dir.path().join("layout");
+    write_busybox(&layout, IMAGE, &json!({"Cmd": ["sh"], "Env": ["PATH=/bin"]})).unwrap();
+    let containers = Containers::oci(dir.path().join("node")).image(layout);
+    let cluster = Cluster::builder().nodes(1).containers(containers).start().await.unwrap();
+    assert!(cluster.notes().is_empty(), "{:?}", cluster.notes());
+    let serving = cluster.serve("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let there = |account: Option<&ServiceAccount>| account.is_some();
+    cluster.wait_until("default", "default", PATIENCE, there).await.unwrap();
+
+    run(&cluster, "web", "mkdir /www; echo served > /www/index.html; exec httpd -f -p 8080 -h /www").await;
+    let service = json!({"metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}});
+    let services: Api<Service> = Api::default_namespaced(cluster.client());
+    services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await.unwrap();
+    wait_for_phase(&cluster, "web", "Running").await;
+    // By its name, so by the cluster's DNS, and by the Service's address, so by the rules of nftables.
+    run(
+        &cluster,
+        "asks",
+        "until wget -q -T 2 -O - http://web.default.svc.cluster.local | grep served; do :; done",
+    )
+    .await;
+    wait_for_phase(&cluster, "asks", "Succeeded").await;
+    // The API is where the Service `kubernetes` says; busybox can't speak its TLS, but sees who listens.
+    run(
+        &cluster,
+        "api",
+        "until nc -w 2 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT < /dev/null; do :; done",
+    )
+    .await;
+    wait_for_phase(&cluster, "api", "Succeeded").await;
+    assert!(serving.address.ip().is_loopback());
+    cluster.shutdown().await.unwrap();
+    let devices = Command::new("ip").args(["-o", "link"]).output().unwrap();
+    let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
+    assert!(!devices.contains("kplane0"), "{devices}");
+    let rules = Command::new("nft").args(["list", "tables"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&rules.stdout), "");
+}
