@@ -1,5 +1,7 @@
 //! Creating and changing objects: what happens between a decoded body and a commit.
 
+mod unchanged;
+
 use std::{
     borrow::Cow,
     sync::{Arc, Mutex, PoisonError},
@@ -8,6 +10,7 @@ use std::{
 use kcore::{Status, Stored, clock::format_time};
 use serde_json::{Value, json};
 
+use self::unchanged::{keep_all_but_status, same_specification};
 use crate::{
     admission::{Admission, AdmissionRequest, Bill, Charges, Notes, Operation, Rounds},
     authn::UserInfo,
@@ -574,37 +577,6 @@ impl<'a> Call<'a> {
             Err(WriteError::Store(error)) => Err(error),
         }
     }
-}
-
-/// What a change of the status may touch: the status, and the metadata that is not about the specification.
-fn keep_all_but_status(object: &mut Value, old: &Value) {
-    for key in ["labels", "ownerReferences", "generation"] {
-        crate::schema::fields::keep(&mut object["metadata"], &old["metadata"], key);
-    }
-    let (Some(map), Some(old)) = (object.as_object_mut(), old.as_object()) else { return };
-    let is_free = |key: &str| matches!(key, "status" | "metadata");
-    map.retain(|key, _| is_free(key) || old.contains_key(key));
-    for (key, before) in old.iter().filter(|(key, _)| !is_free(key)) {
-        // Mostly nothing else was touched, and looking costs far less than copying.
-        match map.get_mut(key) {
-            Some(value) if value == before => {}
-            Some(value) => value.clone_from(before),
-            None => drop(map.insert(key.clone(), before.clone())),
-        }
-    }
-}
-
-/// Whether two states differ in nothing that `metadata.generation` counts: all but metadata, and the status where it is not
-/// a part of the specification.
-fn same_specification(one: &Value, other: &Value, counts_status: bool) -> bool {
-    let counts = |key: &str| key != "metadata" && (counts_status || key != "status");
-    let keys = |object: &Value| {
-        let entries = object.as_object().into_iter().flatten();
-        entries.filter(|(key, _)| counts(key)).count()
-    };
-    let entries = one.as_object().into_iter().flatten();
-    let mut counted = entries.filter(|(key, _)| counts(key));
-    keys(one) == keys(other) && counted.all(|(key, value)| other.get(key) == Some(value))
 }
 
 /// An object in the form that it is checked in, in the version that was asked for.

@@ -188,12 +188,6 @@ impl BridgeNetwork {
         if has(false) {
             set("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
         }
-        // So that Services and policies hold between pods of one bridge; where the kernel can't, they hold between nodes.
-        for family in ["iptables", "ip6tables"] {
-            if let Err(error) = set(&format!("/proc/sys/net/bridge/bridge-nf-call-{family}"), "1") {
-                tracing::debug!(%error, "bridged packets are not filtered");
-            }
-        }
         Ok(index)
     }
 
@@ -204,12 +198,12 @@ impl BridgeNetwork {
         devices.delete(&host).await?;
         devices.pair(&host, &inner, self.options.pod_mtu(), netns).await?;
         devices.plug(&host, bridge).await?;
-        let routes: Vec<(IpAddr, u8, IpAddr)> = lease
+        let routes: Vec<(IpAddr, IpAddr)> = lease
             .addresses
             .iter()
             .filter_map(|address| {
                 let range = self.options.ranges.iter().find(|range| range.contains(*address))?;
-                Some((*address, range.prefix, leases::gateway(range)?))
+                Some((*address, leases::gateway(range)?))
             })
             .collect();
         devices::within(netns, move |devices| {

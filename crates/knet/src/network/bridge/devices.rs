@@ -102,12 +102,15 @@ impl Devices {
         self.handle.link().set_port(hairpin).execute().await.map_err(from_netlink)
     }
 
-    /// Gives the pod's device its name, addresses and ways out; `routes` has address, prefix and gateway.
+    /// Gives the pod's device its name, addresses and ways out; `routes` has address and gateway.
+    ///
+    /// The pod knows no neighbour but its gateway. What it sends to another pod of the same bridge goes over the node, too, and so
+    /// does the answer: that is how the rules of Services and policies see it, without `br_netfilter`, which not every kernel has.
     pub(super) async fn set_up_pod(
         &self,
         found: &str,
         name: &str,
-        routes: &[(IpAddr, u8, IpAddr)],
+        routes: &[(IpAddr, IpAddr)],
     ) -> io::Result<()> {
         let lo = LinkUnspec::new_with_name("lo").up().build();
         self.handle.link().set(lo).execute().await.map_err(from_netlink)?;
@@ -116,9 +119,14 @@ impl Devices {
         let index = self.index(found).await?;
         let renamed = LinkUnspec::new_with_index(index).name(name).up().build();
         self.handle.link().set(renamed).execute().await.map_err(from_netlink)?;
-        for (address, prefix, gateway) in routes {
-            self.address(index, *address, *prefix).await?;
+        for (address, gateway) in routes {
+            self.address(index, *address, if address.is_ipv4() { 32 } else { 128 }).await?;
             self.route(default_route(index, *gateway)).await?;
+        }
+        // The node would tell of a shorter way, past the rules.
+        for setting in ["ipv4/conf/all", "ipv4/conf/eth0", "ipv6/conf/all", "ipv6/conf/eth0"] {
+            // A kernel without the family has no such setting.
+            let _ = std::fs::write(format!("/proc/sys/net/{setting}/accept_redirects"), "0");
         }
         Ok(())
     }
@@ -132,10 +140,12 @@ impl Devices {
 fn default_route(device: u32, gateway: IpAddr) -> RouteMessage {
     match gateway {
         IpAddr::V4(gateway) => {
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().output_interface(device).gateway(gateway).build()
+            let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new().output_interface(device);
+            route.gateway(gateway).onlink().build()
         }
         IpAddr::V6(gateway) => {
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().output_interface(device).gateway(gateway).build()
+            let route = RouteMessageBuilder::<std::net::Ipv6Addr>::new().output_interface(device);
+            route.gateway(gateway).onlink().build()
         }
     }
 }
