@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
@@ -40,8 +40,8 @@ mod stream;
 mod watch;
 
 use client::CriClient;
-use convert::{CONTAINER_NAME, OwnFiles, POD_UID, Traits, owned};
-use pods::{Known, Pod, hosts_path, log_dir, log_name, message_path};
+use convert::{CONTAINER_NAME, OwnFiles, Traits, owned};
+use pods::{Known, Pod, by_pod, hosts_path, log_dir, log_name, make_files, message_path};
 use proto as pb;
 
 pub use watch::{LOOK_EVERY, LOOK_EVERY_WITH_EVENTS};
@@ -582,29 +582,6 @@ impl ContainerRuntime for CriRuntime {
             self.shared.client.call("RuntimeService/PortForward", asked).await.map_err(io::Error::other)?;
         session::forward(&answer.url, address.port()).await
     }
-}
-
-/// Makes the place for a log, and the file for last words, which the container may write whoever it runs as.
-fn make_files(log: &Path, message: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    for path in [log, message] {
-        if let Some(dir) = path.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-    }
-    std::fs::write(message, [])?;
-    std::fs::set_permissions(message, std::fs::Permissions::from_mode(0o666))
-}
-
-/// A fresh map of what is there, by pod.
-fn by_pod<T>(items: Vec<T>, labels: impl Fn(&T) -> &BTreeMap<String, String>) -> HashMap<String, Vec<T>> {
-    let mut found: HashMap<String, Vec<T>> = HashMap::new();
-    for item in items {
-        if let Some(uid) = labels(&item).get(POD_UID).cloned() {
-            found.entry(uid).or_default().push(item);
-        }
-    }
-    found
 }
 
 fn ready(is_ready: bool) -> AtomicBool {

@@ -1,6 +1,8 @@
 //! What is known of the server's pods and containers, so that looking costs nothing.
 
 use std::{
+    collections::{BTreeMap, HashMap},
+    io,
     net::IpAddr,
     path::{Path, PathBuf},
     sync::{
@@ -12,7 +14,10 @@ use std::{
 use jiff::Timestamp;
 use tokio::sync::watch;
 
-use super::{convert::Traits, proto as pb};
+use super::{
+    convert::{POD_UID, Traits},
+    proto as pb,
+};
 use crate::runtime::{
     ContainerPhase, Exit, ObservedContainer, RuntimeError, SandboxConfig, output::termination_message,
 };
@@ -184,6 +189,32 @@ pub(super) fn phase(status: &pb::ContainerStatus, now: Timestamp) -> Option<Cont
             }))
         }
     }
+}
+
+/// Makes the place for a log, and the file for last words, which the container may write whoever it runs as.
+pub(super) fn make_files(log: &Path, message: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    for path in [log, message] {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+    }
+    std::fs::write(message, [])?;
+    std::fs::set_permissions(message, std::fs::Permissions::from_mode(0o666))
+}
+
+/// A fresh map of what is there, by pod.
+pub(super) fn by_pod<T>(
+    items: Vec<T>,
+    labels: impl Fn(&T) -> &BTreeMap<String, String>,
+) -> HashMap<String, Vec<T>> {
+    let mut found: HashMap<String, Vec<T>> = HashMap::new();
+    for item in items {
+        if let Some(uid) = labels(&item).get(POD_UID).cloned() {
+            found.entry(uid).or_default().push(item);
+        }
+    }
+    found
 }
 
 #[cfg(test)]
