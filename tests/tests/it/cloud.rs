@@ -233,7 +233,6 @@ async fn nodes_follow_their_machines() {
     cluster.wait_until::<Node>("", "node-1", AGES, addressed).await.unwrap();
 
     // Its pods get a range, and the range a route; at first there is no room for it.
-    let nodes: Api<Node> = Api::all(cluster.client());
     let network = |status: &str, reason: &str| {
         let expected = Some((status.to_owned(), reason.to_owned()));
         move |node: Option<&Node>| condition(node, "NetworkUnavailable") == expected
