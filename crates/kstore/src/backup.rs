@@ -2,12 +2,18 @@
 //!
 //! The stream is a magic number and then frames: length, checksum, kind, content. The checksum (CRC-32C) covers the place of
 //! the frame in the stream too, so that a damaged, missing, repeated or misplaced frame is seen; an end mark shows that
-//! nothing is missing. Numbers are little-endian.
+//! nothing is missing. Numbers are little-endian. Entries come in blocks, each packed by LZ4 where that makes it shorter, and each
+//! readable by itself.
 
-use std::{collections::HashSet, fmt, io, sync::Arc, sync::OnceLock, time::Duration};
+#[cfg_attr(not(feature = "disk"), allow(dead_code, reason = "only checkpoints are read by several threads"))]
+pub(crate) mod blocks;
+
+use std::{collections::HashSet, fmt, io, sync::Arc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream::BoxStream};
+
+use blocks::{Content, Frame, ReadFrame};
 
 use crate::{
     Entries, Entry, LeaseId, Range, RestoreError, Revision, Snapshot, TableId,
@@ -18,18 +24,22 @@ use crate::{
 };
 
 /// What a back-up begins with; the last byte is the version of the format.
-const MAGIC: &[u8; 8] = b"kstorbk\x01";
+const MAGIC: &[u8; 8] = b"kstorbk\x02";
+/// The version before, which had no packed blocks, is read too.
+const MAGIC_BEFORE: &[u8; 8] = b"kstorbk\x01";
+pub(crate) const MAGIC_BYTES: usize = MAGIC.len();
 /// Entries are put into one frame up to about so many bytes.
 const FRAME_BYTES: usize = 256 * 1024;
 /// No frame is longer: one entry of the largest kind fits.
 const FRAME_BYTES_MAX: usize = FRAME_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX + 64;
-const FRAME_HEAD_BYTES: usize = 9;
+pub(crate) const FRAME_HEAD_BYTES: usize = 9;
 
 const HEAD: u8 = 1;
 const LEASES: u8 = 2;
 const TABLE: u8 = 3;
 const ENTRIES: u8 = 4;
 const END: u8 = 5;
+const PACKED: u8 = 6;
 
 /// A back-up as it is made: an iterator over chunks, to be written one after the other. It works lazily on a snapshot, and
 /// holds nobody up.
@@ -134,17 +144,16 @@ impl Backup {
         while content.len() < FRAME_BYTES
             && let Some(entry) = entries.next()
         {
-            for part in [&entry.key, &entry.value] {
-                content.put_u32_le(part.len() as u32);
-                content.put_slice(part);
-            }
-            let lease = entry.lease.map_or(0, LeaseId::get);
-            for number in [entry.create.0, entry.modified.0, entry.version, lease] {
-                content.put_u64_le(number);
-            }
+            blocks::put(&mut content, &entry);
             self.entries += 1;
         }
-        (!content.is_empty()).then(|| self.frame(ENTRIES, &content))
+        if content.is_empty() {
+            return None;
+        }
+        Some(match blocks::packed(&content) {
+            Some(packed) => self.frame(PACKED, &packed),
+            None => self.frame(ENTRIES, &content),
+        })
     }
 }
 
@@ -253,7 +262,7 @@ pub(crate) struct ImageTable {
     /// The revision of its last change.
     pub(crate) last: Revision,
     /// In the order of their keys.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<Arc<Entry>>,
 }
 
 #[derive(Default)]
@@ -289,33 +298,45 @@ impl Decoder {
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), RestoreError> {
         self.buffer.extend_from_slice(chunk);
         if !self.begun {
-            let seen = self.buffer.len().min(MAGIC.len());
-            if self.buffer[..seen] != MAGIC[..seen] {
+            let seen = self.buffer.len().min(MAGIC_BYTES);
+            if ![MAGIC, MAGIC_BEFORE].iter().any(|magic| self.buffer[..seen] == magic[..seen]) {
                 return Err(RestoreError::NotABackup);
             }
-            if seen < MAGIC.len() {
+            if seen < MAGIC_BYTES {
                 return Ok(());
             }
-            self.buffer.advance(MAGIC.len());
+            self.buffer.advance(MAGIC_BYTES);
             self.begun = true;
         }
         while self.buffer.len() >= FRAME_HEAD_BYTES {
-            let mut head = &self.buffer[..FRAME_HEAD_BYTES];
-            let (length, sum, kind) = (head.get_u32_le() as usize, head.get_u32_le(), head.get_u8());
-            if length > FRAME_BYTES_MAX.max(LEASES_MAX * LEASE_BYTES) {
-                return Err(self.damaged("its length is impossible"));
-            }
+            let mut head = [0; FRAME_HEAD_BYTES];
+            head.copy_from_slice(&self.buffer[..FRAME_HEAD_BYTES]);
+            let (length, sum, kind) = frame_head(head).ok_or(self.damaged("its length is impossible"))?;
             if self.buffer.len() < FRAME_HEAD_BYTES + length {
                 break;
             }
             self.buffer.advance(FRAME_HEAD_BYTES);
             let content = self.buffer.split_to(length).freeze();
-            if checksum(self.frames, kind, &content) != sum {
-                return Err(self.damaged("its checksum is wrong"));
-            }
-            self.frame(kind, content)?;
-            self.frames += 1;
+            self.add(Frame { place: self.frames, offset: 0, kind, sum, content }.read())?;
         }
+        Ok(())
+    }
+
+    /// Whether these bytes are those that a back-up begins with; what follows comes by `add`.
+    #[cfg(feature = "disk")]
+    pub(crate) fn begin(&mut self, magic: [u8; MAGIC_BYTES]) -> Result<(), RestoreError> {
+        self.push(&magic)
+    }
+
+    /// Takes the next frame in.
+    pub(crate) fn add(&mut self, frame: ReadFrame) -> Result<(), RestoreError> {
+        match frame.content {
+            _ if frame.place != self.frames => return Err(self.damaged("it is not where it belongs")),
+            Err(reason) => return Err(self.damaged(reason)),
+            Ok(Content::Entries(entries)) => self.entries(entries)?,
+            Ok(Content::Other(kind, content)) => self.frame(kind, content)?,
+        }
+        self.frames += 1;
         Ok(())
     }
 
@@ -345,7 +366,6 @@ impl Decoder {
                 self.leases(content)
             }
             (Stage::Tables, TABLE) if self.tables_left > 0 && self.entries_left == 0 => self.table(content),
-            (Stage::Tables, ENTRIES) if self.entries_left > 0 => self.entries(content),
             (Stage::Tables, END) if self.tables_left == 0 && self.entries_left == 0 && content.len() == 8 => {
                 self.stage = Stage::Done;
                 match content.get_u64_le() == self.entries {
@@ -393,53 +413,35 @@ impl Decoder {
         Ok(())
     }
 
-    fn entries(&mut self, mut content: Bytes) -> Result<(), RestoreError> {
-        while content.has_remaining() {
-            let Some(entry) = entry(&mut content) else { return Err(self.damaged("an entry is cut off")) };
-            let Some(table) = self.image.tables.last_mut() else { break };
-            let ordered = table.entries.last().is_none_or(|last| last.key < entry.key);
-            let lease_there = entry.lease.is_none_or(|lease| self.lease_ids.contains(&lease));
-            let possible = entry.create > Revision::ZERO
-                && entry.create <= entry.modified
-                && entry.modified <= table.last
-                && entry.version > 0
-                && !entry.key.is_empty()
-                && entry.key.len() <= KEY_BYTES_MAX
-                && entry.value.len() <= VALUE_BYTES_MAX;
-            if !ordered || !lease_there || !possible || self.entries_left == 0 {
-                return Err(self.damaged("an entry is impossible"));
-            }
-            table.entries.push(entry);
-            self.entries_left -= 1;
-            self.entries += 1;
+    fn entries(&mut self, entries: Vec<Arc<Entry>>) -> Result<(), RestoreError> {
+        let count = entries.len() as u64;
+        let table = self.image.tables.last_mut().filter(|_| self.entries_left > 0);
+        let Some(table) = table else {
+            return Err(self.damaged("it is not the kind of frame that must come here"));
+        };
+        let ordered = match (table.entries.last(), entries.first()) {
+            (Some(last), Some(first)) => last.key < first.key,
+            _ => true,
+        };
+        let known = |entry: &Arc<Entry>| {
+            entry.lease.is_none_or(|lease| self.lease_ids.contains(&lease)) && entry.modified <= table.last
+        };
+        if !ordered || count > self.entries_left || !entries.iter().all(known) {
+            return Err(self.damaged("an entry is impossible"));
         }
+        table.entries.extend(entries);
+        self.entries_left -= count;
+        self.entries += count;
         Ok(())
     }
 }
 
+/// The length of a frame's content, its checksum and its kind; none if the length is impossible.
+pub(crate) fn frame_head(head: [u8; FRAME_HEAD_BYTES]) -> Option<(usize, u32, u8)> {
+    let mut head = &head[..];
+    let (length, sum, kind) = (head.get_u32_le() as usize, head.get_u32_le(), head.get_u8());
+    (length <= FRAME_BYTES_MAX.max(LEASES_MAX * LEASE_BYTES)).then_some((length, sum, kind))
+}
+
 const LEASE_BYTES: usize = 8 + 2 * 12;
 const NANOS: u32 = 1_000_000_000;
-
-/// The next entry; none if it is cut off. Key and value are copied, so that none keeps the whole frame in memory.
-fn entry(content: &mut Bytes) -> Option<Entry> {
-    let mut part = || {
-        let length = (content.len() >= 4).then(|| content.get_u32_le() as usize)?;
-        (content.len() >= length).then(|| Bytes::copy_from_slice(&content.split_to(length)))
-    };
-    let (key, value) = (part()?, part()?);
-    if content.len() < 32 {
-        return None;
-    }
-    Some(Entry {
-        key,
-        value,
-        create: Revision(content.get_u64_le()),
-        modified: Revision(content.get_u64_le()),
-        version: content.get_u64_le(),
-        lease: LeaseId::new(content.get_u64_le()),
-        tombstone: false,
-        hint: None,
-        derived: OnceLock::new(),
-        terms: None,
-    })
-}

@@ -317,8 +317,9 @@ impl Core {
         revision: Revision,
     ) -> Result<Arc<Entry>, CommitError> {
         let mut entry = Entry {
-            // The key of the version before is the same: one copy of it is enough.
-            key: old.map_or(key, |old| old.key.clone()),
+            // The key of the version before is the same: one copy of it is enough. A new one is copied, since it may be a piece of
+            // a whole request, which would be kept in memory for as long as the key lives.
+            key: old.map_or_else(|| Bytes::copy_from_slice(&key), |old| old.key.clone()),
             value,
             create: old.map_or(revision, |old| old.create),
             modified: revision,
@@ -391,15 +392,18 @@ impl Core {
         for ImageTable { name, last, entries } in image.tables {
             let state = self.names.get(&*name).map(|id| &self.tables[id.index()]);
             let mut table = TableRoot::new(name, Log::restored(image.revision, last));
-            let mut fresh = Vec::with_capacity(entries.len());
-            for mut entry in entries {
-                if let Some(index) = state.and_then(|state| state.index.as_deref()) {
-                    entry.terms = terms_of(index, &entry, None, &table)?;
-                    table.add_terms(&entry);
+            let mut entries = entries;
+            if let Some(index) = state.and_then(|state| state.index.as_deref()) {
+                for entry in &mut entries {
+                    let terms = terms_of(index, entry, None, &table)?;
+                    // Nobody else has it yet.
+                    if let Some(entry) = Arc::get_mut(entry) {
+                        entry.terms = terms;
+                    }
+                    table.add_terms(entry);
                 }
-                fresh.push(Arc::new(entry));
             }
-            table.entries = Tree::from_sorted(fresh.into_iter());
+            table.entries = Tree::from_sorted(entries.into_iter());
             loaded.push(table);
         }
         let fresh = loaded.iter().filter(|table| !self.names.contains_key(&table.name)).count();

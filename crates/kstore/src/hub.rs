@@ -2,21 +2,30 @@
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::PoisonError,
     task::Waker,
 };
 
 use bytes::Bytes;
 
-use crate::{Event, Interest, Term, events::Log};
+use crate::{
+    Event, Interest, Term,
+    events::Log,
+    sync::{Mutex, MutexGuard},
+};
 
 /// How many places of events a wait list remembers, to spare its watches the search.
 const TRAIL_MAX: usize = 1_024;
 
 /// Where the watches of one table wait. A published batch wakes the lists that want one of its events, once.
-#[derive(Default)]
 pub(crate) struct Hub {
     lists: Mutex<Lists>,
+}
+
+impl Default for Hub {
+    fn default() -> Hub {
+        Hub::new(0)
+    }
 }
 
 #[derive(Default)]

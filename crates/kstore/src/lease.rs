@@ -96,6 +96,9 @@ const MOVED_MAX: usize = 256;
 ///
 /// A lease that is kept alive stays where it is in the order of deadlines, and is moved only when its old one comes: to keep it
 /// alive is to look it up and no more, and each is moved once in its time at most.
+///
+/// A timing wheel in place of the ordered set was measured with a million leases: 0.9 us in place of 1.1 for a grant, the same for
+/// keeping alive, but 4.2 us in place of 1.6 for the end of each, since each is looked up again in every level it passes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeaseBook {
     leases: HashMap<LeaseId, Lease, ahash::RandomState>,

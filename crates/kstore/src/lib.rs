@@ -35,6 +35,7 @@
 //!
 //! What an engine must keep is checked by `testing::conformance`, behind the feature `testing`.
 
+#![forbid(unsafe_code)]
 // What is asked for.
 mod entry;
 mod error;
@@ -50,12 +51,15 @@ mod snapshot;
 mod watch;
 
 // How it is done.
+mod combine;
 mod compaction;
 mod core;
 mod hub;
 mod lease;
 mod root;
 mod sequencer;
+mod sync;
+mod terms;
 mod tree;
 
 // Engines and what they share.

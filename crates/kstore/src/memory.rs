@@ -235,7 +235,7 @@ impl Store for MemoryStore {
     }
 
     async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
-        self.sequencer.commit(txn)
+        self.sequencer.commit(txn).await
     }
 
     async fn barrier(&self) -> Result<Revision, StoreError> {

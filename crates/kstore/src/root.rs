@@ -1,18 +1,16 @@
 //! Published roots: the whole store at one revision, immutable and shared.
 
-use std::{
-    cmp::Ordering,
-    sync::{Arc, atomic::AtomicBool},
-};
+use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 
 use crate::{
-    Entry, Range, Revision, Snapshot, TableId, Term,
+    Entry, Range, Revision, Snapshot, TableId,
     events::{EventKind, Log},
     hub::Hub,
-    tree::{self, Item, Probe, Slice, Tree},
+    sync::{AtomicBool, Held, Pointer},
+    terms::TermIndex,
+    tree::{self, Item, Slice, Tree},
 };
 
 /// Tables are published in groups, so that a commit copies a few pointers and not one per table.
@@ -23,59 +21,9 @@ impl Item for Arc<Entry> {
     fn key(&self) -> &Bytes {
         &self.key
     }
-}
 
-/// An entry's place under one of its terms.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct TermKey {
-    pub(crate) term: Term,
-    pub(crate) key: Bytes,
-}
-
-impl Probe<TermKey> for TermKey {
-    fn order(&self, key: &TermKey) -> Ordering {
-        key.cmp(self)
-    }
-
-    /// A place is read as one zero byte, the term, and the key where the term is the same.
-    fn order_of_start(&self, key: &TermKey, bytes: usize) -> Ordering {
-        let (term, mine) = (key.term.as_bytes(), self.term.as_bytes());
-        match bytes.checked_sub(1 + term.len()) {
-            Some(rest) => term.cmp(mine).then_with(|| self.key.order_of_start(&key.key, rest)),
-            None => {
-                let start = bytes.saturating_sub(1);
-                let order = term[..start].cmp(&mine[..start.min(mine.len())]);
-                // A term that ends there has a key behind it, and comes before the longer ones.
-                order.then(if mine.len() < bytes { Ordering::Greater } else { Ordering::Equal })
-            }
-        }
-    }
-
-    fn part(&self, at: usize) -> u64 {
-        let term = self.term.as_bytes();
-        match (at.checked_sub(1 + term.len()), at) {
-            (Some(at), _) => self.key.part(at),
-            (None, 0) => Probe::<Bytes>::part(term, 0) >> 8,
-            (None, at) => Probe::<Bytes>::part(term, at - 1),
-        }
-    }
-}
-
-impl tree::Key for TermKey {
-    fn common(&self, other: &TermKey) -> usize {
-        let (a, b) = (self.term.as_bytes(), other.term.as_bytes());
-        match a == b {
-            true => 1 + a.len() + self.key.common(&other.key),
-            // A byte of each is left, so that what follows is not taken for a part of the key.
-            false => (1 + tree::common(a, b)).min(a.len()).min(b.len()),
-        }
-    }
-}
-
-impl Item for TermKey {
-    type Key = TermKey;
-    fn key(&self) -> &TermKey {
-        self
+    fn touch(&self) {
+        tree::touch(self);
     }
 }
 
@@ -85,7 +33,7 @@ pub(crate) struct TableRoot {
     pub(crate) name: Arc<str>,
     pub(crate) entries: Tree<Arc<Entry>>,
     /// Keys only, so that a write that leaves the terms as they are doesn't touch it.
-    pub(crate) terms: Tree<TermKey>,
+    pub(crate) terms: TermIndex,
     pub(crate) log: Log,
     /// Where the watches of this table wait; the same for all roots of one store.
     pub(crate) hub: Arc<Hub>,
@@ -93,7 +41,7 @@ pub(crate) struct TableRoot {
 
 impl TableRoot {
     pub(crate) fn new(name: Arc<str>, log: Log) -> TableRoot {
-        TableRoot { name, entries: Tree::default(), terms: Tree::default(), log, hub: Arc::default() }
+        TableRoot { name, entries: Tree::default(), terms: TermIndex::default(), log, hub: Arc::default() }
     }
 
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Arc<Entry>> {
@@ -120,12 +68,12 @@ impl TableRoot {
         let (before, after) = (before.as_deref().unwrap_or_default(), after.as_deref().unwrap_or_default());
         if let Some(old) = old {
             for term in before.iter().filter(|term| after.binary_search(term).is_err()) {
-                self.terms.remove(&TermKey { term: term.clone(), key: old.key.clone() });
+                self.terms.remove(term, &old.key);
             }
         }
         if let Some(new) = new {
             for term in after.iter().filter(|term| before.binary_search(term).is_err()) {
-                self.terms.insert(TermKey { term: term.clone(), key: new.key.clone() });
+                self.terms.insert(term, &new.key);
             }
         }
     }
@@ -133,24 +81,8 @@ impl TableRoot {
     /// Puts an entry that is not there yet under its terms.
     pub(crate) fn add_terms(&mut self, entry: &Entry) {
         for term in entry.terms() {
-            self.terms.insert(TermKey { term: term.clone(), key: entry.key.clone() });
+            self.terms.insert(term, &entry.key);
         }
-    }
-
-    /// The term as it is kept already, so that equal terms share their bytes.
-    pub(crate) fn intern(&self, term: Term) -> Term {
-        // One descent: it finds any entry with the term, or, after deletions, now and then none; that costs some bytes only.
-        match self.terms.get(|other| other.term.cmp(&term)) {
-            Some(kept) => kept.term.clone(),
-            None => term,
-        }
-    }
-
-    pub(crate) fn term_ranks(&self, term: &Term) -> (usize, usize) {
-        let from = self.terms.rank(|other| other.term.cmp(term));
-        let to =
-            self.terms.rank(|other| if other.term <= *term { Ordering::Less } else { Ordering::Greater });
-        (from, to)
     }
 
     pub(crate) fn range_ranks(&self, range: &Range) -> (usize, usize) {
@@ -194,8 +126,10 @@ impl TableRoot {
             }
             for term in entry.terms() {
                 indexed += 1;
-                let place = TermKey { term: term.clone(), key: entry.key.clone() };
-                self.terms.find(&place).ok_or("an entry is not found under its term")?;
+                self.terms
+                    .has(term, &entry.key)
+                    .then_some(())
+                    .ok_or("an entry is not found under its term")?;
             }
         }
         if indexed != self.terms.len() {
@@ -265,16 +199,16 @@ pub(crate) struct Root {
 
 /// Where an engine publishes and readers look.
 pub(crate) struct Published {
-    root: ArcSwap<Root>,
+    root: Pointer<Root>,
     pub(crate) closed: AtomicBool,
 }
 
 impl Published {
     pub(crate) fn new(root: Root) -> Published {
-        Published { root: ArcSwap::from_pointee(root), closed: AtomicBool::new(false) }
+        Published { root: Pointer::new(root), closed: AtomicBool::new(false) }
     }
 
-    pub(crate) fn load(&self) -> arc_swap::Guard<Arc<Root>> {
+    pub(crate) fn load(&self) -> Held<Root> {
         self.root.load()
     }
 

@@ -5,9 +5,11 @@
 
 use std::{
     any::Any,
+    future::Future,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, atomic::Ordering},
-    task::Waker,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -16,8 +18,10 @@ use tokio::time::Instant;
 use crate::{
     CommitError, Committed, RestoreError, Revision, StoreError, Txn,
     backup::Image,
+    combine::{Combiner, Left, Ticket},
     core::Core,
     root::{Published, Root},
+    sync::MutexGuard,
 };
 
 /// How many queued commits one publication takes along.
@@ -25,26 +29,49 @@ const BATCH_TXNS_MAX: usize = 1_024;
 
 type Answer = Result<Result<Committed, CommitError>, Box<dyn Any + Send>>;
 
-/// A commit that waits for whoever holds the core. The queue is bounded by the number of callers: each waits for its own.
-struct Queued {
-    txn: Txn,
-    answer: Arc<Mutex<Option<Answer>>>,
-}
-
 pub(crate) struct Sequencer {
-    /// Never held while code of others runs, index functions apart; held for microseconds, and not across an await.
-    core: Mutex<Core>,
-    queue: Mutex<Vec<Queued>>,
+    /// No code of others runs while it is held, index functions apart.
+    core: Combiner<Core, Txn, Answer>,
     pub(crate) published: Arc<Published>,
     /// Times in the core are counted from here.
     start: Instant,
+}
+
+/// A commit that waits for whoever holds the core.
+struct Waiting<'a> {
+    sequencer: &'a Sequencer,
+    ticket: Arc<Ticket<Answer>>,
+}
+
+impl Future for Waiting<'_> {
+    type Output = Answer;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        self.ticket.poll(context, || self.sequencer.catch_up())
+    }
+}
+
+/// Sees to it, at the end of its life and whatever happened, that nothing is left that nobody does.
+struct CatchUp<'a>(&'a Sequencer);
+
+impl Drop for CatchUp<'_> {
+    fn drop(&mut self) {
+        self.0.catch_up();
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        // It may have been woken in order to go on for others.
+        self.sequencer.catch_up();
+    }
 }
 
 impl Sequencer {
     pub(crate) fn new(mut core: Core, start: Instant) -> Sequencer {
         let root = core.publish(Duration::ZERO);
         let published = Arc::new(Published::new(root));
-        Sequencer { core: Mutex::new(core), queue: Mutex::default(), published, start }
+        Sequencer { core: Combiner::new(core), published, start }
     }
 
     pub(crate) fn start(&self) -> Instant {
@@ -55,69 +82,51 @@ impl Sequencer {
         Instant::now().saturating_duration_since(self.start)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
-        // A panic of an index function is caught before it reaches the lock, and comes before anything has changed.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Commits; answers once the result is published.
-    pub(crate) fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
+    /// Commits; answers once the result is published. Without others that commit at the same time it is done at once.
+    pub(crate) async fn commit(&self, txn: Txn) -> Result<Committed, CommitError> {
         if self.published.closed.load(Ordering::Acquire) {
             return Err(StoreError::Closed.into());
         }
-        let answer = match self.core.try_lock() {
-            Ok(core) => self.combine(core, Some(txn)),
-            Err(TryLockError::Poisoned(poisoned)) => self.combine(poisoned.into_inner(), Some(txn)),
-            Err(TryLockError::WouldBlock) => self.commit_queued(txn),
+        let answer = match self.begin(txn) {
+            Ok(answer) => answer,
+            Err(ticket) => Waiting { sequencer: self, ticket }.await,
         };
         match answer {
-            Some(Ok(result)) => result,
-            Some(Err(panic)) => resume_unwind(panic),
-            // A queued commit is answered by whoever held the lock in between, or by its owner.
-            None => Err(CommitError::UnknownOutcome),
+            Ok(result) => result,
+            Err(panic) => resume_unwind(panic),
         }
     }
 
-    fn commit_queued(&self, txn: Txn) -> Option<Answer> {
-        let answer = Arc::new(Mutex::new(None));
-        self.queue().push(Queued { txn, answer: answer.clone() });
-        let take = || answer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // More may have been queued before than one round takes; each round takes the oldest.
-        loop {
-            let core = self.lock();
-            if let Some(answer) = take() {
-                return Some(answer);
-            }
-            self.combine(core, None);
-            if let Some(answer) = take() {
-                return Some(answer);
-            }
-        }
+    /// Commits if the core is free, and leaves it to whoever has it otherwise.
+    fn begin(&self, txn: Txn) -> Result<Answer, Arc<Ticket<Answer>>> {
+        let _after = CatchUp(self);
+        let Some(core) = self.core.try_enter() else { return Err(self.core.leave(txn)) };
+        Ok(self.combine(core, |apply| apply(txn)))
     }
 
-    fn queue(&self) -> MutexGuard<'_, Vec<Queued>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Does what was left, unless someone else has the core. Called by everyone who has let go of it.
+    fn catch_up(&self) {
+        self.core.catch_up(|core| self.combine(core, |_| ()));
     }
 
-    /// Does the queued transactions, and one's own, and publishes once.
-    fn combine(&self, mut core: MutexGuard<'_, Core>, own: Option<Txn>) -> Option<Answer> {
+    /// Does what was left, and then one's own, and publishes once.
+    fn combine<T>(
+        &self,
+        mut core: MutexGuard<'_, Core>,
+        own: impl FnOnce(&mut dyn FnMut(Txn) -> Answer) -> T,
+    ) -> T {
         let now = self.now();
-        let queued: Vec<Queued> = {
-            let mut queue = self.queue();
-            let count = queue.len().min(BATCH_TXNS_MAX);
-            queue.drain(..count).collect()
-        };
+        let left = self.core.take(BATCH_TXNS_MAX);
         core.advance(now);
+        // A panic of an index function is caught before it reaches the lock, and comes before anything has changed.
         let mut apply = |txn: Txn| catch_unwind(AssertUnwindSafe(|| core.apply(txn, now)));
-        let mut answers = Vec::with_capacity(queued.len());
-        for Queued { txn, answer } in queued {
-            answers.push((answer, apply(txn)));
+        let mut answers = Vec::with_capacity(left.len());
+        for Left { job, ticket } in left {
+            answers.push((ticket, apply(job)));
         }
-        let own = own.map(apply);
-        let wake = self.publish(core, now);
-        for (place, answer) in answers {
-            *place.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
-        }
+        let own = own(&mut apply);
+        let mut wake = self.publish(core, now);
+        wake.wakers.extend(answers.into_iter().filter_map(|(ticket, answer)| ticket.answer(answer)));
         wake.wake();
         own
     }
@@ -137,7 +146,8 @@ impl Sequencer {
     /// Does something to the core and publishes it.
     pub(crate) fn with<T>(&self, act: impl FnOnce(&mut Core, Duration) -> T) -> T {
         let now = self.now();
-        let mut core = self.lock();
+        let _after = CatchUp(self);
+        let mut core = self.core.enter();
         let result = act(&mut core, now);
         self.publish(core, now).wake();
         result
@@ -149,7 +159,8 @@ impl Sequencer {
             return Err(StoreError::Closed.into());
         }
         let now = self.now();
-        let mut core = self.lock();
+        let _after = CatchUp(self);
+        let mut core = self.core.enter();
         core.load(image, now)?;
         let revision = core.revision;
         let mut wake = Wake { wakers: Vec::new(), old: Some(self.published.swap(core.publish(now))) };
@@ -165,7 +176,8 @@ impl Sequencer {
     #[cfg(feature = "replica")]
     pub(crate) fn reload(&self, image: Image) -> Result<(), StoreError> {
         let now = self.now();
-        let mut core = self.lock();
+        let _after = CatchUp(self);
+        let mut core = self.core.enter();
         core.reload_foreign(image)?;
         let mut wake = Wake { wakers: Vec::new(), old: Some(self.published.swap(core.publish(now))) };
         for (_, table) in self.published.load().tables.iter() {
@@ -179,14 +191,17 @@ impl Sequencer {
     /// Looks at the core.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Core, Duration) -> T) -> T {
         let now = self.now();
-        look(&self.lock(), now)
+        let _after = CatchUp(self);
+        let core = self.core.enter();
+        look(&core, now)
     }
 
     /// Ends all watches, once they have delivered what there is.
     pub(crate) fn close(&self) {
+        let _after = CatchUp(self);
         let mut wakers = Vec::new();
         {
-            let _core = self.lock();
+            let _core = self.core.enter();
             self.published.closed.store(true, Ordering::Release);
             for (_, table) in self.published.load().tables.iter() {
                 table.hub.wake_all(&mut wakers);

@@ -8,7 +8,8 @@ use std::{
 
 use crate::{
     Entry, Event, Range, ReadError, Revision, TableId, Term,
-    root::{Root, TableRoot, TermKey},
+    root::{Root, TableRoot},
+    terms::TermKeys,
     tree::{self, Slice, Tree},
 };
 
@@ -120,10 +121,7 @@ impl Snapshot {
     /// The entries that have the term, in the order of the keys, lazily. How many there are is known at once (`len`).
     pub fn by_term(&self, table: TableId, term: &Term) -> Entries {
         match self.table(table) {
-            Some(table) => {
-                let (from, to) = table.term_ranks(term);
-                Entries(Source::Term(table.terms.slice(from, to), table.entries.clone()))
-            }
+            Some(table) => Entries(Source::Term(table.terms.keys(term), table.entries.clone())),
             None => Entries(Source::Range(Tree::default().iter())),
         }
     }
@@ -257,7 +255,7 @@ pub struct Entries(Source);
 
 enum Source {
     Range(Slice<Arc<Entry>>),
-    Term(Slice<TermKey>, Tree<Arc<Entry>>),
+    Term(TermKeys, Tree<Arc<Entry>>),
 }
 
 impl Iterator for Entries {
@@ -266,17 +264,14 @@ impl Iterator for Entries {
     fn next(&mut self) -> Option<Arc<Entry>> {
         match &mut self.0 {
             Source::Range(entries) => entries.next(),
-            Source::Term(keys, entries) => {
-                let place = keys.next()?;
-                entries.find(&place.key).cloned()
-            }
+            Source::Term(keys, entries) => entries.find(keys.next()?).cloned(),
         }
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
         match &self.0 {
             Source::Range(entries) => entries.size_hint(),
-            Source::Term(keys, _) => keys.size_hint(),
+            Source::Term(keys, _) => (keys.len(), Some(keys.len())),
         }
     }
 }

@@ -12,7 +12,7 @@ mod tests;
 use std::{cmp::Ordering, sync::Arc};
 
 use heads::Heads;
-pub(crate) use heads::{Key, Probe, common};
+pub(crate) use heads::{Key, Probe, common, part, start};
 pub(crate) use slice::{Slice, diff};
 
 /// A leaf is shared item by item when it is copied, so it is kept small.
@@ -24,6 +24,10 @@ pub(crate) trait Item: Clone {
     /// What items are ordered by; cloned into inner nodes.
     type Key: Key;
     fn key(&self) -> &Self::Key;
+
+    /// Looks at what a clone changes. Clones of shared items wait for one cache miss after the other, mere looks don't wait for
+    /// each other: so what is about to be cloned one by one is looked at all at once before.
+    fn touch(&self) {}
 }
 
 pub(crate) struct Tree<T: Item> {
@@ -83,12 +87,25 @@ impl<T: Item> Clone for Node<T> {
     /// With room for one more, since a node is copied in order to be changed.
     fn clone(&self) -> Self {
         match self {
-            Node::Leaf(leaf) => Node::Leaf(Leaf { items: with_room(&leaf.items), heads: leaf.heads.clone() }),
+            Node::Leaf(leaf) => {
+                touch_all(&leaf.items);
+                Node::Leaf(Leaf { items: with_room(&leaf.items), heads: leaf.heads.clone() })
+            }
             Node::Inner(inner) => {
+                inner.children.iter().for_each(|child| touch(&child.node));
                 Node::Inner(Inner { lows: inner.lows.clone(), children: with_room(&inner.children) })
             }
         }
     }
+}
+
+/// See [`Item::touch`].
+pub(crate) fn touch<T>(shared: &Arc<T>) {
+    std::hint::black_box(Arc::strong_count(shared));
+}
+
+fn touch_all<T: Item>(items: &[T]) {
+    items.iter().for_each(Item::touch);
 }
 
 fn with_room<C: Clone>(source: &[C]) -> Vec<C> {
@@ -218,11 +235,6 @@ impl<T: Item> Inner<T> {
         let below = self.lows.keys[narrow.clone()].partition_point(|low| probe.order(low).is_le());
         (narrow.start + below).saturating_sub(1)
     }
-
-    /// In which child something belongs that is told by comparing only.
-    fn child_at(&self, compare: &impl Fn(&T::Key) -> Ordering) -> usize {
-        self.lows.keys.partition_point(|low| compare(low).is_le()).saturating_sub(1)
-    }
 }
 
 impl<T: Item> Tree<T> {
@@ -232,6 +244,11 @@ impl<T: Item> Tree<T> {
 
     /// The item with that key.
     pub(crate) fn find(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> Option<&T> {
+        // Most often it is there. What is sought then begins as all keys of a node do on the whole way down, and that need not be
+        // looked at, which would be a cache miss for each node: whatever is found in the end either is what is sought or not.
+        if let Some(found) = self.find_unchecked(probe) {
+            return Some(found);
+        }
         let mut node = self.root.as_deref()?;
         loop {
             match node {
@@ -241,14 +258,41 @@ impl<T: Item> Tree<T> {
         }
     }
 
-    /// The item for which `compare`, which says how an item's key relates to what is sought, is equal.
-    pub(crate) fn get(&self, compare: impl Fn(&T::Key) -> Ordering) -> Option<&T> {
+    /// The item with that key; none perhaps although it is there, if it doesn't begin as others do.
+    fn find_unchecked(&self, probe: &(impl Probe<T::Key> + ?Sized)) -> Option<&T> {
         let mut node = self.root.as_deref()?;
         loop {
             match node {
-                Node::Inner(inner) => node = &inner.children[inner.child_at(&compare)].node,
-                Node::Leaf(Leaf { items, .. }) => {
-                    return items.binary_search_by(|item| compare(item.key())).ok().map(|at| &items[at]);
+                Node::Inner(Inner { lows, children }) => {
+                    let narrow = lows.heads.guess(probe);
+                    let below = match narrow.len() {
+                        0 => 0,
+                        _ => lows.keys[narrow.clone()].partition_point(|low| probe.order(low).is_le()),
+                    };
+                    node = &children[(narrow.start + below).saturating_sub(1)].node;
+                }
+                Node::Leaf(leaf) => {
+                    let mut candidates = leaf.items[leaf.heads.guess(probe)].iter();
+                    return candidates.find(|item| probe.order(item.key()).is_eq());
+                }
+            }
+        }
+    }
+
+    /// The item with that key, to be changed, its key excepted.
+    pub(crate) fn find_mut(&mut self, probe: &(impl Probe<T::Key> + ?Sized)) -> Option<&mut T> {
+        // Nothing is copied for what is not there.
+        self.find(probe)?;
+        let mut node = self.root.as_mut()?;
+        loop {
+            match Arc::make_mut(node) {
+                Node::Inner(inner) => {
+                    let at = inner.child_of(probe);
+                    node = &mut inner.children[at].node;
+                }
+                Node::Leaf(leaf) => {
+                    let at = leaf.find(probe).ok()?;
+                    return leaf.items.get_mut(at);
                 }
             }
         }

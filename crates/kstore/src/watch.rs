@@ -223,32 +223,79 @@ impl Watch {
         let root = self.published.load();
         let Some(table) = root.tables.get(self.table) else { return Err(WatchError::Closed) };
         let mut events: Vec<Event> = Vec::new();
-        loop {
-            let at = match self.find(table) {
-                Found::Gone => return Err(WatchError::Compacted { floor: table.log.floor() }),
-                Found::Nothing => {
-                    self.next = table.log.end();
-                    self.seen = self.seen.max(root.revision);
-                    break;
-                }
-                Found::Event(at) => at,
-            };
-            let Some(event) = table.log.get(at) else { break };
+        match self.interest {
+            Interest::All => self.take_all(table, root.revision, max, &mut events)?,
+            _ => self.take_wanted(table, root.revision, max, &mut events)?,
+        }
+        match (events.is_empty(), closed) {
+            (false, _) => Ok(Some(Batch { events, revision: self.seen })),
+            (true, true) => Err(WatchError::Closed),
+            (true, false) => Ok(None),
+        }
+    }
+
+    /// Takes what there is, as one run through the log.
+    fn take_all(
+        &mut self,
+        table: &TableRoot,
+        revision: Revision,
+        max: usize,
+        events: &mut Vec<Event>,
+    ) -> Result<(), WatchError> {
+        let (log, end) = (&table.log, table.log.end());
+        if self.next < end && self.next < log.floor_seq() {
+            return Err(WatchError::Compacted { floor: log.floor() });
+        }
+        events.reserve_exact(max.min(end.saturating_sub(self.next) as usize));
+        for (at, event) in log.iter(self.next, end) {
+            if event.revision <= self.after {
+                continue;
+            }
             if let Some(last) = events.last()
                 && events.len() >= max
                 && last.revision != event.revision
             {
                 self.next = at;
                 self.seen = self.seen.max(last.revision);
-                break;
+                return Ok(());
+            }
+            events.push(event.clone());
+        }
+        // The log may be that of a state before what has been read already.
+        self.next = self.next.max(end);
+        self.seen = self.seen.max(revision);
+        Ok(())
+    }
+
+    /// Takes what is of interest, from one place of the log to the next.
+    fn take_wanted(
+        &mut self,
+        table: &TableRoot,
+        revision: Revision,
+        max: usize,
+        events: &mut Vec<Event>,
+    ) -> Result<(), WatchError> {
+        loop {
+            let at = match self.find(table) {
+                Found::Gone => return Err(WatchError::Compacted { floor: table.log.floor() }),
+                Found::Nothing => {
+                    self.next = table.log.end();
+                    self.seen = self.seen.max(revision);
+                    return Ok(());
+                }
+                Found::Event(at) => at,
+            };
+            let Some(event) = table.log.get(at) else { return Ok(()) };
+            if let Some(last) = events.last()
+                && events.len() >= max
+                && last.revision != event.revision
+            {
+                self.next = at;
+                self.seen = self.seen.max(last.revision);
+                return Ok(());
             }
             events.push(event.clone());
             self.next = at + 1;
-        }
-        match (events.is_empty(), closed) {
-            (false, _) => Ok(Some(Batch { events, revision: self.seen })),
-            (true, true) => Err(WatchError::Closed),
-            (true, false) => Ok(None),
         }
     }
 

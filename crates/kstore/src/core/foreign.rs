@@ -157,10 +157,14 @@ impl Core {
             for mut entry in entries {
                 if let Some(index) = state.index.as_deref() {
                     let terms = || terms_of(index, &entry, None, &table).ok().flatten();
-                    entry.terms = catch_unwind(AssertUnwindSafe(terms)).unwrap_or_default();
+                    let terms = catch_unwind(AssertUnwindSafe(terms)).unwrap_or_default();
+                    // Nobody else has it yet.
+                    if let Some(entry) = Arc::get_mut(&mut entry) {
+                        entry.terms = terms;
+                    }
                 }
                 bytes += live_bytes(&entry);
-                table.replace(None, Some(&Arc::new(entry)));
+                table.replace(None, Some(&entry));
             }
             self.bytes += bytes;
             let state = &mut self.tables[index];

@@ -58,5 +58,5 @@ pub(super) fn terms_of(
     if before == terms {
         return Ok(old.and_then(|old| old.terms.clone()));
     }
-    Ok(Some(terms.into_iter().map(|term| table.intern(term)).collect()))
+    Ok(Some(terms.into_iter().map(|term| table.terms.intern(term)).collect()))
 }

@@ -3,13 +3,17 @@
 //! A checkpoint is a preface, which says where in the log it belongs, and then a back-up. It is written beside the old one, made
 //! durable, and only then given its name.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, ops::Range, sync::Arc, thread, time::Duration};
 
 use bytes::{BufMut, Bytes};
 
 use crate::{
     Backup, Durability, RestoreError, Revision,
-    backup::{Decoder, Image},
+    backup::{
+        Decoder, FRAME_HEAD_BYTES, Image, MAGIC_BYTES,
+        blocks::{Frame, ReadFrame, Readers},
+        frame_head,
+    },
     checksum::crc32c,
     disk::{
         OpenError,
@@ -20,7 +24,9 @@ use crate::{
 };
 
 /// What a checkpoint begins with; the last byte is the version of the format.
-const MAGIC: &[u8; 8] = b"kstorcp\x01";
+const MAGIC: &[u8; 8] = b"kstorcp\x02";
+/// The version before, whose back-up has no packed blocks, is read too.
+const VERSION_BEFORE: u8 = 1;
 /// What the names of checkpoints begin with.
 pub(crate) const PREFIX: &str = "checkpoint-";
 /// The name of one that is not finished.
@@ -30,8 +36,8 @@ const LEAD_BYTES: usize = 16;
 const PREFACE_BYTES_MAX: usize = 64 + TABLES_MAX * 13;
 /// After so many bytes they are made durable, so that nobody who commits meanwhile waits for more.
 const UNSYNCED_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// How much is read at once.
-const READ_BYTES: usize = 1024 * 1024;
+/// What is longer is read by several threads.
+const ALONE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The name of the checkpoint that covers the frames up to `seq`.
 pub(crate) fn name(seq: u64) -> String {
@@ -215,6 +221,9 @@ pub(crate) fn load(files: &dyn Files, name: &str) -> Result<(Preface, Image), Op
         return Err(corrupt(length, "its end is missing"));
     }
     file.read_at(0, &mut lead).map_err(io)?;
+    if lead[..7] == MAGIC[..7] && lead[7] == VERSION_BEFORE {
+        lead[7] = MAGIC[7];
+    }
     if lead[..7] == MAGIC[..7] && lead[7] != MAGIC[7] {
         return Err(OpenError::Format { file: files.path(name), found: lead[7], known: MAGIC[7] });
     }
@@ -229,23 +238,92 @@ pub(crate) fn load(files: &dyn Files, name: &str) -> Result<(Preface, Image), Op
         true => Preface::decode(&content).ok_or_else(|| corrupt(0, "its preface is impossible"))?,
         false => return Err(corrupt(0, "the checksum of its preface is wrong")),
     };
-    let mut offset = (LEAD_BYTES + size) as u64;
-    let mut decoder = Decoder::default();
-    let damaged = |error, offset| match error {
-        RestoreError::Damaged { reason, .. } => corrupt(offset, reason),
-        RestoreError::Truncated { .. } => corrupt(offset, "its end is missing"),
-        _ => corrupt(offset, "what it holds is not a back-up"),
-    };
-    let mut chunk = vec![0; READ_BYTES];
-    while offset < length {
-        let piece = READ_BYTES.min((length - offset) as usize);
-        file.read_at(offset, &mut chunk[..piece]).map_err(io)?;
-        decoder.push(&chunk[..piece]).map_err(|error| damaged(error, offset))?;
-        offset += piece as u64;
-    }
-    let image = decoder.finish().map_err(|error| damaged(error, offset))?;
+    let image = load_image(&*file, (LEAD_BYTES + size) as u64..length).map_err(|error| match error {
+        ImageError::Io(source) => io(source),
+        ImageError::Corrupt(offset, reason) => corrupt(offset, reason),
+    })?;
     match preface.durabilities.len() == image.tables.len() {
         true => Ok((preface, image)),
         false => Err(corrupt(0, "its preface is about other tables")),
     }
+}
+
+/// Why what a checkpoint holds can't be had: where, and what is wrong there.
+enum ImageError {
+    Io(io::Error),
+    Corrupt(u64, &'static str),
+}
+
+impl ImageError {
+    fn at(offset: u64, error: &RestoreError) -> ImageError {
+        ImageError::Corrupt(
+            offset,
+            match error {
+                RestoreError::Damaged { reason, .. } => reason,
+                RestoreError::Truncated { .. } => "its end is missing",
+                _ => "what it holds is not a back-up",
+            },
+        )
+    }
+}
+
+/// Reads the back-up between two places of a file, by several threads if it is long.
+fn load_image(file: &dyn FileOps, within: Range<u64>) -> Result<Image, ImageError> {
+    thread::scope(|scope| {
+        let long = within.end - within.start > ALONE_BYTES_MAX;
+        let mut readers = if long { Readers::start(scope) } else { Readers::none() };
+        let mut decoder = Decoder::default();
+        let add = |decoder: &mut Decoder, frame: Option<ReadFrame>| match frame {
+            Some(frame) => {
+                let offset = frame.offset;
+                decoder.add(frame).map_err(|error| ImageError::at(offset, &error))
+            }
+            None => Ok(()),
+        };
+        let mut offset = within.start;
+        if within.end - offset >= MAGIC_BYTES as u64 {
+            let mut magic = [0; MAGIC_BYTES];
+            file.read_at(offset, &mut magic).map_err(ImageError::Io)?;
+            decoder.begin(magic).map_err(|error| ImageError::at(offset, &error))?;
+            offset += MAGIC_BYTES as u64;
+        }
+        let mut place = 0;
+        while offset < within.end {
+            let frame = match read_frame(file, place, offset..within.end)? {
+                Some(frame) => frame,
+                // What is wrong before comes first.
+                None => break,
+            };
+            place += 1;
+            let next = offset + (FRAME_HEAD_BYTES + frame.content.len()) as u64;
+            add(&mut decoder, readers.give(frame))?;
+            offset = next;
+        }
+        while let Some(frame) = readers.take() {
+            add(&mut decoder, Some(frame))?;
+        }
+        if offset < within.end {
+            return Err(ImageError::Corrupt(offset, "its end is missing"));
+        }
+        decoder.finish().map_err(|error| ImageError::at(offset, &error))
+    })
+}
+
+/// The frame that begins there; none if its end is missing.
+fn read_frame(file: &dyn FileOps, place: u64, within: Range<u64>) -> Result<Option<Frame>, ImageError> {
+    let Range { start: offset, end } = within;
+    if end - offset < FRAME_HEAD_BYTES as u64 {
+        return Ok(None);
+    }
+    let mut head = [0; FRAME_HEAD_BYTES];
+    file.read_at(offset, &mut head).map_err(ImageError::Io)?;
+    let impossible = ImageError::Corrupt(offset, "its length is impossible");
+    let (length, sum, kind) = frame_head(head).ok_or(impossible)?;
+    let at = offset + FRAME_HEAD_BYTES as u64;
+    if end - at < length as u64 {
+        return Ok(None);
+    }
+    let mut content = vec![0; length];
+    file.read_at(at, &mut content).map_err(ImageError::Io)?;
+    Ok(Some(Frame { place, offset, kind, sum, content: content.into() }))
 }

@@ -384,6 +384,9 @@ impl State {
         let revision = self.core.revision;
         (self.reserved, self.reserving, self.first) = (revision, revision, revision);
         self.restoring = true;
+        // What is restored is in no frame. The checkpoint takes the number of one, so that the log doesn't reach behind it: if the
+        // checkpoint is damaged, its frame is missing, and the store isn't opened as if nothing had been restored.
+        self.wal.seq += 1;
         let root = self.core.publish(moment.now);
         self.restored = Some(Box::new(self.capture(root, moment)));
         Ok(revision)

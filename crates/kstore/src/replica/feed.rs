@@ -143,7 +143,7 @@ fn image(load: RemoteLoad) -> Image {
         });
         table.last = table.last.max(modified);
         let state = ForeignState { value, create, modified, version, lease, hint: None };
-        table.entries.push(state.entry(key));
+        table.entries.push(Arc::new(state.entry(key)));
     }
     Image { revision: load.revision, tables: tables.into_values().collect(), ..Image::default() }
 }

@@ -27,7 +27,7 @@ pub(crate) trait Probe<K: ?Sized> {
     fn part(&self, at: usize) -> u64;
 }
 
-fn part(bytes: &[u8], at: usize) -> u64 {
+pub(crate) fn part(bytes: &[u8], at: usize) -> u64 {
     let rest = bytes.get(at..).unwrap_or_default();
     if let Some(whole) = rest.first_chunk() {
         return u64::from_be_bytes(*whole);
@@ -41,7 +41,7 @@ pub(crate) fn common(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-fn start(bytes: &[u8], length: usize) -> &[u8] {
+pub(crate) fn start(bytes: &[u8], length: usize) -> &[u8] {
     &bytes[..length.min(bytes.len())]
 }
 
@@ -102,13 +102,16 @@ impl Heads {
         match probe.order_of_start(first, self.skip) {
             Ordering::Less => self.heads.len()..self.heads.len(),
             Ordering::Greater => 0..0,
-            Ordering::Equal => {
-                let sought = probe.part(self.skip);
-                let from = self.heads.partition_point(|head| *head < sought);
-                let same = self.heads[from..].iter().take_while(|head| **head == sought).count();
-                from..from + same
-            }
+            Ordering::Equal => self.guess(probe),
         }
+    }
+
+    /// The keys that can be what is sought, if that begins as all keys of the node do.
+    pub(super) fn guess<K, P: Probe<K> + ?Sized>(&self, probe: &P) -> std::ops::Range<usize> {
+        let sought = probe.part(self.skip);
+        let from = self.heads.partition_point(|head| *head < sought);
+        let same = self.heads[from..].iter().take_while(|head| **head == sought).count();
+        from..from + same
     }
 
     /// A key was put in at `at`; whether its head is there now. Otherwise the keys have less in common than before.

@@ -25,7 +25,10 @@ impl<T: Item> Slice<T> {
     fn descend(&mut self, mut node: Arc<Node<T>>, mut rank: usize) {
         loop {
             let below = match &*node {
-                Node::Leaf(_) => break,
+                Node::Leaf(leaf) => {
+                    leaf.items.iter().skip(rank).take(self.remaining).for_each(Item::touch);
+                    break;
+                }
                 Node::Inner(Inner { children, .. }) => {
                     let mut at = 0;
                     while at + 1 < children.len() && rank >= children[at].count {
@@ -48,6 +51,9 @@ impl<T: Item> Slice<T> {
                 match &**node {
                     Node::Leaf(_) => return,
                     Node::Inner(inner) => {
+                        if let Some(next) = inner.children.get(*at + 1) {
+                            super::touch(&next.node);
+                        }
                         let below = inner.children[*at].node.clone();
                         self.descend(below, 0);
                         return;
