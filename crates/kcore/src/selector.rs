@@ -72,6 +72,35 @@ impl LabelSelector {
         Self { requirements: requirements.into_iter().collect() }
     }
 
+    /// A selector as API objects have it (`metav1.LabelSelector`): the labels that must be there, and expressions of a key, an
+    /// operator and values. `None` for an operator that there is not, which the API server refuses.
+    ///
+    /// ```
+    /// use kcore::selector::LabelSelector;
+    /// let selector = LabelSelector::of_object([("app", "a")], [("tier", "NotIn", vec!["db".to_owned()])]);
+    /// assert!(selector.is_some_and(|selector| selector.matches_pairs([("app", "a")])));
+    /// assert_eq!(LabelSelector::of_object([], [("tier", "Near", Vec::new())]), None);
+    /// ```
+    pub fn of_object<'a>(
+        labels: impl IntoIterator<Item = (&'a str, &'a str)>,
+        expressions: impl IntoIterator<Item = (&'a str, &'a str, Vec<String>)>,
+    ) -> Option<Self> {
+        let labels = labels.into_iter().map(|(key, value)| {
+            Some(Requirement { key: key.to_owned(), operator: Operator::In, values: vec![value.to_owned()] })
+        });
+        let expressions = expressions.into_iter().map(|(key, operator, values)| {
+            let operator = match operator {
+                "In" => Operator::In,
+                "NotIn" => Operator::NotIn,
+                "Exists" => Operator::Exists,
+                "DoesNotExist" => Operator::DoesNotExist,
+                _ => return None,
+            };
+            Some(Requirement { key: key.to_owned(), operator, values })
+        });
+        labels.chain(expressions).collect::<Option<Vec<_>>>().map(Self::new)
+    }
+
     /// Whether it selects everything.
     #[must_use]
     pub fn is_empty(&self) -> bool {

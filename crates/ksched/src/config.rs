@@ -70,8 +70,10 @@ impl std::error::Error for ConfigErrors {}
 ///
 /// What has no meaning here, because the scheduler is a library, is read and left to the program around it: the client's
 /// connection, leader election, profiling. The back-off is for [`SchedulerBuilder::backoff`](crate::SchedulerBuilder::backoff).
-/// `parallelism` and `percentageOfNodesToScore` have no effect: one task looks at all nodes; nor has the
-/// `filterTimeout` of DynamicResources, as the number of steps is limited instead.
+/// `percentageOfNodesToScore`, of a profile or of all, counts when it is not 0: then not all nodes are looked at
+/// ([`ProfileBuilder::percentage_of_nodes_to_score`](crate::ProfileBuilder::percentage_of_nodes_to_score)). `parallelism` is
+/// checked and has no effect, as decisions are made by one task: it says how many threads look at nodes, and changes no
+/// decision of upstream's either.
 ///
 /// ```
 /// use ksched::{config::SchedulerConfiguration, registry::Registry};
@@ -209,7 +211,12 @@ impl SchedulerConfiguration {
         let (mut profiles, mut errors) = (Vec::new(), Vec::new());
         for (number, profile) in self.profiles.iter().enumerate() {
             match Merged::new(profile).build(profile, registry) {
-                Ok(built) => profiles.push(built),
+                Ok(mut built) => {
+                    let percent = profile.percentage_of_nodes_to_score.or(self.percentage_of_nodes_to_score);
+                    let percent = percent.and_then(|percent| u8::try_from(percent).ok());
+                    built.sample_percent = percent.filter(|percent| (1..100).contains(percent));
+                    profiles.push(built);
+                }
                 Err(wrong) => {
                     errors.extend(wrong.into_iter().map(|error| error.below(&format!("profiles[{number}]"))))
                 }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use crate::{
     candidate::{self, Candidate},
     decision::{Decision, Diagnosis, Nomination, ScoreColumn},
+    metrics::{Meter, meter},
     plugin::{
         CycleState, Finality, PostFilterVerdict, PreFilterVerdict, PreScoreVerdict, Rejection, Repair,
         Verdict,
@@ -49,19 +50,30 @@ pub fn decide_among(
     pod: &PodInfo,
     nominated: &[Nominated],
 ) -> Decision {
+    decide_measured(profile, snapshot, pod, nominated, &Meter::none(&profile.scheduler_name))
+}
+
+/// As [`decide_among`]; how long what took goes to the meter.
+pub(crate) fn decide_measured(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominated: &[Nominated],
+    meter: &Meter,
+) -> Decision {
     let mut decision = begin(snapshot);
     if snapshot.is_empty() {
         return decision;
     }
     let nominations = Nominations::new(nominated, pod, snapshot);
-    let skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
+    let skipped = filter(profile, snapshot, pod, &nominations, &mut decision, meter);
     if decision.feasible.is_empty() {
-        let (help, repairs) = help(profile, snapshot, pod, &decision, &nominations, &skipped);
+        let (help, repairs) = help(profile, snapshot, pod, &decision, &nominations, &skipped, meter);
         decision.repairs = repairs;
         give_up(snapshot, help, &mut decision);
         return decision;
     }
-    score(profile, snapshot, pod, &mut decision);
+    score(profile, snapshot, pod, &mut decision, meter);
     decision.chosen = select(profile.seed, snapshot, pod, &decision);
     decision
 }
@@ -103,9 +115,14 @@ pub(crate) fn help(
     decision: &Decision,
     nominations: &Nominations,
     skipped: &[Arc<str>],
+    meter: &Meter,
 ) -> (Help, Repairs) {
     let Decision { cycle, diagnosis, .. } = decision;
-    post_filter(&Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped })
+    let begin = meter.begin();
+    let attempt = Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped };
+    let (help, repairs, status) = post_filter(&attempt, meter);
+    meter.point("PostFilter", status, begin);
+    (help, repairs)
 }
 
 /// Notes what is done.
@@ -129,50 +146,59 @@ pub(crate) fn give_up(snapshot: &Snapshot, help: Help, decision: &mut Decision) 
     }
 }
 
-/// Fills `feasible` and the diagnosis; gives the plug-ins that have nothing to say about the pod.
-pub(crate) fn filter(
+/// The nodes that come into question, and the plug-ins that have nothing to say about the pod.
+struct Narrowed {
+    nodes: Vec<NodeIndex>,
+    skipped: Vec<Arc<str>>,
+}
+
+/// Asks what can be said without looking at each node. The status says how it ended.
+fn pre_filter(
     profile: &Profile,
     snapshot: &Snapshot,
     pod: &PodInfo,
-    nominations: &Nominations,
     decision: &mut Decision,
-) -> Vec<Arc<str>> {
+    meter: &Meter,
+) -> (Narrowed, &'static str) {
     let Decision { diagnosis, cycle, .. } = decision;
     let mut skipped: Vec<Arc<str>> = Vec::new();
     let mut only: Option<Vec<NodeIndex>> = None;
     let mut narrowed_by: Vec<&Arc<str>> = Vec::new();
+    let mut status = meter::SUCCESS;
     for entry in &profile.points.pre_filter {
-        match entry.plugin.pre_filter(cycle, pod, snapshot) {
-            PreFilterVerdict::Pass => {}
+        let begin = meter.begin_plugin();
+        let verdict = entry.plugin.pre_filter(cycle, pod, snapshot);
+        meter.plugin(&entry.name, "PreFilter", pre_filter_status(&verdict), begin);
+        match verdict {
+            PreFilterVerdict::Pass => meter.evaluated(&entry.name, "PreFilter", 1),
             PreFilterVerdict::Skip => skipped.push(Arc::clone(&entry.name)),
             PreFilterVerdict::Only(names) => {
-                let mut nodes: Vec<_> = names.iter().filter_map(|name| snapshot.find(name)).collect();
-                nodes.sort_unstable();
-                nodes.dedup();
-                let nothing_in_common =
-                    |known: &Vec<NodeIndex>| nodes.iter().all(|node| !known.contains(node));
-                let contradicts = only.as_ref().is_some_and(nothing_in_common) && !nodes.is_empty();
-                if let Some(known) = &only {
-                    nodes.retain(|node| known.contains(node));
-                }
+                meter.evaluated(&entry.name, "PreFilter", 1);
                 narrowed_by.push(&entry.name);
                 diagnosis.plugins.push(Arc::clone(&entry.name));
-                only = Some(nodes);
-                if contradicts {
+                if !narrow(snapshot, &names, &mut only) {
                     let names = plugin_list(&narrowed_by);
                     let reason = format!("node(s) didn't satisfy plugin(s) {names} simultaneously");
                     diagnosis.pre_filter = Some(Rejection::unresolvable(reason));
-                    return skipped;
+                    let status = meter::finality_status(Finality::Unresolvable);
+                    return (Narrowed { nodes: Vec::new(), skipped }, status);
                 }
             }
             PreFilterVerdict::Reject(rejection) => {
+                meter.evaluated(&entry.name, "PreFilter", 1);
                 diagnosis.plugins.push(Arc::clone(&entry.name));
+                status = meter::finality_status(rejection.finality);
+                // The others take their notes all the same if removing pods may help: who tries that needs them.
+                let ends = rejection.finality != Finality::Unschedulable;
                 diagnosis.pre_filter = Some(rejection);
-                return skipped;
+                if ends {
+                    return (Narrowed { nodes: Vec::new(), skipped }, status);
+                }
             }
         }
     }
-    let mut nodes: Vec<NodeIndex> = match only {
+    let nodes = match only {
+        _ if diagnosis.pre_filter.is_some() => Vec::new(),
         None => (0..snapshot.len()).collect(),
         Some(nodes) => {
             let left_out = (0..snapshot.len()).filter(|node| nodes.binary_search(node).is_err()).collect();
@@ -181,20 +207,128 @@ pub(crate) fn filter(
             nodes
         }
     };
+    (Narrowed { nodes, skipped }, status)
+}
+
+fn pre_filter_status(verdict: &PreFilterVerdict) -> &'static str {
+    match verdict {
+        PreFilterVerdict::Pass | PreFilterVerdict::Only(_) => meter::SUCCESS,
+        PreFilterVerdict::Skip => meter::SKIP,
+        PreFilterVerdict::Reject(rejection) => meter::finality_status(rejection.finality),
+    }
+}
+
+/// Keeps the nodes with these names only; `false` when none of them was named before.
+fn narrow(snapshot: &Snapshot, names: &[Arc<str>], only: &mut Option<Vec<NodeIndex>>) -> bool {
+    let mut nodes: Vec<_> = names.iter().filter_map(|name| snapshot.find(name)).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    let nothing_in_common = |known: &Vec<NodeIndex>| nodes.iter().all(|node| !known.contains(node));
+    let contradicts = only.as_ref().is_some_and(nothing_in_common) && !nodes.is_empty();
+    if let Some(known) = &only {
+        nodes.retain(|node| known.contains(node));
+    }
+    *only = Some(nodes);
+    !contradicts
+}
+
+/// Fills `feasible` and the diagnosis; gives the plug-ins that have nothing to say about the pod.
+pub(crate) fn filter(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominations: &Nominations,
+    decision: &mut Decision,
+    meter: &Meter,
+) -> Vec<Arc<str>> {
+    let begin = meter.begin();
+    let (Narrowed { mut nodes, skipped }, status) = pre_filter(profile, snapshot, pod, decision, meter);
+    meter.point("PreFilter", status, begin);
+    if decision.diagnosis.pre_filter.is_some() {
+        return skipped;
+    }
+    let begin = meter.begin();
     if let Some(node) = nominations.own.as_ref().and_then(|node| snapshot.find(node))
         && nodes.binary_search(&node).is_ok()
     {
         // Room was made for the pod there: no other node is looked at if it fits now (upstream's
         // `evaluateNominatedNode`).
         let unknown = Diagnosis::default();
-        let (diagnosis, skipped_here) = (&unknown, &skipped);
-        let attempt =
-            Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped: skipped_here };
+        let (diagnosis, cycle) = (&unknown, &decision.cycle);
+        let attempt = Attempt { profile, cycle, pod, snapshot, diagnosis, nominations, skipped: &skipped };
         if attempt.trial().verdict(node) == Verdict::Pass {
+            meter.point("Filter", meter::SUCCESS, begin);
             decision.feasible = vec![node];
             return skipped;
         }
     }
+    let enough = profile.feasible_enough(nodes.len());
+    if enough < nodes.len() {
+        nodes = search(profile, snapshot, pod, nominations, &skipped, (nodes, enough), decision, meter);
+    } else {
+        ask_all(profile, snapshot, pod, nominations, &skipped, &mut nodes, decision, meter);
+    }
+    meter.point("Filter", meter::SUCCESS, begin);
+    decision.feasible = nodes;
+    skipped
+}
+
+/// Looks at some nodes after others, beginning anywhere, until there is room on enough of them.
+fn search(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominations: &Nominations,
+    skipped: &[Arc<str>],
+    (mut nodes, enough): (Vec<NodeIndex>, usize),
+    decision: &mut Decision,
+    meter: &Meter,
+) -> Vec<NodeIndex> {
+    let start = mix(pod_hash(profile.seed, pod)) % nodes.len().max(1) as u64;
+    nodes.rotate_left(usize::try_from(start).unwrap_or_default());
+    let mut found = Vec::with_capacity(enough);
+    for some in nodes.chunks(enough) {
+        let mut some = some.to_vec();
+        some.sort_unstable();
+        ask_all(profile, snapshot, pod, nominations, skipped, &mut some, decision, meter);
+        found.extend(some);
+        if found.len() >= enough {
+            break;
+        }
+    }
+    found.truncate(enough);
+    found.sort_unstable();
+    found
+}
+
+/// Keeps the nodes, which are ascending, that have room for the pod, also beside those for which room is being made.
+fn ask_all(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominations: &Nominations,
+    skipped: &[Arc<str>],
+    nodes: &mut Vec<NodeIndex>,
+    decision: &mut Decision,
+    meter: &Meter,
+) {
+    ask_filters(profile, snapshot, pod, skipped, nodes, decision, meter);
+    if nominations.others.iter().any(|(node, _)| nodes.binary_search(node).is_ok()) {
+        leave_room(profile, snapshot, pod, nominations, skipped, nodes, decision);
+    }
+}
+
+/// Keeps the nodes that all filters let pass.
+fn ask_filters(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    skipped: &[Arc<str>],
+    nodes: &mut Vec<NodeIndex>,
+    decision: &mut Decision,
+    meter: &Meter,
+) {
+    let Decision { diagnosis, cycle, .. } = decision;
     for entry in &profile.points.filter {
         if nodes.is_empty() {
             break;
@@ -204,18 +338,18 @@ pub(crate) fn filter(
         }
         let before = diagnosis.rejected.len();
         let rejected = &mut diagnosis.rejected;
-        entry.plugin.filter_all(cycle, pod, snapshot, &mut nodes, &mut |node, rejection| {
+        meter.evaluated(&entry.name, "Filter", nodes.len());
+        let begin = meter.begin_plugin();
+        entry.plugin.filter_all(cycle, pod, snapshot, nodes, &mut |node, rejection| {
             rejected.push((node, Arc::clone(&entry.name), rejection));
         });
-        if diagnosis.rejected.len() > before && !diagnosis.plugins.contains(&entry.name) {
+        let last = diagnosis.rejected[before..].last();
+        let status = last.map_or(meter::SUCCESS, |(_, _, said)| meter::finality_status(said.finality));
+        meter.plugin(&entry.name, "Filter", status, begin);
+        if last.is_some() && !diagnosis.plugins.contains(&entry.name) {
             diagnosis.plugins.push(Arc::clone(&entry.name));
         }
     }
-    if nominations.others.iter().any(|(node, _)| nodes.binary_search(node).is_ok()) {
-        leave_room(profile, snapshot, pod, nominations, &skipped, &mut nodes, decision);
-    }
-    decision.feasible = nodes;
-    skipped
 }
 
 /// Rejects the nodes where the pod does not fit beside those for which room is being made.
@@ -252,16 +386,22 @@ fn plugin_list(names: &[&Arc<str>]) -> String {
     format!("[{}]", names.join(" "))
 }
 
-/// What was said about helping the pod.
-fn post_filter(attempt: &Attempt<'_>) -> (Help, Repairs) {
+/// What was said about helping the pod, and how it ended.
+fn post_filter(attempt: &Attempt<'_>, meter: &Meter) -> (Help, Repairs, &'static str) {
     let mut reasons: Vec<Cow<'static, str>> = Vec::new();
     let (mut nomination, mut repairs) = (Nomination::Keep, Vec::new());
+    let mut status = meter::UNSCHEDULABLE;
     for entry in &attempt.profile.points.post_filter {
-        let rejection = match entry.plugin.post_filter(attempt) {
+        let begin = meter.begin_plugin();
+        let verdict = entry.plugin.post_filter(attempt);
+        meter.plugin(&entry.name, "PostFilter", post_filter_status(&verdict), begin);
+        let rejection = match verdict {
             PostFilterVerdict::Nominate { node, victims } => {
-                return (Help::Nominate(node, victims), repairs);
+                return (Help::Nominate(node, victims), repairs, meter::SUCCESS);
             }
-            PostFilterVerdict::Candidates(candidates) => return (Help::Candidates(candidates), repairs),
+            PostFilterVerdict::Candidates(candidates) => {
+                return (Help::Candidates(candidates), repairs, meter::SUCCESS);
+            }
             PostFilterVerdict::Repair(repair, rejection) => {
                 repairs.push(repair);
                 rejection
@@ -275,38 +415,70 @@ fn post_filter(attempt: &Attempt<'_>) -> (Help, Repairs) {
         let ends = rejection.finality == Finality::Unresolvable;
         if ends {
             reasons.clear();
+            status = meter::finality_status(rejection.finality);
         }
         reasons.extend(rejection.reasons);
         if ends {
             break;
         }
     }
-    (Help::Nothing(reasons.join(", "), nomination), repairs)
+    (Help::Nothing(reasons.join(", "), nomination), repairs, status)
+}
+
+fn post_filter_status(verdict: &PostFilterVerdict) -> &'static str {
+    match verdict {
+        PostFilterVerdict::Nominate { .. } | PostFilterVerdict::Candidates(_) => meter::SUCCESS,
+        PostFilterVerdict::Repair(_, rejection)
+        | PostFilterVerdict::Hopeless(rejection)
+        | PostFilterVerdict::Reject(rejection) => meter::finality_status(rejection.finality),
+    }
 }
 
 /// Fills the scores and totals.
-pub(crate) fn score(profile: &Profile, snapshot: &Snapshot, pod: &PodInfo, decision: &mut Decision) {
+pub(crate) fn score(
+    profile: &Profile,
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    decision: &mut Decision,
+    meter: &Meter,
+) {
     let Decision { cycle, feasible, scores, totals, .. } = decision;
     let mut skipped: Vec<&str> = Vec::new();
+    let begin = meter.begin();
     for entry in &profile.points.pre_score {
-        if entry.plugin.pre_score(cycle, pod, snapshot, feasible) == PreScoreVerdict::Skip {
+        let begin = meter.begin_plugin();
+        let skips = entry.plugin.pre_score(cycle, pod, snapshot, feasible) == PreScoreVerdict::Skip;
+        meter.plugin(&entry.name, "PreScore", if skips { meter::SKIP } else { meter::SUCCESS }, begin);
+        if skips {
             skipped.push(&entry.name);
+        } else {
+            meter.evaluated(&entry.name, "PreScore", 1);
         }
     }
+    meter.point("PreScore", meter::SUCCESS, begin);
     totals.resize(feasible.len(), 0);
+    let begin = meter.begin();
     for entry in &profile.points.score {
         if skipped.contains(&&*entry.name) {
             continue;
         }
         let mut normalized = Vec::with_capacity(feasible.len());
+        meter.evaluated(&entry.name, "Score", feasible.len());
+        let begin = meter.begin_plugin();
         entry.plugin.score_all(cycle, pod, snapshot, feasible, &mut normalized);
+        meter.plugin(&entry.name, "Score", meter::SUCCESS, begin);
         let raw = normalized.clone();
+        let begin = meter.begin_plugin();
         entry.plugin.normalize(cycle, pod, &mut normalized);
+        if !entry.plugin.is_normalized() {
+            meter.plugin(&entry.name, "ScoreExtensionNormalize", meter::SUCCESS, begin);
+        }
         for (total, score) in totals.iter_mut().zip(&normalized) {
             *total += score * entry.weight;
         }
         scores.push(ScoreColumn { plugin: Arc::clone(&entry.name), weight: entry.weight, raw, normalized });
     }
+    meter.point("Score", meter::SUCCESS, begin);
 }
 
 /// The best node; among equals the one whose hash together with the pod's comes first.
@@ -417,6 +589,43 @@ mod tests {
             chosen.insert(first);
         }
         assert!(chosen.len() > 10, "{chosen:?}");
+    }
+
+    /// Upstream's `numFeasibleNodesToFind`, and that no node is left out when there is not enough room.
+    #[test]
+    fn a_share_of_the_nodes_is_enough_when_that_is_asked_for() {
+        let names: Vec<_> = (0..1_000).map(|number| format!("n{number}")).collect();
+        let all = snapshot(names.iter().map(|name| node(name).resource("cpu", "1")).collect());
+        let mut full = all.clone();
+        for name in &names[..950] {
+            full.place(&Arc::new(pod(&format!("on-{name}")).request("cpu", "1").info()), name);
+        }
+        let cases: [(&Snapshot, u8, usize); 7] = [
+            (&all, 0, 1_000),
+            (&all, 100, 1_000),
+            (&all, 1, 100),
+            (&all, 30, 300),
+            (&all, 99, 990),
+            (&full, 0, 50),
+            (&full, 10, 50),
+        ];
+        for (snapshot, percent, feasible) in cases {
+            let profile = Profile::builder().percentage_of_nodes_to_score(percent).build().unwrap();
+            let decide = |name: &str| decide(&profile, snapshot, &pod(name).request("cpu", "1").info());
+            let (decision, other) = (decide("p"), decide("q"));
+            assert_eq!(decision.feasible.len(), feasible, "{percent} %");
+            assert!(decision.feasible.is_sorted() && decision.node().is_some());
+            assert_eq!(
+                decision.feasible == other.feasible,
+                feasible == 1_000 || feasible == 50,
+                "each pod begins elsewhere"
+            );
+        }
+        let small = snapshot(names[..99].iter().map(|name| node(name)).collect());
+        let profile = Profile::builder().percentage_of_nodes_to_score(5).build().unwrap();
+        assert_eq!(decide(&profile, &small, &pod("p").info()).feasible.len(), 99);
+        let nowhere = decide(&profile, &full, &pod("p").request("cpu", "2").info());
+        assert!(nowhere.failure().unwrap().starts_with("0/1000 nodes are available: 1000 Insufficient cpu."));
     }
 
     #[test]

@@ -230,13 +230,16 @@ impl Diagnosis {
         text
     }
 
-    /// The finality of each rejected node, those included that were left out.
+    /// The finality of each rejected node, those included that were left out. When the pod was rejected before any node was looked
+    /// at, that counts for all nodes.
     pub fn finalities(&self) -> impl Iterator<Item = (NodeIndex, Finality)> {
+        let before = self.pre_filter.iter();
+        let before = before.flat_map(|said| (0..self.nodes).map(|index| (index, said.finality)));
         let rejected = self.rejected.iter().map(|(index, _, rejection)| (*index, rejection.finality));
         let left_out = self.left_out.iter();
         let left_out =
             left_out.flat_map(|(nodes, rejection)| nodes.iter().map(|&index| (index, rejection.finality)));
-        rejected.chain(left_out)
+        before.chain(rejected).chain(left_out)
     }
 
     fn counts(&self) -> Vec<String> {

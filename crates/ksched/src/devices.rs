@@ -51,12 +51,14 @@ mod pool;
 mod result;
 mod search;
 mod selector;
+mod totals;
 
 pub use allocated::{Allocated, DeviceId};
 pub use demand::Demand;
 pub use inventory::Inventory;
-pub use search::{RESULTS_MAX, STEPS_MAX, allocate};
+pub use search::{RESULTS_MAX, STEPS_LIMIT_MAX, STEPS_MAX, allocate, allocate_within};
 pub use selector::{SELECTORS_MAX, Selectors};
+pub use totals::totals;
 
 /// Why nothing can be allocated to a claim, on this node or on any; worded as upstream's. That devices are taken is no
 /// error.
@@ -69,7 +71,7 @@ pub enum AllocateError {
     /// No device was found, and some pools on the node were not looked at because they contradict themselves.
     #[error("invalid resource pools were encountered")]
     InvalidPools,
-    /// The search took more than [`STEPS_MAX`] steps.
+    /// The search took more steps than it may; see [`STEPS_MAX`].
     #[error("node {0}: timed out trying to allocate devices")]
     TooLong(String),
 }

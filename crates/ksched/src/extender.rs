@@ -21,6 +21,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 pub use self::decide::decide_extended;
+pub(crate) use self::decide::decide_extended_measured;
 #[cfg(feature = "http-extenders")]
 pub use self::{
     http::{ANSWER_BYTES_MAX, HTTP_TIMEOUT, HttpExtender, HttpExtenderOptions},

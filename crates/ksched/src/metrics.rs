@@ -4,6 +4,7 @@
 
 mod family;
 mod label;
+pub(crate) mod meter;
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,8 @@ use std::{
 use ahash::RandomState;
 use smallvec::SmallVec;
 
-pub(crate) use self::{family::Family, label::Label};
+pub use self::meter::PLUGIN_SAMPLE_PERCENT;
+pub(crate) use self::{family::Family, label::Label, meter::Meter};
 
 /// How many series are kept; what comes beyond is not counted. Names of plug-ins and profiles come from configurations.
 pub const SERIES_MAX: usize = 4_096;
@@ -135,9 +137,28 @@ impl Metrics {
         self.observe(Family::Attempts, [], f64::from(attempts));
     }
 
+    /// The victims of a pod were told to go, or some could not be.
+    pub(crate) fn preempted(&self, ok: bool, took: Duration) {
+        let result = if ok { "success" } else { "error" };
+        self.observe(Family::PreemptionDuration, [result.into()], took.as_secs_f64());
+        self.add(Family::PreemptionExecutions, [result.into()], 1);
+    }
+
+    /// A try of a pod group has ended.
+    pub(crate) fn group(&self, result: &'static str, profile: &Arc<str>, decision: Duration, took: Duration) {
+        let labels = || [result.into(), profile.into()];
+        self.add(Family::GroupAttempts, labels(), 1);
+        self.observe(Family::GroupDuration, labels(), took.as_secs_f64());
+        self.observe(Family::GroupAlgorithm, [], decision.as_secs_f64());
+    }
+
+    /// Something that happened in the cluster was taken over.
+    pub(crate) fn handled(&self, event: &'static str, took: Duration) {
+        self.observe(Family::EventHandling, [event.into()], took.as_secs_f64());
+    }
+
     /// All plug-ins of an extension point have been asked about a pod.
-    pub(crate) fn point(&self, point: &'static str, ok: bool, profile: &Arc<str>, took: Duration) {
-        let status = if ok { "Success" } else { "Error" };
+    fn point(&self, point: &'static str, status: &'static str, profile: &Arc<str>, took: Duration) {
         let labels = [point.into(), status.into(), profile.into()];
         self.observe(Family::ExtensionPoint, labels, took.as_secs_f64());
     }

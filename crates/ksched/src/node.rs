@@ -57,6 +57,13 @@ impl NodeInfo {
         }
     }
 
+    /// Whether the two differ at most in what they offer: rules that count pods over many nodes see no difference.
+    pub(crate) fn same_for_rules(&self, other: &Self) -> bool {
+        self.labels == other.labels
+            && self.taints == other.taints
+            && self.unschedulable == other.unschedulable
+    }
+
     /// Whether scheduling sees no difference between the two.
     #[must_use]
     pub fn same_for_scheduling(&self, other: &Self) -> bool {

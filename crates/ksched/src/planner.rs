@@ -3,6 +3,7 @@
 mod class;
 
 use std::{
+    any::TypeId,
     collections::{HashMap, VecDeque},
     fmt,
     sync::Arc,
@@ -10,12 +11,14 @@ use std::{
 
 use ahash::RandomState;
 use kreconcile::Change;
+use smallvec::SmallVec;
 
 use crate::{
     booking::Booking,
-    cycle::decide_among,
+    cycle::decide_measured,
     decision::Decision,
     event::ClusterEvent,
+    metrics::{Meter, Metrics},
     node::NodeInfo,
     planner::class::Class,
     plugin::CycleState,
@@ -34,8 +37,10 @@ pub const CHANGES_MAX: usize = 8_192;
 /// A [`Snapshot`] together with what profiles say of its nodes, for each class of equal pods.
 ///
 /// Pods that ask for the same and are asked the same by others, such as those of one ReplicaSet, get the same answers. So the
-/// answers are kept, and after a change only those are renewed that it concerns. The choice is the one that
-/// [`decide_among`] would make; where that can't be told from what is kept, `decide_among` makes it.
+/// answers are kept, and after a change only those are renewed that it concerns: a pod that comes or goes and a node that offers
+/// something else concern that node; an object of another kind concerns the pods whose plug-ins have looked at objects of its
+/// kind. When a node comes, goes, or has other labels or taints, all is found out again. The choice is the one that
+/// [`decide_among`](crate::decide_among) would make; where that can't be told from what is kept, `decide_among` makes it.
 ///
 /// ```
 /// use ksched::{Planner, Profile, Plan, build::{node, pod}};
@@ -54,22 +59,32 @@ pub const CHANGES_MAX: usize = 8_192;
 pub struct Planner {
     profiles: Arc<[Profile]>,
     snapshot: Snapshot,
-    /// The last changes of pods.
+    /// The last changes of pods, of what nodes offer, and of the kinds that classes may depend on.
     log: VecDeque<Logged>,
     /// The number of the first one in the log.
     first: u64,
-    /// Raised when nodes or other objects change: all that is kept is void then.
+    /// Raised when nodes come, go, or change in what rules for many pods look at: all that is kept is void then.
     epoch: u64,
     topologies: HashMap<Arc<str>, Arc<Topology>, RandomState>,
     topologies_epoch: u64,
     /// The one that was needed last comes first.
     classes: Vec<Class>,
+    made: u64,
 }
 
-struct Logged {
-    pod: Arc<PodInfo>,
-    node: NodeIndex,
-    came: bool,
+enum Logged {
+    Pod {
+        pod: Arc<PodInfo>,
+        node: NodeIndex,
+        came: bool,
+    },
+    /// What a node offers, and how many nodes have these images.
+    Node {
+        node: NodeIndex,
+        images: Vec<Arc<str>>,
+    },
+    /// Objects of a kind.
+    Kind(TypeId),
 }
 
 impl fmt::Debug for Planner {
@@ -120,7 +135,14 @@ impl Planner {
             topologies: HashMap::default(),
             topologies_epoch: 0,
             classes: Vec::new(),
+            made: 0,
         }
+    }
+
+    /// How often all nodes had to be asked for a class of equal pods, because nothing was kept for it or that had become void.
+    #[must_use]
+    pub fn classes_made(&self) -> u64 {
+        self.made
     }
 
     /// The state of the cluster.
@@ -132,9 +154,15 @@ impl Planner {
     /// As [`Snapshot::set_node`].
     pub fn set_node(&mut self, node: impl Into<Arc<NodeInfo>>) {
         let node = node.into();
-        let known = self.snapshot.find(&node.name).map(|index| self.snapshot.node(index));
-        if known.is_none_or(|known| !known.info().same_for_scheduling(&node)) {
-            self.forget();
+        match self.snapshot.find(&node.name).map(|index| (index, self.snapshot.node(index).info())) {
+            Some((_, known)) if known.same_for_scheduling(&node) => {}
+            Some((index, known)) if known.same_for_rules(&node) => {
+                let differs = |image: &&Arc<str>| known.images.get(*image) != node.images.get(*image);
+                let images = known.images.keys().chain(node.images.keys()).filter(differs);
+                let images = images.cloned().collect();
+                self.note(Logged::Node { node: index, images });
+            }
+            _ => self.forget(),
         }
         self.snapshot.set_node(node);
     }
@@ -152,8 +180,14 @@ impl Planner {
         self.note_leaving(&pod.uid);
         self.snapshot.place(pod, node);
         if let Some(node) = self.snapshot.find(node) {
-            self.note(Logged { pod: Arc::clone(pod), node, came: true });
+            self.note(Logged::Pod { pod: Arc::clone(pod), node, came: true });
         }
+    }
+
+    /// Puts a pod in the place of itself, on the same node, when it asks for the same and is the same for others: nothing that is
+    /// kept changes.
+    pub(crate) fn confirm(&mut self, pod: &Arc<PodInfo>, node: &str) {
+        self.snapshot.place(pod, node);
     }
 
     /// As [`Snapshot::remove_pod`].
@@ -170,7 +204,7 @@ impl Planner {
             old.generation > 0 && old.generation == new.generation && old.labels == new.labels
         });
         if !is_status {
-            self.forget();
+            self.note(Logged::Kind(interest.kind()));
         }
         interest.apply(self.snapshot.catalog_mut(), change)
     }
@@ -185,8 +219,9 @@ impl Planner {
     ) -> T {
         let before = self.snapshot.catalog().edition();
         let done = book(&mut Booking::new(cycle, pod, node, &mut self.snapshot));
-        if self.snapshot.catalog().edition() != before {
-            self.forget();
+        let changed: SmallVec<[TypeId; 4]> = self.snapshot.catalog().changed_since(before).collect();
+        for kind in changed {
+            self.note(Logged::Kind(kind));
         }
         done
     }
@@ -201,7 +236,7 @@ impl Planner {
         let Some(pod) = self.snapshot.pod(uid) else { return };
         let node = self.snapshot.node_of(uid).and_then(|node| self.snapshot.find(node));
         if let Some(node) = node {
-            self.note(Logged { pod: Arc::clone(pod), node, came: false });
+            self.note(Logged::Pod { pod: Arc::clone(pod), node, came: false });
         }
     }
 
@@ -221,10 +256,9 @@ impl Planner {
     }
 
     /// The changes from a position on; `None` when some of them are not kept any more.
-    fn changes_since(&self, position: u64) -> Option<impl Iterator<Item = PodChange<'_>>> {
+    fn changes_since(&self, position: u64) -> Option<impl Iterator<Item = &Logged>> {
         let skip = usize::try_from(position.checked_sub(self.first)?).ok()?;
-        let changes = self.log.iter().skip(skip);
-        Some(changes.map(|logged| PodChange { pod: &logged.pod, node: logged.node, came: logged.came }))
+        Some(self.log.range(skip.min(self.log.len())..))
     }
 
     /// Decides about a pod of the profile with this number.
@@ -232,16 +266,47 @@ impl Planner {
     /// # Panics
     /// When there is no such profile.
     pub fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>, nominated: &[Nominated]) -> Plan {
+        let meter = Meter::none(&self.profiles[profile].scheduler_name);
+        self.plan_measured(profile, pod, nominated, &meter)
+    }
+
+    /// As [`plan`](Self::plan), for the pod's try with this number; how long the extension points take goes to `metrics`, and for
+    /// a [sample](crate::metrics::PLUGIN_SAMPLE_PERCENT) of pods how long each plug-in takes.
+    ///
+    /// # Panics
+    /// When there is no such profile.
+    pub fn plan_with_metrics(
+        &mut self,
+        profile: usize,
+        pod: &Arc<PodInfo>,
+        nominated: &[Nominated],
+        metrics: &Metrics,
+        attempt: u32,
+    ) -> Plan {
+        self.plan_measured(profile, pod, nominated, &Meter::new(metrics, pod, attempt))
+    }
+
+    /// As [`plan`](Self::plan); how long what took goes to the meter.
+    pub(crate) fn plan_measured(
+        &mut self,
+        profile: usize,
+        pod: &Arc<PodInfo>,
+        nominated: &[Nominated],
+        meter: &Meter,
+    ) -> Plan {
         let nominations = Nominations::new(nominated, pod, &self.snapshot);
         let contested: Vec<NodeIndex> = nominations.others.iter().map(|(node, _)| *node).collect();
         // A pod for which room was made is tried there first. Whoever acts on the decision may want the notes.
-        if nominations.own.is_none()
-            && !self.profiles[profile].points.concern(pod, self.snapshot.catalog())
-            && let Some(node) = self.quick(profile, pod, &contested)
-        {
-            return Plan::Node(node);
+        if nominations.own.is_none() && !self.profiles[profile].points.concern(pod, self.snapshot.catalog()) {
+            let begin = meter.begin();
+            let found = self.quick(profile, pod, &contested);
+            meter.hint(found.is_some(), begin);
+            if let Some(node) = found {
+                return Plan::Node(node);
+            }
         }
-        Plan::Decision(Box::new(decide_among(&self.profiles[profile], &self.snapshot, pod, nominated)))
+        let profile = &self.profiles[profile];
+        Plan::Decision(Box::new(decide_measured(profile, &self.snapshot, pod, nominated, meter)))
     }
 
     fn quick(&mut self, profile: usize, pod: &Arc<PodInfo>, contested: &[NodeIndex]) -> Option<NodeIndex> {
@@ -259,6 +324,7 @@ impl Planner {
                 let mut class =
                     Class::new(&profiles[profile], profile, pod, &self.snapshot, &mut self.topologies);
                 (class.epoch, class.position) = (epoch, position);
+                self.made += 1;
                 class
             }
         };
@@ -274,7 +340,14 @@ impl Planner {
             return None;
         }
         for change in self.changes_since(class.position)? {
-            if !class.pod_changed(change) {
+            let taken_over = match change {
+                Logged::Pod { pod, node, came } => {
+                    class.pod_changed(PodChange { pod, node: *node, came: *came })
+                }
+                Logged::Node { node, images } => class.node_changed(*node, images),
+                Logged::Kind(kind) => !class.reads.all && !class.reads.kinds.contains(kind),
+            };
+            if !taken_over {
                 return None;
             }
         }

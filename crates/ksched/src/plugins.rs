@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub use balanced_allocation::BalancedAllocation;
 pub use default_binder::DefaultBinder;
 pub use default_preemption::DefaultPreemption;
-pub use dynamic_resources::{BINDING_TIMEOUT, DynamicResources};
+pub use dynamic_resources::{BINDING_TIMEOUT, DynamicResources, FILTER_TIMEOUT};
 pub use gang_scheduling::{GANG_WAIT_MAX, GangScheduling};
 pub(crate) use gang_scheduling::{NAME as GANG_SCHEDULING, WAITING as WAITING_FOR_GANG};
 pub use image_locality::ImageLocality;

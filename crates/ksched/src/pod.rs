@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::core::v1::{Pod, Taint, Toleration};
-use kcore::{Labels, Quantity};
+use kcore::{Labels, Quantity, Stored};
 use smallvec::SmallVec;
 
 use crate::{
@@ -102,11 +102,35 @@ pub struct PodInfo {
     pub condition: Option<ScheduledCondition>,
     /// `metadata.generation`; 0 when there is none.
     pub generation: i64,
-    /// The object that it was read from, for plug-ins that need more.
+    /// The object that it was read from, for plug-ins that need more. That of a pod on a node may be one from before it came there:
+    /// later ones are read only when they differ in what is noted here.
     pub object: Arc<Pod>,
 }
 
 impl PodInfo {
+    /// This pod once it is bound to a node, without reading it again, if the binding is all that has happened to it: a server in
+    /// the same process, whose headers say enough, counts the binding as one change of the specification. What the pod's status
+    /// says besides is not read; [`PodInfo::object`] stays the one from before the binding.
+    pub(crate) fn bound(&self, node: &Arc<str>, stored: &Stored) -> Option<Self> {
+        let header = stored.header();
+        let only_bound = self.generation > 0
+            && header.generation == self.generation + 1
+            && self.node_name.is_none()
+            && header.field("spec.nodeName") == Some(node)
+            && matches!(header.field("status.phase"), Some("Pending" | "Running"))
+            && header.deletion.is_none()
+            && !self.deleting
+            && !self.resizing
+            && header.labels == self.labels;
+        only_bound.then(|| Self {
+            node_name: Some(Arc::clone(node)),
+            generation: header.generation,
+            nominated_node: None,
+            condition: None,
+            ..self.clone()
+        })
+    }
+
     /// Reads a pod.
     #[must_use]
     pub fn new(pod: impl Into<Arc<Pod>>) -> Self {
@@ -240,4 +264,57 @@ fn condition(pod: &Pod) -> Option<ScheduledCondition> {
         reason: known.reason.as_deref().unwrap_or_default().into(),
         message: known.message.as_deref().unwrap_or_default().into(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header as a server in the same process gives it.
+    fn header(generation: i64, node: &str, phase: &str) -> kcore::Header {
+        let mut header = kcore::Header::of(&serde_json::json!({"metadata": {
+            "namespace": "default", "name": "p", "uid": "uid-p", "generation": generation, "labels": {"app": "web"}}}));
+        header.fields = [("spec.nodeName", node), ("status.phase", phase)]
+            .map(|(path, value)| (path.into(), value.into()))
+            .into();
+        header
+    }
+
+    #[test]
+    fn a_pod_that_was_only_bound_is_not_read_again() {
+        let mut waits = crate::build::pod("p").request("cpu", "1").info();
+        waits.labels = [("app", "web")].into_iter().collect();
+        waits.generation = 3;
+        let node: Arc<str> = "a".into();
+        let deleted =
+            kcore::Header { deletion: Some("2026-01-01T00:00:00Z".into()), ..header(4, "a", "Pending") };
+        let labelled =
+            kcore::Header { labels: [("app", "db")].into_iter().collect(), ..header(4, "a", "Pending") };
+        let cases = [
+            ("bound", header(4, "a", "Pending"), true),
+            ("the node was quick", header(4, "a", "Running"), true),
+            ("somebody else changed it before", header(5, "a", "Pending"), false),
+            ("not bound", header(4, "", "Pending"), false),
+            ("bound elsewhere", header(4, "b", "Pending"), false),
+            ("ended", header(4, "a", "Succeeded"), false),
+            ("goes", deleted, false),
+            ("another label", labelled, false),
+            (
+                "a server that says less",
+                kcore::Header { fields: Box::default(), ..header(4, "a", "") },
+                false,
+            ),
+        ];
+        for (what, header, expected) in cases {
+            let bound = waits.bound(&node, &Stored::new(header, 9, Vec::new().into()));
+            assert_eq!(bound.is_some(), expected, "{what}");
+            if let Some(bound) = bound {
+                assert_eq!((bound.node_name.as_deref(), bound.generation), (Some("a"), 4));
+                assert_eq!(bound.requests, waits.requests);
+            }
+        }
+        waits.generation = 0;
+        let stored = Stored::new(header(1, "a", "Pending"), 9, Vec::new().into());
+        assert!(waits.bound(&node, &stored).is_none(), "nothing is counted");
+    }
 }

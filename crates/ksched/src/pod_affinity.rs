@@ -18,20 +18,13 @@ use crate::pod::PodInfo;
 #[must_use]
 pub fn read_selector(selector: Option<&v1::LabelSelector>) -> Option<LabelSelector> {
     let selector = selector?;
-    let mut requirements: Vec<Requirement> =
-        selector.match_labels.iter().flatten().map(|(key, value)| equals(key, value)).collect();
-    for requirement in selector.match_expressions.iter().flatten() {
-        let operator = match requirement.operator.as_str() {
-            "In" => Operator::In,
-            "NotIn" => Operator::NotIn,
-            "Exists" => Operator::Exists,
-            "DoesNotExist" => Operator::DoesNotExist,
-            _ => return None,
-        };
-        let (key, values) = (requirement.key.clone(), requirement.values.clone().unwrap_or_default());
-        requirements.push(Requirement { key, operator, values });
-    }
-    Some(LabelSelector::new(requirements))
+    let labels = selector.match_labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
+    let expressions = selector
+        .match_expressions
+        .iter()
+        .flatten()
+        .map(|one| (one.key.as_str(), one.operator.as_str(), one.values.clone().unwrap_or_default()));
+    LabelSelector::of_object(labels, expressions)
 }
 
 /// A label has this value.

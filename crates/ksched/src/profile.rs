@@ -15,6 +15,10 @@ use crate::{
 /// The largest weight (upstream's limit is that the sum of all does not overflow).
 pub const WEIGHT_MAX: i64 = 1_000_000;
 
+/// However small the share of nodes is, a search does not end before it has found room on so many (upstream's
+/// `minFeasibleNodesToFind`).
+pub const FEASIBLE_NODES_MIN: usize = 100;
+
 /// A plug-in at one extension point.
 pub(crate) struct Entry<P: ?Sized> {
     pub(crate) name: Arc<str>,
@@ -48,6 +52,8 @@ type Entries<P> = Vec<Entry<P>>;
 pub struct Profile {
     pub(crate) scheduler_name: Arc<str>,
     pub(crate) seed: u64,
+    /// Of how many nodes in a hundred it is enough to find room on them; `None` for all.
+    pub(crate) sample_percent: Option<u8>,
     pub(crate) points: Points,
 }
 
@@ -96,6 +102,12 @@ impl Default for Profile {
 }
 
 impl Profile {
+    /// On how many of so many nodes it is enough to find room (upstream's `numFeasibleNodesToFind`).
+    pub(crate) fn feasible_enough(&self, nodes: usize) -> usize {
+        let share = |percent: u8| (nodes * usize::from(percent) / 100).max(FEASIBLE_NODES_MIN);
+        self.sample_percent.map_or(nodes, share).min(nodes)
+    }
+
     /// Begins with the default profile.
     pub fn builder() -> ProfileBuilder {
         ProfileBuilder::default_profile()
@@ -151,6 +163,7 @@ pub enum BuildError {
 pub struct ProfileBuilder {
     scheduler_name: Arc<str>,
     seed: u64,
+    sample_percent: Option<u8>,
     points: Points,
     unknown: Option<Arc<str>>,
 }
@@ -192,6 +205,7 @@ impl ProfileBuilder {
         Self {
             scheduler_name: DEFAULT_SCHEDULER_NAME.into(),
             seed: 0,
+            sample_percent: None,
             points: Points::default(),
             unknown: None,
         }
@@ -211,6 +225,18 @@ impl ProfileBuilder {
     /// default.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
+        self
+    }
+
+    /// Ends the search for nodes once it has found room on this share of them, in percent, as upstream's
+    /// `percentageOfNodesToScore` does; but not before it was found on [`FEASIBLE_NODES_MIN`]. 0, the default, and 100 have all nodes
+    /// looked at (upstream chooses a share by the number of nodes when it is 0).
+    ///
+    /// Each pod begins at another node, which the seed and the pod decide. A [`Planner`](crate::Planner) keeps what is known of
+    /// nodes, and with it looking at all of them costs less than a search; it does not for a profile with such a share, so
+    /// that it gives the same answer as [`decide`](crate::decide).
+    pub fn percentage_of_nodes_to_score(mut self, percent: u8) -> Self {
+        self.sample_percent = (1..100).contains(&percent).then_some(percent);
         self
     }
 
@@ -309,7 +335,8 @@ impl ProfileBuilder {
     }
 
     fn finish(self) -> Profile {
-        Profile { scheduler_name: self.scheduler_name, seed: self.seed, points: self.points }
+        let Self { scheduler_name, seed, sample_percent, points, .. } = self;
+        Profile { scheduler_name, seed, sample_percent, points }
     }
 }
 

@@ -18,11 +18,16 @@ use tokio::time::Instant;
 use crate::{
     event::{ClusterEvent, Hint},
     groups::Groups,
-    metrics::{Family, Metrics},
+    metrics::{
+        Family, Meter, Metrics,
+        meter::{self, verdict_status},
+    },
     plugin::{QueueSort, QueueingHint, Rejection, Verdict},
     pod::{PodInfo, ScheduledCondition},
-    profile::Profile,
+    profile::{Entry as ProfileEntry, Profile},
 };
+
+type HintEntry = ProfileEntry<dyn QueueingHint>;
 
 /// The back-off after the first failure (upstream's `podInitialBackoffSeconds`).
 pub const BACKOFF_MIN: Duration = Duration::from_secs(1);
@@ -58,6 +63,8 @@ pub struct QueuedPod {
     pub(crate) first: Option<Instant>,
     /// When the last try began.
     pub(crate) started: Instant,
+    /// Whether it is tried because it has waited for so long, and not because something has happened.
+    pub(crate) flushed: bool,
 }
 
 impl QueuedPod {
@@ -65,7 +72,7 @@ impl QueuedPod {
     #[must_use]
     pub fn new(pod: Arc<PodInfo>, since: Instant) -> Self {
         let (rejected_by, written, first) = (Vec::new(), None, None);
-        Self { pod, since, attempts: 0, rejected_by, written, first, started: since }
+        Self { pod, since, attempts: 0, rejected_by, written, first, started: since, flushed: false }
     }
 }
 
@@ -307,6 +314,7 @@ impl SchedulingQueue {
     /// Puts a pod back that no node would take; it waits for an event that helps against one of `rejected_by`.
     pub fn failed(&mut self, mut queued: QueuedPod, rejected_by: Vec<Arc<str>>, now: Instant) {
         queued.since = now;
+        queued.flushed = false;
         queued.rejected_by = rejected_by;
         self.count_incoming("unschedulable", FAILED);
         self.insert(queued, Place::Unschedulable { until: now + UNSCHEDULABLE_MAX });
@@ -383,7 +391,8 @@ impl SchedulingQueue {
                 break;
             }
             let uid = Arc::clone(uid);
-            if let Some(queued) = self.take(&uid) {
+            if let Some(mut queued) = self.take(&uid) {
+                queued.flushed = true;
                 self.retry(queued, TIMED_OUT, now);
             }
         }
@@ -400,9 +409,20 @@ impl SchedulingQueue {
             let entry = profile.points.hints.iter().find(|entry| entry.name == *name);
             entry.map_or(is_asked_for, |entry| {
                 added.is_none_or(|added| entry.plugin.wants_new_pod(added))
-                    && QueueingHint::hint(&*entry.plugin, &queued.pod, event) == Hint::Queue
+                    && self.hint(entry, queued, event) == Hint::Queue
             })
         })
+    }
+
+    /// Asks a plug-in; how long that takes is measured for a sample, as there may be very many pods.
+    fn hint(&self, entry: &HintEntry, queued: &QueuedPod, event: &ClusterEvent) -> Hint {
+        if !meter::is_sampled(&queued.pod, queued.attempts) {
+            return entry.plugin.hint(&queued.pod, event);
+        }
+        let since = Instant::now();
+        let hint = entry.plugin.hint(&queued.pod, event);
+        Meter::queueing_hint(&self.metrics, &entry.name, event.label(), hint, since.elapsed());
+        hint
     }
 
     fn profile(&self, pod: &PodInfo) -> Option<&Profile> {
@@ -432,17 +452,29 @@ impl SchedulingQueue {
         }
     }
 
+    /// What holds a pod back.
+    fn held_back(&self, queued: &QueuedPod) -> Option<(Arc<str>, Rejection)> {
+        let profile = self.profile(&queued.pod)?;
+        let meter = Meter::new(&self.metrics, &queued.pod, queued.attempts);
+        let all = meter.begin();
+        let held_back = profile.points.pre_enqueue.iter().find_map(|entry| {
+            let begin = meter.begin_plugin();
+            let verdict = entry.plugin.pre_enqueue(&queued.pod, &self.groups);
+            meter.plugin(&entry.name, "PreEnqueue", verdict_status(&verdict), begin);
+            match verdict {
+                Verdict::Pass => None,
+                Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
+            }
+        });
+        let status =
+            held_back.as_ref().map_or(meter::SUCCESS, |(_, said)| meter::finality_status(said.finality));
+        meter.point("PreEnqueue", status, all);
+        held_back
+    }
+
     /// Next, unless something holds the pod back.
     fn activate(&mut self, mut queued: QueuedPod, why: &'static str, now: Instant) -> Option<Rejection> {
-        let verdict = self.profile(&queued.pod).and_then(|profile| {
-            profile.points.pre_enqueue.iter().find_map(|entry| {
-                match entry.plugin.pre_enqueue(&queued.pod, &self.groups) {
-                    Verdict::Pass => None,
-                    Verdict::Reject(rejection) => Some((Arc::clone(&entry.name), rejection)),
-                }
-            })
-        });
-        match verdict {
+        match self.held_back(&queued) {
             None => {
                 queued.first.get_or_insert(now);
                 self.count_incoming("active", why);

@@ -1,6 +1,7 @@
 //! The scheduler that runs: it watches pods and nodes, decides, and binds.
 
 mod binding;
+mod commit;
 mod core;
 mod gang;
 mod preemption;

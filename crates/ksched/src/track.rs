@@ -17,7 +17,8 @@ use crate::{
 pub enum Track<T: ?Sized> {
     /// Not at all: it is asked anew for each pod.
     Anew,
-    /// What it says about a node depends on the pod, on that node and on the pods there: it is asked when these change.
+    /// What it says about a node depends on the pod, on that node and on the pods there, and on the objects of other kinds that
+    /// it looks at for it: it is asked when these change. How many nodes have one of the pod's images counts as its node's.
     Node,
     /// This follows what happens to pods.
     Follow(Box<T>),
@@ -52,10 +53,16 @@ impl PodChange<'_> {
     }
 }
 
-/// A filter for one class of pods. Nodes stay as they are during its life; when one changes, it is made anew.
+/// A filter for one class of pods. The labels and taints of nodes stay as they are during its life.
 pub trait FilterTracker: Send {
     /// Takes a change over. `false` when it can't: then it is made anew.
     fn pod_changed(&mut self, change: PodChange<'_>) -> bool;
+
+    /// What a node offers has changed: its capacity or its images, but neither its labels nor its taints nor whether it takes
+    /// pods. `false`, the default, when that matters: then it is made anew, as it is after any other change of a node.
+    fn node_changed(&mut self, _node: NodeIndex) -> bool {
+        false
+    }
 
     /// Whether every node passes now.
     fn is_silent(&self) -> bool;
@@ -64,10 +71,16 @@ pub trait FilterTracker: Send {
     fn retain(&mut self, nodes: &mut Vec<NodeIndex>);
 }
 
-/// A score for one class of pods. Nodes stay as they are during its life; when one changes, it is made anew.
+/// A score for one class of pods. The labels and taints of nodes stay as they are during its life.
 pub trait ScoreTracker: Send {
     /// Takes a change over. `false` when it can't: then it is made anew.
     fn pod_changed(&mut self, change: PodChange<'_>) -> bool;
+
+    /// What a node offers has changed: its capacity or its images, but neither its labels nor its taints nor whether it takes
+    /// pods. `false`, the default, when that matters: then it is made anew, as it is after any other change of a node.
+    fn node_changed(&mut self, _node: NodeIndex) -> bool {
+        false
+    }
 
     /// Whether all nodes have the same score now, whichever are feasible.
     fn is_silent(&self) -> bool;

@@ -7,6 +7,7 @@ use ksched::{
     NodeInfo, Plan, Planner, PodInfo, Profile, Snapshot,
     build::{node, pod},
     decide_among,
+    plugin::CycleState,
 };
 use serde_json::{Value, json};
 
@@ -120,6 +121,52 @@ fn start() -> Snapshot {
     snapshot
 }
 
+/// A node offers something else, or has other images, or both.
+fn resize(dice: &mut Dice, planner: &mut Planner) {
+    let names = Arc::clone(planner.snapshot().names());
+    let Some(name) = names.get(usize::try_from(dice.roll(12)).unwrap()) else { return };
+    let index = planner.snapshot().find(name).unwrap();
+    let known = Arc::clone(planner.snapshot().node(index).info());
+    let other = random_node(dice, name);
+    let mut node = (*known.object).clone();
+    let (status, new) = (node.status.get_or_insert_default(), other.object.status.clone().unwrap());
+    if dice.roll(3) > 0 {
+        status.allocatable = new.allocatable;
+    }
+    if dice.roll(2) == 0 {
+        status.images = new.images;
+    }
+    planner.set_node(NodeInfo::new(node));
+}
+
+/// An object of another kind comes, changes or goes, as when a plug-in books it.
+fn change_object(dice: &mut Dice, planner: &mut Planner) {
+    let pod = Arc::new(pod("holder").info());
+    let (mut cycle, what) = (CycleState::default(), dice.roll(4));
+    let label = ["served", "other"][usize::try_from(dice.roll(2)).unwrap()];
+    planner.book(&mut cycle, &pod, &"n0".into(), |booking| {
+        let catalog = booking.catalog_mut();
+        match what {
+            0 => {
+                let service = json!({"metadata": {"name": "s", "namespace": "default"},
+                    "spec": {"selector": {"app": label}}});
+                catalog.set::<Service>(Arc::new(serde_json::from_value(service).unwrap()));
+            }
+            1 => {
+                catalog.remove::<Service>("default", "s");
+            }
+            2 => {
+                let space = json!({"metadata": {"name": "default", "labels": {"team": label}}});
+                catalog.set::<Namespace>(Arc::new(serde_json::from_value(space).unwrap()));
+            }
+            _ => {
+                let claim = json!({"metadata": {"namespace": "default", "name": label}});
+                catalog.set::<PersistentVolumeClaim>(Arc::new(serde_json::from_value(claim).unwrap()));
+            }
+        }
+    });
+}
+
 /// Runs one random history; tells how many choices were made from what was kept, and how many from scratch.
 fn run(seed: u64) -> (usize, usize) {
     let mut dice = Dice(seed);
@@ -137,6 +184,8 @@ fn run(seed: u64) -> (usize, usize) {
                 planner.set_node(random_node(&mut dice, &name));
             }
             1 => planner.remove_node(&format!("n{}", dice.roll(12))),
+            7 => resize(&mut dice, &mut planner),
+            8 => change_object(&mut dice, &mut planner),
             2..6 if !placed.is_empty() => {
                 let at = usize::try_from(dice.roll(placed.len() as u64)).unwrap();
                 assert!(planner.remove_pod(&placed.swap_remove(at).uid));
@@ -188,6 +237,34 @@ fn the_choice_is_that_of_a_decision_from_scratch() {
     assert!(kept > 0 && anew > 0, "{kept} kept, {anew} anew");
 }
 
+/// A claim for one pod only was given to a second one: when the first was planned nobody used it, and that was kept.
+#[test]
+fn a_claim_for_one_pod_is_not_given_to_the_next() {
+    let mut snapshot = Snapshot::new();
+    for name in ["a", "b"] {
+        snapshot.set_node(node(name).info());
+    }
+    let volume = json!({"metadata": {"name": "v"}, "spec": {}});
+    let volume: k8s_openapi::api::core::v1::PersistentVolume = serde_json::from_value(volume).unwrap();
+    snapshot.catalog_mut().set(Arc::new(volume));
+    let claim = json!({"metadata": {"namespace": "default", "name": "c",
+        "annotations": {"pv.kubernetes.io/bind-completed": "yes"}},
+        "spec": {"volumeName": "v", "accessModes": ["ReadWriteOncePod"]}});
+    snapshot.catalog_mut().set::<PersistentVolumeClaim>(Arc::new(serde_json::from_value(claim).unwrap()));
+    let mut planner = Planner::with_snapshot([Profile::default()].into(), snapshot);
+    for (name, expected) in [("first", true), ("second", false)] {
+        let volume = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+        let volumes = serde_json::from_value(volume).unwrap();
+        let pod = Arc::new(pod(name).edit(|pod| pod.spec.get_or_insert_default().volumes = volumes).info());
+        let plan = planner.plan(0, &pod, &[]);
+        let node = plan.node(&planner).map(str::to_owned);
+        assert_eq!(node.is_some(), expected, "{name}: {plan:?}");
+        if let Some(node) = node {
+            planner.place(&pod, &node);
+        }
+    }
+}
+
 /// Volumes that are still to be chosen take a decision whose notes are kept; no other pod pays for that.
 #[test]
 fn only_pods_that_have_something_to_book_are_decided_on_from_scratch() {
@@ -213,4 +290,44 @@ fn only_pods_that_have_something_to_book_are_decided_on_from_scratch() {
         assert_eq!(plan.node(&planner), Some("a"));
         assert_eq!(matches!(plan, Plan::Node(_)), quick, "{}", pod.name);
     }
+}
+
+/// What was kept used to be void whenever anything was booked or any object changed: with one pod with a volume or a device
+/// between two plain ones, every plain one had all nodes asked again.
+#[test]
+fn what_is_kept_is_void_only_when_it_depends_on_what_has_changed() {
+    let mut planner = Planner::with_snapshot([Profile::default()].into(), start());
+    for name in ["a", "b", "c"] {
+        planner.set_node(node(name).resource("cpu", "4").resource("memory", "8Gi").image("web:1", 1).info());
+    }
+    let plain = |name: &str| Arc::new(pod(name).request("cpu", "100m").info());
+    let choose = |planner: &mut Planner, name: &str| {
+        let pod = plain(name);
+        let plan = planner.plan(0, &pod, &[]);
+        assert!(matches!(plan, Plan::Node(_)));
+        let node = plan.node(planner).unwrap().to_owned();
+        planner.place(&pod, &node);
+        planner.classes_made()
+    };
+    let book = |planner: &mut Planner, value: &Value| {
+        let holder = plain("holder");
+        planner.book(&mut CycleState::default(), &holder, &"a".into(), |booking| {
+            let (catalog, value) = (booking.catalog_mut(), value.clone());
+            match value["kind"].as_str().unwrap() {
+                "Service" => catalog.set::<Service>(Arc::new(serde_json::from_value(value).unwrap())),
+                _ => catalog.set::<PersistentVolumeClaim>(Arc::new(serde_json::from_value(value).unwrap())),
+            }
+        });
+    };
+    let object = |kind: &str| json!({"kind": kind, "apiVersion": "v1", "metadata": {"name": "x", "namespace": "default"}});
+    assert_eq!(choose(&mut planner, "p0"), 1);
+    assert_eq!(choose(&mut planner, "p1"), 1);
+    book(&mut planner, &object("PersistentVolumeClaim"));
+    assert_eq!(choose(&mut planner, "p2"), 1, "a pod without volumes does not depend on claims");
+    planner.set_node(node("b").resource("cpu", "8").resource("memory", "8Gi").image("db:1", 1).info());
+    assert_eq!(choose(&mut planner, "p3"), 1, "that node alone is asked again");
+    book(&mut planner, &object("Service"));
+    assert_eq!(choose(&mut planner, "p4"), 2, "a Service may have the pod spread");
+    planner.set_node(node("b").resource("cpu", "8").resource("memory", "8Gi").label("zone", "z").info());
+    assert_eq!(choose(&mut planner, "p5"), 3, "a label may matter to all");
 }

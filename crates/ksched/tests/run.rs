@@ -331,6 +331,10 @@ async fn what_happens_to_pods_is_counted() {
         "scheduler_queue_incoming_pods_total{queue=\"active\",event=\"UnschedulablePodAdd\"} 2",
         "scheduler_queue_incoming_pods_total{queue=\"backoff\",event=\"ScheduleAttemptFailure\"} 1",
         "scheduler_cache_size{type=\"nodes\"} 1",
+        "scheduler_goroutines{operation=\"binding\"} 0",
+        "scheduler_event_handling_duration_seconds_count{event=\"NodeAdd\"} 1",
+        &format!("scheduler_batch_attempts_total{{{profile},result=\"hint_used\"}} 2"),
+        &format!("scheduler_get_node_hint_duration_seconds_count{{hinted=\"hint\",{profile}}} 2"),
     ] {
         assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
     }

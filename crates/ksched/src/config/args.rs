@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use crate::{
     config::{ConfigError, extenders::go_duration},
     plugins::{
-        BIND_TIMEOUT, BalancedAllocation, DefaultPreemption, DynamicResources, InterPodAffinity,
-        NodeAffinity, NodeResourcesFit, PodTopologySpread, ScoringStrategy, VolumeBinding,
+        BIND_TIMEOUT, BINDING_TIMEOUT, BalancedAllocation, DefaultPreemption, DynamicResources,
+        FILTER_TIMEOUT, InterPodAffinity, NodeAffinity, NodeResourcesFit, PodTopologySpread, ScoringStrategy,
+        VolumeBinding,
     },
     spread::SpreadConstraint,
 };
@@ -222,19 +223,24 @@ pub(crate) fn dynamic_resources(args: &Value) -> Result<DynamicResources, Errors
     #[derive(Deserialize, Default)]
     #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
     struct Args {
-        #[serde(rename = "filterTimeout")]
-        _filter_timeout: Option<String>,
+        filter_timeout: Option<String>,
         binding_timeout: Option<String>,
     }
     let args: Args = read(args)?;
-    let Some(text) = args.binding_timeout else { return Ok(DynamicResources::default()) };
-    match go_duration(&text).filter(|timeout| *timeout >= Duration::from_secs(1)) {
-        Some(timeout) => Ok(DynamicResources::new(timeout)),
-        None => {
-            let why = "must be greater than or equal to 1 second";
-            Err(vec![ConfigError::invalid("bindingTimeout", text, why)])
-        }
+    let mut errors = Vec::new();
+    let filter = args.filter_timeout.as_deref().map_or(Some(FILTER_TIMEOUT), go_duration);
+    if filter.is_none() {
+        let (text, why) = (args.filter_timeout.unwrap_or_default(), "must be zero or positive");
+        errors.push(ConfigError::invalid("filterTimeout", text, why));
     }
+    let binding = args.binding_timeout.as_deref().map_or(Some(BINDING_TIMEOUT), go_duration);
+    let binding = binding.filter(|timeout| *timeout >= Duration::from_secs(1));
+    if binding.is_none() {
+        let (text, why) = (args.binding_timeout.unwrap_or_default(), "must be at least 1 second");
+        errors.push(ConfigError::invalid("bindingTimeout", text, why));
+    }
+    let plugin = DynamicResources::new(binding.unwrap_or(BINDING_TIMEOUT));
+    checked(plugin.with_filter_timeout(filter.unwrap_or(FILTER_TIMEOUT)), errors)
 }
 
 pub(crate) fn pod_topology_spread(args: &Value) -> Result<PodTopologySpread, Errors> {

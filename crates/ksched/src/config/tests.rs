@@ -116,6 +116,15 @@ fn what_is_wrong_is_told() {
             "profiles[0].pluginConfig[0].args: strict decoding error: unknown field `addedAfinity`, expected `addedAffinity`",
         ),
         (
+            args("DynamicResources", json!({"filterTimeout": "soon", "bindingTimeout": "500ms"})),
+            "[profiles[0].pluginConfig[0].args.filterTimeout: Invalid value: soon: must be zero or positive, \
+             profiles[0].pluginConfig[0].args.bindingTimeout: Invalid value: 500ms: must be at least 1 second]",
+        ),
+        (
+            args("VolumeBinding", json!({"bindTimeoutSeconds": -1})),
+            "profiles[0].pluginConfig[0].args.bindTimeoutSeconds: Invalid value: -1: invalid BindTimeoutSeconds, should not be a negative value",
+        ),
+        (
             json!({"plugins": {"filter": {"enabled": [{"name": "EBSLimits"}]}}}),
             "profiles[0].plugins.filter.enabled[0]: Invalid value: \"EBSLimits\": was invalid in version \"kubescheduler.config.k8s.io/v1\" (KubeSchedulerConfiguration is version \"kubescheduler.config.k8s.io/v1\")",
         ),
@@ -221,5 +230,26 @@ fn durations_are_read_as_go_writes_them() {
         ("1x", None),
     ] {
         assert_eq!(super::extenders::go_duration(text), expected, "{text:?}");
+    }
+}
+
+/// <https://kubernetes.io/docs/concepts/scheduling-eviction/scheduler-perf-tuning/>; 0 has all nodes looked at here.
+#[test]
+fn the_share_of_nodes_is_the_profiles_or_that_of_all() {
+    let cases = [
+        (json!(null), json!(null), None),
+        (json!(30), json!(null), Some(30)),
+        (json!(30), json!(60), Some(60)),
+        (json!(null), json!(60), Some(60)),
+        (json!(30), json!(0), None),
+        (json!(0), json!(null), None),
+        (json!(100), json!(null), None),
+    ];
+    for (all, one, expected) in cases {
+        let mut written = configuration(&json!([{"percentageOfNodesToScore": one}]));
+        written["percentageOfNodesToScore"] = all.clone();
+        let read = SchedulerConfiguration::from_value(written).unwrap();
+        let profiles = read.profiles(&Registry::default()).unwrap();
+        assert_eq!(profiles[0].sample_percent, expected, "{all} {one}");
     }
 }

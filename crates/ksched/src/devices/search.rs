@@ -26,9 +26,12 @@ use crate::{
 
 /// How many devices a claim can have (`AllocationResultsMaxSize`).
 pub const RESULTS_MAX: usize = 32;
-/// How many steps a search may take; upstream limits the time instead (`filterTimeout`, ten seconds). Tasks that few steps
-/// solve are the rule, but some take more than there are atoms.
+/// How many steps a search may take, unless something else is [asked for](allocate_within); upstream limits the time instead
+/// (`filterTimeout`, ten seconds), which would have the answer depend on the machine. Tasks that few steps solve are the rule, but
+/// some take more than there are atoms.
 pub const STEPS_MAX: u64 = 1_000_000;
+/// How many steps can be asked for at most.
+pub const STEPS_LIMIT_MAX: u64 = 100 * STEPS_MAX;
 
 /// Gives each claim its devices, in the order of the demand; `None` when not all of them can have what they need on this
 /// node. Taken together the results are consistent, and go well with what is allocated already.
@@ -44,10 +47,24 @@ pub fn allocate(
     allocated: &Allocated,
     node: &NodeInfo,
 ) -> Result<Option<Vec<AllocationResult>>, AllocateError> {
+    allocate_within(STEPS_MAX, demand, inventory, allocated, node)
+}
+
+/// As [`allocate`], in so many steps; [`STEPS_LIMIT_MAX`] when it is more.
+///
+/// # Errors
+/// As [`allocate`].
+pub fn allocate_within(
+    steps_max: u64,
+    demand: &Demand,
+    inventory: &Inventory,
+    allocated: &Allocated,
+    node: &NodeInfo,
+) -> Result<Option<Vec<AllocationResult>>, AllocateError> {
     let pools = pools(inventory, node);
     let mut search = Search::new(demand, &pools, allocated, node);
     search.prepare().map_err(AllocateError::Claim)?;
-    match search.run() {
+    match search.run(steps_max.min(STEPS_LIMIT_MAX)) {
         Outcome::Found => {
             let claims = demand.claims.iter().enumerate();
             let results = claims.map(|(claim, of)| {
@@ -232,10 +249,10 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn run(&mut self) -> Outcome {
+    fn run(&mut self, steps_max: u64) -> Outcome {
         let mut choices = Vec::new();
         let mut step = Step::Enter(Place::default(), false, 0);
-        while self.steps < STEPS_MAX {
+        while self.steps < steps_max {
             self.steps += 1;
             step = match step {
                 Step::Enter(place, inside, from) => self.enter(place, inside, from, &mut choices),

@@ -7,6 +7,7 @@ use crate::{
     cycle::{Help, begin, filter, give_up, help, score, select},
     decision::{Decision, ScoreColumn},
     extender::{EXTENDER_NAME, EXTENDER_SCORE_MAX, Extender, ExtenderError, Filtered},
+    metrics::Meter,
     plugin::{MAX_NODE_SCORE, Rejection},
     pod::PodInfo,
     profile::Profile,
@@ -26,23 +27,39 @@ pub async fn decide_extended(
     pod: &PodInfo,
     nominated: &[Nominated],
 ) -> Result<Decision, ExtenderError> {
+    let meter = Meter::none(&profile.scheduler_name);
+    decide_extended_measured(profile, extenders, snapshot, pod, nominated, &meter).await
+}
+
+/// As [`decide_extended`]; how long what took goes to the meter.
+///
+/// # Errors
+/// When an extender fails that can't be ignored.
+pub(crate) async fn decide_extended_measured(
+    profile: &Profile,
+    extenders: &[Arc<dyn Extender>],
+    snapshot: &Snapshot,
+    pod: &PodInfo,
+    nominated: &[Nominated],
+    meter: &Meter,
+) -> Result<Decision, ExtenderError> {
     let extenders: Vec<_> = extenders.iter().filter(|extender| extender.is_interested(pod)).collect();
     let mut decision = begin(snapshot);
     if snapshot.is_empty() {
         return Ok(decision);
     }
     let mut nominations = Nominations::new(nominated, pod, snapshot);
-    let mut skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
+    let mut skipped = filter(profile, snapshot, pod, &nominations, &mut decision, meter);
     ask_filters(&extenders, snapshot, pod, &mut decision).await?;
     if decision.feasible.is_empty() && nominations.own.is_some() {
         // Room was made on a node that will not do any more: the others are looked at.
         decision = begin(snapshot);
         nominations.own = None;
-        skipped = filter(profile, snapshot, pod, &nominations, &mut decision);
+        skipped = filter(profile, snapshot, pod, &nominations, &mut decision, meter);
         ask_filters(&extenders, snapshot, pod, &mut decision).await?;
     }
     if decision.feasible.is_empty() {
-        let (help, repairs) = help(profile, snapshot, pod, &decision, &nominations, &skipped);
+        let (help, repairs) = help(profile, snapshot, pod, &decision, &nominations, &skipped, meter);
         decision.repairs = repairs;
         let help = match help {
             Help::Candidates(candidates) => match ask_preemption(&extenders, snapshot, pod, candidates).await
@@ -55,7 +72,7 @@ pub async fn decide_extended(
         give_up(snapshot, help, &mut decision);
         return Ok(decision);
     }
-    score(profile, snapshot, pod, &mut decision);
+    score(profile, snapshot, pod, &mut decision, meter);
     ask_scores(&extenders, snapshot, pod, &mut decision).await;
     decision.chosen = select(profile.seed, snapshot, pod, &decision);
     Ok(decision)

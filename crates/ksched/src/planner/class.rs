@@ -11,7 +11,7 @@ use crate::{
     plugin::{CycleState, FilterPlugin, PreFilterVerdict, PreScoreVerdict, ScorePlugin, Verdict},
     pod::PodInfo,
     profile::Profile,
-    snapshot::{NodeIndex, Snapshot},
+    snapshot::{NodeIndex, Snapshot, catalog::ReadKinds},
     track::{FilterTracker, PodChange, ScoreTracker, Surroundings, Topology, Track},
 };
 
@@ -21,6 +21,8 @@ const NOT_FEASIBLE: i64 = i64::MIN;
 pub(super) struct Class {
     pub(super) epoch: u64,
     pub(super) position: u64,
+    /// The kinds of objects that its answers depend on.
+    pub(super) reads: ReadKinds,
     profile: usize,
     /// The pod that the class was made for.
     pod: Arc<PodInfo>,
@@ -101,11 +103,13 @@ impl Class {
         snapshot: &Snapshot,
         topologies: &mut HashMap<Arc<str>, Arc<Topology>, RandomState>,
     ) -> Self {
-        let kept = keep(profile, pod, &mut Surroundings::new(snapshot, topologies)).map(|mut kept| {
-            kept.renew(pod, snapshot);
-            kept
+        let (kept, reads) = snapshot.catalog().reads_of(|| {
+            keep(profile, pod, &mut Surroundings::new(snapshot, topologies)).map(|mut kept| {
+                kept.renew(pod, snapshot);
+                kept
+            })
         });
-        Self { epoch: 0, position: 0, profile: number, pod: Arc::clone(pod), kept }
+        Self { epoch: 0, position: 0, reads, profile: number, pod: Arc::clone(pod), kept }
     }
 
     pub(super) fn has(&self, profile: usize, pod: &PodInfo) -> bool {
@@ -119,9 +123,22 @@ impl Class {
             && kept.score_trackers.iter_mut().all(|(tracker, _)| tracker.pod_changed(change))
     }
 
+    /// Takes over that a node offers something else, and how many nodes have these images.
+    pub(super) fn node_changed(&mut self, node: NodeIndex, images: &[Arc<str>]) -> bool {
+        let Some(kept) = &mut self.kept else { return true };
+        if self.pod.images.iter().any(|image| images.contains(image)) {
+            return false;
+        }
+        kept.stale.insert(node);
+        kept.filter_trackers.iter_mut().all(|tracker| tracker.node_changed(node))
+            && kept.score_trackers.iter_mut().all(|(tracker, _)| tracker.node_changed(node))
+    }
+
     pub(super) fn renew(&mut self, snapshot: &Snapshot) {
-        if let Some(kept) = &mut self.kept {
-            kept.renew(&self.pod, snapshot);
+        let Self { kept: Some(kept), pod, reads, .. } = self else { return };
+        if !kept.stale.is_clear() {
+            let ((), more) = snapshot.catalog().reads_of(|| kept.renew(pod, snapshot));
+            reads.add(&more);
         }
     }
 

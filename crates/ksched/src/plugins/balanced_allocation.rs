@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::dynamic_resources::offered::{Left, Offered};
+
 use crate::{
     plugin::{CycleState, MAX_NODE_SCORE, PreScore, PreScoreVerdict, ScorePlugin},
     pod::PodInfo,
@@ -19,7 +21,11 @@ const NAME: &str = "NodeResourcesBalancedAllocation";
 #[derive(Clone, Debug)]
 pub struct BalancedAllocation {
     resources: Vec<Arc<str>>,
+    devices: Arc<Offered>,
 }
+
+/// A resource that counts: its name, its column if any node has it itself, and what a pod asks for.
+type Wanted<'a> = (&'a str, Option<&'a ResourceColumn>, i64);
 
 impl Default for BalancedAllocation {
     /// CPU and memory.
@@ -32,17 +38,23 @@ impl BalancedAllocation {
     /// Evens out these resources.
     #[must_use]
     pub fn new<N: Into<Arc<str>>>(resources: impl IntoIterator<Item = N>) -> Self {
-        Self { resources: resources.into_iter().map(Into::into).collect() }
+        Self { resources: resources.into_iter().map(Into::into).collect(), devices: Arc::default() }
     }
 
     /// The resources that count for this pod, with what it asks for.
-    fn resolve<'a>(&self, pod: &PodInfo, snapshot: &'a Snapshot) -> SmallVec<[(&'a ResourceColumn, i64); 4]> {
-        let with_amount = |name: &Arc<str>| {
+    fn resolve<'a>(&'a self, pod: &PodInfo, snapshot: &'a Snapshot) -> SmallVec<[Wanted<'a>; 4]> {
+        let with_amount = |name: &'a Arc<str>| {
             let wanted = pod.requests.get(name);
             let counts = wanted != 0 || !resources::is_scalar(name);
-            snapshot.columns().resource(name).filter(|_| counts).map(|column| (column, wanted))
+            counts.then(|| (&**name, snapshot.columns().resource(name), wanted))
         };
         self.resources.iter().filter_map(with_amount).collect()
+    }
+
+    /// What is left of the devices that stand for the resources that count.
+    fn left(&self, pod: &PodInfo, snapshot: &Snapshot) -> Option<Left<'_>> {
+        let asked = self.resources.iter().filter(|name| pod.requests.get(name) != 0);
+        self.devices.left(asked, snapshot.catalog())
     }
 }
 
@@ -94,7 +106,7 @@ impl ScorePlugin for BalancedAllocation {
     }
 
     fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
-        score_row(&self.resolve(pod, node.snapshot()), node.index())
+        score_row(&self.resolve(pod, node.snapshot()), self.left(pod, node.snapshot()).as_ref(), node)
     }
 
     fn score_all(
@@ -106,8 +118,8 @@ impl ScorePlugin for BalancedAllocation {
         scores: &mut Vec<i64>,
     ) {
         // The columns are looked up by name once, not once per node.
-        let wanted = self.resolve(pod, snapshot);
-        scores.extend(nodes.iter().map(|&row| score_row(&wanted, row)));
+        let (wanted, left) = (self.resolve(pod, snapshot), self.left(pod, snapshot));
+        scores.extend(nodes.iter().map(|&row| score_row(&wanted, left.as_ref(), snapshot.node(row))));
     }
 
     fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {
@@ -119,11 +131,16 @@ impl ScorePlugin for BalancedAllocation {
     }
 }
 
-fn score_row(wanted: &[(&ResourceColumn, i64)], row: NodeIndex) -> i64 {
+fn score_row(wanted: &[Wanted<'_>], left: Option<&Left<'_>>, node: NodeView<'_>) -> i64 {
     let mut with: SmallVec<[f64; 4]> = SmallVec::new();
     let mut without: SmallVec<[f64; 4]> = SmallVec::new();
-    for (column, wanted) in wanted {
-        let (allocatable, requested) = (column.allocatable[row], column.requested[row]);
+    let row = node.index();
+    for (name, column, wanted) in wanted {
+        let (mut allocatable, mut requested) =
+            column.map_or((0, 0), |column| (column.allocatable[row], column.requested[row]));
+        if let (0, Some(left)) = (allocatable, left) {
+            (allocatable, requested) = left.of(name, node.info());
+        }
         if allocatable != 0 {
             with.push(fraction(requested + wanted, allocatable));
             without.push(fraction(requested, allocatable));

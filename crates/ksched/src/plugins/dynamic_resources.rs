@@ -6,22 +6,20 @@ mod conditions;
 pub(crate) mod extended;
 mod in_flight;
 mod notes;
+pub(crate) mod offered;
 mod repair;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 
-use self::{bind::Booked, notes::Notes};
+use self::{bind::Booked, notes::Notes, offered::Offered};
 use crate::{
     booking::Booking,
-    devices::{Inventory, Selectors},
+    devices::{STEPS_LIMIT_MAX, STEPS_MAX},
     event::{ClusterEvent, Hint, ObjectEvent},
     groups::Groups,
     plugin::{
@@ -32,7 +30,7 @@ use crate::{
     pod::PodInfo,
     snapshot::{
         NodeIndex, NodeView, Snapshot,
-        catalog::{Catalog, Interest, Version},
+        catalog::{Catalog, Interest},
     },
     track::{FilterTracker, ScoreTracker, Surroundings, Track},
     trial::Attempt,
@@ -41,6 +39,8 @@ use crate::{
 const NAME: &str = "DynamicResources";
 /// How long devices may take to be ready for a pod (upstream's `DynamicResourcesBindingTimeoutDefault`).
 pub const BINDING_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long the search for devices on one node may take by default (upstream's `filterTimeout`).
+pub const FILTER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Finds devices for the claims of pods, by [`devices`](crate::devices): a node will do when all claims that have none yet
 /// can have theirs there, and those that have can be used from there.
@@ -53,9 +53,10 @@ pub const BINDING_TIMEOUT: Duration = Duration::from_secs(600);
 /// Pods without claims are none of its business and cost it nothing.
 ///
 /// Extended resources that a device class stands for (KEP-5004) are devices on nodes that don't have them otherwise: a claim is
-/// made for them when the pod is bound, and the pod's status tells which container gets what of it.
+/// made for them when the pod is bound, and the pod's status tells which container gets what of it. Where such a resource counts in
+/// the scores of [`NodeResourcesFit`](super::NodeResourcesFit) and [`BalancedAllocation`](super::BalancedAllocation), its devices do.
 ///
-/// What upstream's does besides: claims of a whole `PodGroup`, and scores by how many such devices are left.
+/// What upstream's does besides: claims of a whole `PodGroup`.
 #[derive(Clone, Debug)]
 pub struct DynamicResources {
     binding_timeout: Duration,
@@ -63,10 +64,11 @@ pub struct DynamicResources {
 }
 
 /// What is the same for many pods.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Kept {
-    selectors: Selectors,
-    inventory: Mutex<(Version, Arc<Inventory>)>,
+    offered: Offered,
+    /// How many steps a search for devices on one node may take.
+    steps_max: u64,
 }
 
 impl Default for DynamicResources {
@@ -79,19 +81,24 @@ impl DynamicResources {
     /// With another time than [`BINDING_TIMEOUT`] for devices to be ready.
     #[must_use]
     pub fn new(binding_timeout: Duration) -> Self {
-        Self { binding_timeout, kept: Arc::default() }
+        Self { binding_timeout, kept: Kept::new(STEPS_MAX) }
+    }
+
+    /// With another time than [`FILTER_TIMEOUT`] for the search on one node (upstream's `filterTimeout`). So that the answer does not
+    /// depend on the machine, it is steps that are counted: [`STEPS_MAX`] of them for [`FILTER_TIMEOUT`], and in proportion for
+    /// other times. Zero, which is without a limit upstream, allows [`STEPS_LIMIT_MAX`].
+    #[must_use]
+    pub fn with_filter_timeout(self, timeout: Duration) -> Self {
+        let steps = u128::from(STEPS_MAX) * timeout.as_nanos() / FILTER_TIMEOUT.as_nanos();
+        let steps =
+            if timeout.is_zero() { STEPS_LIMIT_MAX } else { u64::try_from(steps).unwrap_or(STEPS_LIMIT_MAX) };
+        Self { kept: Kept::new(steps.clamp(1, STEPS_LIMIT_MAX)), ..self }
     }
 }
 
 impl Kept {
-    /// The devices, read again only when a slice has changed.
-    fn inventory(&self, catalog: &Catalog) -> Arc<Inventory> {
-        let version = catalog.version::<ResourceSlice>();
-        let mut kept = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.0 != version {
-            *kept = (version, Arc::new(Inventory::of(catalog)));
-        }
-        Arc::clone(&kept.1)
+    fn new(steps_max: u64) -> Arc<Self> {
+        Arc::new(Self { offered: Offered::default(), steps_max })
     }
 }
 

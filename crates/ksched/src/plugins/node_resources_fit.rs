@@ -5,7 +5,10 @@ use std::sync::Arc;
 use k8s_openapi::api::resource::v1::DeviceClass;
 use smallvec::SmallVec;
 
-use super::dynamic_resources::extended;
+use super::dynamic_resources::{
+    extended,
+    offered::{Left, Offered},
+};
 
 use crate::{
     event::{ClusterEvent, Hint},
@@ -17,7 +20,7 @@ use crate::{
     resources,
     snapshot::{
         NodeIndex, NodeView, Snapshot,
-        catalog::Interest,
+        catalog::{Catalog, Interest},
         columns::{Columns, ResourceColumn},
     },
     track::{FilterTracker, ScoreTracker, Surroundings, Track},
@@ -66,12 +69,14 @@ pub struct NodeResourcesFit {
     weights: Vec<(Arc<str>, i64)>,
     ignored: Vec<String>,
     ignored_groups: Vec<String>,
+    devices: Arc<Offered>,
 }
 
 /// A resource that counts in the score, on all nodes, and what a pod asks for.
 struct Wanted<'a> {
-    allocatable: &'a [i64],
-    requested: &'a [i64],
+    name: &'a str,
+    /// What there is and what is asked for already; `None` when no node has the resource itself.
+    column: Option<(&'a [i64], &'a [i64])>,
     amount: i64,
     weight: i64,
 }
@@ -90,7 +95,8 @@ impl NodeResourcesFit {
         weights: impl IntoIterator<Item = (N, i64)>,
     ) -> Self {
         let weights = weights.into_iter().map(|(name, weight)| (name.into(), weight)).collect();
-        Self { strategy, weights, ignored: Vec::new(), ignored_groups: Vec::new() }
+        let (ignored, ignored_groups) = (Vec::new(), Vec::new());
+        Self { strategy, weights, ignored, ignored_groups, devices: Arc::default() }
     }
 
     /// Lets nodes pass whatever they have of these extended resources, and of those whose names start with one of these
@@ -108,26 +114,39 @@ impl NodeResourcesFit {
     }
 
     /// The resources that count for this pod.
-    fn resolve<'a>(&self, pod: &PodInfo, columns: &'a Columns) -> SmallVec<[Wanted<'a>; 4]> {
-        let wanted = |(name, weight): &(Arc<str>, i64)| {
-            let column = columns.resource(name)?;
+    fn resolve<'a>(&'a self, pod: &PodInfo, columns: &'a Columns) -> SmallVec<[Wanted<'a>; 4]> {
+        let wanted = |(name, weight): &'a (Arc<str>, i64)| {
+            let column = columns.resource(name);
             let (requested, amount) = match &**name {
-                "cpu" => (&columns.score_milli_cpu, pod.score_milli_cpu),
-                "memory" => (&columns.score_memory, pod.score_memory),
-                name => (&column.requested, pod.requests.get(name)),
+                "cpu" => (Some(&columns.score_milli_cpu), pod.score_milli_cpu),
+                "memory" => (Some(&columns.score_memory), pod.score_memory),
+                name => (column.map(|column| &column.requested), pod.requests.get(name)),
             };
+            let column =
+                column.zip(requested).map(|(column, requested)| (&*column.allocatable, &**requested));
             let counts = amount != 0 || !resources::is_scalar(name);
-            counts.then(|| Wanted { allocatable: &column.allocatable, requested, amount, weight: *weight })
+            counts.then_some(Wanted { name, column, amount, weight: *weight })
         };
         self.weights.iter().filter_map(wanted).collect()
     }
 
-    fn score_row(&self, wanted: &[Wanted<'_>], row: NodeIndex) -> i64 {
+    /// What is left of the devices that stand for the resources that count.
+    fn left(&self, pod: &PodInfo, catalog: &Catalog) -> Option<Left<'_>> {
+        let names = self.weights.iter().map(|(name, _)| name);
+        self.devices.left(names.filter(|name| pod.requests.get(name) != 0), catalog)
+    }
+
+    fn score_row(&self, wanted: &[Wanted<'_>], left: Option<&Left<'_>>, node: NodeView<'_>) -> i64 {
         let by_shape = matches!(self.strategy, ScoringStrategy::RequestedToCapacityRatio(_));
-        let (mut sum, mut weights) = (0, 0);
-        for Wanted { allocatable, requested, amount, weight } in wanted {
-            if allocatable[row] != 0 {
-                let score = self.score_of(requested[row] + amount, allocatable[row]);
+        let (mut sum, mut weights, row) = (0, 0, node.index());
+        for Wanted { name, column, amount, weight } in wanted {
+            let (mut allocatable, mut requested) =
+                column.map_or((0, 0), |(allocatable, requested)| (allocatable[row], requested[row]));
+            if let (0, Some(left)) = (allocatable, left) {
+                (allocatable, requested) = left.of(name, node.info());
+            }
+            if allocatable != 0 {
+                let score = self.score_of(requested + amount, allocatable);
                 if score > 0 || !by_shape {
                     sum += score * weight;
                     weights += weight;
@@ -228,7 +247,8 @@ impl ScorePlugin for NodeResourcesFit {
     }
 
     fn score(&self, _cycle: &CycleState, pod: &PodInfo, node: NodeView<'_>) -> i64 {
-        self.score_row(&self.resolve(pod, node.snapshot().columns()), node.index())
+        let left = self.left(pod, node.snapshot().catalog());
+        self.score_row(&self.resolve(pod, node.snapshot().columns()), left.as_ref(), node)
     }
 
     fn score_all(
@@ -240,8 +260,8 @@ impl ScorePlugin for NodeResourcesFit {
         scores: &mut Vec<i64>,
     ) {
         // The columns are looked up by name once, not once per node.
-        let wanted = self.resolve(pod, snapshot.columns());
-        scores.extend(nodes.iter().map(|&row| self.score_row(&wanted, row)));
+        let (wanted, left) = (self.resolve(pod, snapshot.columns()), self.left(pod, snapshot.catalog()));
+        scores.extend(nodes.iter().map(|&row| self.score_row(&wanted, left.as_ref(), snapshot.node(row))));
     }
 
     fn track(&self, _pod: &Arc<PodInfo>, _around: &mut Surroundings<'_>) -> Track<dyn ScoreTracker> {

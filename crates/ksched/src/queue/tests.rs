@@ -64,6 +64,33 @@ async fn only_what_helps_wakes_a_pod() {
     }
 }
 
+/// One node wakes all that wait for room, each once and in the order of their priorities, and none of those that it does not help.
+#[tokio::test(start_paused = true)]
+async fn one_event_wakes_ten_thousand_pods() {
+    const PODS: usize = 10_000;
+    let (mut queue, now) = (queue(), Instant::now());
+    for number in 0..PODS {
+        let pod = pod(&format!("p{number}")).request("cpu", "4").priority(i32::try_from(number % 7).unwrap());
+        queue.set(Arc::new(pod.info()), now);
+        let queued = queue.pop(now).unwrap();
+        // Every tenth waits for something else.
+        let why = if number % 10 == 0 { "NodePorts" } else { "NodeResourcesFit" };
+        queue.failed(queued, vec![why.into()], now);
+    }
+    let gone = ClusterEvent::PodGone(Arc::new(pod("x").info()));
+    let later = now + BACKOFF_MAX;
+    queue.happened(&gone, later);
+    let expected =
+        QueueLengths { active: PODS / 10 * 9, unschedulable: PODS / 10, ..QueueLengths::default() };
+    assert_eq!(queue.lengths(), expected);
+    queue.happened(&gone, later);
+    assert_eq!(queue.lengths(), expected, "they are awake");
+    let order: Vec<_> = std::iter::from_fn(|| queue.pop(later)).collect();
+    assert_eq!(order.len(), PODS / 10 * 9);
+    let number = |queued: &QueuedPod| queued.pod.name[1..].parse::<usize>().unwrap();
+    assert!(order.is_sorted_by_key(|queued| (-queued.pod.priority, number(queued))));
+}
+
 /// Wants to know of new pods, if it says so, and is helped by those of the same name.
 struct Twins(bool);
 

@@ -7,7 +7,10 @@ use tokio::time::Instant;
 
 use crate::{
     extender::Extender,
-    metrics::{Family, Label, Metrics},
+    metrics::{
+        Family, Meter, Metrics,
+        meter::{self, result_status},
+    },
     observer::Observer,
     plugin::{BindError, BindOutcome, Binding, CycleState, PreBind, Rejection},
     pod::PodInfo,
@@ -19,6 +22,7 @@ use crate::{
 /// A pod that has a node and is to be bound.
 pub(super) struct Job {
     pub(super) metrics: Metrics,
+    pub(super) meter: Meter,
     pub(super) client: kube::Client,
     pub(super) profiles: Arc<[Profile]>,
     /// Which of them it is.
@@ -50,7 +54,7 @@ pub(super) enum Done {
     /// What was to help the pod with this uid is done, or could not be.
     Repair { uid: Arc<str>, failed: bool },
     /// The victims of the pod with this uid are told to go, but for those where it failed.
-    Preemption { uid: Arc<str>, failed: bool },
+    Preemption { uid: Arc<str>, failed: bool, took: Duration },
 }
 
 /// How a binding ended.
@@ -104,54 +108,38 @@ async fn permitted(
     })
 }
 
-/// Measures what is done at an extension point, by all its plug-ins or by one.
-struct Watch<'a> {
-    job: &'a Job,
-    point: &'static str,
-    since: Instant,
-}
-
-impl<'a> Watch<'a> {
-    fn start(job: &'a Job, point: &'static str) -> Self {
-        Self { job, point, since: Instant::now() }
-    }
-
-    fn all(self, ok: bool) {
-        let profile = &self.job.profiles[self.job.profile].scheduler_name;
-        self.job.metrics.point(self.point, ok, profile, self.since.elapsed());
-    }
-
-    fn one(self, plugin: &str, ok: bool) {
-        let status = if ok { "Success" } else { "Error" };
-        let labels = [Label::from(&Arc::from(plugin)), self.point.into(), status.into()];
-        self.job.metrics.observe(Family::Plugin, labels, self.since.elapsed().as_secs_f64());
-    }
-}
-
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profiles[job.profile].points;
-    let Job { client, cycle, observer, queued, node, .. } = job;
+    let Job { client, cycle, observer, queued, node, meter, .. } = job;
     let binding = Binding { client, cycle, observer, clock: &*job.clock, pod: &queued.pod, node };
     if !job.pre_bind.is_empty() {
-        let all = Watch::start(job, "PreBind");
-        let mut done = Ok(());
-        for plugin in &job.pre_bind {
-            let one = Watch::start(job, "PreBind");
-            done = plugin.pre_bind(binding).await;
-            one.one(plugin.name(), done.is_ok());
-            if done.is_err() {
-                break;
-            }
-        }
-        all.all(done.is_ok());
+        let begin = meter.begin();
+        let done = prepare(job, binding).await;
+        meter.point("PreBind", result_status(&done), begin);
         done?;
     }
-    let watch = Watch::start(job, "Bind");
+    let begin = meter.begin();
     let bound = bind_by_any(job, binding).await;
-    watch.all(bound.is_ok());
+    meter.point("Bind", result_status(&bound), begin);
     bound?;
-    for entry in &points.post_bind {
-        entry.plugin.post_bind(binding).await;
+    if !points.post_bind.is_empty() {
+        let begin = meter.begin();
+        for entry in &points.post_bind {
+            let begin = meter.begin_plugin();
+            entry.plugin.post_bind(binding).await;
+            meter.plugin(&entry.name, "PostBind", meter::SUCCESS, begin);
+        }
+        meter.point("PostBind", meter::SUCCESS, begin);
+    }
+    Ok(())
+}
+
+async fn prepare(job: &Job, binding: Binding<'_>) -> Result<(), BindError> {
+    for plugin in &job.pre_bind {
+        let begin = job.meter.begin_plugin();
+        let done = plugin.pre_bind(binding).await;
+        job.meter.plugin(&plugin.name().into(), "PreBind", result_status(&done), begin);
+        done?;
     }
     Ok(())
 }
@@ -159,7 +147,17 @@ async fn bind(job: &Job) -> Result<(), BindError> {
 async fn bind_by_any(job: &Job, binding: Binding<'_>) -> Result<(), BindError> {
     let mut bound = bind_by_extender(&job.extenders, binding.pod, binding.node).await?;
     for entry in &job.profiles[job.profile].points.bind {
-        bound = bound || entry.plugin.bind(binding).await? == BindOutcome::Bound;
+        if bound {
+            break;
+        }
+        let begin = job.meter.begin_plugin();
+        let outcome = entry.plugin.bind(binding).await;
+        let status = match &outcome {
+            Ok(BindOutcome::Skip) => meter::SKIP,
+            outcome => result_status(outcome),
+        };
+        job.meter.plugin(&entry.name, "Bind", status, begin);
+        bound = outcome? == BindOutcome::Bound;
     }
     if bound { Ok(()) } else { Err(BindError::NotHandled) }
 }

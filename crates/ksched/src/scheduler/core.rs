@@ -4,7 +4,6 @@ use std::{
     collections::{HashMap, HashSet},
     fmt::Display,
     sync::Arc,
-    time::Duration,
 };
 
 use ahash::RandomState;
@@ -20,20 +19,20 @@ use tokio::{task::JoinSet, time::Instant};
 use crate::{
     decision::{Decision, Nomination},
     event::ClusterEvent,
-    extender::{Extender, ExtenderError, decide_extended},
+    extender::{Extender, ExtenderError, decide_extended_measured},
     groups::{GroupPolicy, GroupState, Groups},
     metrics::{Attempt, Family, Metrics},
     node::NodeInfo,
     observer::{Observed, Observer},
     planner::{Plan, Planner},
-    plugin::{CycleState, PermitVerdict, Rejection, Verdict},
+    plugin::{CycleState, Rejection},
     plugins::GANG_SCHEDULING,
     pod::PodInfo,
-    profile::{Entry, Profile},
+    profile::Profile,
     queue::{QueuedPod, SchedulingQueue},
     scheduler::{
         REQUESTS_MAX, Scheduler,
-        binding::{self, Bound, Done, Job, Outcome, Wait},
+        binding::{Bound, Done, Outcome},
         preemption::{self, Preemption},
         report::Reporter,
     },
@@ -42,8 +41,8 @@ use crate::{
 };
 
 pub(super) struct Core {
-    client: Client,
-    profiles: Arc<[Profile]>,
+    pub(super) client: Client,
+    pub(super) profiles: Arc<[Profile]>,
     pub(super) planner: Planner,
     pub(super) queue: SchedulingQueue,
     /// The uids of pods whose place counts although no informer has shown it yet. A pod that is neither here nor in the
@@ -52,12 +51,14 @@ pub(super) struct Core {
     /// The uids of pods whose victims are being removed, and whether the pod was to be tried meanwhile.
     pub(super) preempting: HashMap<Arc<str>, bool, RandomState>,
     pub(super) tasks: JoinSet<Done>,
+    /// How many of them bind a pod.
+    pub(super) bindings: usize,
     pub(super) reporter: Reporter,
-    waiting: WaitingPods,
-    extenders: Arc<[Arc<dyn Extender>]>,
-    observer: Observer,
+    pub(super) waiting: WaitingPods,
+    pub(super) extenders: Arc<[Arc<dyn Extender>]>,
+    pub(super) observer: Observer,
     observed: Observed,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     pub(super) groups: Groups,
 }
 
@@ -77,6 +78,7 @@ impl Core {
             assumed: HashSet::default(),
             preempting: HashMap::default(),
             tasks: JoinSet::new(),
+            bindings: 0,
             waiting: waiting.clone(),
             extenders: Arc::clone(extenders),
             observer,
@@ -100,6 +102,7 @@ impl Core {
         self.metrics.set(Family::CacheSize, "nodes", snapshot.len());
         self.metrics.set(Family::CacheSize, "pods", snapshot.pods_len());
         self.metrics.set(Family::CacheSize, "assumed_pods", self.assumed.len());
+        self.metrics.set(Family::Goroutines, "binding", self.bindings);
     }
 
     pub(super) fn node_changed(&mut self, change: &Change) {
@@ -114,7 +117,7 @@ impl Core {
                 .map(|index| Arc::clone(self.planner.snapshot().node(index).info()));
             self.planner.remove_node(name);
             if let Some(node) = known {
-                self.queue.happened(&ClusterEvent::NodeRemoved(node), now);
+                self.happened(&ClusterEvent::NodeRemoved(node), now);
             }
             return;
         }
@@ -127,9 +130,9 @@ impl Core {
             .map(|index| Arc::clone(self.planner.snapshot().node(index).info()));
         self.planner.set_node(Arc::clone(&new));
         match known {
-            None => self.queue.happened(&ClusterEvent::NodeAdded(new), now),
+            None => self.happened(&ClusterEvent::NodeAdded(new), now),
             Some(old) if !old.same_for_scheduling(&new) => {
-                self.queue.happened(&ClusterEvent::NodeUpdated { old, new }, now);
+                self.happened(&ClusterEvent::NodeUpdated { old, new }, now);
             }
             Some(_) => {}
         }
@@ -138,6 +141,7 @@ impl Core {
     /// Takes over what happened to objects of other kinds.
     pub(super) fn object_changed(&mut self, interest: &Interest, change: &Change) {
         self.observed.changed();
+        let now = Instant::now();
         let event = self.planner.object_changed(interest, change);
         if let Some(ClusterEvent::Object(event)) = &event
             && let Some((_, new)) = event.of::<PodGroup>()
@@ -146,7 +150,7 @@ impl Core {
             self.groups.set_policy(&key.namespace, &key.name, new.map(GroupPolicy::of));
         }
         match event {
-            Some(event) => self.queue.happened(&event, Instant::now()),
+            Some(event) => self.happened(&event, now),
             None => tracing::warn!(object = %change.key(), "an object can't be read and is left out"),
         }
     }
@@ -161,25 +165,15 @@ impl Core {
         if self.is_known_as_it_is(stored) {
             return;
         }
+        if let Some(pod) = self.bound_as_assumed(stored) {
+            return self.is_on_node(&Arc::new(pod), true);
+        }
         let Some(pod) = change.new_as::<Pod>() else { return };
         let pod = Arc::new(PodInfo::new(pod));
         let now = Instant::now();
         match &pod.node_name {
             _ if pod.terminal => self.gone(&pod.uid),
-            Some(node) => {
-                self.assumed.remove(&pod.uid);
-                self.queue.remove(&pod.uid);
-                self.groups.placed(&pod);
-                let known = self.planner.snapshot().pod(&pod.uid).cloned();
-                self.planner.place(&pod, node);
-                let event = match known {
-                    Some(old) if old.node_name.is_some() => {
-                        ClusterEvent::PodUpdated { old, new: Arc::clone(&pod) }
-                    }
-                    _ => ClusterEvent::PodAssigned(Arc::clone(&pod)),
-                };
-                self.queue.happened(&event, now);
-            }
+            Some(_) => self.is_on_node(&pod, false),
             None if pod.deleting => {
                 self.queue.remove(&pod.uid);
                 self.groups.gone(&pod.uid);
@@ -190,12 +184,48 @@ impl Core {
         }
     }
 
+    /// A pod is on a node. It `is_confirmed` when that is where its place counts already, and nothing else of it is new.
+    fn is_on_node(&mut self, pod: &Arc<PodInfo>, is_confirmed: bool) {
+        let Some(node) = &pod.node_name else { return };
+        let now = Instant::now();
+        self.assumed.remove(&pod.uid);
+        self.queue.remove(&pod.uid);
+        self.groups.placed(pod);
+        let known = self.planner.snapshot().pod(&pod.uid).cloned();
+        if is_confirmed {
+            self.planner.confirm(pod, node);
+        } else {
+            self.planner.place(pod, node);
+        }
+        let event = match known {
+            Some(old) if old.node_name.is_some() => ClusterEvent::PodUpdated { old, new: Arc::clone(pod) },
+            _ => ClusterEvent::PodAssigned(Arc::clone(pod)),
+        };
+        self.happened(&event, now);
+    }
+
+    /// The pod whose place was assumed, if it came there and nothing else has happened to it.
+    fn bound_as_assumed(&self, stored: &Stored) -> Option<PodInfo> {
+        let uid = &*stored.header().uid;
+        if !self.assumed.contains(uid) {
+            return None;
+        }
+        let snapshot = self.planner.snapshot();
+        snapshot.pod(uid)?.bound(snapshot.node_of(uid)?, stored)
+    }
+
+    /// Has the queue take over what has happened; it was seen at `seen`.
+    fn happened(&mut self, event: &ClusterEvent, seen: Instant) {
+        self.queue.happened(event, seen);
+        self.metrics.handled(event.label(), seen.elapsed());
+    }
+
     fn enqueue(&mut self, pod: &Arc<PodInfo>, now: Instant) {
         self.groups.waits(pod);
         let is_new = !self.queue.contains(&pod.uid);
         let held_back = self.queue.set(Arc::clone(pod), now);
         if is_new {
-            self.queue.happened(&ClusterEvent::PodAdded(Arc::clone(pod)), now);
+            self.happened(&ClusterEvent::PodAdded(Arc::clone(pod)), now);
         }
         // What else holds a pod back is nothing that its condition has a word for.
         if held_back.is_none() || pod.gates.is_empty() {
@@ -226,9 +256,10 @@ impl Core {
         self.assumed.remove(uid);
         self.waiting.reject(uid, "", Rejection::unresolvable("the pod is gone"));
         if let Some(pod) = self.planner.snapshot().pod(uid).cloned() {
+            let now = Instant::now();
             self.planner.remove_pod(uid);
             self.observed.changed();
-            self.queue.happened(&ClusterEvent::PodGone(pod), Instant::now());
+            self.happened(&ClusterEvent::PodGone(pod), now);
         }
     }
 
@@ -270,7 +301,7 @@ impl Core {
             return self.schedule_gang(number, queued, least, now).await;
         }
         queued.started = Instant::now();
-        let plan = self.plan(number, &queued.pod).await;
+        let plan = self.plan(number, &queued).await;
         self.metrics.observe(Family::AlgorithmDuration, [], queued.started.elapsed().as_secs_f64());
         let plan = match plan {
             Ok(plan) => plan,
@@ -303,106 +334,6 @@ impl Core {
         self.planner.place(pod, node);
         self.groups.placed(pod);
         self.assumed.insert(Arc::clone(&pod.uid));
-    }
-
-    /// Books, permits and binds a pod that has its place.
-    pub(super) fn commit(
-        &mut self,
-        number: usize,
-        queued: QueuedPod,
-        node: Arc<str>,
-        mut cycle: CycleState,
-        now: Instant,
-    ) {
-        let profiles = Arc::clone(&self.profiles);
-        let profile = &profiles[number];
-        let mut waits = Vec::new();
-        let booking = Instant::now();
-        let refused = self.book(profile, &queued.pod, &node, &mut cycle, &mut waits);
-        if profile.points.concern(&queued.pod, self.planner.snapshot().catalog()) {
-            let took = booking.elapsed();
-            self.metrics.point("Reserve", refused.is_none(), &profile.scheduler_name, took);
-        }
-        if let Some((plugin, rejection)) = refused {
-            self.end_booking(number, &queued.pod, &node, &mut cycle, false);
-            self.refused(queued, &plugin, &rejection, now);
-            return;
-        }
-        let wait = (!waits.is_empty()).then(|| {
-            let names = waits.iter().map(|(name, _)| Arc::clone(name)).collect();
-            Wait { answer: self.waiting.add(&queued.pod, &node, names), times: waits }
-        });
-        let catalog = self.planner.snapshot().catalog();
-        let pre_bind = profile.points.pre_bind.iter();
-        let pre_bind = pre_bind.filter(|entry| entry.plugin.concerns(&queued.pod, catalog));
-        let pre_bind = pre_bind.map(|entry| Arc::clone(&entry.plugin)).collect();
-        let (client, observer) = (self.client.clone(), self.observer.clone());
-        let extenders = Arc::clone(&self.extenders);
-        let metrics = self.metrics.clone();
-        let job = Job {
-            metrics,
-            client,
-            profiles,
-            profile: number,
-            extenders,
-            cycle,
-            queued,
-            node,
-            wait,
-            pre_bind,
-            observer,
-            clock: self.reporter.parts().0,
-        };
-        self.tasks.spawn(binding::run(job, self.waiting.clone()));
-    }
-
-    /// Has the plug-ins that the pod concerns book and permit; gives the first that refuses.
-    fn book(
-        &mut self,
-        profile: &Profile,
-        pod: &Arc<PodInfo>,
-        node: &Arc<str>,
-        cycle: &mut CycleState,
-        waits: &mut Vec<(Arc<str>, Duration)>,
-    ) -> Option<(Arc<str>, Rejection)> {
-        for Entry { name, plugin, .. } in &profile.points.reserve {
-            if plugin.concerns(pod, self.planner.snapshot().catalog())
-                && let Verdict::Reject(rejection) =
-                    self.planner.book(cycle, pod, node, |booking| plugin.reserve(booking))
-            {
-                return Some((Arc::clone(name), rejection));
-            }
-        }
-        for Entry { name, plugin, .. } in &profile.points.permit {
-            if !plugin.concerns(pod, self.planner.snapshot().catalog()) {
-                continue;
-            }
-            let (waiting, groups) = (&self.waiting, &self.groups);
-            match self.planner.book(cycle, pod, node, |booking| plugin.permit(booking, waiting, groups)) {
-                PermitVerdict::Allow => {}
-                PermitVerdict::Reject(rejection) => return Some((Arc::clone(name), rejection)),
-                PermitVerdict::Wait(time) => waits.push((Arc::clone(name), time)),
-            }
-        }
-        None
-    }
-
-    /// Has the plug-ins forget what they booked, or give it back when the pod is not bound.
-    fn end_booking(
-        &mut self,
-        profile: usize,
-        pod: &Arc<PodInfo>,
-        node: &Arc<str>,
-        cycle: &mut CycleState,
-        is_bound: bool,
-    ) {
-        let profiles = Arc::clone(&self.profiles);
-        for Entry { plugin, .. } in profiles[profile].points.reserve.iter().rev() {
-            self.planner.book(cycle, pod, node, |booking| match is_bound {
-                true => plugin.settle(booking),
-                false => plugin.unreserve(booking),
-            });
-        }
     }
 
     /// Has the victims removed, and takes the place away from pods of lower priority that were to get it.
@@ -454,15 +385,17 @@ impl Core {
     }
 
     /// Decides with the pods in place for which room is being made, if they come before this one.
-    pub(super) async fn plan(&mut self, profile: usize, pod: &Arc<PodInfo>) -> Result<Plan, ExtenderError> {
+    pub(super) async fn plan(&mut self, profile: usize, queued: &QueuedPod) -> Result<Plan, ExtenderError> {
+        let (pod, meter) = (&queued.pod, self.meter(queued));
         let nominated: Vec<_> =
             self.queue.nominated().map(|(other, node)| (Arc::clone(other), Arc::clone(node))).collect();
         if self.extenders.iter().any(|extender| extender.is_interested(pod)) {
             let (profile, snapshot) = (&self.profiles[profile], self.planner.snapshot());
-            let decision = decide_extended(profile, &self.extenders, snapshot, pod, &nominated).await?;
+            let decision =
+                decide_extended_measured(profile, &self.extenders, snapshot, pod, &nominated, &meter).await?;
             return Ok(Plan::Decision(Box::new(decision)));
         }
-        Ok(self.planner.plan(profile, pod, &nominated))
+        Ok(self.planner.plan_measured(profile, pod, &nominated, &meter))
     }
 
     /// Something went wrong that has nothing to do with where pods can go.
@@ -485,7 +418,13 @@ impl Core {
         was
     }
 
-    fn refused(&mut self, queued: QueuedPod, plugin: &Arc<str>, rejection: &Rejection, now: Instant) {
+    pub(super) fn refused(
+        &mut self,
+        queued: QueuedPod,
+        plugin: &Arc<str>,
+        rejection: &Rejection,
+        now: Instant,
+    ) {
         if !self.forget(&queued.pod.uid) {
             return;
         }
@@ -549,14 +488,18 @@ impl Core {
         let now = Instant::now();
         let Bound { queued, node, mut cycle, outcome } = match done {
             Done::Report => return,
-            Done::Binding(bound) => *bound,
+            Done::Binding(bound) => {
+                self.bindings = self.bindings.saturating_sub(1);
+                *bound
+            }
             Done::Repair { uid, failed } => {
                 if failed {
                     self.queue.wake(&uid, now);
                 }
                 return;
             }
-            Done::Preemption { uid, failed } => {
+            Done::Preemption { uid, failed, took } => {
+                self.metrics.preempted(!failed, took);
                 let tried = self.preempting.remove(&uid).unwrap_or_default();
                 if tried || failed {
                     self.queue.wake(&uid, now);
@@ -566,11 +509,14 @@ impl Core {
         };
         if let Some(profile) = self.profile_of(&queued.pod) {
             let is_bound = matches!(outcome, Outcome::Bound);
-            self.end_booking(profile, &queued.pod, &node, &mut cycle, is_bound);
+            self.end_booking(profile, &queued, &node, &mut cycle, is_bound);
         }
         match outcome {
             Outcome::Bound => {
-                let QueuedPod { pod, attempts, first, started, .. } = &queued;
+                let QueuedPod { pod, attempts, first, started, flushed, .. } = &queued;
+                if *flushed {
+                    self.metrics.add(Family::AfterFlush, [], 1);
+                }
                 self.metrics.attempt(Attempt::Scheduled, &pod.scheduler_name, started.elapsed());
                 self.metrics.bound(*attempts, first.unwrap_or(*started).elapsed());
                 self.reporter.bound(pod, &node);

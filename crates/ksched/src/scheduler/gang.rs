@@ -41,12 +41,12 @@ impl Core {
         least: usize,
         now: Instant,
     ) {
-        let pod = Arc::clone(&first.pod);
+        let (pod, since) = (Arc::clone(&first.pod), Instant::now());
         let members = self.members(profile, first, now);
         let (mut decided, mut nominated) = (Vec::new(), 0);
         for mut queued in members {
             queued.started = Instant::now();
-            match self.plan(profile, &queued.pod).await.map(|plan| self.placed(plan)) {
+            match self.plan(profile, &queued).await.map(|plan| self.placed(plan)) {
                 Ok(Ok((node, cycle))) => {
                     self.assume(&queued.pod, &node);
                     decided.push((queued, Outcome::Place(node, cycle)));
@@ -63,6 +63,7 @@ impl Core {
                 Err(error) => self.errored(queued, &error, now),
             }
         }
+        let decision = since.elapsed();
         let found = self.groups.state(&pod.namespace, pod.group.as_deref().unwrap_or_default()).placed;
         // When room must be made for one, all wait for it.
         let fate = match (found >= least, nominated) {
@@ -92,6 +93,12 @@ impl Core {
                 }
             }
         }
+        let result = match fate {
+            Fate::Bound => "scheduled",
+            Fate::WaitsForRoom => "waiting_on_preemption",
+            Fate::Rejected => "unschedulable",
+        };
+        self.metrics.group(result, &pod.scheduler_name, decision, since.elapsed());
         self.tell_group(&pod, fate);
     }
 

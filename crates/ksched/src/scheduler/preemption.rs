@@ -12,6 +12,7 @@ use kube::{
 };
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     plugin::Rejection,
@@ -38,6 +39,7 @@ pub(super) struct Preemption {
 }
 
 pub(super) async fn run(job: Preemption) -> Done {
+    let since = Instant::now();
     let displaced: Vec<_> = job.displaced.iter().map(|other| clear_nomination(&job.client, other)).collect();
     stream::iter(displaced).buffer_unordered(VICTIM_REQUESTS_MAX).collect::<()>().await;
     // Those that go already need no second request.
@@ -48,7 +50,7 @@ pub(super) async fn run(job: Preemption) -> Done {
     for error in &failed {
         tracing::warn!(%error, pod = %job.pod.name, namespace = %job.pod.namespace, "a victim can't be removed");
     }
-    Done::Preemption { uid: Arc::clone(&job.pod.uid), failed: !failed.is_empty() }
+    Done::Preemption { uid: Arc::clone(&job.pod.uid), failed: !failed.is_empty(), took: since.elapsed() }
 }
 
 async fn remove(job: &Preemption, victim: &Arc<PodInfo>) -> Result<(), kube::Error> {

@@ -4,7 +4,10 @@ use std::{
     any::{Any, TypeId},
     collections::{BTreeMap, HashMap},
     fmt,
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use ahash::RandomState;
@@ -40,6 +43,50 @@ pub struct Catalog {
     tables: Arc<HashMap<TypeId, Arc<dyn Any + Send + Sync>, RandomState>>,
     /// Raised with each change.
     edition: u64,
+    /// The edition that each kind was last changed in; as many as there are kinds.
+    changed: Vec<(TypeId, u64)>,
+    reads: Reads,
+}
+
+/// Which kinds are looked at, while somebody wants to know. What depends on no other kind need not be made anew when one changes.
+#[derive(Default)]
+struct Reads {
+    is_wanted: AtomicBool,
+    noted: Mutex<ReadKinds>,
+}
+
+/// The kinds that were looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ReadKinds {
+    pub(crate) kinds: Vec<TypeId>,
+    /// Somebody asked whether anything at all has changed.
+    pub(crate) all: bool,
+}
+
+impl ReadKinds {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.all |= other.all;
+        for kind in &other.kinds {
+            if !self.kinds.contains(kind) {
+                self.kinds.push(*kind);
+            }
+        }
+    }
+}
+
+impl Clone for Reads {
+    /// What a copy is asked is its own.
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Reads {
+    fn note(&self, note: impl FnOnce(&mut ReadKinds)) {
+        if self.is_wanted.load(Ordering::Relaxed) {
+            note(&mut self.noted.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
 }
 
 struct Objects<K> {
@@ -122,7 +169,22 @@ impl Catalog {
 
     /// A number that is another one after each change.
     pub(crate) fn edition(&self) -> u64 {
+        self.reads.note(|noted| noted.all = true);
         self.edition
+    }
+
+    /// Does something, and tells which kinds were looked at for it.
+    pub(crate) fn reads_of<T>(&self, ask: impl FnOnce() -> T) -> (T, ReadKinds) {
+        self.reads.is_wanted.store(true, Ordering::Relaxed);
+        let answer = ask();
+        self.reads.is_wanted.store(false, Ordering::Relaxed);
+        let noted = &mut *self.reads.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        (answer, std::mem::take(noted))
+    }
+
+    /// The kinds that were changed after an edition.
+    pub(crate) fn changed_since(&self, edition: u64) -> impl Iterator<Item = TypeId> {
+        self.changed.iter().filter(move |(_, last)| *last > edition).map(|(kind, _)| *kind)
     }
 
     /// All objects of a kind, ordered by namespace and name.
@@ -162,6 +224,7 @@ impl Catalog {
     /// kind's names.
     #[must_use]
     pub fn version<K: Send + Sync + 'static>(&self) -> Version {
+        self.note_read(TypeId::of::<K>());
         Version(self.tables.get(&TypeId::of::<K>()).cloned())
     }
 
@@ -198,7 +261,16 @@ impl Catalog {
         }
     }
 
+    fn note_read(&self, kind: TypeId) {
+        self.reads.note(|noted| {
+            if !noted.kinds.contains(&kind) {
+                noted.kinds.push(kind);
+            }
+        });
+    }
+
     fn objects<K: Send + Sync + 'static>(&self) -> Option<&Objects<K>> {
+        self.note_read(TypeId::of::<K>());
         self.tables.get(&TypeId::of::<K>())?.downcast_ref()
     }
 
@@ -208,6 +280,10 @@ impl Catalog {
 
     fn namespace_mut<K: Send + Sync + 'static>(&mut self, namespace: Arc<str>) -> &mut Namespaced<K> {
         self.edition += 1;
+        match self.changed.iter_mut().find(|(kind, _)| *kind == TypeId::of::<K>()) {
+            Some((_, last)) => *last = self.edition,
+            None => self.changed.push((TypeId::of::<K>(), self.edition)),
+        }
         let table = Arc::make_mut(&mut self.tables)
             .entry(TypeId::of::<K>())
             .or_insert_with(|| Arc::new(Objects::<K> { namespaces: BTreeMap::new() }));
@@ -254,6 +330,10 @@ impl Interest {
         K::Scope: 'static,
     {
         Self { kind: TypeId::of::<K>(), resource: ResourceType::of::<K>(), apply: apply::<K> }
+    }
+
+    pub(crate) fn kind(&self) -> TypeId {
+        self.kind
     }
 
     /// The kind.
@@ -343,6 +423,23 @@ mod tests {
         assert_eq!(catalog.get::<&str>("default", "a").map(|kept| **kept), Some("booked"));
         catalog.remove::<PersistentVolumeClaim>("default", "a");
         assert_ne!(catalog.version::<PersistentVolumeClaim>(), after);
+    }
+
+    #[test]
+    fn it_is_noted_which_kinds_are_looked_at() {
+        let mut catalog = Catalog::default();
+        catalog.set(claim("a", 1, "one"));
+        let before = catalog.edition();
+        let claims = TypeId::of::<PersistentVolumeClaim>();
+        let (found, reads) =
+            catalog.reads_of(|| catalog.get::<PersistentVolumeClaim>("default", "b").is_some());
+        assert!(!found, "that there is none is something that was found out, too");
+        assert_eq!(reads, ReadKinds { kinds: vec![claims], all: false });
+        let (_, reads) = catalog.reads_of(|| catalog.edition());
+        assert_eq!(reads, ReadKinds { kinds: Vec::new(), all: true });
+        assert_eq!(catalog.clone().changed_since(before).count(), 0);
+        catalog.put("default", "a", Arc::new("booked"));
+        assert_eq!(catalog.changed_since(before).collect::<Vec<_>>(), [TypeId::of::<&str>()]);
     }
 
     #[test]

@@ -130,7 +130,11 @@ async fn make(
             request_mappings: mappings.clone(),
             resource_claim_name: claims::key(&claim).1.to_owned(),
         };
-        let patch = Patch::Merge(json!({"status": {"extendedResourceClaimStatus": told}}));
+        // The uid keeps the patch from hitting another pod of the same name.
+        let patch = Patch::Merge(json!({
+            "metadata": {"uid": &*binding.pod.uid},
+            "status": {"extendedResourceClaimStatus": told},
+        }));
         let pods = Api::<Pod>::namespaced(Client::clone(binding.client), namespace);
         let patched = pods.patch_status(&binding.pod.name, &PatchParams::default(), &patch).await;
         patched.map_err(|error| failed("tell the pod of", &label(&claim), error))?;

@@ -1,7 +1,8 @@
 //! Devices that are taken though no status says so yet (upstream's `inFlightAllocations`).
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
+use ahash::RandomState;
 use k8s_openapi::api::resource::v1::{AllocationResult, ResourceClaim};
 
 use crate::{
@@ -41,7 +42,7 @@ pub(super) fn of<'a>(catalog: &'a Catalog, claim: &ResourceClaim) -> Option<&'a 
 pub(super) fn allocated(catalog: &Catalog) -> Allocated {
     let mut allocated = Allocated::default();
     // The pods whose extended resources have a claim by now, under another name than in flight.
-    let mut extended = Vec::new();
+    let mut extended: HashSet<&str, RandomState> = HashSet::default();
     for claim in catalog.list::<ResourceClaim>() {
         let written = claim.status.as_ref().and_then(|status| status.allocation.as_ref());
         if let Some(allocation) = written {
@@ -51,7 +52,7 @@ pub(super) fn allocated(catalog: &Catalog) -> Allocated {
     }
     for in_flight in catalog.list::<InFlight>() {
         if extended::is_in_memory(&in_flight.claim)
-            && extended::owner(&in_flight.claim).is_some_and(|owner| extended.contains(&owner))
+            && extended::owner(&in_flight.claim).is_some_and(|owner| extended.contains(owner))
         {
             continue;
         }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     affinity::Term,
-    devices::{Allocated, Demand, Inventory, allocate},
+    devices::{Allocated, Demand, Inventory, allocate_within},
     node::NodeInfo,
     pod::PodInfo,
     snapshot::{NodeView, catalog::Catalog},
@@ -143,9 +143,9 @@ impl Notes {
         let search = match to_allocate.is_empty() && extended.is_none() {
             true => None,
             false => Some(Search {
-                demand: Demand::read(&to_allocate, catalog, &kept.selectors)
+                demand: Demand::read(&to_allocate, catalog, &kept.offered.selectors)
                     .map_err(|error| error.to_string())?,
-                inventory: kept.inventory(catalog),
+                inventory: kept.offered.inventory(catalog),
                 allocated: in_flight::allocated(catalog),
             }),
         };
@@ -200,7 +200,8 @@ impl Notes {
         let (claim, mappings) = extended::claim(pod, &missing);
         let claim = Arc::new(claim);
         let all: Vec<_> = self.new.iter().chain([&claim]).cloned().collect();
-        let demand = Demand::read(&all, catalog, &kept.selectors).map_err(|error| error.to_string())?;
+        let demand =
+            Demand::read(&all, catalog, &kept.offered.selectors).map_err(|error| error.to_string())?;
         let variant = Arc::new(Variant { claim, mappings, demand });
         self.found().variants.insert(missing, Arc::clone(&variant));
         Ok(Some(variant))
@@ -220,7 +221,7 @@ impl Notes {
         let results = self.search.as_ref().map(|search| {
             let Search { demand, inventory, allocated } = search;
             let demand = variant.as_ref().map_or(demand, |variant| &variant.demand);
-            allocate(demand, inventory, allocated, node)
+            allocate_within(kept.steps_max, demand, inventory, allocated, node)
         });
         let results = match results.transpose().map_err(|error| error.to_string())? {
             Some(None) => return Err("cannot allocate all claims".to_owned()),

@@ -6,6 +6,7 @@ use k8s_openapi::api::resource::v1::{DeviceClass, ResourceClaim, ResourceSlice};
 use serde_json::{Value, from_value, json};
 
 use super::*;
+use crate::plugins::{BalancedAllocation, NodeResourcesFit, ScoringStrategy};
 use crate::{
     Decision, Profile, Snapshot,
     build::{PodBuilder, node, pod},
@@ -304,4 +305,75 @@ fn devices_stand_for_extended_resources_that_nodes_lack() {
         message.starts_with("0/2 nodes are available: 2 cannot schedule extended resource claim."),
         "{message}"
     );
+}
+
+/// `filterTimeout` of `DynamicResourcesArgs`: a search that takes too long rejects the node.
+#[test]
+fn a_search_ends_when_it_takes_too_long() {
+    let mut snapshot = cluster();
+    set(&mut snapshot, claim("c", json!(null)));
+    let timed_out =
+        "0/2 nodes are available: 1 node a: timed out trying to allocate devices, 1 node b: timed out";
+    for (timeout, expected) in [
+        (Duration::from_micros(1), Some(timed_out)),
+        (FILTER_TIMEOUT, None),
+        (Duration::from_secs(3600), None),
+        (Duration::ZERO, None),
+    ] {
+        let plugin = Arc::new(DynamicResources::default().with_filter_timeout(timeout));
+        let profile =
+            Profile::builder().pre_filter(Arc::clone(&plugin) as Arc<_>).filter(plugin).build().unwrap();
+        let failure = decide(&profile, &snapshot, &user("p", &["c"]).info()).failure();
+        assert_eq!(failure.is_some(), expected.is_some(), "{timeout:?}: {failure:?}");
+        assert!(failure.unwrap_or_default().starts_with(expected.unwrap_or_default()), "{timeout:?}");
+    }
+}
+
+/// `calculateDRAExtendedResourceAllocatableRequest` of `noderesources/resource_allocation.go`: where devices stand for a resource
+/// that counts in the score, they are what there is of it.
+#[test]
+fn nodes_are_scored_by_the_devices_that_are_left() {
+    let mut snapshot = Snapshot::new();
+    let class = json!({"metadata": {"name": "gpu"}, "spec": {
+        "extendedResourceName": "example.com/gpu",
+        "selectors": [{"cel": {"expression": "device.driver == 'd'"}}],
+    }});
+    snapshot.catalog_mut().set(Arc::new(from_value::<DeviceClass>(class).unwrap()));
+    for (name, devices) in [("a", &["gpu", "gpu2"][..]), ("b", &["gpu", "gpu2", "gpu3", "gpu4"][..])] {
+        snapshot.set_node(node(name).resource("cpu", "8").info());
+        snapshot.catalog_mut().set(Arc::new(from_value::<ResourceSlice>(slice(name, devices)).unwrap()));
+    }
+    snapshot.set_node(node("plain").resource("cpu", "8").resource("example.com/gpu", "10").info());
+    set(&mut snapshot, claim("taken", on("b", &["other"])));
+    let pod = pod("p").request("example.com/gpu", "1").info();
+    let score = |strategy: ScoringStrategy, node: &str| {
+        let fit = NodeResourcesFit::new(strategy, [("example.com/gpu", 1)]);
+        let profile = Profile::builder().score(Arc::new(fit), 1).build().unwrap();
+        let decision = decide(&profile, &snapshot, &pod);
+        let found =
+            decision.scores(node).find(|score| score.plugin == "NodeResourcesFit").map(|score| score.raw);
+        found.unwrap()
+    };
+    for (node, least, most) in [("a", 50, 50), ("b", 50, 50), ("plain", 90, 10)] {
+        assert_eq!(score(ScoringStrategy::LeastAllocated, node), least, "{node}");
+        assert_eq!(score(ScoringStrategy::MostAllocated, node), most, "{node}");
+    }
+    set(
+        &mut snapshot,
+        claim(
+            "more",
+            json!({"allocation": {"devices": {"results": [
+        {"request": "r", "driver": "d", "pool": "b", "device": "gpu2"}]}}}),
+        ),
+    );
+    let balanced = Arc::new(BalancedAllocation::new(["cpu", "example.com/gpu"]));
+    let profile =
+        Profile::builder().pre_score(Arc::clone(&balanced) as Arc<_>).score(balanced, 1).build().unwrap();
+    let decision = decide(&profile, &snapshot, &pod);
+    let scores = ["a", "b", "plain"].map(|node| {
+        let score = decision.scores(node).find(|score| score.plugin == "NodeResourcesBalancedAllocation");
+        score.map(|score| score.raw).unwrap()
+    });
+    // No CPU is used: the more of the devices the pod takes, the less even it is. 0 of 2 to 1 of 2; 2 of 4 to 3 of 4; 0 to 1 of 10.
+    assert_eq!(scores, [62, 68, 72]);
 }

@@ -122,6 +122,10 @@ impl FilterTracker for Required {
         self.count(change.pod, change.node, change.sign())
     }
 
+    fn node_changed(&mut self, _: NodeIndex) -> bool {
+        true
+    }
+
     fn is_silent(&self) -> bool {
         self.terms.near.is_empty() && self.far_counts.is_empty() && self.existing_counts.is_empty()
     }
@@ -177,6 +181,10 @@ impl Preferred {
 impl ScoreTracker for Preferred {
     fn pod_changed(&mut self, change: PodChange<'_>) -> bool {
         self.count(change.pod, change.node, change.sign())
+    }
+
+    fn node_changed(&mut self, _: NodeIndex) -> bool {
+        true
     }
 
     fn is_silent(&self) -> bool {

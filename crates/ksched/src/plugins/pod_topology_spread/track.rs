@@ -103,6 +103,10 @@ impl FilterTracker for Hard {
         true
     }
 
+    fn node_changed(&mut self, _: NodeIndex) -> bool {
+        true
+    }
+
     fn is_silent(&self) -> bool {
         self.constraints.is_empty()
     }
@@ -190,6 +194,10 @@ impl ScoreTracker for Soft {
                 on_node[change.node] += change.sign();
             }
         }
+        true
+    }
+
+    fn node_changed(&mut self, _: NodeIndex) -> bool {
         true
     }
 
