@@ -7,6 +7,7 @@ mod matching;
 mod namespace;
 mod node_restriction;
 mod notes;
+mod pod_resize;
 mod pod_security;
 mod policy;
 mod priority;
@@ -18,6 +19,7 @@ mod service_account;
 mod storage;
 mod taints;
 mod tolerations;
+mod topology_labels;
 mod versioned;
 mod webhook;
 
@@ -34,6 +36,7 @@ pub use self::{
     namespace::NamespaceLifecycle,
     node_restriction::NodeRestriction,
     notes::{ANNOTATIONS_MAX, Notes, WARNING_BYTES_MAX, WARNINGS_MAX},
+    pod_resize::PodResize,
     pod_security::{PODS_CHECKED_MAX, PodSecurity},
     priority::Priority,
     quota::ResourceQuota,
@@ -42,6 +45,7 @@ pub use self::{
     storage::{ClaimResize, DefaultStorageClass, StorageProtection},
     taints::TaintNewNodes,
     tolerations::DefaultTolerations,
+    topology_labels::PodTopologyLabels,
 };
 pub(crate) use self::{
     quota::{Bill, Charge, Charges},
@@ -197,6 +201,8 @@ pub fn defaults() -> Vec<Arc<dyn Admission>> {
         Arc::new(RuntimeClass),
         Arc::new(SubjectRestriction),
         Arc::new(DefaultIngressClass),
+        Arc::new(PodTopologyLabels),
+        Arc::new(PodResize),
     ]
 }
 

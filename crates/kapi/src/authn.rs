@@ -7,6 +7,7 @@ mod oidc;
 mod service_account;
 mod tokens;
 mod webhook;
+pub(crate) mod websocket;
 mod x509;
 
 use std::{collections::BTreeMap, fmt::Debug, sync::Arc};

@@ -64,9 +64,11 @@ pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
         }
     }
     let addresses = &server.addresses;
+    let second = addresses.second.map(|(network, prefix)| format!("{network}/{prefix}"));
+    let cidrs: Vec<String> = [addresses.cidr()].into_iter().chain(second).collect();
     let range = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [addresses.cidr()]},
+        "spec": {"cidrs": cidrs},
     });
     create(server, "networking.k8s.io", "servicecidrs", "", range).await?;
     let service = json!({
@@ -85,10 +87,22 @@ pub(crate) async fn run(server: &Arc<Inner>) -> ApiResult<()> {
         "addressType": "IPv4", "endpoints": [], "ports": [],
     });
     create(server, "discovery.k8s.io", "endpointslices", "default", slice).await?;
+    track_legacy_tokens(server).await?;
     for item in authz::bootstrap::policy() {
         ensure(server, item).await?;
     }
     Ok(())
+}
+
+/// Says since when the use of tokens in secrets is noted (KEP-2799): the controller that deletes unused ones goes by it.
+async fn track_legacy_tokens(server: &Arc<Inner>) -> ApiResult<()> {
+    let now = server.objects.clock().now();
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": "kube-apiserver-legacy-service-account-token-tracking", "namespace": "kube-system"},
+        "data": {"since": now.strftime("%Y-%m-%d").to_string()},
+    });
+    create(server, "", "configmaps", "kube-system", map).await
 }
 
 /// Makes an object of the bootstrap policy, or brings it up to date.

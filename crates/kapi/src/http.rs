@@ -9,6 +9,7 @@ mod negotiate;
 mod openapi;
 mod proxy;
 mod resource;
+mod stream;
 mod table;
 mod touched;
 pub(crate) mod tunnel;

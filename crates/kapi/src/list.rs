@@ -43,21 +43,52 @@ impl Token {
     }
 
     fn decode(text: &str) -> ApiResult<Self> {
-        let invalid = || Status::bad_request("continue key is not valid: the token cannot be read");
-        let bytes = URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| invalid())?;
-        let token: Self = serde_json::from_slice(&bytes).map_err(|_| invalid())?;
-        if token.v != "meta.k8s.io/v1" || token.rv == 0 {
-            return Err(invalid().into());
+        let wrong = |why: &str| {
+            Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"))
+        };
+        let bytes = URL_SAFE_NO_PAD.decode(text).map_err(|error| {
+            let at = match error {
+                base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+                _ => text.len(),
+            };
+            wrong(&format!("illegal base64 data at input byte {at}"))
+        })?;
+        let token: Self = serde_json::from_slice(&bytes).map_err(|error| wrong(&unread(&bytes, &error)))?;
+        if token.v != "meta.k8s.io/v1" {
+            return Err(wrong(&format!("server does not recognize this encoded version {}", token.v)).into());
+        }
+        if token.rv == 0 {
+            let why = "incorrect encoded start resourceVersion (version meta.k8s.io/v1)";
+            return Err(wrong(why).into());
+        }
+        if token.start.is_empty() {
+            return Err(wrong("encoded start key empty (version meta.k8s.io/v1)").into());
         }
         Ok(token)
+    }
+}
+
+/// Why bytes are no token, in Go's words where it is their first one.
+fn unread(bytes: &[u8], error: &serde_json::Error) -> String {
+    match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => "unexpected end of JSON input".to_owned(),
+        Some(byte) if !byte.is_ascii_alphanumeric() && !b"{[\"-".contains(byte) => {
+            let shown = if byte.is_ascii_graphic() {
+                char::from(*byte).to_string()
+            } else {
+                format!("\\x{byte:02x}")
+            };
+            format!("invalid character '{shown}' looking for beginning of value")
+        }
+        Some(_) => error.to_string(),
     }
 }
 
 /// Lists the objects of a resource.
 ///
 /// The rules for the revision are those of the API concepts, "Resource versions": none is the most recent, 0 any, with
-/// `NotOlderThan` (or nothing) at least that one, with `Exact` just that one. All but the last are the most recent here,
-/// because the store is its own cache.
+/// `NotOlderThan` (or nothing) at least that one, with `Exact` (or nothing and a limit) just that one. All but the last are the
+/// most recent here, because the store is its own cache. With 0 a limit has no effect, as upstream's cache gives no pages.
 pub(crate) async fn list(
     objects: &Objects,
     resource: &Resource,
@@ -66,6 +97,11 @@ pub(crate) async fn list(
 ) -> ApiResult<Page> {
     let scope = Scope::new(resource, namespace, &options.fields);
     let (snapshot, start) = view(objects, resource, options).await?;
+    let limit = if options.revision == Some(0) && options.continue_.is_none() && is_cached(resource) {
+        0
+    } else {
+        options.limit
+    };
     let selects_all = options.labels.is_empty() && options.fields.is_empty();
     let mut items = Vec::new();
     let (mut more, mut evaluated) = (false, 0);
@@ -80,7 +116,7 @@ pub(crate) async fn list(
         {
             continue;
         }
-        if options.limit > 0 && items.len() == options.limit {
+        if limit > 0 && items.len() == limit {
             more = true;
             break;
         }
@@ -96,6 +132,12 @@ pub(crate) async fn list(
     let revision = snapshot.revision().get();
     let continue_ = last.map(|start| Token { v: "meta.k8s.io/v1".to_owned(), rv: revision, start }.encode());
     Ok(Page { revision, continue_: continue_.unwrap_or_default(), remaining, items, evaluated })
+}
+
+/// Whether upstream has a watch cache for a resource: for all but events.
+fn is_cached(resource: &Resource) -> bool {
+    let def = &resource.def;
+    def.plural != "events" || !matches!(def.group.as_str(), "" | "events.k8s.io")
 }
 
 fn count_after(scope: &Scope, snapshot: &Snapshot, resource: &Resource, last: &str) -> usize {
@@ -128,7 +170,11 @@ async fn view(
         return Ok((snapshot, Some(token.start.into_bytes())));
     }
     let wanted = options.revision.unwrap_or(0);
-    if options.revision_match == Some(RevisionMatch::Exact) {
+    let is_exact = match options.revision_match {
+        Some(how) => how == RevisionMatch::Exact,
+        None => options.limit > 0 && wanted > 0,
+    };
+    if is_exact {
         let snapshot = at(&store.snapshot(), resource, wanted).map_err(|error| read_error(&error))?;
         return Ok((snapshot, None));
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use kcore::{Clock, Header, Status, Stored, object::encode};
+use kschema::strategy::Held;
 use kstore::{
     CommitError, Compare, Entry, IndexFn, Interest, Op, Range, Revision, Snapshot, Store, StoreError,
     TableId, TableSpec, Term, Txn,
@@ -311,6 +312,32 @@ pub enum WriteError {
     Charged,
     /// The store refused or failed.
     Store(ApiError),
+}
+
+impl Held for Objects {
+    fn is_taken(&self, claim: &str) -> bool {
+        self.is_claimed(claim)
+    }
+
+    /// As upstream: a network counts from its creation on, until its condition says otherwise or it is deleted.
+    fn networks(&self) -> Option<Vec<String>> {
+        let resource = self.registry.find("networking.k8s.io", "v1", "servicecidrs")?;
+        let entries: Vec<_> = self.snapshot().range(resource.table, Range::all()).collect();
+        if entries.is_empty() {
+            return None;
+        }
+        let mut networks = Vec::new();
+        for object in entries.iter().map(|entry| stored(&resource.def, entry)) {
+            let Ok(value) = object.value() else { continue };
+            let mut conditions = value["status"]["conditions"].as_array().into_iter().flatten();
+            let ready = conditions.find(|condition| condition["type"] == "Ready");
+            if object.header().deletion.is_none() && ready.is_none_or(|ready| ready["status"] == "True") {
+                let texts = value["spec"]["cidrs"].as_array().into_iter().flatten();
+                networks.extend(texts.filter_map(Value::as_str).map(str::to_owned));
+            }
+        }
+        Some(networks)
+    }
 }
 
 /// A store's error as clients see it.

@@ -162,12 +162,15 @@ impl Query {
         self.0.iter().filter(move |(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
-    /// A boolean parameter: there without a value, or `true` or `1`.
+    /// A boolean parameter: there, and neither `false` nor `0` (apimachinery's conversion of queries).
     #[must_use]
     pub fn flag(&self, key: &str) -> bool {
-        self.0
-            .iter()
-            .any(|(name, value)| name == key && matches!(value.as_str(), "" | "1" | "true" | "True" | "TRUE"))
+        self.optional_flag(key).unwrap_or(false)
+    }
+
+    fn optional_flag(&self, key: &str) -> Option<bool> {
+        let (_, value) = self.0.iter().find(|(name, _)| name == key)?;
+        Some(value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
     fn number(&self, key: &str) -> ApiResult<Option<i64>> {
@@ -223,83 +226,107 @@ impl ListOptions {
         let labels = LabelSelector::parse(labels).map_err(|error| bad(&error))?;
         let fields = query.get("fieldSelector").unwrap_or_default();
         let fields = FieldSelector::parse(fields).map_err(|error| bad(&error))?;
-        let revision = query.get("resourceVersion").map(parse_revision).transpose()?;
         let revision_match = match query.get("resourceVersionMatch") {
-            None => None,
             Some("Exact") => Some(RevisionMatch::Exact),
             Some("NotOlderThan") => Some(RevisionMatch::NotOlderThan),
-            Some(other) => {
-                let error =
-                    FieldError::not_supported("resourceVersionMatch", other, &["Exact", "NotOlderThan", ""]);
-                return Err(invalid("meta.k8s.io", "ListOptions", "", &[error]));
-            }
+            _ => None,
         };
-        let initial_events = query.get("sendInitialEvents").map(|text| text == "true" || text == "1");
         let options = Self {
             labels,
             fields,
             limit: usize::try_from(query.number("limit")?.unwrap_or(0)).unwrap_or(0),
             continue_: query.get("continue").map(str::to_owned),
-            revision,
+            revision: None,
             revision_match,
             bookmarks: query.flag("allowWatchBookmarks"),
-            initial_events,
+            initial_events: query.optional_flag("sendInitialEvents"),
             timeout_seconds: query.number("timeoutSeconds")?.and_then(|seconds| u64::try_from(seconds).ok()),
         };
-        let errors = options.contradictions(watch);
-        if errors.is_empty() { Ok(options) } else { Err(invalid("meta.k8s.io", "ListOptions", "", &errors)) }
+        let errors = if watch { options.watch_contradictions(query) } else { options.contradictions(query) };
+        if !errors.is_empty() {
+            return Err(invalid("meta.k8s.io", "ListOptions", "", &errors));
+        }
+        let Some(text) = query.get("resourceVersion") else {
+            return Ok(options);
+        };
+        let revision = if watch {
+            plain_revision(text)?
+        } else {
+            let wrong = |error| Status::bad_request(format!("invalid resource version: {error}"));
+            revision(text).map_err(wrong)?
+        };
+        Ok(Self { revision: Some(revision), ..options })
     }
 
-    /// The rules of `ValidateListOptions` (KEP-2523 and KEP-3157).
-    fn contradictions(&self, watch: bool) -> Vec<FieldError> {
+    /// The rules of `ValidateListOptions` (KEP-2523).
+    fn contradictions(&self, query: &Query) -> Vec<FieldError> {
+        const FIELD: &str = "resourceVersionMatch";
         let mut errors = Vec::new();
         let mut forbid = |field: &str, why: &str| errors.push(FieldError::forbidden(field, why));
-        if watch {
-            match (self.initial_events, self.revision_match) {
-                (None, Some(_)) => forbid(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-                ),
-                (Some(_), None) => forbid(
-                    "resourceVersionMatch",
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ),
-                (Some(_), Some(RevisionMatch::Exact)) => forbid(
-                    "resourceVersionMatch",
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                ),
-                _ => {}
+        let revision = query.get("resourceVersion");
+        let asked = query.get(FIELD);
+        if asked.is_some() {
+            if revision.is_none() {
+                forbid(FIELD, "resourceVersionMatch is forbidden unless resourceVersion is provided");
             }
-            if self.initial_events.is_some() && !self.bookmarks && self.initial_events == Some(true) {
-                forbid(
-                    "allowWatchBookmarks",
-                    "sendInitialEvents requires setting allowWatchBookmarks to true",
-                );
+            if self.continue_.is_some() {
+                forbid(FIELD, "resourceVersionMatch is forbidden when continue is provided");
             }
-            return errors;
+            if self.revision_match == Some(RevisionMatch::Exact) && revision == Some("0") {
+                forbid(FIELD, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+            }
+        }
+        if let Some(other) = asked.filter(|_| self.revision_match.is_none()) {
+            errors.push(FieldError::not_supported(FIELD, other, &["Exact", "NotOlderThan", ""]));
         }
         if self.initial_events.is_some() {
-            forbid("sendInitialEvents", "sendInitialEvents is forbidden for list");
-        }
-        if self.revision_match.is_some() {
-            if self.continue_.is_some() {
-                forbid("resourceVersionMatch", "resourceVersionMatch is forbidden with a continue token");
-            }
-            if self.revision.is_none() {
-                forbid(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch is forbidden unless resourceVersion is provided",
-                );
-            }
-            if self.revision_match == Some(RevisionMatch::Exact) && self.revision == Some(0) {
-                forbid(
-                    "resourceVersionMatch",
-                    "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
-                );
-            }
+            errors
+                .push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
         }
         errors
     }
+
+    /// The rules of `ValidateListOptions` for watches (KEP-3157).
+    fn watch_contradictions(&self, query: &Query) -> Vec<FieldError> {
+        const FIELD: &str = "resourceVersionMatch";
+        let mut errors = Vec::new();
+        let not_older = self.revision_match == Some(RevisionMatch::NotOlderThan);
+        if self.initial_events.is_some() && !not_older {
+            let why = "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan";
+            errors.push(FieldError::forbidden(FIELD, why));
+        }
+        let Some(asked) = query.get(FIELD) else {
+            return errors;
+        };
+        if self.initial_events.is_none() {
+            let why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided";
+            errors.push(FieldError::forbidden(FIELD, why));
+        }
+        if !not_older {
+            errors.push(FieldError::not_supported(FIELD, asked, &["NotOlderThan"]));
+        }
+        if self.continue_.is_some() {
+            let why = "resourceVersionMatch is forbidden when continue is provided";
+            errors.push(FieldError::forbidden(FIELD, why));
+        }
+        errors
+    }
+}
+
+/// `resourceVersion` as a number.
+fn revision(text: &str) -> Result<u64, FieldError> {
+    text.parse().map_err(|_| {
+        let why = format_args!("strconv.ParseUint: parsing {text:?}: invalid syntax");
+        FieldError::invalid_text("resourceVersion", text, why)
+    })
+}
+
+/// The `resourceVersion` of a get or a watch.
+///
+/// # Errors
+/// 500 without a reason when it is none, as a kube-apiserver answers.
+pub(crate) fn plain_revision(text: &str) -> ApiResult<u64> {
+    Ok(revision(text).map_err(|error| Status::failure(500, "", error.to_string()))?)
 }
 
 /// `resourceVersion` as a number.
@@ -307,14 +334,7 @@ impl ListOptions {
 /// # Errors
 /// 400 when it is none.
 pub fn parse_revision(text: &str) -> ApiResult<u64> {
-    text.parse().map_err(|_| {
-        let error = FieldError::invalid_text(
-            "resourceVersion",
-            text,
-            format_args!("strconv.ParseUint: parsing {text:?}: invalid syntax"),
-        );
-        Status::bad_request(error.to_string()).into()
-    })
+    Ok(revision(text).map_err(|error| Status::bad_request(error.to_string()))?)
 }
 
 /// What happens to unknown and duplicate fields (`fieldValidation`).
@@ -531,6 +551,8 @@ mod tests {
             ("sendInitialEvents=true&allowWatchBookmarks=true", true, false),
             ("resourceVersionMatch=NotOlderThan", true, false),
             ("limit=x", false, false),
+            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", true, true),
+            ("resourceVersionMatch=NotOlderThan&sendInitialEvents=no", true, true),
             ("labelSelector=a%20b", false, false),
         ] {
             assert_eq!(ListOptions::parse(&Query::parse(query), watch).is_ok(), good, "{query}");

@@ -39,6 +39,8 @@ pub(crate) struct Session {
     ends_at: Instant,
     bookmark_at: Option<Instant>,
     last_bookmark: u64,
+    /// Why there is no watch: its only event.
+    refused: Option<Box<Status>>,
     done: bool,
 }
 
@@ -61,21 +63,26 @@ pub(crate) async fn open(
     }
     let snapshot: Snapshot = crate::list::as_new_as(&**store, wanted).await?;
     let sends_initial = options.initial_events.unwrap_or(wanted == 0);
-    if wanted > snapshot.revision().get() && sends_initial {
-        return Err(too_large_revision(wanted, snapshot.revision().get()));
-    }
+    // Whoever is let in and whose revision could be read is told of other errors by an event.
+    let refused = (wanted > snapshot.revision().get() && sends_initial)
+        .then(|| too_large_revision(wanted, snapshot.revision().get()));
     let after = if sends_initial || (wanted == 0 && options.initial_events == Some(false)) {
         snapshot.revision()
     } else {
         Revision::from(wanted)
     };
-    let request = WatchRequest::new(resource.table, after).interest(scope.interest(resource));
-    let watch = store.watch(request).map_err(|error| match error {
-        ReadError::Compacted { .. } => {
-            Status::expired(format!("too old resource version: {wanted} ({})", snapshot.revision())).into()
+    let interest = scope.interest(resource);
+    let open = |after| store.watch(WatchRequest::new(resource.table, after).interest(interest.clone()));
+    let (watch, refused) = match open(after) {
+        Ok(watch) => (watch, refused),
+        Err(ReadError::Compacted { .. }) => {
+            let status =
+                Status::expired(format!("too old resource version: {wanted} ({})", snapshot.revision()));
+            let watch = open(snapshot.revision()).map_err(|error| read_error(&error))?;
+            (watch, Some(status.into()))
         }
-        other => read_error(&other),
-    })?;
+        Err(other) => return Err(read_error(&other)),
+    };
     let initial = sends_initial.then(|| scope.entries(&snapshot, resource, None));
     let seconds = options.timeout_seconds.filter(|seconds| *seconds > 0);
     let seconds =
@@ -84,7 +91,7 @@ pub(crate) async fn open(
     Ok(Session {
         def: Arc::clone(&resource.def),
         scope,
-        marks_initial_end: options.initial_events == Some(true),
+        marks_initial_end: options.bookmarks && options.initial_events == Some(true),
         bookmark_at: options.bookmarks.then(|| now + BOOKMARK_PERIOD),
         options,
         initial,
@@ -92,6 +99,7 @@ pub(crate) async fn open(
         watch,
         ends_at: now + Duration::from_secs(seconds),
         last_bookmark: 0,
+        refused: refused.map(|error| error.0),
         done: false,
     })
 }
@@ -101,6 +109,10 @@ impl Session {
     pub(crate) async fn next(&mut self) -> Option<Vec<LocalEvent>> {
         if self.done {
             return None;
+        }
+        if let Some(status) = self.refused.take() {
+            self.done = true;
+            return Some(vec![LocalEvent::Error(status)]);
         }
         if let Some(batch) = self.next_initial().await {
             return Some(batch);

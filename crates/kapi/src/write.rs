@@ -289,9 +289,8 @@ impl<'a> Call<'a> {
             let asked = strategy.claims(&object);
             // Only kinds that are given something can lose a race for it.
             let allocated_anew = if strategy.allocates() { object.clone() } else { Value::Null };
-            let taken = |claim: &str| self.objects.is_claimed(claim);
             requester::stamp(def, &mut object, self.user);
-            if let Err(error) = strategy.allocate(&mut object, None, &taken) {
+            if let Err(error) = strategy.allocate(&mut object, None, self.objects) {
                 // What can't be allocated is told alone.
                 self.refuse(&name, &[error])?;
             }
@@ -496,8 +495,7 @@ impl<'a> Call<'a> {
         match self.subresource {
             "" => {
                 strategy.prepare_update(object, old);
-                let taken = |claim: &str| self.objects.is_claimed(claim);
-                if let Err(error) = strategy.allocate(object, Some(old), &taken) {
+                if let Err(error) = strategy.allocate(object, Some(old), self.objects) {
                     self.refuse(self.name, &[error])?;
                 }
             }

@@ -24,7 +24,7 @@ mod services;
 mod tests;
 
 pub use claims::{claim_in_scope, claim_usage};
-pub use pods::{is_charged, pod_in_scope, pod_usage};
+pub use pods::{is_charged, pod_in_scope, pod_requests, pod_usage};
 pub use services::service_usage;
 
 /// Amounts by the name of the resource, such as `requests.cpu` or `count/pods`.

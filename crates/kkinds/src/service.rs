@@ -10,7 +10,7 @@ use std::sync::Arc;
 use kschema::{
     error::FieldError,
     fields::{child, items_mut, keep, set_default},
-    strategy::{NameRule, Strategy},
+    strategy::{Held, NameRule, Strategy},
 };
 use serde_json::{Value, json};
 
@@ -260,12 +260,7 @@ impl Strategy for Services {
         true
     }
 
-    fn allocate(
-        &self,
-        object: &mut Value,
-        old: Option<&Value>,
-        taken: &dyn Fn(&str) -> bool,
-    ) -> Result<(), FieldError> {
-        self.hand_out(object, old, taken)
+    fn allocate(&self, object: &mut Value, old: Option<&Value>, held: &dyn Held) -> Result<(), FieldError> {
+        self.hand_out(object, old, held)
     }
 }

@@ -112,7 +112,7 @@ impl Kind {
             object["metadata"]["creationTimestamp"] = json!("2026-01-02T03:04:05Z");
         }
         self.strategy.prepare_create(&mut object);
-        let allocated = self.strategy.allocate(&mut object, None, &|_| false);
+        let allocated = self.strategy.allocate(&mut object, None, &|_: &str| false);
         let mut errors = Vec::new();
         self.strategy.validate_create(&object, &mut errors);
         errors.extend(allocated.err());
@@ -126,7 +126,7 @@ impl Kind {
         let warnings = match verb {
             "update" => {
                 self.strategy.prepare_update(&mut object, old);
-                let allocated = self.strategy.allocate(&mut object, Some(old), &|_| false);
+                let allocated = self.strategy.allocate(&mut object, Some(old), &|_: &str| false);
                 self.strategy.validate_change(&object, old, &mut errors);
                 errors.extend(allocated.err());
                 self.strategy.warnings(&object, Some(old))

@@ -7,7 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use kreconcile::controllers::{CertificateSigner, SignError, SigningRequest};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use rustls::{
     RootCertStore, ServerConfig,
@@ -41,6 +41,9 @@ pub enum CaError {
     /// A certificate could not be made.
     #[error("a certificate could not be made")]
     Make(#[from] rcgen::Error),
+    /// A certificate could not be signed.
+    #[error("a certificate could not be signed")]
+    Sign(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// TLS could not be set up with it.
     #[error("TLS could not be set up")]
     Tls(#[from] rustls::Error),
@@ -62,7 +65,7 @@ impl Ca {
     pub(crate) fn new(now_seconds: i64) -> Result<Self, CaError> {
         let now = OffsetDateTime::from_unix_timestamp(now_seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let key = KeyPair::generate()?;
-        let mut params = params(now, "kplane", &[]);
+        let mut params = params(now, "kplane");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
@@ -80,16 +83,19 @@ impl Ca {
     /// A client certificate: the common name is the user, the organizations are the groups.
     pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Result<Credentials, CaError> {
         let key = KeyPair::generate()?;
-        let mut params = params(self.now, user, groups);
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(Credentials { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        // A name of rcgen's has one organization at most.
+        let subject = signing::subject(user, groups);
+        let times = (self.now - Duration::minutes(SKEW_MINUTES), self.now + Duration::days(VALID_DAYS));
+        let whose = (&*subject, &*key.subject_public_key_info());
+        let made = signing::client(&self.certificate_der, self.issuer.key(), whose, times)
+            .map_err(|error| CaError::Sign(error.into()))?;
+        Ok(Credentials { certificate_pem: to_pem(&made), key_pem: key.serialize_pem() })
     }
 
     /// A certificate for a server with these names.
     pub(crate) fn server(&self, names: &[&str], addresses: &[IpAddr]) -> Result<Credentials, CaError> {
         let key = KeyPair::generate()?;
-        let mut params = params(self.now, "kube-apiserver", &[]);
+        let mut params = params(self.now, "kube-apiserver");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
             params.subject_alt_names.push(SanType::DnsName((*name).try_into()?));
@@ -129,14 +135,19 @@ impl CertificateSigner for Ca {
             not_after: time(request.not_after.as_second())?,
         };
         let made = signing::sign(&self.certificate_der, self.issuer.key(), &order).map_err(SignError::new)?;
-        let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
-        for line in STANDARD.encode(made).as_bytes().chunks(PEM_LINE_LENGTH) {
-            text.push_str(&String::from_utf8_lossy(line));
-            text.push('\n');
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
-        Ok(text)
+        Ok(to_pem(&made))
     }
+}
+
+/// A certificate as text.
+fn to_pem(certificate: &[u8]) -> String {
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in STANDARD.encode(certificate).as_bytes().chunks(PEM_LINE_LENGTH) {
+        text.push_str(&String::from_utf8_lossy(line));
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
 }
 
 /// Whether clients must show a certificate.
@@ -185,16 +196,79 @@ pub(crate) fn from_pem(
     Ok(Some(config))
 }
 
-fn params(now: OffsetDateTime, common_name: &str, organizations: &[&str]) -> CertificateParams {
+fn params(now: OffsetDateTime, common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
-    for organization in organizations {
-        name.push(DnType::OrganizationName, *organization);
-    }
     params.distinguished_name = name;
     params.not_before = now - Duration::minutes(SKEW_MINUTES);
     params.not_after = now + Duration::days(VALID_DAYS);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use jiff::Timestamp;
+    use kreconcile::testing::check_certificate_signer;
+    use x509_parser::{certificate::X509Certificate, pem::Pem, prelude::FromDer as _};
+
+    use super::*;
+
+    const NOW: i64 = 1_900_000_000;
+
+    #[test]
+    fn a_client_has_all_its_groups() {
+        let ca = Ca::new(NOW).unwrap();
+        for groups in [&[][..], &["system:masters"], &["dev", "ops", "a group with spaces", "größer"]] {
+            let made = ca.client("jane", groups).unwrap();
+            let block = Pem::iter_from_buffer(made.certificate_pem.as_bytes()).next().unwrap().unwrap();
+            let (_, read) = X509Certificate::from_der(&block.contents).unwrap();
+            let (_, issuer) = X509Certificate::from_der(&ca.certificate_der).unwrap();
+            read.verify_signature(Some(issuer.public_key())).unwrap();
+            let seen: Vec<_> = read.subject().iter_organization().map(|one| one.as_str().unwrap()).collect();
+            assert_eq!(seen, groups);
+            assert_eq!(read.subject().iter_common_name().next().unwrap().as_str().unwrap(), "jane");
+            assert!(read.extended_key_usage().unwrap().unwrap().value.client_auth && !read.is_ca());
+        }
+    }
+
+    /// A signer that keeps to the rules but for one.
+    struct Wrong {
+        ca: Ca,
+        rule: &'static str,
+        good: Vec<u8>,
+    }
+
+    #[async_trait]
+    impl CertificateSigner for Wrong {
+        async fn sign(&self, request: &SigningRequest<'_>) -> Result<String, SignError> {
+            let mut request = *request;
+            let usages = ["digital signature", "client auth", "server auth"].map(str::to_owned);
+            match self.rule {
+                "signature" => request.der = &self.good,
+                "usage" => request.usages = &usages,
+                "time" => request.not_after = "2100-01-01T00:00:00Z".parse().unwrap(),
+                _ => {}
+            }
+            self.ca.sign(&request).await
+        }
+    }
+
+    #[tokio::test]
+    async fn the_authority_keeps_its_promises_and_others_are_found() {
+        let key = KeyPair::generate().unwrap();
+        let mut asked = CertificateParams::default();
+        asked.distinguished_name.push(DnType::CommonName, "jane");
+        asked.subject_alt_names.push(SanType::DnsName("web.example".try_into().unwrap()));
+        let request = asked.serialize_request(&key).unwrap();
+        let now = Timestamp::from_second(NOW).unwrap();
+        for (rule, expected) in [("", true), ("signature", false), ("usage", false), ("time", false)] {
+            let signer = Wrong { ca: Ca::new(NOW).unwrap(), rule, good: request.der().to_vec() };
+            let checked = check_certificate_signer(&signer, request.der(), now);
+            let held = std::panic::AssertUnwindSafe(checked).catch_unwind().await.is_ok();
+            assert_eq!(held, expected, "broken: {rule:?}");
+        }
+    }
 }

@@ -49,6 +49,8 @@ pub struct Containers {
     pod_range: String,
     bridge: String,
     images: Vec<PathBuf>,
+    /// What was set that a CRI server decides itself.
+    servers_own: Option<&'static str>,
 }
 
 #[derive(Clone, Debug)]
@@ -71,21 +73,34 @@ impl Containers {
     }
 
     fn new(engine: Engine, dir: PathBuf) -> Self {
-        Self { engine, dir, pod_range: POD_RANGE.to_owned(), bridge: BRIDGE.to_owned(), images: Vec::new() }
+        Self {
+            engine,
+            dir,
+            pod_range: POD_RANGE.to_owned(),
+            bridge: BRIDGE.to_owned(),
+            images: Vec::new(),
+            servers_own: None,
+        }
     }
 
-    /// The OCI runtime's program, a path or a name: `runc` by default. A CRI server has its own.
+    /// The OCI runtime's program, a path or a name: `runc` by default. A CRI server has its own, and the cluster does not start with
+    /// this.
     #[must_use]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
-        if let Engine::Oci { program: old } = &mut self.engine {
-            *old = program.into();
+        match &mut self.engine {
+            Engine::Oci { program: old } => *old = program.into(),
+            Engine::Cri { .. } => self.servers_own = Some("which OCI runtime is used"),
         }
         self
     }
 
-    /// Where pods get their addresses with an OCI runtime: [`POD_RANGE`] by default.
+    /// Where pods get their addresses with an OCI runtime: [`POD_RANGE`] by default. A CRI server has its own network, and the cluster
+    /// does not start with this.
     #[must_use]
     pub fn pod_range(mut self, range: impl Into<String>) -> Self {
+        if matches!(self.engine, Engine::Cri { .. }) {
+            self.servers_own = Some("which addresses pods get");
+        }
         self.pod_range = range.into();
         self
     }
@@ -98,9 +113,13 @@ impl Containers {
         self
     }
 
-    /// Loads an image from an OCI layout or an archive before the first node starts, with an OCI runtime.
+    /// Loads an image from an OCI layout or an archive before the first node starts, with an OCI runtime. A CRI server's images are
+    /// loaded by its own tools, and the cluster does not start with this.
     #[must_use]
     pub fn image(mut self, path: impl Into<PathBuf>) -> Self {
+        if matches!(self.engine, Engine::Cri { .. }) {
+            self.servers_own = Some("which images there are");
+        }
         self.images.push(path.into());
         self
     }
@@ -144,6 +163,10 @@ impl Containers {
     }
 
     async fn open_cri(self, socket: PathBuf, clock: &Arc<dyn Clock>) -> io::Result<Opened> {
+        if let Some(what) = self.servers_own {
+            let why = format!("a CRI server decides itself {what}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         let options = CriOptions::new(socket, self.dir.join("cri"), Arc::clone(clock));
         let server = Arc::new(CriRuntime::connect(options).await?);
         let runtime = Arc::clone(&server) as Arc<dyn ContainerRuntime>;
@@ -232,6 +255,26 @@ impl Opened {
                 }
             }
             Parts::Cri { server } => tracing::debug!(server = server.info().version, "the server goes on"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kcore::SystemClock;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_server_decides_itself_is_not_taken_in_silence() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let cri = || Containers::cri("/nowhere/socket", "/nowhere/state");
+        for (containers, expected) in [
+            (cri().program("crun"), "a CRI server decides itself which OCI runtime is used"),
+            (cri().pod_range("10.0.0.0/16"), "a CRI server decides itself which addresses pods get"),
+            (cri().image("layout"), "a CRI server decides itself which images there are"),
+        ] {
+            assert_eq!(containers.open(&clock).await.unwrap_err().to_string(), expected);
         }
     }
 }

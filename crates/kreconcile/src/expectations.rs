@@ -84,6 +84,19 @@ impl Expectations {
         self.with(key, |expected| expected.gone.push((object, uid.into())));
     }
 
+    /// Whether this object was told to go while reconciling `key`. It does not count any more, although the informer may still show it.
+    #[must_use]
+    pub fn is_going(&self, key: &ObjectKey, uid: &str) -> bool {
+        self.by_key().get(key).is_some_and(|expected| expected.gone.iter().any(|(_, known)| **known == *uid))
+    }
+
+    /// An object that was told to go stays: the request was refused.
+    pub fn kept(&self, key: &ObjectKey, uid: &str) {
+        if let Some(expected) = self.by_key().get_mut(key) {
+            expected.gone.retain(|(_, known)| **known != *uid);
+        }
+    }
+
     /// Whether the informer shows everything that was done for `key`.
     #[must_use]
     pub fn met(&self, key: &ObjectKey) -> bool {

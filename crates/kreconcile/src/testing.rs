@@ -28,10 +28,14 @@
 mod crashes;
 mod faults;
 #[cfg(feature = "controllers")]
+mod signer;
+#[cfg(feature = "controllers")]
 mod sources;
 
 pub use crashes::{WRITES_MAX, converges, survives_crashes};
 pub use faults::{FaultSource, Faults};
+#[cfg(feature = "controllers")]
+pub use signer::check_certificate_signer;
 #[cfg(feature = "controllers")]
 pub use sources::{check_metrics_source, check_provisioner};
 

@@ -1,6 +1,6 @@
 //! Kubernetes' protobuf: the envelope (`k8s\0` and a `runtime.Unknown`) and the messages of the built-in kinds.
 //!
-//! [`decode`] reads an object, [`encode`] writes one; [`encode_list`] and [`watch_frame`] put together what has been written.
+//! [`decode`] reads an object, [`encode`] writes one; [`list_frame`] and [`watch_frame`] put together what has been written.
 //!
 //! The field numbers come from `protobuf.txt`, written by `cargo run -p xtask -- gen-protobuf`. A line is a definition of the
 //! schema, then `number:property` for each field; `*` marks a scalar that is a pointer in Go, so that its zero value counts;
@@ -16,7 +16,7 @@ use ahash::HashMap;
 
 pub use self::{
     decode::decode,
-    encode::{encode, encode_list, encode_message, envelope, watch_frame},
+    encode::{ListFrame, encode, encode_message, envelope, list_frame, put_item, watch_frame},
 };
 use crate::types::{Catalog, DefinitionId, Field, Object};
 

@@ -6,6 +6,27 @@ use serde_json::Value;
 
 use crate::{error::FieldError, fields::drop_status};
 
+/// What the cluster holds when something is picked for an object.
+pub trait Held {
+    /// Whether an object holds this [claim](Strategy::claims).
+    fn is_taken(&self, claim: &str) -> bool;
+
+    /// The networks that services may get addresses from now, in CIDR notation: those of all ServiceCIDRs that are ready (KEP-1880).
+    /// `None`: there is no ServiceCIDR, so that what is configured holds.
+    fn networks(&self) -> Option<Vec<String>>;
+}
+
+/// A function tells what is taken, and there is no ServiceCIDR.
+impl<F: Fn(&str) -> bool> Held for F {
+    fn is_taken(&self, claim: &str) -> bool {
+        self(claim)
+    }
+
+    fn networks(&self) -> Option<Vec<String>> {
+        None
+    }
+}
+
 /// What the server asks about a kind when one of its objects is written.
 ///
 /// Objects come in the storage version, decoded, without unknown fields and with the plain defaults of the schema filled
@@ -117,12 +138,12 @@ pub trait Strategy: Debug + Send + Sync + 'static {
         false
     }
 
-    /// Picks what the object wants and does not name, such as a cluster IP. `taken` tells whether a claim is held.
+    /// Picks what the object wants and does not name, such as a cluster IP.
     fn allocate(
         &self,
         _object: &mut Value,
         _old: Option<&Value>,
-        _taken: &dyn Fn(&str) -> bool,
+        _held: &dyn Held,
     ) -> Result<(), FieldError> {
         Ok(())
     }

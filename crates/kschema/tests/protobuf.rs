@@ -1,8 +1,8 @@
 //! Protobuf: the bytes of some objects, and the way there and back for every built-in kind.
 
 use kschema::{
-    builtin,
-    protobuf::{ProtobufError, decode, encode, encode_list, encode_message, watch_frame},
+    Catalog, builtin,
+    protobuf::{ProtobufError, decode, encode, encode_message, list_frame, put_item, watch_frame},
     testing::object_of,
 };
 use proptest::prelude::*;
@@ -41,6 +41,38 @@ fn enveloped(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
     join(&[b"k8s\0".to_vec(), put(1, &kind), put(2, message), put(3, b""), put(4, b"")])
 }
 
+/// A list of revision 7, put together in pieces.
+fn listed(catalog: &Catalog, kind: &str, items: &[&[u8]]) -> Vec<u8> {
+    let meta = json!({"resourceVersion": "7"});
+    let frame = list_frame(catalog, "v1", kind, &meta, items.iter().map(|item| item.len())).unwrap();
+    let mut encoded = frame.head;
+    items.iter().for_each(|item| put_item(&mut encoded, item));
+    [encoded, frame.tail].concat()
+}
+
+/// The envelope tells how long a list is before its items are there: the sum has to be right for lengths of one and more bytes.
+#[test]
+fn lists_of_any_length_are_read_again() {
+    let catalog = builtin::catalog();
+    for length in [0, 1, 100, 127, 128, 200, 16_383, 16_384, 70_000, 2_100_000] {
+        let item = json!({"metadata": {"name": "a"}, "data": {"x": "y".repeat(length)}});
+        let mut whole = item.clone();
+        whole["apiVersion"] = json!("v1");
+        whole["kind"] = json!("ConfigMap");
+        let message = encode_message(&catalog, &whole).unwrap();
+        for count in 0..3 {
+            let encoded = listed(&catalog, "ConfigMapList", &vec![message.as_slice(); count]);
+            let list = decode(&catalog, &encoded).unwrap();
+            assert_eq!(list["items"].as_array().map_or(0, Vec::len), count, "{length}");
+            assert!(
+                list["items"]
+                    .as_array()
+                    .is_none_or(|items| items.iter().all(|found| found["data"] == item["data"]))
+            );
+        }
+    }
+}
+
 /// The field numbers of `k8s.io/api/core/v1/generated.proto`; what is written when nothing is said is what the generated
 /// marshalers do.
 #[test]
@@ -60,9 +92,7 @@ fn objects_have_upstreams_bytes() {
     // A list holds the objects without their envelopes.
     let list_meta = join(&[put(1, b""), put(2, b"7"), put(3, b"")]);
     let list = join(&[put(1, &list_meta), put(2, &message), put(2, &message)]);
-    let items = [message.as_slice(), &message];
-    let encoded =
-        encode_list(&catalog, "v1", "ConfigMapList", &json!({"resourceVersion": "7"}), items).unwrap();
+    let encoded = listed(&catalog, "ConfigMapList", &[&message, &message]);
     assert_eq!(encoded, enveloped("v1", "ConfigMapList", &list));
     let mut item = config_map.clone();
     item.as_object_mut().unwrap().retain(|key, _| key != "apiVersion" && key != "kind");

@@ -6,7 +6,7 @@ use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kschema::{
     error::FieldError,
     jsonpath::JsonPath,
-    strategy::{NameRule, Plain, Strategy},
+    strategy::{Held, NameRule, Plain, Strategy},
     structural::Structural,
 };
 use schemars::{JsonSchema, generate::SchemaSettings, transform::RecursiveTransform};
@@ -352,12 +352,7 @@ impl Strategy for Own {
         self.own.allocates()
     }
 
-    fn allocate(
-        &self,
-        object: &mut Value,
-        old: Option<&Value>,
-        taken: &dyn Fn(&str) -> bool,
-    ) -> Result<(), FieldError> {
-        self.own.allocate(object, old, taken)
+    fn allocate(&self, object: &mut Value, old: Option<&Value>, held: &dyn Held) -> Result<(), FieldError> {
+        self.own.allocate(object, old, held)
     }
 }

@@ -7,7 +7,11 @@ use http::{HeaderValue, Response, StatusCode, header};
 use kcore::{Status, Stored};
 use serde_json::Value;
 
-use super::{negotiate::PROTOBUF, resource::list_kind};
+use super::{
+    negotiate::PROTOBUF,
+    resource::{METADATA_LIST, METADATA_VERSION, list_kind, partial},
+    stream::chunked,
+};
 use crate::{
     body::Body,
     convert,
@@ -55,18 +59,52 @@ pub(super) fn object(resource: &Resource, message: &[u8]) -> Vec<u8> {
     protobuf::envelope(&resource.api_version(), &resource.def.kind, message)
 }
 
-/// A list.
+/// A list of objects. Its messages are kept with the objects, so that a list of any size costs no second copy of itself.
 pub(super) async fn list(
     objects: &Objects,
     resource: &Resource,
     meta: &Value,
     items: &[Arc<Stored>],
-) -> ApiResult<Vec<u8>> {
+) -> ApiResult<Response<Body>> {
     let mut messages = Vec::with_capacity(items.len());
     for item in items {
         messages.push(message(objects, resource, item).await?);
     }
-    let (catalog, kind) = (objects.registry().catalog(), list_kind(resource));
-    let items = messages.iter().map(|message| &message[..]);
-    protobuf::encode_list(catalog, &resource.api_version(), &kind, meta, items).map_err(|error| fault(&error))
+    let catalog = objects.registry().catalog();
+    framed(catalog, &resource.api_version(), &list_kind(resource), meta, messages)
+}
+
+/// A list of the metadata of objects alone.
+pub(super) fn metadata_list(
+    catalog: &Catalog,
+    meta: &Value,
+    items: &[Arc<Stored>],
+) -> ApiResult<Response<Body>> {
+    let mut messages = Vec::with_capacity(items.len());
+    let mut text = Vec::new();
+    for item in items {
+        text.clear();
+        item.write_metadata(&mut text);
+        let metadata: Value = serde_json::from_slice(&text).map_err(Status::internal)?;
+        let partial = partial(&metadata);
+        messages.push(protobuf::encode_message(catalog, &partial).map_err(|error| fault(&error))?.into());
+    }
+    framed(catalog, METADATA_VERSION, METADATA_LIST, meta, messages)
+}
+
+fn framed(
+    catalog: &Catalog,
+    api_version: &str,
+    kind: &str,
+    meta: &Value,
+    messages: Vec<Bytes>,
+) -> ApiResult<Response<Body>> {
+    let lengths = messages.iter().map(Bytes::len);
+    let frame =
+        protobuf::list_frame(catalog, api_version, kind, meta, lengths).map_err(|error| fault(&error))?;
+    let mut response = chunked(frame.head, messages, frame.tail, |message, _, out| {
+        protobuf::put_item(out, message);
+    });
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+    Ok(response)
 }

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use super::{
     add_warnings, binary, bytes_response, connect, json_response,
     negotiate::{self, Form},
-    proxy, read_body, table, upgrade, watch as wire, yaml_response,
+    proxy, read_body,
+    stream::chunked,
+    table, upgrade, watch as wire, yaml_response,
 };
 use crate::{
     aggregate,
@@ -27,8 +29,12 @@ use crate::{
     write::{Call, Warnings},
 };
 
-/// Lists whose JSON is larger than this are sent in chunks while they are encoded.
-const CHUNK_BYTES: usize = 128 * 1024;
+/// What the metadata of an object is, alone.
+const METADATA_KIND: &str = "PartialObjectMetadata";
+/// What a list of that is.
+pub(super) const METADATA_LIST: &str = "PartialObjectMetadataList";
+/// The version of both.
+pub(super) const METADATA_VERSION: &str = "meta.k8s.io/v1";
 
 /// A request for a resource.
 pub(super) struct Request<'a> {
@@ -245,7 +251,7 @@ impl Request<'_> {
         let object = object.ok_or_else(|| Status::not_found(&def.group, &def.plural, &self.info.name))?;
         objects::readable(&object)?;
         if let Some(wanted) = self.query.get("resourceVersion") {
-            let wanted = crate::request::parse_revision(wanted)?;
+            let wanted = crate::request::plain_revision(wanted)?;
             let current = self.server.objects.snapshot().revision().get();
             if wanted > current {
                 return Err(list::too_large_revision(wanted, current));
@@ -322,30 +328,53 @@ impl Request<'_> {
         if let Some(remaining) = page.remaining.filter(|remaining| *remaining > 0) {
             meta["remainingItemCount"] = json!(remaining);
         }
-        if matches!(form, Form::Object | Form::Table)
-            && page.items.iter().all(|item| convert::is_as_served(resource, item))
+        let items = page.items;
+        if !matches!(form, Form::Yaml | Form::Protobuf)
+            && items.iter().all(|item| convert::is_as_served(resource, item))
         {
-            if form == Form::Object {
-                let head = format!(
-                    "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{meta},\"items\":[",
-                    list_kind(resource),
-                    resource.api_version()
-                );
-                return Ok(stream_list(head, page.items, |item, out| item.write_json(out)));
-            }
-            let rows = table::Rows::new(resource, table::Include::of_query(self.query), self.now());
-            let (head, items) = (rows.head(&meta), rows.ordered(page.items));
-            return Ok(stream_list(head, items, move |item, out| rows.write(item, out)));
+            return self.stored_list(resource, &meta, items, form);
         }
         if form == Form::Protobuf {
-            let list = binary::list(&self.server.objects, resource, &meta, &page.items).await?;
-            return Ok(binary::response(StatusCode::OK, list));
+            return binary::list(&self.server.objects, resource, &meta, &items).await;
         }
-        let mut values = Vec::with_capacity(page.items.len());
-        for item in &page.items {
+        let mut values = Vec::with_capacity(items.len());
+        for item in &items {
             values.push(convert::served(&self.server.objects, resource, item).await?);
         }
         self.list_response(resource, &values, &meta, form)
+    }
+
+    /// A list of objects that are served as they are stored: made in pieces, while it is sent.
+    fn stored_list(
+        &self,
+        resource: &Arc<Resource>,
+        meta: &Value,
+        items: Vec<Arc<Stored>>,
+        form: Form,
+    ) -> ApiResult<Response<Body>> {
+        Ok(match form {
+            Form::Table => {
+                let rows = table::Rows::new(resource, table::Include::of_query(self.query), self.now());
+                let (head, items) = (rows.head(meta), rows.ordered(items));
+                stream_list(head, items, move |item, out| rows.write(item, out))
+            }
+            Form::Metadata => {
+                let before =
+                    format!(r#"{{"kind":"{METADATA_KIND}","apiVersion":"{METADATA_VERSION}","metadata":"#);
+                stream_list(list_head(METADATA_LIST, METADATA_VERSION, meta), items, move |item, out| {
+                    out.extend_from_slice(before.as_bytes());
+                    item.write_metadata(out);
+                    out.push(b'}');
+                })
+            }
+            Form::MetadataProtobuf => {
+                return binary::metadata_list(self.server.objects.registry().catalog(), meta, &items);
+            }
+            Form::Object | Form::Yaml | Form::Protobuf => {
+                let head = list_head(&list_kind(resource), &resource.api_version(), meta);
+                stream_list(head, items, |item, out| item.write_json(out))
+            }
+        })
     }
 
     /// A list of objects in the form that was asked for.
@@ -358,7 +387,7 @@ impl Request<'_> {
     ) -> ApiResult<Response<Body>> {
         let partial = |values: &[Value]| {
             let items: Vec<Value> = values.iter().map(metadata_of).collect();
-            json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": meta, "items": items})
+            json!({"kind": METADATA_LIST, "apiVersion": METADATA_VERSION, "metadata": meta, "items": items})
         };
         let whole = || json!({"kind": list_kind(resource), "apiVersion": resource.api_version(), "metadata": meta, "items": values});
         let catalog = self.server.objects.registry().catalog();
@@ -428,41 +457,28 @@ pub(super) fn list_kind(resource: &Resource) -> String {
 
 /// An object's metadata as a `PartialObjectMetadata`.
 pub(super) fn metadata_of(value: &Value) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": value["metadata"]})
+    partial(&value["metadata"])
 }
 
-/// A list in chunks: each is made from the shared objects when the one before has been taken, so a large list costs no
-/// second copy of itself. `head` is what comes before the items.
+/// The same, of the metadata.
+pub(super) fn partial(metadata: &Value) -> Value {
+    json!({"kind": METADATA_KIND, "apiVersion": METADATA_VERSION, "metadata": metadata})
+}
+
+fn list_head(kind: &str, api_version: &str, meta: &Value) -> String {
+    format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{meta},\"items\":[")
+}
+
+/// A list in JSON, made while it is sent. `head` is what comes before the items.
 fn stream_list(
     head: String,
     items: Vec<Arc<Stored>>,
     write: impl Fn(&Stored, &mut Vec<u8>) + Send + 'static,
 ) -> Response<Body> {
-    let mut items = items.into_iter();
-    let mut first = true;
-    let mut chunk = move |mut out: Vec<u8>| -> (Vec<u8>, bool) {
-        for item in items.by_ref() {
-            if !std::mem::take(&mut first) {
-                out.push(b',');
-            }
-            write(&item, &mut out);
-            if out.len() >= CHUNK_BYTES {
-                return (out, true);
-            }
+    chunked(head.into_bytes(), items, b"]}\n".to_vec(), move |item, is_first, out| {
+        if !is_first {
+            out.push(b',');
         }
-        out.extend_from_slice(b"]}\n");
-        (out, false)
-    };
-    let (out, more) = chunk(head.into_bytes());
-    if !more {
-        return bytes_response(StatusCode::OK, out);
-    }
-    let rest = futures::stream::unfold(Some(chunk), |chunk| async move {
-        let mut chunk = chunk?;
-        let (out, more) = chunk(Vec::with_capacity(CHUNK_BYTES + 4096));
-        Some((Bytes::from(out), more.then_some(chunk)))
-    });
-    let chunks = futures::StreamExt::chain(futures::stream::once(std::future::ready(Bytes::from(out))), rest);
-    let (parts, _) = bytes_response(StatusCode::OK, Bytes::new()).into_parts();
-    Response::from_parts(parts, Body::stream(chunks))
+        write(item, out);
+    })
 }

@@ -163,9 +163,7 @@ impl Writer {
             Form::Object | Form::Yaml | Form::Protobuf => {
                 json!({"kind": self.resource.def.kind, "apiVersion": self.resource.api_version(), "metadata": metadata})
             }
-            Form::Metadata | Form::MetadataProtobuf => {
-                json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
-            }
+            Form::Metadata | Form::MetadataProtobuf => super::resource::partial(&metadata),
             Form::Table => {
                 let mut bookmark = table::of(
                     &self.resource,
@@ -175,7 +173,7 @@ impl Writer {
                     self.include,
                     self.server.objects.clock().now(),
                 );
-                let partial = json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
+                let partial = super::resource::partial(&metadata);
                 bookmark["rows"] = json!([{"cells": [], "object": partial}]);
                 bookmark
             }

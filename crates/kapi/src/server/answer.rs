@@ -11,7 +11,7 @@ use tracing::{debug, error};
 use super::{Inner, REQUEST_MAX};
 use crate::{
     audit::Trail,
-    authn::{AUTHENTICATED, Anonymous, Authenticated, Identity, UNAUTHENTICATED, UserInfo},
+    authn::{AUTHENTICATED, Anonymous, Authenticated, Identity, UNAUTHENTICATED, UserInfo, websocket},
     authz::{self, Verdict},
     body::Body,
     error::{ApiError, ApiResult},
@@ -27,6 +27,9 @@ impl Inner {
         B::Error: fmt::Display + Send,
     {
         let (mut parts, body) = request.into_parts();
+        if let Err(malformed) = websocket::take_token(&mut parts.headers) {
+            parts.extensions.insert(malformed);
+        }
         let trail = self.audit.as_ref().map(|audit| {
             let trail = Arc::new(Trail::new(audit, &parts, self.objects.clock()));
             parts.extensions.insert(Arc::clone(&trail));
@@ -126,7 +129,7 @@ impl Inner {
         if let Some(Identity(user)) = parts.extensions.get::<Identity>() {
             return Ok(Arc::clone(user));
         }
-        let mut refused = false;
+        let mut refused = parts.extensions.get::<websocket::Malformed>().is_some();
         for authenticator in &self.authenticators {
             match authenticator.authenticate(parts).await {
                 Ok(Some(Authenticated { mut user, .. })) => {

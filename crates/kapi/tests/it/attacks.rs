@@ -132,7 +132,7 @@ async fn nobody_becomes_somebody_by_headers() {
                 ("upgrade", "websocket"),
                 ("connection", "upgrade"),
             ],
-            403,
+            401,
         ),
         (&[("cookie", "token=x"), ("x-auth-token", "x"), ("x-csrf-token", "x")], 403),
     ];

@@ -231,7 +231,11 @@ async fn unknown_paths_selectors_and_patches() {
         ),
         ("/api/v1/pods?fieldSelector=spec.foo%3Da", 400, "field label not supported: spec.foo"),
         ("/api/v1/configmaps?limit=x", 400, "strconv.ParseInt: parsing \"x\": invalid syntax"),
-        ("/api/v1/configmaps?continue=x", 400, "continue key is not valid"),
+        (
+            "/api/v1/configmaps?continue=x",
+            400,
+            "invalid continue token: continue key is not valid: illegal base64 data at input byte 1",
+        ),
         ("/api/v1/configmaps/a", 405, "the server does not allow this method on the requested resource"),
     ] {
         let (got, status) = get(&server, path).await;

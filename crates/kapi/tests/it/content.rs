@@ -154,17 +154,68 @@ async fn a_large_list_is_made_piece_by_piece() {
         let (code, _) = send(&server, "POST", MAPS, &map).await;
         assert_eq!(code, 201);
     }
-    let request = Request::get(MAPS).body(Full::new(Bytes::new())).unwrap();
-    let user = UserInfo::new("admin", [MASTERS]);
-    let response = server.as_user(user).oneshot(request).await.unwrap();
-    let (mut body, mut pieces, mut all) = (response.into_body(), 0, Vec::new());
-    while let Some(frame) = body.frame().await {
-        let piece = frame.unwrap().into_data().unwrap();
-        assert!(piece.len() <= PIECE_BYTES_MAX, "a piece of {} bytes", piece.len());
-        pieces += 1;
-        all.extend_from_slice(&piece);
+    let metadata = "as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    let forms = [
+        ("application/json".to_owned(), 16_000_000),
+        (format!("application/json;{metadata}"), 400_000),
+        (PROTOBUF.to_owned(), 16_000_000),
+        (format!("{PROTOBUF};{metadata}"), 200_000),
+    ];
+    for (accept, length_min) in forms {
+        let (mut body, mut all) = (open(&server, &accept).await, Vec::new());
+        while let Some(frame) = body.frame().await {
+            let piece = frame.unwrap().into_data().unwrap();
+            assert!(piece.len() <= PIECE_BYTES_MAX, "{accept}: a piece of {} bytes", piece.len());
+            all.extend_from_slice(&piece);
+        }
+        assert!(all.len() > length_min, "{accept}: {} bytes", all.len());
+        if accept == format!("{PROTOBUF};{metadata}") {
+            // Clients read it by the message's numbers: 2 is an item, and of it 1 the metadata, of which 1 is the name.
+            let list = field(&all[4..], 2).next().unwrap();
+            let names: Vec<_> =
+                field(list, 2).map(|item| field(field(item, 1).next().unwrap(), 1).next().unwrap()).collect();
+            assert_eq!(names.len(), OBJECTS);
+            assert!(names.iter().all(|name| name.starts_with(b"c")));
+            continue;
+        }
+        let list: Value = if accept == PROTOBUF {
+            protobuf::decode(&builtin::catalog(), &all).unwrap()
+        } else {
+            serde_json::from_slice(&all).unwrap()
+        };
+        let items = list["items"].as_array().unwrap();
+        assert_eq!(items.len(), OBJECTS, "{accept}");
+        assert!(
+            items
+                .iter()
+                .all(|item| item["metadata"]["name"].as_str().is_some_and(|name| name.starts_with('c')))
+        );
+        assert_eq!(
+            items[0]["kind"] == "PartialObjectMetadata",
+            accept == format!("application/json;{metadata}"),
+            "{accept}"
+        );
     }
-    assert!(pieces > 100, "{pieces} pieces");
-    let list: Value = serde_json::from_slice(&all).unwrap();
-    assert_eq!(list["items"].as_array().map(Vec::len), Some(OBJECTS));
+}
+
+/// The fields of this number in a message that has only fields with a length.
+fn field(mut message: &[u8], number: u8) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (key, rest) = message.split_first()?;
+        assert_eq!(key & 7, 2);
+        let end = rest.iter().position(|byte| byte & 0x80 == 0).unwrap();
+        let length = rest[..=end].iter().rev().fold(0, |length, byte| length << 7 | usize::from(byte & 0x7f));
+        let (value, rest) = rest[end + 1..].split_at(length);
+        message = rest;
+        Some((key >> 3, value))
+    })
+    .filter(move |(found, _)| *found == number)
+    .map(|(_, value)| value)
+}
+
+async fn open(server: &ApiServer, accept: &str) -> kapi::Body {
+    let request = Request::get(MAPS).header("accept", accept).body(Full::new(Bytes::new())).unwrap();
+    let response = server.as_user(UserInfo::new("admin", [MASTERS])).oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.into_body()
 }

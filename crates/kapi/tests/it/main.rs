@@ -20,6 +20,7 @@ mod openapi;
 mod policies;
 mod proxy;
 mod quotas;
+mod revisions;
 mod streams;
 mod tables;
 mod tokens;

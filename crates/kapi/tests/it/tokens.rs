@@ -313,6 +313,14 @@ async fn keys_can_be_changed() {
     created(&server, "/api/v1/namespaces/default/secrets", secret).await;
     let (code, user) = who(&server, &legacy).await;
     assert_eq!((code, user["username"].as_str()), (201, Some("system:serviceaccount:default:robot")));
+    // KEP-2799: the day is noted, and since when days are.
+    let today = kcore::Clock::now(&kcore::SystemClock).strftime("%Y-%m-%d").to_string();
+    let (_, kept) = get(&server, "/api/v1/namespaces/default/secrets/kept").await;
+    assert_eq!(kept["metadata"]["labels"]["kubernetes.io/legacy-token-last-used"], today);
+    let tracking = "kube-apiserver-legacy-service-account-token-tracking";
+    let (_, map) = get(&server, &format!("/api/v1/namespaces/kube-system/configmaps/{tracking}")).await;
+    assert_eq!(map["data"]["since"], today);
+    assert_eq!(who(&server, &legacy).await.0, 201, "the second use changes nothing");
     // A token of a server with another key is none of these.
     assert_eq!(who(&server, &token(&old, json!({})).await).await.0, 401);
 
@@ -367,4 +375,24 @@ async fn clients_that_speak_protobuf_get_tokens_too() {
     assert_eq!(code, 201, "{}", String::from_utf8_lossy(&bytes));
     let answer = kapi::schema::protobuf::decode(&catalog, &bytes).unwrap();
     assert_eq!(claims(answer["status"]["token"].as_str().unwrap())["aud"], json!(["a"]));
+}
+
+/// Browsers say who they are among a WebSocket's subprotocols, as they can't set its headers.
+#[tokio::test]
+async fn a_websocket_may_have_its_token_among_its_subprotocols() {
+    let tokens = StaticTokens::new().with("fixed", UserInfo::new("jane", ["system:masters"]));
+    let server = ApiServer::builder().authenticator(Arc::new(tokens)).build().unwrap();
+    server.bootstrap().await.unwrap();
+    let prefix = "base64url.bearer.authorization.k8s.io.";
+    for (protocols, code) in [
+        (format!("{prefix}{}, v5.channel.k8s.io", URL_SAFE_NO_PAD.encode("fixed")), 200),
+        (format!("{prefix}{}, v5.channel.k8s.io", URL_SAFE_NO_PAD.encode("other")), 401),
+        (format!("{prefix}{}", URL_SAFE_NO_PAD.encode("fixed")), 401),
+        ("v5.channel.k8s.io".to_owned(), 403),
+    ] {
+        let request = Request::get("/api/v1/namespaces").header("upgrade", "websocket");
+        let request = request.header("sec-websocket-protocol", &protocols).body(Full::<Bytes>::default());
+        let response = server.clone().oneshot(request.unwrap()).await.unwrap();
+        assert_eq!(response.status(), code, "{protocols}");
+    }
 }

@@ -4,6 +4,7 @@ use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Service},
 };
+use kapi::ApiServer;
 use kube::{
     Api,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -185,6 +186,87 @@ async fn services_get_addresses_that_nobody_else_has() {
         .unwrap();
 }
 
+async fn make_account(server: &ApiServer) {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+    send(server, "POST", "/api/v1/namespaces/default/serviceaccounts", &account).await;
+}
+
+async fn make_node(server: &ApiServer, name: &str, labels: Value) {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
+    assert_eq!(send(server, "POST", "/api/v1/nodes", &node).await.0, 201);
+    let status = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+        "status": {"capacity": {"cpu": "2", "memory": "1Gi"}, "allocatable": {"cpu": "2", "memory": "1Gi"}}});
+    let (code, answer) = send(server, "PUT", &format!("/api/v1/nodes/{name}/status"), &status).await;
+    assert_eq!(code, 200, "{answer}");
+}
+
+fn pod_on(name: &str, node: Option<&str>) -> Value {
+    let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "a"}},
+        "spec": {"automountServiceAccountToken": false, "containers": [{"name": "c", "image": "i",
+            "resources": {"requests": {"cpu": "1"}, "limits": {"cpu": "1"}}}]}});
+    if let Some(node) = node {
+        pod["spec"]["nodeName"] = json!(node);
+    }
+    pod
+}
+
+/// KEP-4742: however a pod comes to its node, it has the node's zone and region.
+#[tokio::test]
+async fn pods_have_the_zone_of_their_node() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let server = server().await;
+    make_account(&server).await;
+    let (zone, region) = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region");
+    make_node(&server, "n", json!({zone: "z1", region: "r1", "other": "x"})).await;
+    assert_eq!(send(&server, "POST", PODS, &pod_on("made", Some("n"))).await.0, 201);
+    assert_eq!(send(&server, "POST", PODS, &pod_on("bound", None)).await.0, 201);
+    assert_eq!(send(&server, "POST", PODS, &pod_on("lost", Some("nowhere"))).await.0, 201);
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "bound"}, "target": {"kind": "Node", "name": "n"}});
+    let (code, answer) = send(&server, "POST", &format!("{PODS}/bound/binding"), &binding).await;
+    assert_eq!(code, 201, "{answer}");
+    for (name, expected) in [
+        ("made", json!({"app": "a", zone: "z1", region: "r1"})),
+        ("bound", json!({"app": "a", zone: "z1", region: "r1"})),
+        ("lost", json!({"app": "a"})),
+    ] {
+        assert_eq!(get(&server, &format!("{PODS}/{name}")).await.1["metadata"]["labels"], expected, "{name}");
+    }
+}
+
+/// KEP-1287: a pod is not resized beyond what its node can give, nor where it can't be.
+#[tokio::test]
+async fn pods_are_resized_within_their_node() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let server = server().await;
+    make_account(&server).await;
+    make_node(&server, "n", json!({"kubernetes.io/os": "linux"})).await;
+    make_node(&server, "w", json!({"kubernetes.io/os": "windows"})).await;
+    for node in ["n", "w"] {
+        assert_eq!(send(&server, "POST", PODS, &pod_on(node, Some(node))).await.0, 201);
+    }
+    for (pod, cpu, code, words) in [
+        ("n", "2", 200, ""),
+        (
+            "n",
+            "2001m",
+            403,
+            "node didn't have enough allocatable resources: cpu, requested: 2001, allocatable: 2000",
+        ),
+        ("w", "2", 403, "pod resize is only supported on linux nodes, node \"w\" is \"windows\""),
+    ] {
+        let path = format!("{PODS}/{pod}");
+        let mut wanted = get(&server, &path).await.1;
+        let resources = &mut wanted["spec"]["containers"][0]["resources"];
+        *resources = json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}});
+        let (found, answer) = send(&server, "PUT", &format!("{path}/resize"), &wanted).await;
+        assert_eq!(found, code, "{answer}");
+        assert!(code == 200 || answer["message"].as_str().unwrap().ends_with(words), "{answer}");
+        let cause = answer["details"]["causes"][0]["reason"].as_str();
+        let expected = [("n", Some("NodeCapacity")), ("w", Some("UnsupportedPlatform"))];
+        assert!(code == 200 || expected.contains(&(pod, cause)), "{answer}");
+    }
+}
+
 #[tokio::test]
 async fn pages_show_one_revision() {
     let server = server().await;
@@ -287,7 +369,7 @@ async fn a_rules_review_tells_what_the_authorizers_say() {
     let review = json!({"spec": {"namespace": "default"}});
     let (_, open) = send(&server().await, "POST", path, &review).await;
     assert_eq!(open["status"]["resourceRules"][0]["verbs"], json!(["*"]));
-    let strict = kapi::ApiServer::builder().authorizer(std::sync::Arc::new(Nothing)).build().unwrap();
+    let strict = ApiServer::builder().authorizer(std::sync::Arc::new(Nothing)).build().unwrap();
     let (code, closed) = send(&strict, "POST", path, &review).await;
     assert_eq!((code, &closed["status"]["resourceRules"]), (201, &json!([])));
 }

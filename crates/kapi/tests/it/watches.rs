@@ -120,9 +120,11 @@ async fn a_watch_resumes_after_its_revision_and_410_says_that_it_is_gone() {
     let mut watch = Lines::open(&server, &format!("resourceVersion={revision}")).await;
     assert_eq!(watch.brief().await, pair("ADDED", "b"));
     server.objects().store().compact(server.objects().snapshot().revision()).await.unwrap();
-    let (code, status) =
-        crate::harness::get(&server, &format!("{MAPS}?watch=true&resourceVersion={revision}")).await;
-    assert_eq!((code, status["reason"].as_str()), (410, Some("Expired")));
+    let mut watch = Lines::open(&server, &format!("resourceVersion={revision}")).await;
+    let event = watch.next().await.unwrap();
+    assert_eq!((event["type"].as_str(), event["object"]["code"].as_u64()), (Some("ERROR"), Some(410)));
+    assert_eq!(event["object"]["reason"], "Expired");
+    assert_eq!(watch.next().await, None);
 }
 
 #[tokio::test(start_paused = true)]

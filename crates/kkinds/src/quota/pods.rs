@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerStatus, Pod, PodAffinityTerm, ResourceRequirements,
+        Container, ContainerStatus, Pod, PodAffinityTerm, PodSpec, ResourceRequirements,
         ScopedResourceSelectorRequirement,
     },
     apimachinery::pkg::api::resource,
@@ -109,6 +109,13 @@ impl Side {
             Self::Limits => resources?.limits.as_ref(),
         }
     }
+}
+
+/// What a pod asks for as its specification says, whatever it has now.
+#[must_use]
+pub fn pod_requests(spec: &PodSpec) -> Amounts {
+    let pod = Pod { spec: Some(spec.clone()), ..Pod::default() };
+    effective(&pod, Side::Requests)
 }
 
 /// What a pod asks for as a whole (`component-helpers/resource.PodRequests` and `PodLimits`, KEP-753, KEP-1287, KEP-2837).

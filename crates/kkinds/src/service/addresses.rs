@@ -5,6 +5,8 @@ use std::{
     ops::RangeInclusive,
 };
 
+use crate::check::address;
+
 /// The ranges from which services get their cluster IPs and node ports.
 ///
 /// ```
@@ -41,16 +43,10 @@ impl Default for ServiceAddresses {
 }
 
 impl ServiceAddresses {
-    /// How many addresses the range has.
-    pub(crate) fn size(&self) -> u32 {
-        1_u32.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(u32::MAX)
-    }
-
     /// Whether an address can be handed out: in the range, and neither its first nor its last.
     #[must_use]
     pub fn contains(&self, address: Ipv4Addr) -> bool {
-        let offset = u32::from(address).wrapping_sub(u32::from(self.network));
-        offset > 0 && offset < self.size().saturating_sub(1)
+        Network { address: self.network.into(), prefix: self.prefix }.has(address.into())
     }
 
     /// The range in CIDR notation.
@@ -70,16 +66,67 @@ impl ServiceAddresses {
         if self.second.is_some() { &["IPv4", "IPv6"] } else { &["IPv4"] }
     }
 
-    /// Whether an address of either family can be handed out.
-    pub(crate) fn covers(&self, address: IpAddr) -> bool {
-        match (address, self.second) {
-            (IpAddr::V4(address), _) => self.contains(address),
-            (IpAddr::V6(address), Some((network, prefix))) => {
+    /// The networks of cluster IPs.
+    pub(super) fn networks(&self) -> Vec<Network> {
+        let first = Network { address: self.network.into(), prefix: self.prefix };
+        let second = self.second.map(|(address, prefix)| Network { address: address.into(), prefix });
+        [first].into_iter().chain(second).collect()
+    }
+}
+
+/// A network that services get addresses from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Network {
+    /// Reads the CIDR notation.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (address, prefix) = address::parse_network_lenient(text)?;
+        Some(Self { address, prefix: u8::try_from(prefix).ok()? })
+    }
+
+    pub(super) fn family(&self) -> &'static str {
+        if self.address.is_ipv4() { "IPv4" } else { "IPv6" }
+    }
+
+    /// How many addresses are handed out: not the first, and with IPv4 not the last. Of very large networks only a part is used.
+    pub(super) fn usable(&self) -> u32 {
+        let size = |bits: u32| 1_u32.checked_shl(bits.min(31)).unwrap_or(u32::MAX);
+        let prefix = u32::from(self.prefix);
+        match self.address {
+            IpAddr::V4(_) => size(32 - prefix.min(32)).saturating_sub(2),
+            IpAddr::V6(_) => size(128 - prefix.min(128)).saturating_sub(1),
+        }
+    }
+
+    /// The address with this number, from 0 to [`usable`](Self::usable).
+    pub(super) fn nth(&self, number: u32) -> IpAddr {
+        match self.address {
+            IpAddr::V4(first) => Ipv4Addr::from(u32::from(first).wrapping_add(1 + number)).into(),
+            IpAddr::V6(first) => {
+                Ipv6Addr::from(u128::from(first).wrapping_add(1 + u128::from(number))).into()
+            }
+        }
+    }
+
+    /// Whether an address can be handed out.
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let bits = 32 - u32::from(self.prefix.min(32));
+                let last = 1_u64.checked_shl(bits).unwrap_or(u64::MAX) - 1;
+                let offset = u64::from(u32::from(address).wrapping_sub(u32::from(network)));
+                offset > 0 && offset < last
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
                 let offset = u128::from(address).wrapping_sub(u128::from(network));
-                let size = 1_u128.checked_shl(128 - u32::from(prefix.min(128))).unwrap_or(u128::MAX);
+                let size = 1_u128.checked_shl(128 - u32::from(self.prefix.min(128))).unwrap_or(u128::MAX);
                 offset > 0 && offset < size
             }
-            (IpAddr::V6(_), None) => false,
+            _ => false,
         }
     }
 }

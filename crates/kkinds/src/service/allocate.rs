@@ -1,17 +1,15 @@
 //! Handing out addresses and ports (`pkg/registry/core/service/storage/alloc.go`).
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use kschema::{
     error::FieldError,
     fields::{child, items_mut},
+    strategy::Held,
 };
 use serde_json::{Value, json};
 
-use super::{Services, kind, needs_health_check, needs_node_ports, rules};
+use super::{Services, addresses::Network, kind, needs_health_check, needs_node_ports, rules};
 use crate::check::{Look, Path, Report, address, same_at, texts};
 
 /// How many addresses or ports are tried before a range is called full.
@@ -71,32 +69,36 @@ impl Services {
         claims
     }
 
-    /// A free address: one after another from a place that the service's name decides, so that a deleted and newly made
-    /// service gets its address back when it is still free.
-    fn free_address(&self, family: &str, seed: u32, taken: &dyn Fn(&str) -> bool) -> Option<String> {
-        let free = |address: String| (!taken(&address_claim(&address))).then_some(address);
-        if let (Some((network, prefix)), "IPv6") = (self.addresses.second, family) {
-            let bits = (128 - u32::from(prefix.min(128))).min(31);
-            let usable = (1_u32 << bits).saturating_sub(1);
-            let tries = usable.min(ALLOCATION_TRIES_MAX);
-            let nth = |step: u32| u128::from(network) + 1 + u128::from(seed.wrapping_add(step) % usable);
-            return (0..tries).map(|step| Ipv6Addr::from(nth(step)).to_string()).find_map(free);
-        }
-        let usable = self.addresses.size().saturating_sub(2);
-        let tries = usable.min(ALLOCATION_TRIES_MAX);
-        (0..tries)
-            .map(|step| u32::from(self.addresses.network) + 1 + (seed.wrapping_add(step)) % usable)
-            .map(Ipv4Addr::from)
-            .filter(|address| *address != self.addresses.first())
-            .find_map(|address| free(address.to_string()))
+    /// The networks that addresses come from, the configured ones first.
+    fn networks(&self, held: &dyn Held) -> Vec<Network> {
+        let configured = self.addresses.networks();
+        let Some(ready) = held.networks() else { return configured };
+        let mut ready: Vec<Network> = ready.iter().filter_map(|text| Network::parse(text)).collect();
+        ready.sort_by_key(|network| !configured.contains(network));
+        ready
     }
 
-    fn free_port(&self, seed: u32, used: &BTreeSet<i64>, taken: &dyn Fn(&str) -> bool) -> Option<i64> {
+    /// A free address: one after another from a place that the service's name decides, so that a deleted and newly made
+    /// service gets its address back when it is still free. A network that is full is followed by the next one.
+    fn free_address(&self, networks: &[Network], seed: u32, held: &dyn Held) -> Option<String> {
+        let each = networks.iter().flat_map(|network| {
+            let usable = network.usable();
+            (0..usable.min(ALLOCATION_TRIES_MAX))
+                .map(move |step| network.nth(seed.wrapping_add(step) % usable))
+        });
+        let mut each = each.filter(|address| *address != IpAddr::V4(self.addresses.first()));
+        each.find_map(|address| {
+            let text = address.to_string();
+            (!held.is_taken(&address_claim(&text))).then_some(text)
+        })
+    }
+
+    fn free_port(&self, seed: u32, used: &BTreeSet<i64>, held: &dyn Held) -> Option<i64> {
         let (first, last) = (*self.addresses.node_ports.start(), *self.addresses.node_ports.end());
         let count = u32::from(last.saturating_sub(first)) + 1;
         (0..count)
             .map(|step| i64::from(first) + i64::from(seed.wrapping_add(step) % count))
-            .find(|port| !used.contains(port) && !taken(&port_claim(*port)))
+            .find(|port| !used.contains(port) && !held.is_taken(&port_claim(*port)))
     }
 
     /// Ports that a caller names must be in the range.
@@ -117,12 +119,7 @@ impl Services {
     }
 
     /// Fills in addresses and ports.
-    pub(super) fn hand_out(
-        &self,
-        object: &mut Value,
-        old: Option<&Value>,
-        taken: &dyn Fn(&str) -> bool,
-    ) -> Handed<()> {
+    pub(super) fn hand_out(&self, object: &mut Value, old: Option<&Value>, held: &dyn Held) -> Handed<()> {
         if kind(object) == "ExternalName" {
             return Ok(());
         }
@@ -131,9 +128,9 @@ impl Services {
         self.families(object, old)?;
         let spec = &object["spec"];
         if !is_headless(spec) {
-            self.hand_out_addresses(child(object, "spec"), seed, taken)?;
+            self.hand_out_addresses(child(object, "spec"), seed, held)?;
         }
-        self.hand_out_ports(object, seed, taken)
+        self.hand_out_ports(object, seed, held)
     }
 
     /// Decides which families of addresses a service has (`initIPFamilyFields`).
@@ -205,9 +202,10 @@ impl Services {
         Ok(())
     }
 
-    fn hand_out_addresses(&self, spec: &mut Value, seed: u32, taken: &dyn Fn(&str) -> bool) -> Handed<()> {
+    fn hand_out_addresses(&self, spec: &mut Value, seed: u32, held: &dyn Held) -> Handed<()> {
         let mut addresses: Vec<String> = texts(spec.list("clusterIPs")).map(str::to_owned).collect();
         let families: Vec<String> = texts(spec.list("ipFamilies")).map(str::to_owned).collect();
+        let networks = self.networks(held);
         for (index, family) in families.iter().enumerate() {
             if index >= addresses.len() {
                 addresses.push(String::new());
@@ -215,17 +213,21 @@ impl Services {
             let shown = json!(addresses);
             let named = &addresses[index];
             if named.is_empty() {
-                addresses[index] = self.free_address(family, seed, taken).ok_or_else(|| {
+                let of_family: Vec<Network> =
+                    networks.iter().filter(|network| network.family() == family).copied().collect();
+                addresses[index] = self.free_address(&of_family, seed, held).ok_or_else(|| {
                     FieldError::invalid(
                         "spec.clusterIPs",
                         shown,
                         "failed to allocate a serviceIP: range is full",
                     )
                 })?;
-            } else if !address::parse_lenient(named).is_some_and(|named| self.addresses.covers(named)) {
+                continue;
+            }
+            let named_address = address::parse_lenient(named).map(address::canonical);
+            if !named_address.is_some_and(|address| networks.iter().any(|network| network.has(address))) {
                 let why = format!(
-                    "failed to allocate IP {named}: the provided IP ({named}) is not in the valid range. The range of valid IPs is {}",
-                    self.addresses.cidr()
+                    "failed to allocate IP {named}: the provided network does not match the current range"
                 );
                 return Err(FieldError::invalid("spec.clusterIPs", shown, why));
             }
@@ -237,7 +239,7 @@ impl Services {
         Ok(())
     }
 
-    fn hand_out_ports(&self, object: &mut Value, seed: u32, taken: &dyn Fn(&str) -> bool) -> Handed<()> {
+    fn hand_out_ports(&self, object: &mut Value, seed: u32, held: &dyn Held) -> Handed<()> {
         const FULL: &str = "failed to allocate a nodePort: range is full";
         let (wanted, health) = (allocates_node_ports(object), needs_health_check(object));
         let spec = child(object, "spec");
@@ -245,7 +247,7 @@ impl Services {
         used.insert(spec.int("healthCheckNodePort"));
         let next = |used: &BTreeSet<i64>, field: &str| {
             let seed = seed.wrapping_add(u32::try_from(used.len()).unwrap_or(0));
-            self.free_port(seed, used, taken).ok_or_else(|| FieldError::invalid(field, 0, FULL))
+            self.free_port(seed, used, held).ok_or_else(|| FieldError::invalid(field, 0, FULL))
         };
         // One number of a service that has it for several protocols has one number on the nodes.
         let mut by_port: Vec<(i64, i64)> = Vec::new();
@@ -312,17 +314,66 @@ mod tests {
         let mut object = json!({"metadata": {"namespace": "a", "name": "b"}, "spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP"}]}});
         services.default(&mut object);
         services.prepare_create(&mut object);
-        services.allocate(&mut object, None, &|_| false).unwrap();
+        services.allocate(&mut object, None, &|_: &str| false).unwrap();
         let claims = services.claims(&object);
         assert_eq!(claims.len(), 2);
         let first = object.clone();
         services.prepare_update(&mut object, &first);
-        services.allocate(&mut object, Some(&first), &|_| true).unwrap();
+        services.allocate(&mut object, Some(&first), &|_: &str| true).unwrap();
         assert_eq!(object, first, "nothing new is needed");
         object["spec"]["type"] = json!("ClusterIP");
         services.prepare_update(&mut object, &first);
-        services.allocate(&mut object, Some(&first), &|_| true).unwrap();
+        services.allocate(&mut object, Some(&first), &|_: &str| true).unwrap();
         assert_eq!(services.claims(&object), claims[..1], "the node port is given back");
+    }
+
+    /// Holds everything in one network, and has another one.
+    struct Full<'a>(&'a [&'a str]);
+
+    impl Held for Full<'_> {
+        fn is_taken(&self, claim: &str) -> bool {
+            claim.starts_with("clusterip/10.96.")
+        }
+
+        fn networks(&self) -> Option<Vec<String>> {
+            Some(self.0.iter().map(|text| (*text).to_owned()).collect())
+        }
+    }
+
+    /// The rules of `MetaAllocator` (`cidrallocator.go`).
+    #[test]
+    fn a_full_network_is_followed_by_another_one() {
+        let services =
+            Services::new(Arc::new(ServiceAddresses { prefix: 24, ..ServiceAddresses::default() }));
+        let object = |address: &str| json!({"metadata": {"name": "b"}, "spec": {"clusterIP": address, "clusterIPs": if address.is_empty() { json!([]) } else { json!([address]) }, "ports": []}});
+        let other = "does not match the current range";
+        let cases: &[(&[&str], &str, Result<&str, &str>)] = &[
+            (&["10.96.0.0/24"], "", Err("range is full")),
+            (&["10.96.0.0/24", "fd00::/112"], "", Err("range is full")),
+            (&["172.30.0.0/30", "10.96.0.0/24"], "", Ok("172.30.0.")),
+            (&["10.96.0.0/24", "172.30.0.0/24"], "172.30.0.9", Ok("172.30.0.9")),
+            (&["10.96.0.0/24"], "172.30.0.9", Err(other)),
+            // The first address of a network, and the last.
+            (&["172.30.0.0/24"], "172.30.0.0", Err(other)),
+            (&["172.30.0.0/24"], "172.30.0.255", Err(other)),
+            (&[], "10.96.0.9", Err(other)),
+            (&[], "", Err("range is full")),
+        ];
+        for (networks, address, expected) in cases {
+            let mut object = object(address);
+            let result = services.allocate(&mut object, None, &Full(networks));
+            match expected {
+                Ok(start) => {
+                    result.unwrap();
+                    let given = object["spec"]["clusterIP"].as_str().unwrap();
+                    assert!(given.starts_with(start), "{networks:?}: {given}");
+                }
+                Err(why) => {
+                    let error = result.unwrap_err().to_string();
+                    assert!(error.contains(why), "{networks:?} {address}: {error}");
+                }
+            }
+        }
     }
 
     #[test]
@@ -330,7 +381,7 @@ mod tests {
         let services =
             Services::new(Arc::new(ServiceAddresses { prefix: 30, ..ServiceAddresses::default() }));
         let mut object = json!({"metadata": {}, "spec": {"ports": []}});
-        assert!(services.allocate(&mut object, None, &|_| true).is_err());
+        assert!(services.allocate(&mut object, None, &|_: &str| true).is_err());
     }
 
     #[test]
@@ -339,12 +390,12 @@ mod tests {
         let services = Services::new(Arc::new(ServiceAddresses { second, ..ServiceAddresses::default() }));
         let spec = json!({"type": "ClusterIP", "ipFamilyPolicy": "PreferDualStack", "ports": [{"port": 80}]});
         let mut object = json!({"metadata": {"name": "b"}, "spec": spec});
-        services.allocate(&mut object, None, &|_| false).unwrap();
+        services.allocate(&mut object, None, &|_: &str| false).unwrap();
         assert_eq!(object["spec"]["ipFamilies"], json!(["IPv4", "IPv6"]));
         assert_eq!(services.claims(&object).len(), 2);
         let old = object.clone();
         object["spec"]["ipFamilyPolicy"] = json!("SingleStack");
-        services.allocate(&mut object, Some(&old), &|_| true).unwrap();
+        services.allocate(&mut object, Some(&old), &|_: &str| true).unwrap();
         assert_eq!(object["spec"]["clusterIPs"], json!([old["spec"]["clusterIP"]]));
     }
 }

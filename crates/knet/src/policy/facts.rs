@@ -9,7 +9,7 @@ use k8s_openapi::{
     },
     apimachinery::pkg::{apis::meta::v1 as meta, util::intstr::IntOrString},
 };
-use kcore::selector::{LabelSelector, Operator, Requirement};
+use kcore::selector::LabelSelector;
 
 use super::{Cidr, Ports, Protocol};
 
@@ -188,19 +188,11 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
 
 /// `None` when it can't be read.
 fn read_selector(selector: &meta::LabelSelector) -> Option<LabelSelector> {
-    let labels = selector.match_labels.iter().flatten().map(|(key, value)| {
-        Some(Requirement { key: key.clone(), operator: Operator::In, values: vec![value.clone()] })
-    });
-    let expressions = selector.match_expressions.iter().flatten().map(|expression| {
-        let operator = match expression.operator.as_str() {
-            "In" => Operator::In,
-            "NotIn" => Operator::NotIn,
-            "Exists" => Operator::Exists,
-            "DoesNotExist" => Operator::DoesNotExist,
-            _ => return None,
-        };
-        let values = expression.values.clone().unwrap_or_default();
-        Some(Requirement { key: expression.key.clone(), operator, values })
-    });
-    labels.chain(expressions).collect::<Option<Vec<_>>>().map(LabelSelector::new)
+    let labels = selector.match_labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
+    let expressions = selector
+        .match_expressions
+        .iter()
+        .flatten()
+        .map(|one| (one.key.as_str(), one.operator.as_str(), one.values.clone().unwrap_or_default()));
+    LabelSelector::of_object(labels, expressions)
 }

@@ -5,9 +5,10 @@
 //! addresses that chains look into. So a pod that comes or goes beside ten thousand others adds or deletes a few elements, in one
 //! transaction of `nft`, and no chain is written anew.
 //!
-//! Only forwarded packets are looked at, so that traffic between a pod and its own node is always allowed. Pods that share a bridge are
-//! filtered when the kernel hands bridged packets to the network layer (`net.bridge.bridge-nf-call-iptables`); those that are routed,
-//! always. Packets are seen with the endpoint's address, after Services were resolved, and before sources are rewritten.
+//! Only forwarded packets are looked at, so that traffic between a pod and its own node is always allowed. Pods of
+//! `BridgeNetwork` reach each other through their node, so they are filtered always; pods that share
+//! another's bridge, as CNI's `bridge` makes it, only when the kernel hands bridged packets to the network layer
+//! (`net.bridge.bridge-nf-call-iptables`). Packets are seen with the endpoint's address, after Services were resolved, and before sources are rewritten.
 //!
 //! What becomes of connections that exist when a policy begins to forbid them is left to implementations by the API;
 //! [`Existing`] says it.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use kplane::{
     Cluster,
@@ -45,9 +45,9 @@ enum Command {
 
 #[derive(clap::Args)]
 struct Up {
-    /// How many nodes the cluster has.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(0..=5000))]
-    nodes: u16,
+    /// How many nodes the cluster has; 3 by default, and 1 with real containers, as they all are on this machine.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(0..=5000))]
+    nodes: Option<u16>,
     /// Where the API is served; port 0 picks a free one.
     #[arg(long, default_value = "127.0.0.1:6443")]
     listen: SocketAddr,
@@ -63,9 +63,9 @@ struct Up {
     /// The socket of the CRI server.
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     cri_socket: PathBuf,
-    /// The OCI runtime's program.
-    #[arg(long, default_value = "runc")]
-    oci_runtime: PathBuf,
+    /// The OCI runtime's program; runc by default.
+    #[arg(long)]
+    oci_runtime: Option<PathBuf>,
     /// An OCI layout or archive to take images from, for the OCI runtime; may be repeated.
     #[arg(long)]
     image: Vec<PathBuf>,
@@ -214,14 +214,19 @@ async fn run(up: &Up) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let begin = Instant::now();
-    println!("starting a cluster with {} nodes", up.nodes);
-    let mut builder = Cluster::builder().nodes(usize::from(up.nodes));
+    let is_real = matches!(up.runtime, Runtime::Oci | Runtime::Cri);
+    let nodes = up.nodes.unwrap_or(if is_real { 1 } else { 3 });
+    if !is_real && (up.oci_runtime.is_some() || !up.image.is_empty()) {
+        bail!("--oci-runtime and --image are for --runtime oci");
+    }
+    println!("starting a cluster with {nodes} node{}", if nodes == 1 { "" } else { "s" });
+    let mut builder = Cluster::builder().nodes(usize::from(nodes));
     builder = match up.runtime {
         Runtime::Process => {
             builder.processes().context("the process runtime can't be used; try --runtime simulated")?
         }
         Runtime::Simulated => builder,
-        Runtime::Oci | Runtime::Cri => builder.containers(containers(up)),
+        Runtime::Oci | Runtime::Cri => with_containers(builder, up)?,
     };
     let cluster = builder.start().await.context("the cluster could not be started")?;
     for (part, took) in cluster.startup() {
@@ -251,14 +256,19 @@ async fn run(up: &Up) -> Result<()> {
     Ok(())
 }
 
-fn containers(up: &Up) -> kplane::Containers {
-    match up.runtime {
+#[cfg(all(feature = "containers", target_os = "linux"))]
+fn with_containers(builder: kplane::ClusterBuilder, up: &Up) -> Result<kplane::ClusterBuilder> {
+    let containers = match up.runtime {
         Runtime::Cri => kplane::Containers::cri(&up.cri_socket, &up.dir),
-        _ => {
-            let containers = kplane::Containers::oci(&up.dir).program(&up.oci_runtime);
-            up.image.iter().fold(containers, kplane::Containers::image)
-        }
-    }
+        _ => kplane::Containers::oci(&up.dir),
+    };
+    let containers = up.oci_runtime.iter().fold(containers, kplane::Containers::program);
+    Ok(builder.containers(up.image.iter().fold(containers, kplane::Containers::image)))
+}
+
+#[cfg(not(all(feature = "containers", target_os = "linux")))]
+fn with_containers(_: kplane::ClusterBuilder, _: &Up) -> Result<kplane::ClusterBuilder> {
+    bail!("real containers need Linux and a build with the feature containers")
 }
 
 fn report(what: &str, took: Duration) {

@@ -19,6 +19,8 @@ const OCTET_STRING: u8 = 0x04;
 const OBJECT_ID: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
+const UTF8_STRING: u8 = 0x0c;
+const SET: u8 = 0x31;
 /// Explicitly tagged fields of a certificate: its version and its extensions.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
@@ -29,6 +31,8 @@ const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 const EXTENDED_KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x25];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+const ORGANIZATION: &[u8] = &[0x55, 0x04, 0x0a];
 const SERIAL_BYTES: usize = 16;
 
 /// Why a certificate can't be signed.
@@ -55,18 +59,62 @@ pub(crate) struct Order<'a> {
     pub(crate) not_after: OffsetDateTime,
 }
 
+/// A subject: the user as common name, and each group as an organization of its own.
+pub(crate) fn subject(user: &str, groups: &[&str]) -> Vec<u8> {
+    let part = |id: &[u8], text: &str| {
+        der(SET, &[&der(SEQUENCE, &[&der(OBJECT_ID, &[id]), &der(UTF8_STRING, &[text.as_bytes()])])])
+    };
+    let groups: Vec<u8> = groups.iter().flat_map(|group| part(ORGANIZATION, group)).collect();
+    der(SEQUENCE, &[&groups, &part(COMMON_NAME, user)])
+}
+
+/// A certificate to make, its parts in DER.
+struct Parts<'a> {
+    subject: &'a [u8],
+    public_key: &'a [u8],
+    extensions: &'a [u8],
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+}
+
 /// Signs a request with the key of an authority, whose certificate is given in DER. The answer is in DER.
 pub(crate) fn sign(
     authority: &[u8],
     key: &impl SigningKey,
     order: &Order<'_>,
 ) -> Result<Vec<u8>, SigningError> {
-    let (_, issuer) = X509Certificate::from_der(authority).map_err(|_parse_error| SigningError::Sign)?;
     let (_, request) =
         X509CertificationRequest::from_der(order.request).map_err(|_parse_error| SigningError::Malformed)?;
     request.verify_signature().map_err(|_error| SigningError::Signature)?;
+    let info = &request.certification_request_info;
+    let mut extensions = usages_and_constraints(order.usages)?;
+    extensions.extend(alternative_names(&request));
+    let parts = Parts {
+        subject: info.subject.as_raw(),
+        public_key: info.subject_pki.raw,
+        extensions: &extensions,
+        not_before: order.not_before,
+        not_after: order.not_after,
+    };
+    issue(authority, key, &parts)
+}
+
+/// Makes a client's certificate for this [`subject`] and public key, both in DER. The answer is in DER, too.
+pub(crate) fn client(
+    authority: &[u8],
+    key: &impl SigningKey,
+    (subject, public_key): (&[u8], &[u8]),
+    (not_before, not_after): (OffsetDateTime, OffsetDateTime),
+) -> Result<Vec<u8>, SigningError> {
+    let usages = ["digital signature", "key encipherment", "client auth"].map(str::to_owned);
+    let extensions = usages_and_constraints(&usages)?;
+    issue(authority, key, &Parts { subject, public_key, extensions: &extensions, not_before, not_after })
+}
+
+fn issue(authority: &[u8], key: &impl SigningKey, parts: &Parts<'_>) -> Result<Vec<u8>, SigningError> {
+    let (_, issuer) = X509Certificate::from_der(authority).map_err(|_parse_error| SigningError::Sign)?;
     let end = issuer.validity().not_after.to_datetime();
-    if order.not_before >= end {
+    if parts.not_before >= end {
         return Err(SigningError::Expired);
     }
     let mut serial = [0; SERIAL_BYTES];
@@ -74,8 +122,6 @@ pub(crate) fn sign(
     // A serial number is positive, and written without leading zeros.
     serial[0] = (serial[0] & 0x7f) | 0x40;
     let algorithm = der(SEQUENCE, &[&der(OBJECT_ID, &[ECDSA_WITH_SHA256])]);
-    let info = &request.certification_request_info;
-    let extensions = extensions(&request, order.usages)?;
     let to_sign = der(
         SEQUENCE,
         &[
@@ -83,17 +129,17 @@ pub(crate) fn sign(
             &der(INTEGER, &[&serial]),
             &algorithm,
             issuer.subject().as_raw(),
-            &der(SEQUENCE, &[&time(order.not_before), &time(order.not_after.min(end))]),
-            info.subject.as_raw(),
-            info.subject_pki.raw,
-            &der(EXTENSIONS, &[&der(SEQUENCE, &[&extensions])]),
+            &der(SEQUENCE, &[&time(parts.not_before), &time(parts.not_after.min(end))]),
+            parts.subject,
+            parts.public_key,
+            &der(EXTENSIONS, &[&der(SEQUENCE, &[parts.extensions])]),
         ],
     );
     let signature = key.sign(&to_sign).map_err(|_error| SigningError::Sign)?;
     Ok(der(SEQUENCE, &[&to_sign, &algorithm, &der(BIT_STRING, &[&[0], &signature])]))
 }
 
-fn extensions(request: &X509CertificationRequest<'_>, usages: &[String]) -> Result<Vec<u8>, SigningError> {
+fn usages_and_constraints(usages: &[String]) -> Result<Vec<u8>, SigningError> {
     let (mut bits, mut purposes) = (0_u16, Vec::<&[u8]>::new());
     let mut unknown = Vec::new();
     for usage in usages {
@@ -116,6 +162,12 @@ fn extensions(request: &X509CertificationRequest<'_>, usages: &[String]) -> Resu
         all.extend(extension(EXTENDED_KEY_USAGE, false, &der(SEQUENCE, &[&ids])));
     }
     all.extend(extension(BASIC_CONSTRAINTS, true, &der(SEQUENCE, &[])));
+    Ok(all)
+}
+
+/// The alternative names that a request asks for.
+fn alternative_names(request: &X509CertificationRequest<'_>) -> Vec<u8> {
+    let mut all = Vec::new();
     for attribute in request.certification_request_info.iter_attributes() {
         let ParsedCriAttribute::ExtensionRequest(asked) = attribute.parsed_attribute() else { continue };
         let names = asked.extensions.iter().filter(|known| known.oid.as_bytes() == ALTERNATIVE_NAMES);
@@ -123,7 +175,7 @@ fn extensions(request: &X509CertificationRequest<'_>, usages: &[String]) -> Resu
             all.extend(extension(ALTERNATIVE_NAMES, known.critical, known.value));
         }
     }
-    Ok(all)
+    all
 }
 
 fn extension(id: &[u8], critical: bool, value: &[u8]) -> Vec<u8> {

@@ -63,7 +63,7 @@ impl SignError {
     }
 }
 
-/// A certificate authority.
+/// A certificate authority. `testing::check_certificate_signer` checks one.
 ///
 /// [`csr_signing`] calls it once for each request that was approved and that its signer's rules allow. Calls may overlap, and
 /// the same request may come again if the answer could not be written down.

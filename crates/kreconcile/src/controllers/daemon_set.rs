@@ -260,11 +260,12 @@ impl DaemonSets {
         for (name, uid) in &pods {
             self.pods_written.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
         }
-        let deleted = writer.delete_all(pods).await;
-        if deleted.is_err() {
+        let failed = writer.delete_all(pods).await.into_iter().next();
+        let deleted = failed.map_or(Ok(()), |(_, _, error)| {
             // Which ones are left is what the informer will show.
             self.pods_written.forget(key);
-        }
+            Err(error)
+        });
         (wait, made.and(deleted).map_err(ReconcileError::from))
     }
 

@@ -171,7 +171,7 @@ impl Jobs {
         for (name, uid) in &decision.delete {
             self.acted.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
         }
-        if let Err(error) = writer.delete_all(decision.delete.clone()).await {
+        if let Some((_, _, error)) = writer.delete_all(decision.delete.clone()).await.into_iter().next() {
             self.acted.forget(key);
             return Err(error.into());
         }

@@ -7,7 +7,7 @@ use k8s_openapi::{
     api::core::v1::{Pod, PodCondition},
     apimachinery::pkg::apis::meta::v1::{LabelSelector, Time},
 };
-use kcore::selector::{self, Operator, Requirement};
+use kcore::selector;
 
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
@@ -152,21 +152,13 @@ pub(crate) fn deletion_order(one: (&Pod, usize), two: (&Pod, usize), now: Timest
 
 /// A `metav1.LabelSelector` as one that matches. One with an operator that does not exist matches nothing.
 pub(crate) fn label_selector(selector: &LabelSelector) -> Option<selector::LabelSelector> {
-    let pairs = selector.match_labels.iter().flatten().map(|(key, value)| {
-        Some(Requirement { key: key.clone(), operator: Operator::In, values: vec![value.clone()] })
-    });
-    let expressions = selector.match_expressions.iter().flatten().map(|expression| {
-        let operator = match expression.operator.as_str() {
-            "In" => Operator::In,
-            "NotIn" => Operator::NotIn,
-            "Exists" => Operator::Exists,
-            "DoesNotExist" => Operator::DoesNotExist,
-            _ => return None,
-        };
-        let values = expression.values.clone().unwrap_or_default();
-        Some(Requirement { key: expression.key.clone(), operator, values })
-    });
-    pairs.chain(expressions).collect::<Option<Vec<_>>>().map(selector::LabelSelector::new)
+    let labels = selector.match_labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
+    let expressions = selector
+        .match_expressions
+        .iter()
+        .flatten()
+        .map(|one| (one.key.as_str(), one.operator.as_str(), one.values.clone().unwrap_or_default()));
+    selector::LabelSelector::of_object(labels, expressions)
 }
 
 /// A time as it is stored: whole seconds.

@@ -116,13 +116,16 @@ impl PodWriter {
         }
     }
 
-    /// Deletes pods, all at once, by name and uid; the first failure, if any.
-    pub(crate) async fn delete_all(&self, pods: Vec<(String, String)>) -> Result<(), kube::Error> {
+    /// Deletes pods, all at once, by name and uid; gives those that could not be deleted, and why.
+    pub(crate) async fn delete_all(&self, pods: Vec<(String, String)>) -> Vec<(String, String, kube::Error)> {
         let results = in_parallel(pods, |(name, uid)| {
             let writer = self.clone();
-            async move { writer.delete(&name, &uid).await }
+            async move {
+                let result = writer.delete(&name, &uid).await;
+                result.err().map(|error| (name, uid, error))
+            }
         });
-        results.await.into_iter().collect()
+        results.await.into_iter().flatten().collect()
     }
 }
 

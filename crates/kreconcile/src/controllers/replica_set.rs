@@ -1,6 +1,9 @@
 //! ReplicaSets: as many pods as are asked for.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,7 +32,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::Requests,
+    request::{self, Requests},
     resource::{ResourceType, Selection},
     trigger::{MapTo, Trigger},
 };
@@ -116,6 +119,7 @@ pub(crate) fn replicating<K: Replicating>(
         pod_resource: ResourceType::of::<Pod>(),
         made: Expectations::new(pods.lister().clone()),
         written: Expectations::new(sets.lister().clone()),
+        uncertain: Mutex::default(),
         requests: context.requests(name),
         recorder: context.recorder(component),
         clock: Arc::clone(context.clock()),
@@ -136,6 +140,8 @@ struct ReplicaSets<K> {
     made: Expectations,
     /// Statuses that were written and are not shown yet.
     written: Expectations,
+    /// Names and uids of pods that may have been deleted.
+    uncertain: Mutex<HashMap<ObjectKey, Vec<(String, String)>>>,
     requests: Requests,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
@@ -147,10 +153,14 @@ impl<K: Replicating> Reconciler for ReplicaSets<K> {
         let Some(stored) = self.sets.lister().get(&key.namespace, &key.name) else {
             self.made.forget(key);
             self.written.forget(key);
+            self.uncertain().remove(key);
             return Ok(Action::Done);
         };
         if !self.written.met(key) {
             return Ok(Action::After(EXPECTATION_RECHECK));
+        }
+        if self.uncertain().contains_key(key) {
+            self.learn(key).await?;
         }
         let may_act = self.made.met(key);
         let typed = stored.typed::<K>()?;
@@ -158,11 +168,19 @@ impl<K: Replicating> Reconciler for ReplicaSets<K> {
         let spec = &set.spec;
         let Some(selector) = typed.selector() else { return Ok(Action::Done) };
         let owned = self.owned_pods(&stored, &selector).await?;
-        let (active, terminating) = split(&owned)?;
+        let (mut active, mut terminating) = split(&owned)?;
+        // The informer may show a pod that was told to go for a while yet.
+        let mut leave_out_gone = |active: &mut Vec<Arc<Pod>>| {
+            let before = active.len();
+            active.retain(|pod| !self.made.is_going(key, pod_state::uid(pod)));
+            terminating += before - active.len();
+        };
+        leave_out_gone(&mut active);
         let now = self.clock.now();
         let step = plan(spec.replicas.unwrap_or(1), &active, |pod| self.rank(&stored, pod), now);
         let alive = stored.header().deletion.is_none();
         let failure = if may_act && alive { self.act(key, &stored, &step).await.err() } else { None };
+        leave_out_gone(&mut active);
         let min_ready = spec.min_ready_seconds.unwrap_or_default();
         let status = K::status_of(status_of(&set, &active, terminating, failure.as_ref(), now));
         let path = self.resource.path(&key.namespace, &key.name);
@@ -227,14 +245,40 @@ impl<K: Replicating> ReplicaSets<K> {
                 for (name, uid) in pods {
                     self.made.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
                 }
-                let result = writer.delete_all(pods.clone()).await;
-                if result.is_err() {
-                    // Which ones are left is what the informer will show.
-                    self.made.forget(key);
+                let mut failed = Ok(());
+                for (name, uid, error) in writer.delete_all(pods.clone()).await {
+                    if request::is_uncertain(&error) {
+                        self.uncertain().entry(key.clone()).or_default().push((name, uid));
+                    } else {
+                        self.made.kept(key, &uid);
+                    }
+                    failed = failed.and(Err(error));
                 }
-                result
+                failed
             }
         }
+    }
+
+    fn uncertain(&self) -> MutexGuard<'_, HashMap<ObjectKey, Vec<(String, String)>>> {
+        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds out about pods whose deletion failed in a way that leaves open whether it was done. Counting one that has gone would
+    /// tell a Deployment that it may take another one away.
+    async fn learn(&self, key: &ObjectKey) -> Result<(), ReconcileError> {
+        let open = self.uncertain().get(key).cloned().unwrap_or_default();
+        for (name, uid) in open {
+            let path = self.pod_resource.path(&key.namespace, &name);
+            match self.requests.get::<Pod>(&path).await {
+                Ok(pod) if pod_state::uid(&pod) == uid && pod.metadata.deletion_timestamp.is_none() => {
+                    self.made.kept(key, &uid);
+                }
+                Err(error) if !request::is_not_found(&error) => return Err(error.into()),
+                _ => {}
+            }
+        }
+        self.uncertain().remove(key);
+        Ok(())
     }
 }
 

@@ -1,6 +1,10 @@
 //! Pods on nodes that they do not tolerate any longer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
@@ -40,6 +44,7 @@ pub fn taint_eviction(context: &Context) -> Controller {
         clock: Arc::clone(context.clock()),
         nodes: nodes.clone(),
         pods: pods.clone(),
+        since: Mutex::default(),
     };
     let of_node = {
         let pods = pods.clone();
@@ -112,31 +117,57 @@ struct Evictions {
     requests: Requests,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
+    /// By pod its uid, and since when it has been seen with taints that it does not tolerate for ever (upstream's `CreatedAt` of what is timed).
+    since: Mutex<HashMap<ObjectKey, (Arc<str>, Timestamp)>>,
 }
 
 #[async_trait]
 impl Reconciler for Evictions {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, ReconcileError> {
-        let Some(stored) = self.pods.lister().get(&key.namespace, &key.name) else { return Ok(Action::Done) };
+        let Some(stored) = self.pods.lister().get(&key.namespace, &key.name) else {
+            self.since().remove(key);
+            return Ok(Action::Done);
+        };
         let pod = stored.typed::<Pod>()?;
         if stored.header().deletion.is_some() || pod_state::is_terminal(&pod) {
+            self.since().remove(key);
             return Ok(Action::Done);
         }
         let node = self.nodes.lister().get("", pod_state::node_name(&pod));
         let taints = taints_of(node.as_deref());
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.as_deref()).unwrap_or_default();
         let now = self.clock.now();
-        let Some(at) = leaves_at(&taints, tolerations, now) else { return Ok(Action::Done) };
+        // A taint that does not say since when it is there counts from the first look.
+        let since = self.seen_since(key, &stored.header().uid, now);
+        let Some(at) = leaves_at(&taints, tolerations, since) else {
+            self.since().remove(key);
+            return Ok(Action::Done);
+        };
         if at > now {
             let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
             return Ok(Action::After(wait));
         }
         self.evict(key, &stored, &pod).await?;
+        self.since().remove(key);
         Ok(Action::Done)
     }
 }
 
 impl Evictions {
+    fn since(&self) -> MutexGuard<'_, HashMap<ObjectKey, (Arc<str>, Timestamp)>> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when a pod is looked at; one of the same name begins anew.
+    fn seen_since(&self, key: &ObjectKey, uid: &str, now: Timestamp) -> Timestamp {
+        let mut since = self.since();
+        let entry = since.entry(key.clone()).or_insert_with(|| (uid.into(), now));
+        if *entry.0 != *uid {
+            *entry = (uid.into(), now);
+        }
+        entry.1
+    }
+
     async fn evict(&self, key: &ObjectKey, stored: &Stored, pod: &Pod) -> Result<(), ReconcileError> {
         let about = Regarding::of(stored, &self.resource);
         let message = format!("Marking for deletion Pod {key}");

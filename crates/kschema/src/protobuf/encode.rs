@@ -61,45 +61,75 @@ pub fn encode_message(catalog: &Catalog, object: &Value) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// A list in its envelope, of items that [`encode_message`] has made. `metadata` is the list's own.
+/// What stands around the items of a list in its envelope, for a list that is sent in pieces: the head, the items, each written by
+/// [`put_item`], and the tail.
+#[derive(Clone, Debug)]
+pub struct ListFrame {
+    /// What comes before the items.
+    pub head: Vec<u8>,
+    /// What comes after them.
+    pub tail: Vec<u8>,
+}
+
+/// The frame of a list of items that [`encode_message`] has made, whose lengths must be known, as the envelope tells the sum.
+/// `metadata` is the list's own.
 ///
 /// # Errors
 /// [`ProtobufError::Value`] for metadata that is not a list's.
-pub fn encode_list<'b>(
+pub fn list_frame(
     catalog: &Catalog,
     api_version: &str,
     kind: &str,
     metadata: &Value,
-    items: impl IntoIterator<Item = &'b [u8]>,
-) -> Result<Vec<u8>> {
+    lengths: impl IntoIterator<Item = usize>,
+) -> Result<ListFrame> {
     let writer = Writer { catalog, messages: catalog.messages() };
-    let mut message = Vec::with_capacity(4096);
+    let mut message = Vec::with_capacity(256);
     let list_meta = catalog.find("^ListMeta").ok_or_else(|| ProtobufError::Unknown("ListMeta".to_owned()))?;
     let nothing = Map::new();
     let metadata = metadata.as_object().unwrap_or(&nothing);
     nested(&mut message, 1, |out| {
         writer.message(catalog.object(list_meta), writer.name(list_meta), metadata, out, 1)
     })?;
-    for item in items {
-        put_bytes(&mut message, 2, item);
-    }
-    Ok(envelope(api_version, kind, &message))
+    // Before each item stand its field number, in one byte, and its length.
+    let items: usize = lengths.into_iter().map(|length| 1 + varint_length(length as u64) + length).sum();
+    let mut head = Vec::with_capacity(message.len() + api_version.len() + kind.len() + 24);
+    put_envelope_head(&mut head, api_version, kind);
+    put_key(&mut head, 2, 2);
+    put_varint(&mut head, (message.len() + items) as u64);
+    head.extend_from_slice(&message);
+    let mut tail = Vec::with_capacity(4);
+    put_envelope_tail(&mut tail);
+    Ok(ListFrame { head, tail })
+}
+
+/// Writes an item of a list, between a [`ListFrame`]'s head and tail.
+pub fn put_item(out: &mut Vec<u8>, item: &[u8]) {
+    put_bytes(out, 2, item);
 }
 
 /// A message in the envelope that tells what it is.
 #[must_use]
 pub fn envelope(api_version: &str, kind: &str, message: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(message.len() + api_version.len() + kind.len() + 24);
+    put_envelope_head(&mut out, api_version, kind);
+    put_bytes(&mut out, 2, message);
+    put_envelope_tail(&mut out);
+    out
+}
+
+fn put_envelope_head(out: &mut Vec<u8>, api_version: &str, kind: &str) {
     out.extend_from_slice(MAGIC);
     let mut kind_of = Vec::with_capacity(api_version.len() + kind.len() + 4);
     put_bytes(&mut kind_of, 1, api_version.as_bytes());
     put_bytes(&mut kind_of, 2, kind.as_bytes());
-    put_bytes(&mut out, 1, &kind_of);
-    put_bytes(&mut out, 2, message);
+    put_bytes(out, 1, &kind_of);
+}
+
+fn put_envelope_tail(out: &mut Vec<u8>) {
     // Content encoding and content type, which upstream leaves empty.
-    put_bytes(&mut out, 3, b"");
-    put_bytes(&mut out, 4, b"");
-    out
+    put_bytes(out, 3, b"");
+    put_bytes(out, 4, b"");
 }
 
 /// One event of a watch as it stands in the stream: four bytes of length, then the event, which holds the object in its
@@ -126,6 +156,11 @@ fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     }
     #[allow(clippy::cast_possible_truncation, reason = "seven bits are left")]
     out.push(value as u8);
+}
+
+/// How many bytes [`put_varint`] writes.
+fn varint_length(value: u64) -> usize {
+    (64 - (value | 1).leading_zeros() as usize).div_ceil(7)
 }
 
 fn put_key(out: &mut Vec<u8>, number: u32, wire: u64) {

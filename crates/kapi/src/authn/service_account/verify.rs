@@ -13,18 +13,20 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::request::Parts;
 use jiff::Timestamp;
 use kcore::{Status, Stored};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Claims, Reference, ServiceAccountIssuer, claims::username, issuer::LEGACY_ISSUER};
 use crate::{
     authn::{Authenticated, Authenticator, RequestedAudiences, UserInfo, bearer, jwt::Token},
     error::{ApiError, ApiResult},
-    objects::Objects,
+    objects::{Objects, Write},
 };
 
 /// How much clocks may differ, and how long the token of an object outlives it (`jwt.DefaultLeeway`).
 const LEEWAY: Duration = Duration::from_secs(60);
+/// How long a day is.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 /// How many tokens are remembered whose signature has been checked.
 const CHECKED_MAX: usize = 4_096;
 
@@ -35,6 +37,8 @@ const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 const CREDENTIAL_ID: &str = "authentication.kubernetes.io/credential-id";
 /// The label of a secret whose token is not to be used any more.
 const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
+/// The label of a secret with the day on which its token was used last (KEP-2799).
+const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 
 /// Believes tokens of service accounts: those that the server's issuer has signed, as long as the account is there, and the
 /// pod, secret or node that the token is bound to.
@@ -180,8 +184,9 @@ impl ServiceAccountTokens {
         Ok(UserInfo { extra, ..account(namespace, &claims.account) })
     }
 
-    /// The caller that a token stands for which a secret holds.
-    fn secret(&self, claims: &Value, token: &str) -> ApiResult<UserInfo> {
+    /// The caller that a token stands for which a secret holds, and why it is refused all the same: a token that is marked as
+    /// invalid is still a token that is used.
+    fn secret(&self, claims: &Value, token: &str) -> ApiResult<(UserInfo, Option<ApiError>)> {
         let text = |key: &str, name: &str| -> ApiResult<&str> {
             let text = claims[key].as_str().filter(|text| !text.is_empty());
             text.ok_or_else(|| refused(format!("{name} claim is missing")))
@@ -206,13 +211,51 @@ impl ServiceAccountTokens {
             return Err(refused("Token does not match server's copy"));
         }
         self.check_account(namespace, &reference, None)?;
-        if object.header().labels.get(INVALID_SINCE).is_some_and(|since| !since.is_empty()) {
+        let marked = object.header().labels.get(INVALID_SINCE).is_some_and(|since| !since.is_empty());
+        let why = marked.then(|| {
             let name = &reference.name;
-            return Err(refused(format!(
+            refused(format!(
                 "the token in secret {namespace}/{secret} for service account {namespace}/{name} has been marked invalid. Use tokens from the TokenRequest API or manually created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily allow use of this token"
-            )));
+            ))
+        });
+        Ok((account(namespace, &reference), why))
+    }
+
+    /// Notes in a secret that its token is used, once a day. What does not get through is noted at the next use.
+    async fn note_use(&self, claims: &Value, now: Timestamp) {
+        let text = |key: &str| claims[key].as_str().unwrap_or_default();
+        let namespace = text("kubernetes.io/serviceaccount/namespace");
+        let name = text("kubernetes.io/serviceaccount/secret.name");
+        let Some(resource) = self.objects.registry().find("", "v1", "secrets") else { return };
+        let Some(secret) = self.objects.get(&resource, namespace, name) else { return };
+        let day = |at: Timestamp| at.strftime("%Y-%m-%d").to_string();
+        let (today, tomorrow) = (day(now), now.checked_add(DAY).map(day).unwrap_or_default());
+        // Another server's clock may be ahead.
+        let noted = secret.header().labels.get(LAST_USED);
+        if noted.is_some_and(|noted| *noted == *today || *noted == *tomorrow) {
+            return;
         }
-        Ok(account(namespace, &reference))
+        let Ok(mut object) = secret.value() else { return };
+        if !object["metadata"]["labels"].is_object() {
+            object["metadata"]["labels"] = json!({});
+        }
+        object["metadata"]["labels"][LAST_USED] = today.into();
+        if let Some(metadata) = object["metadata"].as_object_mut() {
+            metadata.remove("resourceVersion");
+        }
+        let write = Write {
+            resource: &resource,
+            namespace,
+            name,
+            replaced: Some(&secret),
+            object: Some(&object),
+            claims: &[],
+            old_claims: &[],
+            charges: &[],
+        };
+        if let Err(error) = self.objects.commit(write).await {
+            tracing::debug!(?error, namespace, name, "the use of a token is not noted");
+        }
     }
 }
 
@@ -228,7 +271,11 @@ impl Authenticator for ServiceAccountTokens {
         let now = self.objects.clock().now();
         if claims["iss"] == LEGACY_ISSUER {
             let audiences = self.audiences(&[], parts)?;
-            let user = self.secret(&claims, token)?;
+            let (user, refusal) = self.secret(&claims, token)?;
+            self.note_use(&claims, now).await;
+            if let Some(why) = refusal {
+                return Err(why);
+            }
             return Ok(Some(Authenticated { user, audiences: Some(audiences) }));
         }
         let claims = Claims::read(&claims).ok_or_else(|| refused("the token names no service account"))?;

@@ -55,6 +55,13 @@ impl Set {
         self.available().min(self.replicas)
     }
 
+    /// Whether the status is from before the set was told what it should be now: a set that was made smaller and larger again may
+    /// count pods that have gone. (Upstream does not look at that, and can fall below the minimum that way.)
+    fn is_behind(&self) -> bool {
+        let generation = self.object.as_ref().and_then(|object| object.metadata.generation);
+        self.status().observed_generation.unwrap_or_default() < generation.unwrap_or_default()
+    }
+
     /// Sorts sets from the oldest to the newest.
     fn age_key(&self) -> (Timestamp, String) {
         let created = self.object.as_ref().and_then(|object| object.metadata.creation_timestamp.as_ref());
@@ -333,7 +340,7 @@ impl Rollout<'_> {
     fn is_saturated(&self, new: usize) -> bool {
         let (set, wanted) = (&self.sets[new], replicas_of(self.deployment));
         let desired = annotations::number(&set.annotations, annotations::DESIRED);
-        set.replicas == wanted && desired == Some(wanted) && set.available() == wanted
+        set.replicas == wanted && desired == Some(wanted) && set.available() == wanted && !set.is_behind()
     }
 
     /// Shares out what is to be added or taken away by the sets' sizes, so that a rollout under way stays balanced.
@@ -412,7 +419,8 @@ impl Rollout<'_> {
     fn shrink_old(&mut self, new: usize) -> bool {
         let mut old: Vec<usize> = self.old().filter(|index| self.sets[*index].replicas > 0).collect();
         old.sort_by_cached_key(|index| self.sets[*index].age_key());
-        if old.is_empty() {
+        // What is not known can't be counted on; the next status is the next look.
+        if old.is_empty() || self.sets.iter().any(Set::is_behind) {
             return false;
         }
         let least = replicas_of(self.deployment) - fenceposts(self.deployment).1;
