@@ -1,7 +1,7 @@
 //! The scheduler, under the loads of upstream's `scheduler_perf`: decisions alone, and the whole way from the queue to the
 //! binding through the API.
 //!
-//! `cargo bench -p kplane-benches --bench scheduler [-- NAME [NODES]]`
+//! `cargo bench -p kplane-benches --bench scheduler [-- NAME [NODES [decisions|whole]]]`
 
 mod whole;
 mod workloads;
@@ -26,12 +26,15 @@ fn main() {
         Some(size) => vec![size],
         None => vec![500, 5_000, 50_000],
     };
+    let part = words.get(2).map(String::as_str);
     let wanted =
         |workload: &&Workload| words.first().is_none_or(|word| workload.name.contains(word.as_str()));
     for workload in WORKLOADS.iter().filter(wanted) {
         for &nodes in &sizes {
-            decisions(workload, nodes);
-            if nodes <= 5_000 {
+            if part != Some("whole") {
+                decisions(workload, nodes);
+            }
+            if part != Some("decisions") {
                 whole::run(workload, nodes);
             }
         }

@@ -1,6 +1,6 @@
 //! The whole way: pods are created through the API, and bound through it.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
 use k8s_openapi::api::{
@@ -8,7 +8,7 @@ use k8s_openapi::api::{
     scheduling::{v1::PriorityClass, v1beta1::PodGroup},
 };
 use kplane::Cluster;
-use kplane_benches::{cpu_time, figure};
+use kplane_benches::{cpu_time, figure, percentile, resident_bytes};
 use kreconcile::{Informer, Informers, Selection};
 use kube::{
     Api,
@@ -24,8 +24,10 @@ const PODS_MAX: usize = 5_000;
 const PATIENCE: Duration = Duration::from_secs(120);
 const CONCURRENT_MAX: usize = 64;
 
-/// Measures from the first create to the last binding, everything on one core, and prints pods a second.
+/// Measures from the first create to the last binding, everything on one core, and prints pods a second, how long a pod took from
+/// its create to its binding as a watcher sees it (with [`CONCURRENT_MAX`] creates under way), and how much memory all of it takes.
 pub(crate) fn run(workload: &Workload, nodes: usize) {
+    let memory_before = resident_bytes();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let cluster = Cluster::builder().nodes(0).without_controllers().start().await.expect("a cluster");
@@ -57,24 +59,27 @@ pub(crate) fn run(workload: &Workload, nodes: usize) {
         let pods: Informer<Pod> = informers.of(Selection::all());
         pods.synced().await;
         let before = nodes * workload.before_percent / 100;
-        create(&client, workload, workload.before, "sched-0", before, &pods).await;
+        let _ = create(&client, workload, workload.before, "sched-0", before, &pods).await;
         let left =
             if workload.per_node_max == 1 { nodes - before % (4 * nodes).min(before + 1) } else { nodes };
         let measured = PODS_MAX.min(left.min(nodes) * workload.per_node_max);
         let (begin, cpu) = (Instant::now(), cpu_time());
         let measuring = create(&client, workload, workload.measured, "sched-1", measured, &pods);
-        if workload.churn == Churn::None {
-            measuring.await;
+        let mut samples = if workload.churn == Churn::None {
+            measuring.await
         } else {
             tokio::select! {
-                () = measuring => {}
-                () = churn(&client, workload, nodes) => {}
+                samples = measuring => samples,
+                () = churn(&client, workload, nodes) => Vec::new(),
             }
-        }
+        };
         let (took, cpu) = (begin.elapsed().as_secs_f64(), (cpu_time() - cpu).as_secs_f64());
         let name = |what: &str| format!("{}_{nodes}_whole_{what}", workload.name);
         figure(&name("rate"), measured as f64 / took, "pods/s");
         figure(&name("cpu"), cpu / measured as f64 * 1e6, "us CPU a pod");
+        figure(&name("p50"), percentile(&mut samples, 0.5).as_secs_f64() * 1e3, "ms");
+        figure(&name("p99"), percentile(&mut samples, 0.99).as_secs_f64() * 1e3, "ms");
+        figure(&name("memory"), resident_bytes().saturating_sub(memory_before) as f64 / 1e6, "MB");
         if nodes == 5_000 {
             figure(&name("ratio"), measured as f64 / took / workload.upstream, "x upstream's threshold");
         }
@@ -83,7 +88,7 @@ pub(crate) fn run(workload: &Workload, nodes: usize) {
     });
 }
 
-/// Creates pods, and waits until all of the namespace have a node.
+/// Creates pods, and waits until all of the namespace have a node; gives how long each took.
 async fn create(
     client: &kube::Client,
     workload: &Workload,
@@ -91,7 +96,7 @@ async fn create(
     namespace: &str,
     count: usize,
     seen: &Informer<Pod>,
-) {
+) -> Vec<Duration> {
     let is_measured = namespace == "sched-1";
     if is_measured && workload.gang > 0 {
         let groups: Api<PodGroup> = Api::namespaced(client.clone(), namespace);
@@ -105,7 +110,9 @@ async fn create(
     }
     let mut changes = seen.subscribe();
     let api: Arc<Api<Pod>> = Arc::new(Api::namespaced(client.clone(), namespace));
+    let begins: Vec<Cell<Option<Instant>>> = vec![Cell::new(None); count];
     let creates = stream::iter(0..count).map(|number| {
+        begins[number].set(Some(Instant::now()));
         let (api, mut pod) = (Arc::clone(&api), pod(kind, namespace, &format!("pod-{number}")));
         if let Some(group) = group(workload, number).filter(|_| is_measured) {
             let spec = pod.spec.get_or_insert_default();
@@ -115,9 +122,9 @@ async fn create(
     });
     let creates = creates.buffer_unordered(CONCURRENT_MAX).for_each(async |_| {});
     let bound = async {
-        let mut left = count;
-        while left > 0 {
-            let Some(batch) = changes.next().await else { return };
+        let mut samples = Vec::with_capacity(count);
+        while samples.len() < count {
+            let Some(batch) = changes.next().await else { return samples };
             for change in batch.iter() {
                 let node = |side: &Option<Arc<kcore::Stored>>| {
                     let header = side.as_ref()?;
@@ -126,13 +133,16 @@ async fn create(
                         .then(|| header.field("spec.nodeName").is_some_and(|node| !node.is_empty()))
                 };
                 if node(&change.new) == Some(true) && node(&change.old) != Some(true) {
-                    left -= 1;
+                    let number = change.header().name.strip_prefix("pod-").and_then(|text| text.parse().ok());
+                    let begin = number.and_then(|number: usize| begins.get(number)?.get());
+                    samples.push(begin.map_or(Duration::ZERO, |begin| begin.elapsed()));
                 }
             }
         }
+        samples
     };
     let both = async { tokio::join!(creates, bound) };
-    tokio::time::timeout(PATIENCE, both).await.expect("all pods have a node");
+    tokio::time::timeout(PATIENCE, both).await.expect("all pods have a node").1
 }
 
 /// What happens meanwhile, until it is dropped.

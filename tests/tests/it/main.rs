@@ -1,6 +1,7 @@
 //! What crosses crates: scenarios, real clients, bad input, leaks, and the tidiness of the tree.
 
 mod access;
+mod api_objects;
 mod bad_input;
 mod certificates;
 mod clients;
@@ -26,6 +27,7 @@ mod mini_cluster;
 mod oci;
 mod paused_time;
 mod pod_tokens;
+mod scenarios;
 mod scheduling;
 mod schemathesis;
 mod support;

@@ -108,13 +108,13 @@ async fn images_run_as_their_pods_say() {
 /// The securityContext, the volumes and the probes of a pod, as the processes in it find them.
 async fn runs_as_it_should(kubectl: &Kubectl) {
     let script = "id -u; id -G; touch /x 2>/dev/null || echo read-only; grep CapEff /proc/self/status; \
-        cat /var/run/secrets/kubernetes.io/serviceaccount/namespace; echo; echo kept > /work/file; exec sleep 1000";
+        cat /var/run/secrets/kubernetes.io/serviceaccount/namespace; echo; echo kept > /data/file; exec sleep 1000";
     let server = "while :; do echo served | nc -l -p 8080 > /dev/null; done";
     let mut pod = pod(
         "box",
         &json!([
             {"name": "box", "image": IMAGE, "command": ["sh", "-c", script],
-                "volumeMounts": [{"name": "work", "mountPath": "/work"}],
+                "volumeMounts": [{"name": "work", "mountPath": "/data"}],
                 "resources": {"limits": {"memory": "64Mi", "cpu": "500m"}},
                 "securityContext": {"runAsUser": 1000, "runAsNonRoot": true, "readOnlyRootFilesystem": true,
                     "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
@@ -131,8 +131,8 @@ async fn runs_as_it_should(kubectl: &Kubectl) {
     let expected = "1000\n1000 2000 3000 4000\nread-only\nCapEff:\t0000000000000000\ndefault\n";
     assert_eq!(log, expected);
     assert_eq!(kubectl.run("exec box -c box -- id -u").await, "1000\n");
-    assert_eq!(kubectl.run("exec box -c box -- cat /work/file").await, "kept\n");
-    assert_eq!(kubectl.run("exec box -c box -- stat -c %g:%A /work").await, "4000:drwxrwsrwx\n");
+    assert_eq!(kubectl.run("exec box -c box -- cat /data/file").await, "kept\n");
+    assert_eq!(kubectl.run("exec box -c box -- stat -c %g:%A /data").await, "4000:drwxrwsrwx\n");
     assert_eq!(kubectl.run("exec box -c server -- hostname").await, "box\n");
     let failed = kubectl.fail("exec box -c box -- sh -c false").await;
     assert!(failed.contains("command terminated with exit code 1"), "{failed}");

@@ -35,8 +35,9 @@ const LAST: &[(&str, &str)] = &[("apis/apiextensions.k8s.io/v1", "/customresourc
 /// Paths whose answer is rightly a server's error: a proxy answers 503 when there is nothing behind it
 /// (`registry/core/{pod,service}/storage`).
 const EXCLUDED: &str = "/proxy(/|$)";
-/// What the whole run makes up; a floor, so that a run that tests nothing fails.
-const CASES_MIN: usize = 2000;
+/// What the whole run makes up at least, however busy the machine is, so that a run that tests nothing fails; on an idle one it is
+/// several thousand.
+const CASES_MIN: usize = 500;
 const SEED: &str = "20250601";
 /// Requests for each operation that are made up from the whole schema, which takes schemathesis long.
 const EXAMPLES: &str = "1";
