@@ -8,14 +8,19 @@ use std::{
     },
     process::{Child, ExitStatus},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// The variable that marks every process of a container, so that those are found that left its session.
 pub(super) const MARK: &str = "KPLANE_CONTAINER";
-/// How often a container's processes are looked for: each round may find what the last one's victims started.
-const ROUNDS_MAX: usize = 8;
+/// How often a container's processes are looked for: each round may find what the last one's victims started, and those
+/// of the last one that are still about to end.
+const ROUNDS_MAX: u32 = 40;
+/// The longest pause between two rounds. The first is [`PAUSE_MIN`], each doubles: together they stay under half a second.
+const PAUSE_MAX: Duration = Duration::from_millis(16);
+const PAUSE_MIN: Duration = Duration::from_micros(16);
 
 /// A program that was started, as the leader of a session of its own. Dropping it kills it, and all that it started.
 #[derive(Debug)]
@@ -111,19 +116,26 @@ impl Program {
             return;
         }
         let mark = format!("{MARK}={}", self.mark);
+        let mut pause = PAUSE_MIN;
         for _ in 0..ROUNDS_MAX {
             let mut found = false;
-            for pid in processes() {
-                if pid != self.pid && is_marked(pid, mark.as_bytes()) {
-                    found = true;
-                    // SAFETY: a plain system call. The number could be another process's by now only if the marked one
-                    // died within microseconds and all numbers were used up in between.
-                    unsafe { libc::kill(pid, libc::SIGKILL) };
+            for pid in processes().filter(|pid| *pid != self.pid) {
+                match belongs(pid, mark.as_bytes()) {
+                    Belongs::No => continue,
+                    Belongs::NotYetTold => {}
+                    Belongs::Yes => {
+                        // SAFETY: a plain system call. The number could be another process's by now only if the marked
+                        // one died within microseconds and all numbers were used up in between.
+                        unsafe { libc::kill(pid, libc::SIGKILL) };
+                    }
                 }
+                found = true;
             }
             if !found {
                 return;
             }
+            std::thread::sleep(pause);
+            pause = PAUSE_MAX.min(pause * 2);
         }
     }
 }
@@ -152,10 +164,37 @@ pub(super) fn processes() -> impl Iterator<Item = libc::pid_t> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-fn is_marked(pid: libc::pid_t, mark: &[u8]) -> bool {
+/// Whether a process carries a container's mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Belongs {
+    Yes,
+    No,
+    /// It is becoming another program at this moment, and has the environment of neither.
+    NotYetTold,
+}
+
+fn belongs(pid: libc::pid_t, mark: &[u8]) -> Belongs {
     // A process that has ended but is not reaped has no environment any more, so the rounds come to an end.
-    std::fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|variable| variable == mark))
+    match std::fs::read(format!("/proc/{pid}/environ")) {
+        Ok(environ) if environ.split(|byte| *byte == 0).any(|variable| variable == mark) => Belongs::Yes,
+        Ok(environ) if environ.is_empty() && is_between_programs(pid) => Belongs::NotYetTold,
+        _ => Belongs::No,
+    }
+}
+
+/// Whether the kernel has given a living process the memory of a new program but not its arguments yet (proc(5),
+/// `/proc/pid/stat`: no `env_end`). Its own threads never have any, those that have ended neither.
+fn is_between_programs(pid: libc::pid_t) -> bool {
+    /// A thread of the kernel (`PF_KTHREAD`).
+    const OF_KERNEL: u64 = 0x0020_0000;
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The name is in brackets and may hold anything; what follows is counted from the state, the third field.
+    let Some((_, rest)) = stat.rsplit_once(") ") else { return false };
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3).and_then(|text| text.parse::<u64>().ok());
+    !matches!(fields.first(), Some(&("Z" | "X" | "x")))
+        && number(9).is_some_and(|flags| flags & OF_KERNEL == 0)
+        && number(51) == Some(0)
 }
 
 /// The exit code as Kubernetes counts it, and the signal.
