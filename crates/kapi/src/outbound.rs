@@ -32,16 +32,6 @@ pub use self::{
 };
 use crate::node::NodeConnection;
 
-/// Where systems keep the authorities that they believe (Go's `crypto/x509/root_linux.go`).
-const SYSTEM_BUNDLES: [&str; 6] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/tls/cacert.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
 /// How long a call may take unless it says otherwise; upstream gives webhooks 30 seconds.
 pub const CALL_MAX: Duration = Duration::from_secs(30);
 /// The largest answer that is read, in bytes.
@@ -128,14 +118,12 @@ pub(crate) struct Target {
     port: u16,
     /// The path of the call.
     pub(crate) path: String,
-    /// Who signs the server's certificate, in PEM.
+    /// Who signs the server's certificate, in PEM; where nobody is named the system's authorities are believed.
     authority: Vec<u8>,
     /// Whether the certificate is not looked at.
     insecure: bool,
     /// Whether nothing is encrypted.
     plain: bool,
-    /// Whether the system's authorities are believed where none is given.
-    system: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -155,7 +143,7 @@ impl Target {
             let port = service["port"].as_u64().and_then(|port| u16::try_from(port).ok()).unwrap_or(443);
             let place = Place::Service { namespace: text("namespace"), name: text("name") };
             let path = format!("/{}", text("path").trim_start_matches('/'));
-            return Ok(Self { place, port, path, authority, insecure: false, plain: false, system: false });
+            return Ok(Self { place, port, path, authority, insecure: false, plain: false });
         }
         let url = config["url"].as_str().ok_or("neither a service nor a URL is given")?;
         Self::of_url(url, authority, false)
@@ -173,15 +161,7 @@ impl Target {
             uri.host().ok_or_else(|| format!("{url:?} has no host"))?.trim_matches(['[', ']']).to_owned();
         let path = uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string);
         let place = Place::Host(host);
-        Ok(Self {
-            place,
-            port: uri.port_u16().unwrap_or(port),
-            path,
-            authority,
-            insecure: false,
-            plain,
-            system: false,
-        })
+        Ok(Self { place, port: uri.port_u16().unwrap_or(port), path, authority, insecure: false, plain })
     }
 
     /// Reads the `spec` of an `APIService` that names a service; `None`: it is served locally.
@@ -194,12 +174,6 @@ impl Target {
             Self::of_webhook(&serde_json::json!({"service": service, "caBundle": spec["caBundle"]}))?;
         target.insecure = spec["insecureSkipTLSVerify"] == true;
         Ok(Some(target))
-    }
-
-    /// The same, but where no authority is given the system's are believed.
-    #[must_use]
-    pub(crate) fn or_system(self) -> Self {
-        Self { system: true, ..self }
     }
 
     /// The name that the server's certificate must be for.
@@ -245,15 +219,15 @@ impl Target {
                 .and_then(|certificate| roots.add(certificate).map_err(|error| error.to_string()));
             added.map_err(|error| format!("caBundle: {error}"))?;
         }
-        if roots.is_empty() && self.system {
-            let bundle = SYSTEM_BUNDLES.iter().find_map(|path| std::fs::read(path).ok()).unwrap_or_default();
+        if roots.is_empty() {
+            if !self.authority.is_empty() {
+                return Err("caBundle holds no certificate".to_owned());
+            }
             // Some of a system's authorities are of kinds that are not supported: those are not believed.
-            roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&bundle).flatten());
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         }
         if roots.is_empty() {
-            return Err(
-                "caBundle holds no certificate, and the system's authorities are not consulted".to_owned()
-            );
+            return Err("there is no caBundle, and the system has no authorities".to_owned());
         }
         with_credentials(builder.with_root_certificates(roots), credentials)
     }

@@ -24,7 +24,6 @@ use kruntime::{
         oci::{OciOptions, OciRuntime},
     },
 };
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::network::CLUSTER_DOMAIN;
 
@@ -32,9 +31,6 @@ use crate::network::CLUSTER_DOMAIN;
 pub const POD_RANGE: &str = "10.244.0.0/16";
 /// The bridge between pods with an OCI runtime.
 pub const BRIDGE: &str = "kplane0";
-/// Where distributions keep the certificates of the authorities that they trust.
-const ROOTS: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 /// Addresses that a runtime wants to have and doesn't use while there is a network.
 const UNUSED_RANGE: &str = "127.64.0.0/16";
 
@@ -196,10 +192,7 @@ fn own_address() -> IpAddr {
 /// TLS that trusts whom the machine trusts. Without any such file only registries that speak plainly are reached.
 fn trusting_roots() -> io::Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
-    if let Some(file) = ROOTS.iter().find(|path| std::path::Path::new(path).is_file()) {
-        let certificates = CertificateDer::pem_file_iter(file).map_err(io::Error::other)?;
-        roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-    }
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()

@@ -288,12 +288,10 @@ async fn a_configuration_names_its_extenders() {
 
 #[test]
 fn what_can_not_be_reached_is_refused_at_once() {
-    for (url, expected) in [
-        ("ftp://host/", "\"ftp://host/\": is no URL of http or https"),
-        ("https://host/", "an authority is needed: the system's are not consulted"),
-    ] {
-        assert_eq!(HttpExtender::new(options(url)).unwrap_err().to_string(), expected);
+    let refused = HttpExtender::new(options("ftp://host/")).unwrap_err().to_string();
+    assert_eq!(refused, "\"ftp://host/\": is no URL of http or https");
+    for enable_https in [false, true] {
+        let options = HttpExtenderOptions { enable_https, ..options("https://host/") };
+        assert!(HttpExtender::new(options).is_ok());
     }
-    let anyone = HttpExtenderOptions { enable_https: true, ..options("https://host/") };
-    assert!(HttpExtender::new(anyone).is_ok());
 }

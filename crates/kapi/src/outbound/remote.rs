@@ -105,7 +105,7 @@ impl Remote {
         let insecure = cluster.flag("insecure-skip-tls-verify")?.unwrap_or(false);
         let server = cluster.required("server")?;
         let target = Target::of_url(server, authority, true).map_err(|why| cluster.wrong("server", why))?;
-        let target = Target { insecure, ..target }.or_system();
+        let target = Target { insecure, ..target };
         let mut outbound = Outbound::default();
         let mut login = Login::None;
         if !context.text("user")?.is_empty() {

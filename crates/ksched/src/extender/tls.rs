@@ -24,7 +24,7 @@ pub struct TlsOptions {
     pub cert_file: PathBuf,
     /// Its private key.
     pub key_file: PathBuf,
-    /// Who signs the extender's certificate; the system's authorities are not consulted.
+    /// Who signs the extender's certificate; where nobody is named, the system's authorities are believed.
     #[serde(rename = "caFile")]
     pub ca_file: PathBuf,
     /// The certificate itself.
@@ -60,7 +60,12 @@ impl TlsOptions {
         let builder = match authority {
             _ if self.insecure => None,
             None if enable_https => None,
-            None => return Err(ExtenderError::new("an authority is needed: the system's are not consulted")),
+            None => {
+                let mut roots = RootCertStore::empty();
+                // Those of kinds that are not supported are not believed.
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                Some(roots)
+            }
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in CertificateDer::pem_slice_iter(&pem) {

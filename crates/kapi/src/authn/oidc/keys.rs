@@ -171,7 +171,7 @@ impl Keys {
     }
 
     async fn get(&self, url: &str) -> Result<Value, String> {
-        let target = Target::of_url(url, self.authority.clone(), false)?.or_system();
+        let target = Target::of_url(url, self.authority.clone(), false)?;
         let body =
             outbound::get(&self.outbound, &target, FETCH_MAX).await.map_err(|why| format!("{url}: {why}"))?;
         serde_json::from_slice(&body).map_err(|error| format!("{url}: {error}"))
