@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::{Node, Taint};
 use kcore::Labels;
 
 use crate::{
+    plugins::Features,
     pod::normalized_image,
     resources::{self, Resources},
 };
@@ -27,6 +28,8 @@ pub struct NodeInfo {
     pub pods_max: i64,
     /// Its images by name, with their sizes in bytes.
     pub images: BTreeMap<Arc<str>, i64>,
+    /// What it declares that it can do, as far as pods ask for it.
+    pub features: Features,
     /// The object that it was read from, for plug-ins that need more.
     pub object: Arc<Node>,
 }
@@ -53,6 +56,9 @@ impl NodeInfo {
             pods_max: allocatable.get("pods").map_or(0, kcore::Quantity::value),
             allocatable: Resources::of(allocatable.iter().map(|(name, quantity)| (name.as_str(), *quantity))),
             images,
+            features: Features::declared(
+                status.and_then(|status| status.declared_features.as_deref()).unwrap_or_default(),
+            ),
             object: Arc::clone(&object),
         }
     }
@@ -62,6 +68,7 @@ impl NodeInfo {
         self.labels == other.labels
             && self.taints == other.taints
             && self.unschedulable == other.unschedulable
+            && self.features == other.features
     }
 
     /// Whether scheduling sees no difference between the two.
@@ -73,5 +80,6 @@ impl NodeInfo {
             && self.allocatable == other.allocatable
             && self.pods_max == other.pods_max
             && self.images == other.images
+            && self.features == other.features
     }
 }

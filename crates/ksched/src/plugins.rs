@@ -8,6 +8,7 @@ mod gang_scheduling;
 mod image_locality;
 mod inter_pod_affinity;
 mod node_affinity;
+mod node_declared_features;
 mod node_name;
 mod node_ports;
 mod node_resources_fit;
@@ -32,6 +33,7 @@ pub(crate) use gang_scheduling::{NAME as GANG_SCHEDULING, WAITING as WAITING_FOR
 pub use image_locality::ImageLocality;
 pub use inter_pod_affinity::InterPodAffinity;
 pub use node_affinity::NodeAffinity;
+pub use node_declared_features::{Features, NodeDeclaredFeatures};
 pub use node_name::NodeName;
 pub use node_ports::NodePorts;
 pub use node_resources_fit::{NodeResourcesFit, ScoringStrategy};
@@ -70,6 +72,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .pre_filter(Arc::clone(&spread) as Arc<_>)
         .pre_filter(Arc::clone(&between_pods) as Arc<_>)
         .pre_filter(Arc::clone(&devices) as Arc<_>)
+        .pre_filter(Arc::new(NodeDeclaredFeatures))
         .filter(Arc::new(NodeUnschedulable))
         .filter(Arc::new(NodeName))
         .filter(Arc::new(TaintToleration))
@@ -83,6 +86,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .filter(Arc::clone(&spread) as Arc<_>)
         .filter(Arc::clone(&between_pods) as Arc<_>)
         .filter(Arc::clone(&devices) as Arc<_>)
+        .filter(Arc::new(NodeDeclaredFeatures))
         .hint(Arc::new(NodeUnschedulable))
         .hint(Arc::new(NodeName))
         .hint(Arc::new(TaintToleration))
@@ -96,6 +100,7 @@ pub(crate) fn add_defaults(builder: ProfileBuilder) -> ProfileBuilder {
         .hint(Arc::clone(&spread) as Arc<_>)
         .hint(Arc::clone(&between_pods) as Arc<_>)
         .hint(Arc::clone(&devices) as Arc<_>)
+        .hint(Arc::new(NodeDeclaredFeatures))
         .post_filter(Arc::clone(&devices) as Arc<_>)
         .post_filter(Arc::new(DefaultPreemption::default()))
         .hint(Arc::new(DefaultPreemption::default()))
@@ -138,6 +143,7 @@ mod tests {
         check_filter(Arc::new(PodTopologySpread::default()));
         check_filter(Arc::new(InterPodAffinity::default()));
         check_filter(Arc::new(DynamicResources::default()));
+        check_filter(Arc::new(NodeDeclaredFeatures));
     }
 
     #[test]

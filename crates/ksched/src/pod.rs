@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use crate::{
     affinity::{self, RequiredAffinity, Term},
+    plugins::Features,
     pod_affinity::PodAffinity,
     resources::{self, DEFAULT_MEMORY_BYTES, DEFAULT_MILLI_CPU, Resources},
     spread::SpreadConstraint,
@@ -86,6 +87,8 @@ pub struct PodInfo {
     pub images: SmallVec<[Arc<str>; 2]>,
     /// The number of its containers and init containers.
     pub containers: usize,
+    /// What it needs of its node that not every node can do.
+    pub features: Features,
     /// The names of its scheduling gates.
     pub gates: Vec<String>,
     /// The name of the `PodGroup` that it is of (`spec.schedulingGroup`).
@@ -168,6 +171,7 @@ impl PodInfo {
             preferred_affinity: affinity::preferred(&spec),
             images: images(&spec),
             containers: spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len),
+            features: Features::needed(&spec),
             gates: spec.scheduling_gates.iter().flatten().map(|gate| gate.name.clone()).collect(),
             group: spec.scheduling_group.as_ref().and_then(|group| set(&group.pod_group_name)),
             tolerations: spec.tolerations.unwrap_or_default(),

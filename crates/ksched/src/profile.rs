@@ -363,7 +363,8 @@ mod tests {
                 "VolumeZone",
                 "PodTopologySpread",
                 "InterPodAffinity",
-                "DynamicResources"
+                "DynamicResources",
+                "NodeDeclaredFeatures"
             ]
         );
         let scores: Vec<_> = profile.scores().collect();

@@ -144,6 +144,7 @@ impl Default for Registry {
         plain("GangScheduling", all!(plugins::GangScheduling; pre_enqueue permit hint));
         plain("PrioritySort", all!(plugins::PrioritySort; queue_sort));
         plain("NodeUnschedulable", all!(plugins::NodeUnschedulable; filter hint));
+        plain("NodeDeclaredFeatures", all!(plugins::NodeDeclaredFeatures; pre_filter filter hint));
         plain("NodeName", all!(plugins::NodeName; filter hint));
         plain("TaintToleration", all!(plugins::TaintToleration; filter score hint));
         plain("NodePorts", all!(plugins::NodePorts; pre_filter filter hint));

@@ -4,6 +4,7 @@
 
 use std::{cmp::Ordering, sync::Arc, time::Duration};
 
+use k8s_openapi::api::core::v1::{ContainerRestartRule, PodSpec};
 use ksched::{
     PodInfo, ProfileBuilder, QueuedPod, Snapshot, Verdict,
     build::{NodeBuilder, PodBuilder, node, pod},
@@ -11,8 +12,8 @@ use ksched::{
     groups::Groups,
     plugin::{FilterPlugin, PreEnqueue, PreFilter, QueueSort},
     plugins::{
-        InterPodAffinity, NodeName, NodeUnschedulable, PodTopologySpread, PrioritySort, SchedulingGates,
-        TaintToleration,
+        InterPodAffinity, NodeDeclaredFeatures, NodeName, NodeUnschedulable, PodTopologySpread, PrioritySort,
+        SchedulingGates, TaintToleration,
     },
 };
 use serde_json::{Value, from_value, json};
@@ -80,6 +81,43 @@ fn node_unschedulable() {
         (tolerates(), node("a").unschedulable(), None, "schedules pod with toleration to unschedulable node"),
     ] {
         check_one(only(Arc::new(NodeUnschedulable)), node, pod, expected, why);
+    }
+}
+
+/// `nodedeclaredfeatures/nodedeclaredfeatures_test.go`, and the features' own tests.
+#[test]
+fn node_declared_features() {
+    let reason = "node(s) didn't match Pod's required features";
+    let able = |features: &[&str]| {
+        let features = features.iter().map(|name| (*name).to_owned()).collect();
+        node("a").edit(|node| node.status.get_or_insert_default().declared_features = Some(features))
+    };
+    let spec = |edit: fn(&mut PodSpec)| pod("p").edit(move |pod| edit(pod.spec.get_or_insert_default()));
+    let restarts = || {
+        spec(|spec| {
+            let rule =
+                ContainerRestartRule { action: "RestartAllContainers".to_owned(), ..Default::default() };
+            spec.containers[0].restart_policy_rules = Some(vec![rule]);
+        })
+    };
+    let users = |host: bool, own: bool| {
+        pod("p").edit(move |pod| {
+            let spec = pod.spec.get_or_insert_default();
+            (spec.host_network, spec.host_users) = (Some(host), Some(!own));
+        })
+    };
+    let (all, hosts) = ("RestartAllContainersOnContainerExits", "UserNamespacesHostNetworkSupport");
+    for (pod, on, expected, why) in [
+        (pod("p"), able(&[]), None, "nothing needed"),
+        (restarts(), able(&[all]), None, "declared"),
+        (restarts(), able(&[hosts, "Another"]), Some(reason), "another is declared"),
+        (restarts(), node("a"), Some(reason), "nothing is declared"),
+        (users(true, true), able(&[hosts]), None, "declared"),
+        (users(true, true), able(&[all]), Some(reason), "not declared"),
+        (users(true, false), able(&[]), None, "the host's users"),
+        (users(false, true), able(&[]), None, "a network of its own"),
+    ] {
+        check_one(with(NodeDeclaredFeatures), on, pod, expected, why);
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Upstream's default plug-ins with their weights, in their order (`getDefaultPlugins`).
-const DEFAULTS: [(&str, Option<i32>); 20] = [
+const DEFAULTS: [(&str, Option<i32>); 21] = [
     ("SchedulingGates", None),
     ("GangScheduling", None),
     ("PrioritySort", None),
@@ -32,6 +32,7 @@ const DEFAULTS: [(&str, Option<i32>); 20] = [
     ("NodeResourcesBalancedAllocation", Some(1)),
     ("ImageLocality", Some(1)),
     ("DefaultBinder", None),
+    ("NodeDeclaredFeatures", None),
 ];
 
 /// What a profile enables, with the defaults.

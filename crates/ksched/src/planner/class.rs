@@ -69,6 +69,7 @@ fn equal(a: &PodInfo, b: &PodInfo) -> bool {
         && a.score_memory == b.score_memory
         && a.containers == b.containers
         && a.images == b.images
+        && a.features == b.features
         && a.host_ports == b.host_ports
         && a.tolerations == b.tolerations
         && a.required_affinity == b.required_affinity
