@@ -9,7 +9,9 @@ mod policy;
 mod trail;
 mod webhook;
 
-use std::{fmt::Debug, sync::Arc};
+use std::{fmt::Debug, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
 
 pub(crate) use self::trail::{Audit, Trail};
 pub use self::{
@@ -55,11 +57,38 @@ pub use self::{
 pub trait AuditSink: Debug + Send + Sync + 'static {
     /// Takes note of a stage.
     fn record(&self, event: &AuditEvent<'_>);
+
+    /// Takes note of a request before anything is done for it (`RequestReceived`). Default: [`record`](Self::record), and the
+    /// request goes on.
+    ///
+    /// # Errors
+    /// Why the event is not kept: the caller gets a 500, and nothing is done. For sinks without which nothing may happen.
+    fn begin(&self, event: &AuditEvent<'_>) -> Result<(), String> {
+        self.record(event);
+        Ok(())
+    }
+
+    /// Hands on what waits. Called at the end of a cluster, which waits [`FLUSH_MAX`] for it. Default: nothing waits.
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
+
+/// How long the end of a server waits for its audit's sink.
+pub const FLUSH_MAX: Duration = Duration::from_secs(10);
 
 impl AuditSink for Vec<Arc<dyn AuditSink>> {
     /// Tells all of them, in their order.
     fn record(&self, event: &AuditEvent<'_>) {
         self.iter().for_each(|sink| sink.record(event));
+    }
+
+    /// All are told, also when one refuses; the first refusal counts.
+    fn begin(&self, event: &AuditEvent<'_>) -> Result<(), String> {
+        self.iter().fold(Ok(()), |so_far, sink| so_far.and(sink.begin(event)))
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { drop(futures::future::join_all(self.iter().map(|sink| sink.flush())).await) })
     }
 }

@@ -202,6 +202,14 @@ impl ApiServer {
         self.0.draining.send_replace(true);
     }
 
+    /// Has the audit's sink hand on what waits there ([`AuditSink::flush`](crate::audit::AuditSink::flush)); at the end, when
+    /// nobody asks any more.
+    pub async fn flush_audit(&self) {
+        if let Some(audit) = &self.0.audit {
+            audit.sink.flush().await;
+        }
+    }
+
     /// Waits until [`drain`](Self::drain) has been called.
     ///
     /// # Cancel safety

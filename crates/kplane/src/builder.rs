@@ -13,7 +13,8 @@ use kube::Client;
 use tokio::time::Instant;
 
 use crate::{
-    ca::{Ca, CaError},
+    ca::{Ca, CaError, Credentials},
+    certificates::Named,
     cluster::Cluster,
     defaults, identities,
     network::LocalNetwork,
@@ -50,6 +51,7 @@ pub struct ClusterBuilder {
     store: Option<Arc<dyn Store>>,
     clock: Option<Arc<dyn Clock>>,
     api: Vec<ApiFn>,
+    certificates: Vec<Named>,
     controllers: bool,
     without: Vec<String>,
     reconcilers: Vec<ReconcilersFn>,
@@ -122,6 +124,7 @@ impl ClusterBuilder {
             store: None,
             clock: None,
             api: Vec::new(),
+            certificates: Vec::new(),
             controllers: true,
             without: Vec::new(),
             reconcilers: Vec::new(),
@@ -162,6 +165,13 @@ impl ClusterBuilder {
     /// Adds a step to the end of the admission chain.
     pub fn admission(self, step: Arc<dyn kapi::admission::Admission>) -> Self {
         self.api(move |api| api.admission(step))
+    }
+
+    /// Shows this certificate to callers of [`Cluster::serve`] that ask for one of the names that it is for (SNI, RFC 6066), such
+    /// as one of an authority that they know. Of several the first that fits; who asks for no such name sees the cluster's own.
+    pub fn certificate(mut self, credentials: Credentials) -> Self {
+        self.certificates.push(Named { names: Vec::new(), credentials });
+        self
     }
 
     /// Tells of the requests that the policy picks to this sink: a file, a webhook, one of the embedder's own.
@@ -284,7 +294,7 @@ impl ClusterBuilder {
         let mut startup = Startup::new();
         let clock = self.clock.unwrap_or_else(|| Arc::new(TokioClock::new()));
         let tasks = Tasks::default();
-        let ca = Arc::new(Ca::new(clock.now().as_second())?);
+        let ca = Arc::new(Ca::new(Arc::clone(&clock))?);
         startup.done("certificate authority");
         #[cfg(all(feature = "containers", target_os = "linux"))]
         let containers = match self.containers {
@@ -465,6 +475,7 @@ impl ClusterBuilder {
             client,
             informers,
             ca,
+            certificates: self.certificates.into(),
             tasks,
             running,
             nodes,

@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use kcore::Clock;
 use kreconcile::controllers::{CertificateSigner, SignError, SigningRequest};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -11,15 +12,21 @@ use rcgen::{
 };
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    pki_types::{CertificateDer, pem::PemObject as _},
     server::WebPkiClientVerifier,
 };
 use time::{Duration, OffsetDateTime};
 
 mod signing;
 
-/// How long the authority and what it signs are valid.
+use crate::certificates::{Certificates, Named};
+
+/// How long the authority is valid, as kubeadm's.
+const AUTHORITY_DAYS: i64 = 3650;
+/// How long what it signs is valid.
 const VALID_DAYS: i64 = 365;
+/// When a serving certificate is made anew: at four fifths of its time.
+pub(crate) const RENEWAL: std::time::Duration = std::time::Duration::from_secs(365 * 86_400 / 5 * 4);
 /// How far the begin of validity lies in the past, for machines whose clocks differ.
 const SKEW_MINUTES: i64 = 5;
 /// How long the lines of a text in PEM are.
@@ -57,22 +64,25 @@ pub(crate) struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate_pem: String,
     certificate_der: Vec<u8>,
-    now: OffsetDateTime,
+    clock: Arc<dyn Clock>,
 }
 
 impl Ca {
-    /// Makes an authority that is valid from `now` (in seconds since 1970) on.
-    pub(crate) fn new(now_seconds: i64) -> Result<Self, CaError> {
-        let now = OffsetDateTime::from_unix_timestamp(now_seconds).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    /// Makes an authority that is valid from now on.
+    pub(crate) fn new(clock: Arc<dyn Clock>) -> Result<Self, CaError> {
         let key = KeyPair::generate()?;
-        let mut params = params(now, "kplane");
+        let mut params = params(time(&*clock), "kplane", AUTHORITY_DAYS);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let certificate = params.self_signed(&key)?;
         let certificate_pem = certificate.pem();
         let certificate_der = certificate.der().to_vec();
-        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, certificate_der, now })
+        Ok(Self { issuer: Issuer::new(params, key), certificate_pem, certificate_der, clock })
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        time(&*self.clock)
     }
 
     /// The authority's certificate, in PEM.
@@ -85,7 +95,8 @@ impl Ca {
         let key = KeyPair::generate()?;
         // A name of rcgen's has one organization at most.
         let subject = signing::subject(user, groups);
-        let times = (self.now - Duration::minutes(SKEW_MINUTES), self.now + Duration::days(VALID_DAYS));
+        let now = self.now();
+        let times = (now - Duration::minutes(SKEW_MINUTES), now + Duration::days(VALID_DAYS));
         let whose = (&*subject, &*key.subject_public_key_info());
         let made = signing::client(&self.certificate_der, self.issuer.key(), whose, times)
             .map_err(|error| CaError::Sign(error.into()))?;
@@ -95,7 +106,7 @@ impl Ca {
     /// A certificate for a server with these names.
     pub(crate) fn server(&self, names: &[&str], addresses: &[IpAddr]) -> Result<Credentials, CaError> {
         let key = KeyPair::generate()?;
-        let mut params = params(self.now, "kube-apiserver");
+        let mut params = params(self.now(), "kube-apiserver", VALID_DAYS);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         for name in names {
             params.subject_alt_names.push(SanType::DnsName((*name).try_into()?));
@@ -105,22 +116,17 @@ impl Ca {
         Ok(Credentials { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
     }
 
-    /// TLS for a server with these names, which asks for client certificates of this authority and takes callers without.
+    /// TLS for a server with these names, which asks for client certificates of this authority and takes callers without. Callers
+    /// that ask for other names see the certificates for those.
     pub(crate) fn server_config(
         &self,
         names: &[&str],
         addresses: &[IpAddr],
+        others: &[Named],
     ) -> Result<ServerConfig, CaError> {
         let made = self.server(names, addresses)?;
-        let config = from_pem(
-            &made.certificate_pem,
-            &made.key_pem,
-            Some(&self.certificate_pem),
-            ClientCertificates::Optional,
-        )?;
-        config.ok_or_else(|| {
-            rustls::Error::General("a certificate that was just made can't be read".to_owned()).into()
-        })
+        let config = from_pem(&made, others, Some(&self.certificate_pem), ClientCertificates::Optional)?;
+        config.ok_or_else(|| rustls::Error::General("a certificate or a key can't be read".to_owned()).into())
     }
 }
 
@@ -159,20 +165,17 @@ pub(crate) enum ClientCertificates {
     Required,
 }
 
-/// TLS for a server with this certificate chain and key. `authority`: callers may show client certificates that it signed;
-/// without one they are not asked. `None`: the texts hold no certificate, or no key.
+/// TLS for a server with this certificate chain and key, and others for other names. `authority`: callers may show client
+/// certificates that it signed; without one they are not asked. `None`: a text holds no certificate, or no key.
 pub(crate) fn from_pem(
-    certificate: &str,
-    key: &str,
+    usual: &Credentials,
+    others: &[Named],
     authority: Option<&str>,
     clients: ClientCertificates,
 ) -> Result<Option<ServerConfig>, CaError> {
     let certificates =
         |text: &str| CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
-    let (Ok(chain), Ok(key)) = (certificates(certificate), PrivateKeyDer::from_pem_slice(key.as_bytes()))
-    else {
-        return Ok(None);
-    };
+    let Some(resolver) = Certificates::new(usual, others)? else { return Ok(None) };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder =
         ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -191,18 +194,22 @@ pub(crate) fn from_pem(
             builder.with_client_cert_verifier(verifier.build()?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key)?;
+    let mut config = builder.with_cert_resolver(Arc::new(resolver));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Some(config))
 }
 
-fn params(now: OffsetDateTime, common_name: &str) -> CertificateParams {
+fn time(clock: &dyn Clock) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(clock.now().as_second()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+fn params(now: OffsetDateTime, common_name: &str, days: i64) -> CertificateParams {
     let mut params = CertificateParams::default();
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
     params.distinguished_name = name;
     params.not_before = now - Duration::minutes(SKEW_MINUTES);
-    params.not_after = now + Duration::days(VALID_DAYS);
+    params.not_after = now + Duration::days(days);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
     params
 }
@@ -215,12 +222,34 @@ mod tests {
     use x509_parser::{certificate::X509Certificate, pem::Pem, prelude::FromDer as _};
 
     use super::*;
+    use kcore::testing::ManualClock;
 
     const NOW: i64 = 1_900_000_000;
 
+    fn clock() -> Arc<ManualClock> {
+        Arc::new(ManualClock::new(Timestamp::from_second(NOW).unwrap()))
+    }
+
+    /// A serving certificate that is made later is valid for longer, and the authority outlives many of them.
+    #[test]
+    fn certificates_are_valid_from_when_they_are_made() {
+        let clock = clock();
+        let ca = Ca::new(Arc::clone(&clock) as Arc<dyn Clock>).unwrap();
+        let ends = |pem: &str| {
+            let block = Pem::iter_from_buffer(pem.as_bytes()).next().unwrap().unwrap();
+            X509Certificate::from_der(&block.contents).unwrap().1.validity().not_after.timestamp()
+        };
+        let day = 86_400;
+        assert_eq!(ends(&ca.server(&["a"], &[]).unwrap().certificate_pem), NOW + 365 * day);
+        clock.advance(jiff::SignedDuration::try_from(RENEWAL).unwrap());
+        assert_eq!(ends(&ca.server(&["a"], &[]).unwrap().certificate_pem), NOW + (365 + 292) * day);
+        assert_eq!(ends(&ca.client("jane", &[]).unwrap().certificate_pem), NOW + (365 + 292) * day);
+        assert_eq!(ends(ca.certificate_pem()), NOW + 3650 * day);
+    }
+
     #[test]
     fn a_client_has_all_its_groups() {
-        let ca = Ca::new(NOW).unwrap();
+        let ca = Ca::new(clock()).unwrap();
         for groups in [&[][..], &["system:masters"], &["dev", "ops", "a group with spaces", "größer"]] {
             let made = ca.client("jane", groups).unwrap();
             let block = Pem::iter_from_buffer(made.certificate_pem.as_bytes()).next().unwrap().unwrap();
@@ -265,7 +294,7 @@ mod tests {
         let request = asked.serialize_request(&key).unwrap();
         let now = Timestamp::from_second(NOW).unwrap();
         for (rule, expected) in [("", true), ("signature", false), ("usage", false), ("time", false)] {
-            let signer = Wrong { ca: Ca::new(NOW).unwrap(), rule, good: request.der().to_vec() };
+            let signer = Wrong { ca: Ca::new(clock()).unwrap(), rule, good: request.der().to_vec() };
             let checked = check_certificate_signer(&signer, request.der(), now);
             let held = std::panic::AssertUnwindSafe(checked).catch_unwind().await.is_ok();
             assert_eq!(held, expected, "broken: {rule:?}");

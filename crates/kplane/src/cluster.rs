@@ -11,7 +11,7 @@ use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kapi::{ApiServer, authn::UserInfo};
+use kapi::{ApiServer, audit::FLUSH_MAX, authn::UserInfo};
 use kcore::Clock;
 use kreconcile::{Informers, Running, Selection};
 use kube::{
@@ -23,7 +23,8 @@ use serde::de::DeserializeOwned;
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
-    ca::{Ca, CaError},
+    ca::{Ca, CaError, RENEWAL},
+    certificates::Named,
     kubeconfig,
     network::LocalNetwork,
     serve::{self, Serving, Tasks},
@@ -44,6 +45,8 @@ pub struct Cluster {
     pub(crate) informers: Informers,
     pub(crate) scheduler_metrics: ksched::Metrics,
     pub(crate) ca: Arc<Ca>,
+    /// What callers see that ask for other names.
+    pub(crate) certificates: Arc<[Named]>,
     pub(crate) tasks: Tasks,
     pub(crate) running: Option<Running>,
     pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
@@ -181,8 +184,10 @@ impl Cluster {
             "kubernetes.default.svc.cluster.local",
         ];
         let inside = self.reached_by_pods().filter(|_| !address.ip().is_unspecified()).unwrap_or(reachable);
-        let config = self.ca.server_config(&names, &[loopback, reachable, inside])?;
-        let configs = watch::channel(Arc::new(config)).1;
+        let (ca, others) = (Arc::clone(&self.ca), Arc::clone(&self.certificates));
+        let make = move || ca.server_config(&names, &[loopback, reachable, inside], &others);
+        let (config, configs) = watch::channel(Arc::new(make()?));
+        self.tasks.spawn(async move { serve::renew(&config, RENEWAL, make).await });
         let (server, tasks) = (self.server.clone(), self.tasks.clone());
         self.tasks.spawn(serve::listen(server, listener, configs.clone(), tasks));
         if inside != reachable {
@@ -296,6 +301,9 @@ impl Cluster {
         self.server.drain();
         self.tasks.connections.close();
         let _ = tokio::time::timeout(DRAIN_MAX, self.tasks.connections.wait()).await;
+        if tokio::time::timeout(FLUSH_MAX, self.server.flush_audit()).await.is_err() {
+            late.push("the audit's sink");
+        }
         self.tasks.stop.cancel();
         self.tasks.tracker.close();
         if tokio::time::timeout(SHUTDOWN_MAX, self.tasks.tracker.wait()).await.is_err() {

@@ -7,6 +7,7 @@
 
 mod builder;
 mod ca;
+mod certificates;
 mod cluster;
 #[cfg(all(feature = "containers", target_os = "linux"))]
 pub mod containers;

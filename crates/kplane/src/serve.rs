@@ -99,6 +99,22 @@ pub(crate) async fn listen(
     }
 }
 
+/// Serves with what `make` gives, again and again: a new certificate, or the same from files that may have changed. What can't be
+/// used is told to the log, and what was good goes on.
+pub(crate) async fn renew<E: std::fmt::Display>(
+    config: &watch::Sender<Arc<rustls::ServerConfig>>,
+    every: Duration,
+    make: impl Fn() -> Result<rustls::ServerConfig, E>,
+) {
+    loop {
+        tokio::time::sleep(every).await;
+        match make() {
+            Ok(new) => drop(config.send_replace(Arc::new(new))),
+            Err(error) => tracing::error!(%error, "the serving certificate stays as it was"),
+        }
+    }
+}
+
 async fn serve_tls(server: ApiServer, acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let peer = PeerAddress(stream.peer_addr()?.ip());
@@ -220,6 +236,28 @@ mod tests {
         // It may end with an error.
         drop(serving.await.unwrap());
         (began.elapsed().as_secs(), answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn certificates_are_renewed_and_kept_when_that_fails() {
+        let ca = crate::ca::Ca::new(Arc::new(kcore::TokioClock::new())).unwrap();
+        let make = || Arc::new(ca.server_config(&["localhost"], &[], &[]).unwrap());
+        let (config, mut configs) = watch::channel(make());
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let renewing = renew(&config, crate::ca::RENEWAL, || {
+            match calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+                0 => Err("not now".to_owned()),
+                _ => ca.server_config(&["localhost"], &[], &[]).map_err(|error| error.to_string()),
+            }
+        });
+        let first = Arc::clone(&configs.borrow_and_update());
+        let began = tokio::time::Instant::now();
+        tokio::select! {
+            () = renewing => unreachable!("it goes on"),
+            changed = configs.changed() => changed.unwrap(),
+        }
+        assert_eq!(began.elapsed().as_secs() / 86_400, 2 * 292);
+        assert!(!Arc::ptr_eq(&first, &configs.borrow()));
     }
 
     /// Expected results: the time-outs of upstream's `SecureServingInfo.Serve`.

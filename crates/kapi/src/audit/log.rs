@@ -25,6 +25,8 @@ pub struct LogConfig {
     /// How large an event may be, in bytes, before its bodies are left out (`--audit-log-truncate-max-event-size`). Default:
     /// no limit.
     pub event_bytes_max: usize,
+    /// Whether a request whose begin can't be written is refused (`--audit-log-mode=blocking-strict`). Default: no.
+    pub strict: bool,
 }
 
 impl LogConfig {
@@ -36,6 +38,7 @@ impl LogConfig {
             age_days_max: 366,
             backups_max: 100,
             event_bytes_max: usize::MAX,
+            strict: false,
         }
     }
 }
@@ -153,14 +156,30 @@ fn open(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-impl AuditSink for AuditLog {
-    fn record(&self, event: &AuditEvent<'_>) {
+impl AuditLog {
+    fn keep(&self, event: &AuditEvent<'_>) -> io::Result<()> {
         let mut line = event.to_json_within(self.config.event_bytes_max);
         line.push(b'\n');
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(error) = self.write(&mut state, &line, event.at) {
+        let written = self.write(&mut state, &line, event.at);
+        if let Err(error) = &written {
             state.lost += 1;
             tracing::error!(%error, "an audit event could not be written");
+        }
+        written
+    }
+}
+
+impl AuditSink for AuditLog {
+    fn record(&self, event: &AuditEvent<'_>) {
+        // It was told where it failed; the request goes on.
+        let _ = self.keep(event);
+    }
+
+    fn begin(&self, event: &AuditEvent<'_>) -> Result<(), String> {
+        match self.keep(event) {
+            Err(error) if self.config.strict => Err(error.to_string()),
+            _ => Ok(()),
         }
     }
 }

@@ -91,10 +91,15 @@ impl Trail {
     }
 
     /// Begins once it is known who asks.
-    pub(crate) fn begin(&self, user: Option<&Arc<UserInfo>>, info: &RequestInfo, parts: &Parts) {
+    pub(crate) fn begin(
+        &self,
+        user: Option<&Arc<UserInfo>>,
+        info: &RequestInfo,
+        parts: &Parts,
+    ) -> Result<(), String> {
         let kept = self.audit.policy.decide(user.map(|user| &**user), info);
         if kept.level == Level::None {
-            return;
+            return Ok(());
         }
         let object = info.is_resource.then(|| ObjectReference {
             resource: info.resource.clone(),
@@ -123,9 +128,10 @@ impl Trail {
             annotations: BTreeMap::new(),
             stranger: user.is_none(),
         });
-        if user.is_some() {
-            self.tell(Stage::RequestReceived);
+        if user.is_none() {
+            return Ok(());
         }
+        self.told(Stage::RequestReceived, |event| self.audit.sink.begin(event)).unwrap_or(Ok(()))
     }
 
     /// The caller acts as somebody else.
@@ -248,11 +254,17 @@ impl Trail {
     }
 
     fn tell(&self, stage: Stage) {
+        self.told(stage, |event| self.audit.sink.record(event));
+    }
+
+    /// Shows a stage to the sink, if it is kept.
+    fn told<T>(&self, stage: Stage, show: impl FnOnce(&AuditEvent<'_>) -> T) -> Option<T> {
+        let mut said = None;
         self.with(|known| {
             if known.kept.omits(stage) {
                 return;
             }
-            self.audit.sink.record(&AuditEvent {
+            said = Some(show(&AuditEvent {
                 level: known.kept.level,
                 stage,
                 id: &self.id,
@@ -270,8 +282,9 @@ impl Trail {
                 received: self.received,
                 at: self.clock.now(),
                 annotations: &known.annotations,
-            });
+            }));
         });
+        said
     }
 }
 

@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use futures::future::BoxFuture;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{Semaphore, mpsc, oneshot},
     task::{JoinHandle, JoinSet},
     time::Instant,
 };
@@ -57,11 +58,19 @@ impl Default for BatchConfig {
     }
 }
 
+/// What waits for the sender.
+#[derive(Debug)]
+enum Queued {
+    Event(Vec<u8>),
+    /// Somebody waits until all before it has been sent, or given up.
+    Flush(oneshot::Sender<()>),
+}
+
 /// Posts events to a service as an `EventList`. A request never waits for it: when the service is slower than the requests,
 /// events are dropped and counted.
 #[derive(Debug)]
 pub struct AuditWebhook {
-    queue: mpsc::Sender<Vec<u8>>,
+    queue: mpsc::Sender<Queued>,
     lost: Arc<AtomicU64>,
     event_bytes_max: usize,
     sender: JoinHandle<()>,
@@ -100,9 +109,19 @@ impl AuditWebhook {
 
 impl AuditSink for AuditWebhook {
     fn record(&self, event: &AuditEvent<'_>) {
-        if self.queue.try_send(event.to_json_within(self.event_bytes_max)).is_err() {
+        if self.queue.try_send(Queued::Event(event.to_json_within(self.event_bytes_max))).is_err() {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let (done, flushed) = oneshot::channel();
+            if self.queue.send(Queued::Flush(done)).await.is_ok() {
+                // An error means that the sender is gone, and with it all that waited.
+                let _ = flushed.await;
+            }
+        })
     }
 }
 
@@ -113,17 +132,22 @@ struct Batches {
 }
 
 impl Batches {
-    async fn run(self, mut events: mpsc::Receiver<Vec<u8>>) {
+    async fn run(self, mut events: mpsc::Receiver<Queued>) {
         let permits = Arc::new(Semaphore::new(CALLS_MAX));
         let mut calls = JoinSet::new();
         let mut throttle = Throttle::new(self.config.batches_per_second, self.config.burst_max);
         let mut open = true;
         while open {
             let mut batch = Vec::new();
+            let mut waits = None;
             let until = Instant::now() + self.config.wait_max;
             while batch.len() < self.config.batch_max.max(1) {
                 match tokio::time::timeout_at(until, events.recv()).await {
-                    Ok(Some(event)) => batch.push(event),
+                    Ok(Some(Queued::Event(event))) => batch.push(event),
+                    Ok(Some(Queued::Flush(done))) => {
+                        waits = Some(done);
+                        break;
+                    }
                     Ok(None) => {
                         open = false;
                         break;
@@ -131,21 +155,25 @@ impl Batches {
                     Err(_) => break,
                 }
             }
-            if batch.is_empty() {
-                continue;
+            if !batch.is_empty() {
+                throttle.wait().await;
+                // The semaphore is never closed.
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                    return;
+                };
+                let (remote, lost, backoff) =
+                    (Arc::clone(&self.remote), Arc::clone(&self.lost), self.config.backoff);
+                calls.spawn(async move {
+                    let _permit = permit;
+                    send(&remote, &lost, backoff, batch).await;
+                });
             }
-            throttle.wait().await;
-            // The semaphore is never closed.
-            let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                return;
-            };
-            let (remote, lost, backoff) =
-                (Arc::clone(&self.remote), Arc::clone(&self.lost), self.config.backoff);
-            calls.spawn(async move {
-                let _permit = permit;
-                send(&remote, &lost, backoff, batch).await;
-            });
             while calls.try_join_next().is_some() {}
+            if let Some(done) = waits {
+                while calls.join_next().await.is_some() {}
+                // Whoever asked may have gone.
+                let _ = done.send(());
+            }
         }
         while calls.join_next().await.is_some() {}
     }

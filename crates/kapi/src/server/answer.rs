@@ -84,7 +84,11 @@ impl Inner {
         let trail = parts.extensions.get::<Arc<Trail>>();
         let user = self.authenticate(parts).await;
         if let Some(trail) = trail {
-            trail.begin(user.as_ref().ok(), info, parts);
+            // Upstream's `blocking-strict`: what is not kept does not happen.
+            if let Err(why) = trail.begin(user.as_ref().ok(), info, parts) {
+                error!(why, "an audit event is missing, and the request is refused");
+                return (user.ok(), Err(Status::internal("failed to store audit event").into()));
+            }
         }
         let user = match user {
             Ok(user) => user,

@@ -272,3 +272,48 @@ async fn a_webhook_gets_batches_and_is_asked_again() {
         assert_eq!(list["items"][0]["requestURI"], "/version");
     }
 }
+
+/// `blocking-strict`: what can't be written down does not happen, and reading neither; `blocking`: it happens all the same.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_strict_log_lets_nothing_happen_that_it_does_not_have() {
+    for (strict, codes) in [(true, [500, 500, 404]), (false, [201, 200, 200])] {
+        // Nothing fits on this device.
+        let mut config = LogConfig::new("/dev/full");
+        config.strict = strict;
+        let log = Arc::new(AuditLog::open(config).unwrap());
+        let audit: Vec<Arc<dyn AuditSink>> = vec![Arc::new(Kept::default()), Arc::clone(&log) as _];
+        let rules = "rules: [{level: Metadata, verbs: [create, list]}]";
+        let server = ApiServer::builder().audit(policy(rules), Arc::new(audit)).build().unwrap();
+        server.bootstrap().await.unwrap();
+        let map = json!({"metadata": {"name": "m", "namespace": "default"}});
+        let maps = "/api/v1/namespaces/default/configmaps";
+        let found = [
+            ask(&server, Some("admin"), "POST", maps, &map, &[]).await,
+            ask(&server, Some("admin"), "GET", maps, &Value::Null, &[]).await,
+            ask(&server, Some("admin"), "GET", &format!("{maps}/m"), &Value::Null, &[]).await,
+        ];
+        assert_eq!(found, codes, "strict: {strict}");
+        assert!(log.lost() >= 2);
+    }
+}
+
+/// What waits for others to be sent with is sent at the end.
+#[tokio::test]
+async fn the_end_leaves_nothing_behind() {
+    let service = Service::start(|_, _| (200, Value::Null)).await;
+    let config = BatchConfig { wait_max: Duration::from_secs(3600), ..BatchConfig::default() };
+    let webhook = Arc::new(AuditWebhook::start(service.remote(), config));
+    let server = ApiServer::builder();
+    let server =
+        server.audit(policy("rules: [{level: Metadata}]"), Arc::clone(&webhook) as _).build().unwrap();
+    assert_eq!(ask(&server, Some("admin"), "GET", "/version", &Value::Null, &[]).await, 200);
+    assert!(service.asked().is_empty());
+    server.flush_audit().await;
+    let events: usize = service.asked().iter().map(|(_, list)| list["items"].as_array().unwrap().len()).sum();
+    assert_eq!((events, webhook.lost()), (2, 0));
+    // It goes on afterwards.
+    ask(&server, Some("admin"), "GET", "/version", &Value::Null, &[]).await;
+    server.flush_audit().await;
+    assert_eq!(service.asked().len(), 2);
+}

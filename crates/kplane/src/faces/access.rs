@@ -20,6 +20,10 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("audit-log-maxage", "How many days old audit logs are kept. Default 366."),
     ("audit-log-maxbackup", "How many old audit logs are kept. Default 100."),
     ("audit-log-maxsize", "How large an audit log grows, in MiB. Default 100."),
+    (
+        "audit-log-mode",
+        "blocking, or blocking-strict: a request that can't be written down is refused. Default blocking.",
+    ),
     ("audit-log-path", "The file to which requests are told; `-` is standard output."),
     ("audit-policy-file", "Which requests are told of, and how much."),
     ("audit-webhook-config-file", "The kubeconfig of a service that is told of requests."),
@@ -103,6 +107,14 @@ fn audit(flags: &Flags, builder: ApiServerBuilder) -> Result<ApiServerBuilder, F
         }
         config.age_days_max =
             flags.read("audit-log-maxage", "a number of days")?.unwrap_or(config.age_days_max);
+        config.strict = match flags.get("audit-log-mode") {
+            None | Some("blocking") => false,
+            Some("blocking-strict") => true,
+            Some(other) => {
+                let wanted = "blocking or blocking-strict";
+                return Err(FaceError::Flag { flag: "audit-log-mode", value: other.to_owned(), wanted });
+            }
+        };
         config.backups_max = flags.read("audit-log-maxbackup", "a number")?.unwrap_or(config.backups_max);
         let log = AuditLog::open(config);
         sinks.push(Arc::new(log.map_err(|source| FaceError::File { path: path.to_owned(), source })?));

@@ -10,13 +10,14 @@ use std::{
 
 use kapi::{
     ApiServer, ServiceAddresses,
+    audit::FLUSH_MAX,
     authn::{
         ServiceAccountIssuer, StaticTokens, UserInfo,
         jwt::{SigningKey, VerifyingKey},
     },
     authz::AuthorizationMode,
 };
-use kcore::{Clock as _, SystemClock};
+use kcore::SystemClock;
 use kstore::{EtcdStore, EtcdTls, Store};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -26,7 +27,8 @@ use super::{
     read,
 };
 use crate::{
-    ca::{Ca, ClientCertificates, from_pem},
+    ca::{Ca, ClientCertificates, Credentials, from_pem},
+    certificates::Named,
     serve::{self, Tasks},
 };
 
@@ -67,6 +69,10 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("service-node-port-range", "Where node ports come from. Default 30000-32767."),
     ("tls-cert-file", "The serving certificate, instead of that in --cert-dir."),
     ("tls-private-key-file", "Its key."),
+    (
+        "tls-sni-cert-key",
+        "A certificate for callers that ask for certain names: certificate,key or certificate,key:name,name. May be repeated.",
+    ),
     ("token-auth-file", "A CSV file of bearer tokens: token,user,uid,\"group,group\"."),
 ];
 
@@ -79,9 +85,9 @@ pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> 
         TcpListener::bind(address).await.map_err(|source| FaceError::Listen { address, source })?;
     super::announce(&listener);
     let tasks = Tasks::default();
-    tasks.spawn(serve::listen(server, listener, configs, tasks.clone()));
+    tasks.spawn(serve::listen(server.clone(), listener, configs, tasks.clone()));
     let (files, ip) = (flags.clone(), address.ip());
-    tasks.spawn(async move { renew(&config, || tls(&files, ip)).await });
+    tasks.spawn(async move { serve::renew(&config, CERTIFICATE_INTERVAL, || tls(&files, ip)).await });
     if let Some((encryption, path)) = beside.follow {
         tasks.spawn(async move { encryption.follow(path).await });
     }
@@ -89,22 +95,10 @@ pub(super) async fn run(flags: &Flags, end: impl Future<Output = ()> + Send) -> 
     tasks.stop.cancel();
     tasks.tracker.close();
     tasks.tracker.wait().await;
-    Ok(())
-}
-
-/// Serves with what the files hold, whenever they have changed: certificate, key and the authority of clients. What can't be used
-/// is told to the log, and what was good goes on.
-async fn renew(
-    config: &watch::Sender<Arc<rustls::ServerConfig>>,
-    read: impl Fn() -> Result<rustls::ServerConfig, FaceError>,
-) {
-    loop {
-        tokio::time::sleep(CERTIFICATE_INTERVAL).await;
-        match read() {
-            Ok(new) => drop(config.send_replace(Arc::new(new))),
-            Err(error) => tracing::error!(%error, "the serving certificate stays as it was"),
-        }
+    if tokio::time::timeout(FLUSH_MAX, server.flush_audit()).await.is_err() {
+        tracing::error!("the audit's sink did not take all events in time");
     }
+    Ok(())
 }
 
 fn address(flags: &Flags) -> Result<SocketAddr, FaceError> {
@@ -261,7 +255,7 @@ fn tls(flags: &Flags, address: IpAddr) -> Result<rustls::ServerConfig, FaceError
     let certificate = flags.get("tls-cert-file").map_or_else(|| folder.join("apiserver.crt"), PathBuf::from);
     let key = flags.get("tls-private-key-file").map_or_else(|| folder.join("apiserver.key"), PathBuf::from);
     if flags.get("tls-cert-file").is_none() && !certificate.exists() {
-        let ca = Ca::new(SystemClock.now().as_second())?;
+        let ca = Ca::new(Arc::new(SystemClock))?;
         let made = ca.server(
             &["localhost", "kubernetes", "kubernetes.default"],
             &[address, Ipv4Addr::LOCALHOST.into()],
@@ -271,7 +265,23 @@ fn tls(flags: &Flags, address: IpAddr) -> Result<rustls::ServerConfig, FaceError
     }
     let authority = flags.get("client-ca-file").map(read).transpose()?;
     let pem = |path: &Path| FaceError::Pem { path: path.display().to_string() };
-    let config =
-        from_pem(&read(&certificate)?, &read(&key)?, authority.as_deref(), ClientCertificates::Optional)?;
+    let usual = Credentials { certificate_pem: read(&certificate)?, key_pem: read(&key)? };
+    let config = from_pem(&usual, &named(flags)?, authority.as_deref(), ClientCertificates::Optional)?;
     config.ok_or_else(|| pem(&certificate))
+}
+
+/// The certificates for certain names: `certificate,key`, then `:name,name` unless the names are those of the certificate.
+fn named(flags: &Flags) -> Result<Vec<Named>, FaceError> {
+    const FLAG: &str = "tls-sni-cert-key";
+    let read_one = |value: &str| {
+        let (files, names) = value.split_once(':').unwrap_or((value, ""));
+        let wanted = "certificate,key or certificate,key:name,name";
+        let fault = || FaceError::Flag { flag: FLAG, value: value.to_owned(), wanted };
+        let (certificate, key) =
+            files.split_once(',').filter(|(_, key)| !key.contains(',')).ok_or_else(fault)?;
+        let credentials = Credentials { certificate_pem: read(certificate)?, key_pem: read(key)? };
+        let names = names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        Ok(Named { names, credentials })
+    };
+    flags.all(FLAG).map(read_one).collect()
 }

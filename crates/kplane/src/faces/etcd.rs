@@ -6,7 +6,7 @@ use kstore::{DiskStore, EtcdServer, HistoryLimits, MemoryStore, Revision, Store,
 use tokio::{net::TcpListener, sync::watch};
 
 use super::{FaceError, Flags};
-use crate::ca::{ClientCertificates, from_pem};
+use crate::ca::{ClientCertificates, Credentials, from_pem};
 
 /// The flags that `--help` lists, and what they do here.
 pub(super) const FLAGS: &[(&str, &str)] = &[
@@ -196,7 +196,8 @@ fn tls(flags: &Flags) -> Result<rustls::ServerConfig, FaceError> {
         Some("true") => ClientCertificates::Required,
         _ => ClientCertificates::Optional,
     };
-    let config = from_pem(&read(certificate)?, &read(key)?, authority.as_deref(), clients)?;
+    let usual = Credentials { certificate_pem: read(certificate)?, key_pem: read(key)? };
+    let config = from_pem(&usual, &[], authority.as_deref(), clients)?;
     config.ok_or_else(|| FaceError::Pem { path: certificate.to_owned() })
 }
 

@@ -44,6 +44,11 @@ impl Flags {
         self.0.iter().rev().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
     }
 
+    /// All values of a flag, whole.
+    pub(super) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(flag, _)| flag == name).map(|(_, value)| value.as_str())
+    }
+
     /// All values of a flag that takes a list, split at commas.
     pub fn list<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let values = self.0.iter().filter(move |(flag, _)| flag == name);
