@@ -1,11 +1,11 @@
 //! What a decision by roles costs: 1,000 roles and 10,000 bindings, and how soon a new one counts.
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use kplane::kapi::{
-    ApiServer,
+    ApiServer, admission,
     authn::UserInfo,
-    authz::{Rbac, Verdict},
+    authz::{AuthorizationMode, Rbac, Verdict},
     request::RequestInfo,
 };
 use serde_json::{Value, json};
@@ -100,6 +100,118 @@ pub(crate) async fn run() {
         let _ = rbac.decide(&UserInfo::new("user-7", groups), &ask("list", "pods", "ns-14"));
     }
     println!("| a binding more, and the next decision | {:.0?} |", began.elapsed() / 100);
+    chain(&server).await;
+}
+
+/// How many requests of each kind are made on either server, by turns of [`TURN`].
+const REQUESTS: u32 = 10_000;
+const TURN: u32 = 500;
+
+/// One request, whose answer must be this.
+struct Ask<'a> {
+    what: &'static str,
+    method: &'static str,
+    path: &'static str,
+    body: &'a str,
+    code: u16,
+}
+
+impl Ask<'_> {
+    fn request(&self, token: Option<&str>) -> http::Request<Full<Bytes>> {
+        let mut request = http::Request::builder().method(self.method).uri(self.path);
+        request = request.header("content-type", "application/json");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        request.body(Full::new(Bytes::copy_from_slice(self.body.as_bytes()))).expect("a request")
+    }
+}
+
+/// What the way from the socket to the store costs a request: a service account's token, its roles among the others, priority and
+/// fairness, all default admission; beside a server that lets the same through without asking.
+async fn chain(full: &ApiServer) {
+    let mut bare = ApiServer::builder().authorization([AuthorizationMode::AlwaysAllow]);
+    for step in admission::defaults() {
+        bare = bare.without_admission(step.name());
+    }
+    let bare = bare.build().expect("a server");
+    bare.bootstrap().await.expect("a cluster's objects");
+    for server in [full, &bare] {
+        let map =
+            json!({"metadata": {"name": "read", "namespace": "default"}, "data": {"a": "b"}}).to_string();
+        let request = http::Request::post("/api/v1/namespaces/default/configmaps");
+        let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(map)));
+        server.as_user(crate::admin()).oneshot(request.expect("a request")).await.expect("an answer");
+    }
+    create(
+        full,
+        "clusterrolebindings",
+        &json!({"metadata": {"name": "bench"},
+        "roleRef": {"apiGroup": GROUP, "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}]}),
+    )
+    .await;
+    let token = token(full).await;
+    let (map, pod) = (
+        json!({"metadata": {"name": "dry", "namespace": "default"}, "data": {"a": "b"}}).to_string(),
+        crate::objects::pod("dry").to_string(),
+    );
+    println!("\n## the way to the store, in CPU time of one request\n");
+    println!("| request | with all checks | without | difference |\n|---|---|---|---|");
+    for ask in [
+        Ask {
+            what: "get",
+            method: "GET",
+            path: "/api/v1/namespaces/default/configmaps/read",
+            body: "",
+            code: 200,
+        },
+        Ask {
+            what: "create a ConfigMap, dry",
+            method: "POST",
+            path: "/api/v1/namespaces/default/configmaps?dryRun=All",
+            body: &map,
+            code: 201,
+        },
+        Ask {
+            what: "create a pod, dry",
+            method: "POST",
+            path: "/api/v1/namespaces/default/pods?dryRun=All",
+            body: &pod,
+            code: 201,
+        },
+    ] {
+        let mut took = [std::time::Duration::ZERO; 2];
+        for _ in 0..REQUESTS / TURN {
+            for (index, took) in took.iter_mut().enumerate() {
+                let began = kplane_benches::cpu_time();
+                for _ in 0..TURN {
+                    let answer = if index == 0 {
+                        full.clone().oneshot(ask.request(Some(&token))).await
+                    } else {
+                        bare.as_user(crate::admin()).oneshot(ask.request(None)).await
+                    };
+                    assert_eq!(answer.map(|answer| answer.status().as_u16()), Ok(ask.code), "{}", ask.what);
+                }
+                *took += kplane_benches::cpu_time() - began;
+            }
+        }
+        let [with, without] = took.map(|took| took / REQUESTS);
+        println!("| {} | {with:.1?} | {without:.1?} | {:.1?} |", ask.what, with.saturating_sub(without));
+    }
+}
+
+/// A token of the service account `default`.
+async fn token(server: &ApiServer) -> String {
+    let request = http::Request::post("/api/v1/namespaces/default/serviceaccounts/default/token");
+    let body =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}).to_string();
+    let request = request.header("content-type", "application/json").body(Full::new(Bytes::from(body)));
+    let answer =
+        server.as_user(crate::admin()).oneshot(request.expect("a request")).await.expect("an answer");
+    let body = answer.into_body().collect().await.expect("a body").to_bytes();
+    let answer: Value = serde_json::from_slice(&body).expect("JSON");
+    answer["status"]["token"].as_str().expect("a token").to_owned()
 }
 
 fn many_groups() -> UserInfo {

@@ -1,12 +1,14 @@
 //! What may be written: the chain that every create, update and delete passes through.
 
 mod certificates;
+mod declared_features;
 mod ingress_class;
 mod limits;
 mod matching;
 mod namespace;
 mod node_restriction;
 mod notes;
+mod pod_groups;
 mod pod_resize;
 mod pod_security;
 mod policy;
@@ -31,11 +33,13 @@ use serde_json::Value;
 pub(crate) use self::service_account::references::VOLUME_SECRETS;
 pub use self::{
     certificates::SubjectRestriction,
+    declared_features::DeclaredFeatures,
     ingress_class::DefaultIngressClass,
     limits::LimitRanger,
     namespace::NamespaceLifecycle,
     node_restriction::NodeRestriction,
     notes::{ANNOTATIONS_MAX, Notes, WARNING_BYTES_MAX, WARNINGS_MAX},
+    pod_groups::{PodGroupProtection, PodGroupWorkload},
     pod_resize::PodResize,
     pod_security::{PODS_CHECKED_MAX, PodSecurity},
     priority::Priority,
@@ -52,7 +56,9 @@ pub(crate) use self::{
     registered::Registered,
     rounds::Rounds,
 };
-use crate::{authn::UserInfo, authz::Chain, error::ApiResult, objects::Objects, registry::Resource};
+use crate::{
+    authn::UserInfo, authz::Chain, error::ApiResult, objects::Objects, registry::Resource, request::Given,
+};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +93,8 @@ pub struct AdmissionRequest<'a> {
     pub old: Option<&'a Value>,
     /// Whether nothing will be kept.
     pub dry_run: bool,
+    /// What the caller gave along.
+    pub(crate) given: Given<'a>,
     /// What is in the server, to look things up.
     pub objects: &'a Objects,
     /// Where steps say what the caller or the audit log should know; `None` for writes of the server itself.
@@ -98,6 +106,16 @@ pub struct AdmissionRequest<'a> {
 }
 
 impl AdmissionRequest<'_> {
+    /// The request's `CreateOptions`, `UpdateOptions` or `DeleteOptions`, with what the caller gave; `None` for connections, whose
+    /// options are the object.
+    #[must_use]
+    pub fn options(&self) -> Option<Value> {
+        let mut options = self.given.json(self.dry_run);
+        options.insert("kind".to_owned(), self.operation.options()?.into());
+        options.insert("apiVersion".to_owned(), "meta.k8s.io/v1".into());
+        Some(options.into())
+    }
+
     /// Tells the caller, in a `Warning` header.
     pub fn warn(&self, text: impl Into<String>) {
         if let Some(notes) = self.notes {
@@ -197,11 +215,14 @@ pub fn defaults() -> Vec<Arc<dyn Admission>> {
         Arc::new(DefaultTolerations),
         Arc::new(DefaultStorageClass),
         Arc::new(StorageProtection),
+        Arc::new(PodGroupProtection),
         Arc::new(ClaimResize),
         Arc::new(RuntimeClass),
         Arc::new(SubjectRestriction),
         Arc::new(DefaultIngressClass),
         Arc::new(PodTopologyLabels),
+        Arc::new(PodGroupWorkload),
+        Arc::new(DeclaredFeatures),
         Arc::new(PodResize),
     ]
 }

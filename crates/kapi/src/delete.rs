@@ -12,7 +12,7 @@ use crate::{
     error::ApiResult,
     meta,
     objects::{Write, WriteError, readable},
-    request::{DeleteOptions, Propagation},
+    request::{DeleteOptions, Given, Propagation},
     schema::fields::keep,
     write::{Call, RETRIES_MAX, Written},
 };
@@ -36,6 +36,7 @@ const MARKS: [&str; 4] = [
 impl Call<'_> {
     /// Deletes one object (`registry/generic/registry.Store.Delete`).
     pub(crate) async fn delete(&self, options: &DeleteOptions) -> ApiResult<Deleted> {
+        let asked = Call { given: Given::Delete(options), ..*self };
         for _ in 0..RETRIES_MAX {
             let stored =
                 self.objects.get(self.resource, self.namespace, self.name).ok_or_else(|| self.not_found())?;
@@ -45,7 +46,7 @@ impl Call<'_> {
                 Some(part) => (part, false),
                 None => (self.whole(&stored).await?, true),
             };
-            self.validate(Operation::Delete, self.name, &old, Some(&old), None).await?;
+            asked.validate(Operation::Delete, self.name, &old, Some(&old), None).await?;
             let written = if self.ends(&old, options) {
                 self.remove(&stored, old, is_whole).await?
             } else {

@@ -472,6 +472,58 @@ impl DeleteOptions {
     }
 }
 
+/// What a caller gave along with a write.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Given<'a> {
+    /// Nothing: the server itself writes.
+    Nothing,
+    /// What the query of a create, an update or a patch says.
+    Query(&'a Query),
+    /// The options of a deletion.
+    Delete(&'a DeleteOptions),
+}
+
+impl Given<'_> {
+    /// The fields of `CreateOptions`, `UpdateOptions` or `DeleteOptions`, as far as they were given. A patch has those of what
+    /// it comes to, as upstream.
+    pub(crate) fn json(self, dry_run: bool) -> serde_json::Map<String, Value> {
+        let mut fields = serde_json::Map::new();
+        let mut set = |key: &str, value: Value| drop(fields.insert(key.to_owned(), value));
+        if dry_run {
+            set("dryRun", serde_json::json!(["All"]));
+        }
+        match self {
+            Self::Nothing => {}
+            Self::Query(query) => {
+                for key in ["fieldManager", "fieldValidation"] {
+                    if let Some(text) = query.get(key).filter(|text| !text.is_empty()) {
+                        set(key, text.into());
+                    }
+                }
+            }
+            Self::Delete(options) => {
+                if let Some(seconds) = options.grace_seconds {
+                    set("gracePeriodSeconds", seconds.into());
+                }
+                let mut must = serde_json::Map::new();
+                if let Some(uid) = &options.uid {
+                    must.insert("uid".to_owned(), uid.as_str().into());
+                }
+                if let Some(revision) = options.revision {
+                    must.insert("resourceVersion".to_owned(), revision.to_string().into());
+                }
+                if !must.is_empty() {
+                    set("preconditions", must.into());
+                }
+                if let Some(propagation) = options.propagation {
+                    set("propagationPolicy", format!("{propagation:?}").into());
+                }
+            }
+        }
+        fields
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,7 +25,7 @@ use crate::{
     authn::{Authenticator, MASTERS, RequestedAudiences, UserInfo},
     authz::Authorizer,
     registry::Resource,
-    request::RequestInfo,
+    request::{Given, RequestInfo},
 };
 
 /// Checks the promises of [`Admission`]: a step acts on nothing but the object, does the same when it is called again or with
@@ -123,6 +123,7 @@ impl Check<'_> {
             user: self.user,
             old: (operation != Operation::Create).then_some(self.object),
             dry_run,
+            given: Given::Nothing,
             objects: self.server.objects(),
             notes: None,
             rounds: None,

@@ -19,6 +19,7 @@ use crate::{
     meta,
     objects::{self, Objects, Write, WriteError},
     registry::Resource,
+    request::Given,
     requester,
     server::Inner,
 };
@@ -38,6 +39,7 @@ pub(crate) struct Call<'a> {
     pub(crate) namespace: &'a str,
     pub(crate) name: &'a str,
     pub(crate) dry_run: bool,
+    pub(crate) given: Given<'a>,
     /// Who comes to own the fields that are written; `None` leaves `managedFields` as they are.
     pub(crate) manager: Option<&'a str>,
     /// What the caller is told beside the answer.
@@ -137,6 +139,7 @@ impl<'a> Call<'a> {
             namespace,
             name,
             dry_run: false,
+            given: Given::Nothing,
             manager: None,
             warnings: None,
         }
@@ -159,6 +162,7 @@ impl<'a> Call<'a> {
             user: self.user,
             old,
             dry_run: self.dry_run,
+            given: self.given,
             objects: self.objects,
             notes: self.warnings.map(|warnings| &warnings.notes),
             rounds,

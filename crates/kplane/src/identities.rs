@@ -136,6 +136,7 @@ pub(crate) async fn admit_controllers(admin: &Client) -> Result<(), kube::Error>
             patch("batch", &["cronjobs/status", "jobs/status"]),
             patch("discovery.k8s.io", &["endpointslices"]),
             patch("policy", &["poddisruptionbudgets/status"]),
+            patch("scheduling.k8s.io", &["podgroups"]),
             patch("storage.k8s.io", &["volumeattributesclasses"]),
             patch("storagemigration.k8s.io", &["storageversionmigrations/status"]),
         ],

@@ -39,6 +39,7 @@ mod node_ipam;
 mod node_lifecycle;
 mod percent;
 mod pod_gc;
+mod pod_group_protection;
 mod pod_state;
 mod pod_writes;
 mod protection;
@@ -93,6 +94,7 @@ pub use node_lifecycle::{
     UNHEALTHY_ZONE_SHARE, node_lifecycle,
 };
 pub use pod_gc::{MISSING_NODE_GRACE, POD_GC_PERIOD, pod_gc};
+pub use pod_group_protection::pod_group_protection;
 pub use protection::{claim_protection, volume_protection};
 pub use provisioner::{
     Expanded, LOCAL_PROVISIONER, LocalProvisioner, ProvisionError, ProvisionRequest, Provisioner, provisioner,
@@ -279,6 +281,7 @@ impl Context {
 /// | `persistentvolumeclaim-protection-controller` | [`claim_protection`] |
 /// | `persistentvolume-protection-controller` | [`volume_protection`] |
 /// | `volumeattributesclass-protection-controller` | [`attributes_class_protection`] |
+/// | `podgroup-protection-controller` | [`pod_group_protection`] |
 /// | `ephemeral-volume-controller` | [`ephemeral_volume`] |
 /// | `persistentvolume-binder-controller` | [`volume_binder`] |
 /// | `persistentvolume-attach-detach-controller` | [`attach_detach`] |
@@ -347,6 +350,7 @@ pub fn defaults(context: &Context) -> Vec<Arc<dyn Runnable>> {
     all.push(Arc::new(claim_protection(context)));
     all.push(Arc::new(volume_protection(context)));
     all.push(Arc::new(attributes_class_protection(context)));
+    all.push(Arc::new(pod_group_protection(context)));
     all.push(Arc::new(ephemeral_volume(context)));
     all.push(Arc::new(volume_binder(context)));
     all.push(Arc::new(attach_detach(context)));

@@ -46,6 +46,7 @@ const KINDS: &str = "
     persistentvolumeclaims v1 PersistentVolumeClaim
     persistentvolumes v1 PersistentVolume*
     poddisruptionbudgets policy/v1 PodDisruptionBudget
+    podgroups scheduling.k8s.io/v1beta1 PodGroup
     pods v1 Pod
     replicasets apps/v1 ReplicaSet
     replicationcontrollers v1 ReplicationController
@@ -344,6 +345,7 @@ scenarios! {
     daemon_set_on_changing_nodes,
     deployment_that_recreates_scales_and_pauses,
     endpoints_by_hand_are_mirrored,
+    groups_of_pods_in_use,
     jobs_that_fail_each_in_its_way,
     job_of_a_thousand_indexes,
     migrations_that_end_well_and_not,

@@ -1,6 +1,7 @@
 //! Finding tools, running them, and waiting for what they bring about.
 
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     process::{Command, Output, Stdio},
     sync::Arc,
@@ -60,10 +61,20 @@ impl Kubectl {
 
     /// Serves the cluster and points this kubectl at it.
     pub(crate) async fn of(cluster: Cluster, program: PathBuf) -> Self {
+        Self::at(cluster, program, ([127, 0, 0, 1], 0).into()).await.unwrap()
+    }
+
+    /// The same at an address; `None` when it can't be had.
+    pub(crate) async fn at(cluster: Cluster, program: PathBuf, address: SocketAddr) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
-        let serving = cluster.serve(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let serving = cluster.serve(address).await.ok()?;
         std::fs::write(folder.path().join("config"), &serving.kubeconfig).unwrap();
-        Self { cluster: Arc::new(cluster), program, folder }
+        Some(Self { cluster: Arc::new(cluster), program, folder })
+    }
+
+    /// Where a file of this name is, or would be.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {

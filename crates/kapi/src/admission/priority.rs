@@ -2,13 +2,14 @@
 
 use async_trait::async_trait;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
-use kcore::Status;
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation};
+use super::{Admission, AdmissionRequest, Operation, matching::Asked};
 use crate::{error::ApiResult, objects::stored};
 
-/// Upstream's `Priority`.
+const GROUP: &str = "scheduling.k8s.io";
+
+/// Upstream's `Priority`: pods and groups of pods get the number of their class, and there is one default class.
 #[derive(Clone, Copy, Debug)]
 pub struct Priority;
 
@@ -20,32 +21,106 @@ impl Admission for Priority {
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         let def = &request.resource.def;
-        let is_new_pod =
-            def.plural == "pods" && def.group.is_empty() && request.operation == Operation::Create;
-        if !is_new_pod || !request.subresource.is_empty() || !object["spec"].is_object() {
+        if !request.subresource.is_empty() || !object["spec"].is_object() {
             return Ok(());
         }
-        let given =
-            object["spec"].get("priorityClassName").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let class =
-            if given.is_empty() { default_class(request) } else { Some(find_class(request, &given)?) };
-        let spec = &mut object["spec"];
-        let (name, value, preemption) =
-            class.unwrap_or_else(|| (String::new(), 0, "PreemptLowerPriority".to_owned()));
-        if let Some(asked) = spec.get("priority").and_then(Value::as_i64).filter(|asked| *asked != value) {
-            let why = format!(
-                "the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
-            );
-            return Err(Status::forbidden("", "pods", request.name, &why).into());
+        match (&*def.group, &*def.plural, request.operation) {
+            ("", "pods", Operation::Create) => admit_pod(request, object),
+            ("", "pods", Operation::Update) => {
+                keep(request, object);
+                Ok(())
+            }
+            (GROUP, "podgroups" | "compositepodgroups", Operation::Create) => admit_group(request, object),
+            _ => Ok(()),
         }
-        if !name.is_empty() {
-            spec["priorityClassName"] = json!(name);
+    }
+
+    async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
+        let def = &request.resource.def;
+        let is_written = matches!(request.operation, Operation::Create | Operation::Update);
+        if !is_written
+            || def.group != GROUP
+            || def.plural != "priorityclasses"
+            || object["globalDefault"] != true
+        {
+            return Ok(());
         }
-        spec["priority"] = json!(value);
-        if spec.get("preemptionPolicy").is_none() {
-            spec["preemptionPolicy"] = json!(preemption);
+        let asked = Asked::new(request, object);
+        match default_class(request) {
+            Some((name, ..)) if request.operation == Operation::Create || name != asked.name() => {
+                let why =
+                    format!("PriorityClass {name} is already marked as default. Only one default can exist");
+                Err(asked.forbidden(&why).into())
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+}
+
+fn admit_pod(request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
+    let (name, value, preemption) = class_for(request, object)?;
+    let refuse = |why: &str| Err(Asked::new(request, object).forbidden(why).into());
+    let spec = &object["spec"];
+    if let Some(asked) = spec["priority"].as_i64().filter(|asked| *asked != value) {
+        return refuse(&format!(
+            "the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+        ));
+    }
+    if let Some(asked) = spec["preemptionPolicy"].as_str().filter(|asked| *asked != preemption) {
+        return refuse(&format!(
+            "the string value of PreemptionPolicy ({asked}) must not be provided in pod spec; priority admission controller computed {preemption} from the given PriorityClass name"
+        ));
+    }
+    let spec = &mut object["spec"];
+    if !name.is_empty() {
+        spec["priorityClassName"] = json!(name);
+    }
+    spec["priority"] = json!(value);
+    spec["preemptionPolicy"] = json!(preemption);
+    Ok(())
+}
+
+/// A group's pods are preempted together, by the group's own priority (KEP-5710).
+fn admit_group(request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
+    let (name, value, _) = class_for(request, object)?;
+    if let Some(asked) = object["spec"]["priority"].as_i64().filter(|asked| *asked != value) {
+        let why = format!(
+            "priority set in the pod group ({asked}) must match the priority computed ({value}) based on the priority class set in the spec"
+        );
+        return Err(Asked::new(request, object).forbidden(&why).into());
+    }
+    let spec = &mut object["spec"];
+    if !name.is_empty() {
+        spec["priorityClassName"] = json!(name);
+    }
+    spec["priority"] = json!(value);
+    Ok(())
+}
+
+/// A client that leaves out what it does not know of changes nothing by that.
+fn keep(request: &AdmissionRequest<'_>, object: &mut Value) {
+    for key in ["priority", "preemptionPolicy"] {
+        let had = request.old.map(|old| &old["spec"][key]).filter(|had| !had.is_null());
+        if let Some(had) = had
+            && object["spec"][key].is_null()
+        {
+            object["spec"][key] = had.clone();
+        }
+    }
+}
+
+fn class_for(request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<Class> {
+    match object["spec"]["priorityClassName"].as_str().unwrap_or_default() {
+        "" => {
+            Ok(default_class(request)
+                .unwrap_or_else(|| (String::new(), 0, "PreemptLowerPriority".to_owned())))
+        }
+        name => {
+            let class = request.objects.find(GROUP, "v1", "priorityclasses", "", name);
+            let class = class.and_then(|class| class.typed::<PriorityClass>().ok());
+            let why = || format!("no PriorityClass with name {name} was found");
+            Ok(class_of(&*class.ok_or_else(|| Asked::new(request, object).forbidden(&why()))?))
+        }
     }
 }
 
@@ -54,14 +129,6 @@ type Class = (String, i64, String);
 fn class_of(class: &PriorityClass) -> Class {
     let preemption = class.preemption_policy.as_deref().unwrap_or("PreemptLowerPriority").to_owned();
     (class.metadata.name.clone().unwrap_or_default(), class.value.map_or(0, i64::from), preemption)
-}
-
-fn find_class(request: &AdmissionRequest<'_>, name: &str) -> ApiResult<Class> {
-    let class = request.objects.find("scheduling.k8s.io", "v1", "priorityclasses", "", name);
-    let class = class.and_then(|class| class.typed::<PriorityClass>().ok()).ok_or_else(|| {
-        Status::forbidden("", "pods", request.name, &format!("no PriorityClass with name {name} was found"))
-    })?;
-    Ok(class_of(&class))
 }
 
 /// The class that is marked as the default; of several the one with the lowest value. Every pod without a class asks, so

@@ -70,8 +70,7 @@ impl Admission for DefaultStorageClass {
     }
 }
 
-/// Upstream's `StorageObjectInUseProtection`: claims and volumes stay until nobody uses them. Volume
-/// attributes classes are not among them: there is no controller yet that would let them go.
+/// Upstream's `StorageObjectInUseProtection`: claims, volumes and the classes of their attributes stay until nobody uses them.
 #[derive(Clone, Copy, Debug)]
 pub struct StorageProtection;
 
@@ -85,18 +84,23 @@ impl Admission for StorageProtection {
         let kinds = [
             ("", "persistentvolumes", "kubernetes.io/pv-protection"),
             ("", "persistentvolumeclaims", "kubernetes.io/pvc-protection"),
+            ("storage.k8s.io", "volumeattributesclasses", "kubernetes.io/vac-protection"),
         ];
         let kind = kinds.iter().find(|(group, plural, _)| is(request, group, plural, Operation::Create));
-        let Some((.., finalizer)) = kind else {
-            return Ok(());
-        };
-        let meta = kschema::fields::child(object, "metadata");
-        match meta.get_mut("finalizers").and_then(Value::as_array_mut) {
-            Some(list) if list.iter().any(|one| one == finalizer) => {}
-            Some(list) => list.push(json!(finalizer)),
-            None => meta["finalizers"] = json!([finalizer]),
+        if let Some((.., finalizer)) = kind {
+            add_finalizer(object, finalizer);
         }
         Ok(())
+    }
+}
+
+/// Gives an object a finalizer, unless it has it.
+pub(super) fn add_finalizer(object: &mut Value, finalizer: &str) {
+    let meta = kschema::fields::child(object, "metadata");
+    match meta.get_mut("finalizers").and_then(Value::as_array_mut) {
+        Some(list) if list.iter().any(|one| one == finalizer) => {}
+        Some(list) => list.push(json!(finalizer)),
+        None => meta["finalizers"] = json!([finalizer]),
     }
 }
 

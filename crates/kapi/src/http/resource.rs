@@ -23,7 +23,7 @@ use crate::{
     error::{ApiError, ApiResult},
     list, objects,
     registry::{Resource, Verbs},
-    request::{ListOptions, Query, RequestInfo},
+    request::{Given, ListOptions, Query, RequestInfo},
     server::Inner,
     subresource, watch,
     write::{Call, Warnings},
@@ -235,6 +235,7 @@ impl Request<'_> {
             namespace: self.namespace(resource),
             name: &self.info.name,
             dry_run,
+            given: Given::Query(self.query),
             manager: Some(&self.manager),
             warnings: Some(&self.warnings),
         }

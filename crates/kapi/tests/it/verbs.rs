@@ -373,3 +373,105 @@ async fn a_rules_review_tells_what_the_authorizers_say() {
     let (code, closed) = send(&strict, "POST", path, &review).await;
     assert_eq!((code, &closed["status"]["resourceRules"]), (201, &json!([])));
 }
+
+/// Upstream's `Priority`: what it computes, what must not be given, and that there is one default.
+#[tokio::test]
+async fn priorities_come_from_classes() {
+    const CLASSES: &str = "/apis/scheduling.k8s.io/v1/priorityclasses";
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let server = server().await;
+    make_account(&server).await;
+    let class = |name: &str, value: i64, is_default: bool| {
+        json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name},
+            "value": value, "globalDefault": is_default, "preemptionPolicy": "Never"})
+    };
+    assert_eq!(send(&server, "POST", CLASSES, &class("first", 7, true)).await.0, 201);
+    let (code, answer) = send(&server, "POST", CLASSES, &class("second", 8, true)).await;
+    let words = "PriorityClass first is already marked as default. Only one default can exist";
+    assert!(code == 403 && answer["message"].as_str().unwrap().ends_with(words), "{answer}");
+    assert_eq!(send(&server, "PUT", &format!("{CLASSES}/first"), &class("first", 7, true)).await.0, 200);
+    let pod = |name: &str, more: Value| {
+        let mut pod = pod_on(name, None);
+        pod["spec"].as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        pod
+    };
+    let (code, made) = send(&server, "POST", PODS, &pod("plain", json!({}))).await;
+    assert_eq!(code, 201, "{made}");
+    let of = |made: &Value| {
+        let spec = &made["spec"];
+        (spec["priorityClassName"].clone(), spec["priority"].clone(), spec["preemptionPolicy"].clone())
+    };
+    assert_eq!(of(&made), (json!("first"), json!(7), json!("Never")));
+    for (more, words) in [
+        (json!({"priority": 8}), "computed 7 from the given PriorityClass name"),
+        (
+            json!({"preemptionPolicy": "PreemptLowerPriority"}),
+            "computed Never from the given PriorityClass name",
+        ),
+        (json!({"priorityClassName": "none"}), "no PriorityClass with name none was found"),
+    ] {
+        let (code, answer) = send(&server, "POST", PODS, &pod("refused", more)).await;
+        assert!(code == 403 && answer["message"].as_str().unwrap().ends_with(words), "{answer}");
+    }
+    let mut older = made.clone();
+    older["spec"].as_object_mut().unwrap().remove("priority");
+    older["metadata"]["labels"] = json!({"a": "b"});
+    let (code, kept) = send(&server, "PUT", &format!("{PODS}/plain"), &older).await;
+    assert_eq!((code, of(&kept)), (200, of(&made)), "{kept}");
+}
+
+/// Upstream's `PodGroupProtection` and `PodGroupWorkloadExists`.
+#[tokio::test]
+async fn groups_of_pods_are_made_of_templates_that_are_there() {
+    const SCHEDULING: &str = "/apis/scheduling.k8s.io/v1beta1/namespaces/default";
+    let server = server().await;
+    let group = |name: &str, made_of: Value| {
+        json!({"apiVersion": "scheduling.k8s.io/v1beta1", "kind": "PodGroup", "metadata": {"name": name},
+            "spec": {"schedulingPolicy": {"gang": {"minCount": 2}}, "workloadRef": made_of}})
+    };
+    let workload = json!({"apiVersion": "scheduling.k8s.io/v1beta1", "kind": "Workload", "metadata": {"name": "w"},
+        "spec": {"podGroupTemplates": [{"name": "t", "schedulingPolicy": {"gang": {"minCount": 2}}}]}});
+    let path = format!("{SCHEDULING}/workloads");
+    let (code, answer) = send(&server, "POST", &path, &workload).await;
+    assert_eq!(code, 201, "{answer}");
+    let path = format!("{SCHEDULING}/podgroups");
+    for (made_of, words) in [
+        (json!({"workloadName": "v", "templateName": "t"}), "PodGroup rejected: Workload \"v\" not found"),
+        (
+            json!({"workloadName": "w", "templateName": "u"}),
+            "PodGroup rejected: PodGroupTemplate \"u\" not found in Workload \"w\"",
+        ),
+    ] {
+        let (code, answer) = send(&server, "POST", &path, &group("g", made_of)).await;
+        assert!(code == 403 && answer["message"].as_str().unwrap().ends_with(words), "{answer}");
+    }
+    for (name, made_of) in [("g", json!({"workloadName": "w", "templateName": "t"})), ("h", Value::Null)] {
+        let (code, made) = send(&server, "POST", &path, &group(name, made_of)).await;
+        assert_eq!(code, 201, "{made}");
+        assert_eq!(made["metadata"]["finalizers"], json!(["scheduling.k8s.io/podgroup-protection"]));
+        assert_eq!(made["spec"]["priority"], 0);
+    }
+}
+
+/// Upstream's `NodeDeclaredFeatureValidator`.
+#[tokio::test]
+async fn pods_are_changed_to_what_their_node_can_do() {
+    const PODS: &str = "/api/v1/namespaces/default/pods";
+    let server = server().await;
+    make_account(&server).await;
+    make_node(&server, "n", json!({})).await;
+    let mut pod = pod_on("p", Some("n"));
+    pod["spec"]["resources"] = json!({"requests": {"cpu": "1"}, "limits": {"cpu": "1"}});
+    let (code, mut wanted) = send(&server, "POST", PODS, &pod).await;
+    assert_eq!(code, 201, "{wanted}");
+    wanted["spec"]["resources"] = json!({"requests": {"cpu": "1200m"}, "limits": {"cpu": "1200m"}});
+    let resize = format!("{PODS}/p/resize");
+    let (code, answer) = send(&server, "PUT", &resize, &wanted).await;
+    let words = "pod update requires features InPlacePodLevelResourcesVerticalScaling which are not available on node \"n\"";
+    assert!(code == 403 && answer["message"].as_str().unwrap().ends_with(words), "{answer}");
+    let mut node = get(&server, "/api/v1/nodes/n").await.1;
+    node["status"]["declaredFeatures"] = json!(["InPlacePodLevelResourcesVerticalScaling"]);
+    assert_eq!(send(&server, "PUT", "/api/v1/nodes/n/status", &node).await.0, 200);
+    let (code, answer) = send(&server, "PUT", &resize, &wanted).await;
+    assert_eq!(code, 200, "{answer}");
+}

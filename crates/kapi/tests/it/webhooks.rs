@@ -216,7 +216,10 @@ async fn reviews_say_what_is_asked() {
     assert_eq!((code, &warnings[..]), (201, &["look out".to_owned()][..]));
     let patch = br#"{"data": {"x": "2"}}"#.to_vec();
     let path = format!("{MAPS}/m");
-    warned(&server, "PATCH", &path, "application/merge-patch+json", patch).await;
+    let given = "?fieldManager=me&fieldValidation=Strict";
+    warned(&server, "PATCH", &format!("{path}{given}"), "application/merge-patch+json", patch).await;
+    let dry = json!({"gracePeriodSeconds": 7, "propagationPolicy": "Orphan", "dryRun": ["All"]});
+    assert_eq!(send(&server, "DELETE", &path, &dry).await.0, 200);
     assert_eq!(send(&server, "DELETE", &path, &Value::Null).await.0, 200);
     let reviews = reviews.lock().unwrap();
     let x = |review: &Value, key: &str| review[1][key]["data"]["x"].clone();
@@ -233,8 +236,31 @@ async fn reviews_say_what_is_asked() {
             json!([review[1]["operation"], review[1]["name"], x(review, "object"), x(review, "oldObject")])
         })
         .collect();
-    let expected = json!([["CREATE", "m", "1", null], ["UPDATE", "m", "2", "1"], ["DELETE", "m", null, "2"]]);
+    let expected = json!([
+        ["CREATE", "m", "1", null],
+        ["UPDATE", "m", "2", "1"],
+        ["DELETE", "m", null, "2"],
+        ["DELETE", "m", null, "2"]
+    ]);
     assert_eq!(json!(told), expected);
+    // The options are those of what a request comes to, with what was given.
+    let options: Vec<Value> = reviews.iter().map(|review| review[1]["options"].clone()).collect();
+    let kind = |kind: &str, more: Value| {
+        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        options
+    };
+    let expected = [
+        kind("CreateOptions", json!({})),
+        kind("UpdateOptions", json!({"fieldManager": "me", "fieldValidation": "Strict"})),
+        kind("DeleteOptions", dry),
+        kind("DeleteOptions", json!({})),
+    ];
+    assert_eq!(options, expected);
+    assert_eq!(
+        reviews.iter().map(|review| review[1]["dryRun"] == true).collect::<Vec<_>>(),
+        [false, false, true, false]
+    );
     // Owned fields are sets of fields, not texts.
     assert!(reviews[1][1]["oldObject"]["metadata"]["managedFields"][0]["fieldsV1"].is_object());
 }

@@ -100,11 +100,7 @@ pub(crate) fn request_of(asked: &Asked<'_>, resource: &Resource) -> Value {
         "operation": request.operation.name(),
         "dryRun": request.dry_run,
     });
-    if let Some(kind) = request.operation.options() {
-        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
-        if request.dry_run {
-            options["dryRun"] = json!(["All"]);
-        }
+    if let Some(options) = request.options() {
         shown["options"] = options;
     }
     for (key, text) in [
