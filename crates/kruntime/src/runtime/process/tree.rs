@@ -110,6 +110,10 @@ impl Program {
     }
 
     /// Kills what is left of the session, and what left the session but carries the container's mark.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the kernel tells nobody of the end of processes that are not one's children, and a `drop` can't await"
+    )]
     fn kill_rest(&self) {
         self.kill_group();
         if self.mark.is_empty() {
