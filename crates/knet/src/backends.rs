@@ -11,7 +11,7 @@ use k8s_openapi::api::{
     core::v1::{Secret, Service, ServicePort},
     discovery::v1::EndpointSlice,
 };
-use kreconcile::{Informer, Informers, Selection};
+use kreconcile::{Change, Informer, Informers, Selection};
 
 use crate::{
     agent::{BY_SERVICE, index_slices},
@@ -153,6 +153,13 @@ pub fn service_backend(
     Ok(ServiceBackend { protocol, endpoints: port_endpoints(own, &slices).into() })
 }
 
+/// The Service that a slice belongs to.
+pub(crate) fn slice_owner(change: &Change) -> Option<String> {
+    let header = change.header();
+    let service = header.labels.get("kubernetes.io/service-name")?;
+    Some(format!("{}/{service}", header.namespace))
+}
+
 /// [`Objects`] from informers. Remembers certificates, and what was asked for.
 #[derive(Debug)]
 pub(crate) struct InformerObjects {
@@ -169,7 +176,7 @@ pub(crate) struct Used {
 }
 
 /// Certificates that were read, by name, with the version of the Secret.
-type Certificates = HashMap<String, (Option<String>, Result<Certificate, SecretError>)>;
+pub(crate) type Certificates = HashMap<String, (Option<String>, Result<Certificate, SecretError>)>;
 
 /// One compilation's view of the objects.
 pub(crate) struct View<'a> {

@@ -16,7 +16,7 @@
 //! | 431 | the head is longer than [`HEAD_BYTES_MAX`] or has more than [`HEADERS_MAX`] headers |
 //! | 500 | the rule's backend is not valid |
 //! | 502 | the backend failed |
-//! | 503 | the backend has no endpoints |
+//! | 503 | the backend has no endpoints, or too many connections are upgraded |
 //! | 504 | a time-out of the rule has passed |
 //!
 //! ```no_run
@@ -35,6 +35,7 @@ mod forward;
 mod headers;
 mod hosts;
 mod listen;
+mod mirror;
 mod pool;
 mod rule;
 mod table;
@@ -44,7 +45,7 @@ mod upgrade;
 use std::time::Duration;
 
 pub use self::{
-    filter::{Filter, HeaderChange, PathChange, Redirect, Rewrite},
+    filter::{Filter, HeaderChange, Mirror, PathChange, Redirect, Rewrite},
     hosts::{HostName, Hosts},
     listen::{HttpProxy, ProxyOptions},
     rule::{
@@ -56,6 +57,14 @@ pub use self::{
 
 /// How many connections of clients a proxy has at a time; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 16 * 1024;
+/// How many connections may be upgraded at a time; more are answered with 503.
+pub const TUNNELS_MAX: usize = 16 * 1024;
+/// How many mirrored requests run at a time; there is no copy of more.
+pub const MIRRORS_MAX: usize = 1024;
+/// How far a mirror may be behind its request, in frames of the body.
+pub const MIRROR_FRAMES_MAX: usize = 64;
+/// How long a mirrored request may take.
+pub const MIRROR_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The longest head of a request or of a backend's answer, in bytes.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How many headers a message may have.

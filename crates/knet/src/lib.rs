@@ -6,7 +6,8 @@
 //! gives them names. [`policy`] says who may talk to whom, and
 //! [`network`] how a pod gets onto the network. [`health`] tells load balancers how a node does.
 //!
-//! With the feature `ingress`, `http_proxy` brings requests from outside to endpoints, one by one, and `ingress` tells it which.
+//! With the feature `ingress`, `http_proxy` brings requests from outside to endpoints, one by one, and `ingress` tells it which; so does `gateway`, with
+//! the feature of that name.
 
 pub mod agent;
 pub mod allocator;
@@ -14,6 +15,8 @@ pub mod allocator;
 pub mod backends;
 pub mod balance;
 pub mod dns;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 pub mod health;
 #[cfg(feature = "ingress")]
 pub mod http_proxy;

@@ -10,6 +10,7 @@ mod devices;
 mod etcdctl;
 mod faults;
 mod foreign;
+mod gateway;
 mod ha;
 mod helm;
 mod ingress;

@@ -4,7 +4,7 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request::Parts, uri::PathAndQuery};
 
-use super::rule::{PathMatch, after_prefix};
+use super::rule::{Backend, PathMatch, after_prefix};
 
 /// Changes of headers: first `set`, then `add`, then `remove`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,6 +99,17 @@ impl Redirect {
     }
 }
 
+/// A copy of some requests that goes to another backend, too. Nobody waits for its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where it goes. Its weight and filters do not count.
+    pub backend: Backend,
+    /// Of so many requests in [`of`](Self::of) there is a copy.
+    pub share: u32,
+    /// See [`share`](Self::share).
+    pub of: u32,
+}
+
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
@@ -108,6 +119,8 @@ pub enum Filter {
     ResponseHeaders(HeaderChange),
     /// Of the host or path.
     Rewrite(Rewrite),
+    /// None, but a copy of the request.
+    Mirror(Mirror),
 }
 
 /// Applies what concerns the request. A path that can't be one stays as it was.
@@ -115,7 +128,7 @@ pub(super) fn change_request(filters: &[Filter], parts: &mut Parts, matched: &Pa
     for filter in filters {
         match filter {
             Filter::RequestHeaders(change) => change.apply(&mut parts.headers),
-            Filter::ResponseHeaders(_) => {}
+            Filter::ResponseHeaders(_) | Filter::Mirror(_) => {}
             Filter::Rewrite(rewrite) => {
                 if let Some(host) = &rewrite.host {
                     parts.headers.insert(header::HOST, host.clone());

@@ -16,9 +16,10 @@ use super::{
     ENDPOINTS_WAIT_MAX, TRIES_MAX, URI_BYTES_MAX,
     balance::{pick_backend, pick_endpoint},
     body::ProxyBody,
-    filter,
+    filter::{self, Filter},
     headers::{self, Forwarded},
     listen::Shared,
+    mirror,
     pool::{Failure, Lease},
     rule::{Action, Backend, BackendProtocol, Backends, Rule},
     table::{Asked, RouteTable},
@@ -123,6 +124,7 @@ async fn forward(
     let upgrade = headers::upgrade(&parts.headers)
         .filter(|_| backend.protocol == BackendProtocol::Http1 && parts.version == Version::HTTP_11);
     headers::remove_for_neighbours(&mut parts.headers);
+    headers::join_cookies(&mut parts.headers);
     let forwarded =
         Forwarded { client: arrival.client.ip(), host: &host, scheme: arrival.scheme(), port: arrival.port };
     forwarded.tell(&mut parts.headers, shared.options.trusts_forwarded);
@@ -132,6 +134,14 @@ async fn forward(
     if let Some(protocol) = &upgrade {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
+    }
+    let mut body = ProxyBody::passing(body);
+    if upgrade.is_none() {
+        for filter in rule.filters.iter().chain(&backend.filters) {
+            if let Filter::Mirror(mirror) = filter {
+                mirror::send(shared, mirror, &parts, &mut body);
+            }
+        }
     }
     if !address(&mut parts, backend.protocol) {
         return reply(StatusCode::BAD_REQUEST);
@@ -160,9 +170,10 @@ fn finish(
     client: Option<OnUpgrade>,
 ) -> Response<ProxyBody> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return match client {
-            Some(client) => upgrade::join(client, response, lease, shared.stop.clone()),
-            None => reply(StatusCode::BAD_GATEWAY),
+        let Some(client) = client else { return reply(StatusCode::BAD_GATEWAY) };
+        return match Arc::clone(&shared.tunnels).try_acquire_owned() {
+            Ok(permit) => upgrade::join(client, response, lease, permit, shared.stop.clone()),
+            Err(_) => reply(StatusCode::SERVICE_UNAVAILABLE),
         };
     }
     let (mut parts, body) = response.into_parts();
@@ -175,7 +186,7 @@ fn finish(
 }
 
 /// Writes the target as the backend's protocol has it. `false` when it can't be written.
-fn address(parts: &mut Parts, protocol: BackendProtocol) -> bool {
+pub(super) fn address(parts: &mut Parts, protocol: BackendProtocol) -> bool {
     let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     parts.extensions.clear();
     match protocol {
@@ -222,12 +233,12 @@ struct Trying<'a> {
 }
 
 impl Trying<'_> {
-    async fn run(mut self, parts: Parts, body: Incoming) -> io::Result<(Response<Incoming>, Lease)> {
+    async fn run(mut self, parts: Parts, body: ProxyBody) -> io::Result<(Response<Incoming>, Lease)> {
         // What is idempotent and has no body can be sent again, whatever became of it (RFC 9110, section 9.2.2).
         let idempotent =
             parts.method.is_idempotent() && parts.method != Method::TRACE && body.is_end_stream();
         let copy = idempotent.then(|| parts.clone());
-        let mut request = Request::from_parts(parts, ProxyBody::passing(body));
+        let mut request = Request::from_parts(parts, body);
         let mut error = io::Error::other("there is no endpoint");
         for _ in 0..TRIES_MAX {
             let Some(endpoint) = self.next_endpoint().await else { break };

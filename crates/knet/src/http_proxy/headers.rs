@@ -23,10 +23,25 @@ fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
     values.flat_map(|text| text.split(',')).map(str::trim)
 }
 
-/// What the message asks to speak from now on, if it does.
+/// What the message asks to speak from now on, if it does. HTTP/2 is never handed on: requests in it would pass by the routes.
 pub(super) fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = words(headers, &header::CONNECTION).any(|word| word.eq_ignore_ascii_case("upgrade"));
-    asked.then(|| headers.get(header::UPGRADE).cloned())?
+    let is_http = |word: &str| {
+        let word = word.to_ascii_lowercase();
+        word.starts_with("h2c") || word.starts_with("http/")
+    };
+    let known = asked && !words(headers, &header::UPGRADE).any(is_http);
+    known.then(|| headers.get(header::UPGRADE).cloned())?
+}
+
+/// Makes one header of the cookies, which come in several by HTTP/2 (RFC 9113, section 8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_some() {
+        let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
 }
 
 /// Takes off what is for the neighbour alone. That trailers are accepted is handed on: the proxy passes them, and gRPC asks for it.
@@ -115,6 +130,23 @@ mod tests {
             upgrade(&map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).unwrap(),
             "websocket"
         );
+    }
+
+    #[test]
+    fn http2_is_no_upgrade_and_cookies_are_one() {
+        for (protocol, passes) in [
+            ("websocket", true),
+            ("SPDY/3.1", true),
+            ("h2c", false),
+            ("foo, H2C", false),
+            ("HTTP/2.0", false),
+        ] {
+            let headers = map(&[("connection", "upgrade, http2-settings"), ("upgrade", protocol)]);
+            assert_eq!(upgrade(&headers).is_some(), passes, "{protocol}");
+        }
+        let mut headers = map(&[("cookie", "a=1"), ("cookie", "b=2")]);
+        join_cookies(&mut headers);
+        assert_eq!(headers, map(&[("cookie", "a=1; b=2")]));
     }
 
     #[test]

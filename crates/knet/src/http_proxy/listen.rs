@@ -22,7 +22,7 @@ use tokio_util::{
 
 use super::{
     CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_CLIENT_MAX,
-    STREAMS_MAX,
+    MIRRORS_MAX, STREAMS_MAX, TUNNELS_MAX,
     forward::{self, Arrival},
     pool::Pool,
     table::RouteTable,
@@ -50,7 +50,10 @@ pub struct ProxyOptions {
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) table: watch::Sender<Arc<RouteTable>>,
-    pub(super) pool: Pool,
+    pub(super) pool: Arc<Pool>,
+    /// How many connections may still be upgraded, and how many mirrored requests may still run.
+    pub(super) tunnels: Arc<Semaphore>,
+    pub(super) mirrors: Arc<Semaphore>,
     pub(super) options: ProxyOptions,
     /// Ends everything.
     pub(super) stop: CancellationToken,
@@ -81,7 +84,9 @@ impl HttpProxy {
         let stop = CancellationToken::new();
         let shared = Shared {
             table: watch::Sender::default(),
-            pool: Pool::new(options.redirects.clone()),
+            pool: Arc::new(Pool::new(options.redirects.clone())),
+            tunnels: Arc::new(Semaphore::new(TUNNELS_MAX)),
+            mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             options,
             closing: stop.child_token(),
             stop: stop.clone(),
@@ -154,7 +159,8 @@ impl HttpProxy {
         Ok(address)
     }
 
-    /// Takes no new connections and requests, and waits until those that run have ended, at most so long. Then all ends.
+    /// Takes no new connections and requests, and waits until those that run have ended, at most so long. Then all ends, upgraded
+    /// connections too.
     pub async fn shutdown(&self, longest: Duration) {
         self.shared.closing.cancel();
         self.shared.connections.close();

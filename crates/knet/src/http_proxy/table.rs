@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use http::{HeaderMap, Method, request::Parts};
 
 use super::{
+    filter::Filter,
     hosts::{HostName, Hosts},
     rule::{Action, Rule},
     tls::Certificate,
@@ -88,9 +89,17 @@ impl RouteTable {
 
     /// Every endpoint.
     pub(super) fn endpoints(&self) -> impl Iterator<Item = std::net::SocketAddr> {
-        let backends = self.rules().flat_map(|rule| match &rule.action {
-            Action::Forward(backends) => backends.as_slice(),
-            Action::Redirect(_) => &[],
+        let backends = self.rules().flat_map(|rule| {
+            let backends = match &rule.action {
+                Action::Forward(backends) => backends.as_slice(),
+                Action::Redirect(_) => &[],
+            };
+            let filters = backends.iter().flat_map(|backend| &backend.filters).chain(&rule.filters);
+            let mirrors = filters.filter_map(|filter| match filter {
+                Filter::Mirror(mirror) => Some(&mirror.backend),
+                _ => None,
+            });
+            backends.iter().chain(mirrors)
         });
         backends.flat_map(|backend| backend.endpoints.iter()).flat_map(|endpoints| endpoints.iter().copied())
     }

@@ -3,6 +3,7 @@
 use http::{HeaderValue, Response, header};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::{body::ProxyBody, headers, pool::Lease};
@@ -12,6 +13,7 @@ pub(super) fn join(
     client: OnUpgrade,
     mut answer: Response<Incoming>,
     lease: Lease,
+    permit: OwnedSemaphorePermit,
     stop: CancellationToken,
 ) -> Response<ProxyBody> {
     let backend = hyper::upgrade::on(&mut answer);
@@ -25,7 +27,7 @@ pub(super) fn join(
     parts.extensions.clear();
     tokio::spawn(async move {
         // It counts as a request that runs, and is none that another may follow.
-        let _lease = lease;
+        let _held = (lease, permit);
         let copy = async {
             let (Ok(client), Ok(backend)) = tokio::join!(client, backend) else { return };
             let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));

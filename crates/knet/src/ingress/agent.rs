@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Compiled, Problem, compile};
 use crate::{
-    backends::{InformerObjects, Used},
+    backends::{InformerObjects, Used, slice_owner},
     http_proxy::HttpProxy,
 };
 
@@ -181,13 +181,6 @@ impl IngressAgent {
         let listed = listed.map(|one| one.ip.as_deref().and_then(|ip| ip.parse().ok()));
         listed.eq(self.addresses.iter().copied().map(Some))
     }
-}
-
-/// The Service that a slice belongs to.
-fn slice_owner(change: &Change) -> Option<String> {
-    let header = change.header();
-    let service = header.labels.get("kubernetes.io/service-name")?;
-    Some(format!("{}/{service}", header.namespace))
 }
 
 #[async_trait]

@@ -226,6 +226,43 @@ async fn who_finds_all_endpoints_gone_waits_for_others() {
     assert_eq!(request.await.unwrap(), (200, "text".to_owned()));
 }
 
+/// A mirror gets the whole request, and nobody waits for it; one that can't be reached disturbs nobody.
+#[tokio::test]
+async fn mirrors_get_copies() {
+    use knet::http_proxy::{Filter, Mirror};
+    let (echo, mirror) = (Echo::start("echo").await, Echo::reading("mirror").await);
+    let dead = parts::dead_address().await;
+    let mirror_to = |endpoint, share| Filter::Mirror(Mirror { backend: backend(&[endpoint]), share, of: 1 });
+    let mut rule = Rule::new(
+        "all",
+        Match::path(PathMatch::Prefix("/".into())),
+        Action::Forward(vec![backend(&[echo.address])]),
+    );
+    rule.filters = vec![mirror_to(dead, 1), mirror_to(mirror.address, 1), mirror_to(echo.address, 0)];
+    let mut routes = PortRoutes::default();
+    routes.add(HostName::Any, HostName::Any, Arc::new(rule));
+    let (_proxy, address) = proxy(RouteTable { ports: [(80, routes)].into() }).await;
+    let (mut one, mut two) = (Client::http1(address).await, Client::http2(address).await);
+    for text in ["some", "more"] {
+        assert_eq!(one.post(text).await, (200, text.to_owned()));
+        assert_eq!(two.post(text).await, (200, text.to_owned()));
+        assert_eq!(one.get("/path").await, (200, "echo".to_owned()));
+        let mut copies = Vec::new();
+        for _ in 0..3 {
+            let seen = mirror.seen().await;
+            assert_eq!(seen.headers["host"], "shop.example");
+            copies.push((seen.uri, seen.body));
+        }
+        copies.sort();
+        let (root, path) = (("/".to_owned(), text.to_owned()), ("/path".to_owned(), String::new()));
+        assert_eq!(copies, [root.clone(), root, path]);
+    }
+    for _ in 0..6 {
+        echo.seen().await;
+    }
+    assert!(echo.seen_more().is_none(), "a share of nothing is nothing");
+}
+
 /// HTTP/1.1 and HTTP/2 in the clear on one port; trailers of HTTP/1.1 too, where the client takes them.
 #[tokio::test]
 async fn both_versions_on_one_port() {

@@ -80,6 +80,8 @@ pub(super) async fn dead_address() -> SocketAddr {
 pub(super) struct Seen {
     pub(super) uri: String,
     pub(super) headers: HeaderMap,
+    /// What was read before it was answered.
+    pub(super) body: String,
 }
 
 /// Answers with what it was sent, and with its name where that is nothing.
@@ -90,8 +92,39 @@ pub(super) struct Echo {
     ended: tokio::task::JoinHandle<()>,
 }
 
+async fn answer(
+    request: Request<Incoming>,
+    name: &'static str,
+    reads: bool,
+    sender: mpsc::UnboundedSender<Seen>,
+) -> Result<Response<UnsyncBoxBody<Bytes, hyper::Error>>, hyper::Error> {
+    let (parts, body) = request.into_parts();
+    let mut seen = Seen { uri: parts.uri.to_string(), headers: parts.headers, body: String::new() };
+    let own = || UnsyncBoxBody::new(Full::from(name).map_err(|never| match never {}));
+    let body = if reads {
+        let read = body.collect().await?.to_bytes();
+        seen.body = String::from_utf8_lossy(&read).into_owned();
+        own()
+    } else if hyper::body::Body::is_end_stream(&body) {
+        own()
+    } else {
+        UnsyncBoxBody::new(body)
+    };
+    let _ = sender.send(seen);
+    Ok(Response::new(body))
+}
+
 impl Echo {
     pub(super) async fn start(name: &'static str) -> Self {
+        Self::serve(name, false).await
+    }
+
+    /// One that reads the whole body before it answers with its name.
+    pub(super) async fn reading(name: &'static str) -> Self {
+        Self::serve(name, true).await
+    }
+
+    async fn serve(name: &'static str, reads: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (sender, seen) = mpsc::unbounded_channel();
@@ -106,18 +139,7 @@ impl Echo {
                 };
                 let sender = sender.clone();
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let uri = request.uri().to_string();
-                    let _ = sender.send(Seen { uri, headers: request.headers().clone() });
-                    async move {
-                        let body = request.into_body();
-                        let empty = hyper::body::Body::is_end_stream(&body);
-                        let body = if empty {
-                            UnsyncBoxBody::new(Full::from(name).map_err(|never| match never {}))
-                        } else {
-                            UnsyncBoxBody::new(body)
-                        };
-                        Ok::<_, Infallible>(Response::new(body))
-                    }
+                    answer(request, name, reads, sender.clone())
                 });
                 let builder = auto::Builder::new(TokioExecutor::new());
                 let connection = builder.serve_connection(TokioIo::new(accepted.unwrap().0), service);
@@ -133,6 +155,11 @@ impl Echo {
     /// The next request that it has seen.
     pub(super) async fn seen(&self) -> Seen {
         self.seen.lock().await.recv().await.unwrap()
+    }
+
+    /// What it has seen that nobody asked for yet.
+    pub(super) fn seen_more(&self) -> Option<Seen> {
+        self.seen.try_lock().unwrap().try_recv().ok()
     }
 
     /// Takes no more connections and requests, and waits until those that run have ended.
