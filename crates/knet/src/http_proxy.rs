@@ -36,6 +36,7 @@ mod headers;
 mod hosts;
 mod listen;
 mod mirror;
+mod passthrough;
 mod pool;
 mod rule;
 mod table;
@@ -73,6 +74,8 @@ pub const HEADERS_MAX: usize = 128;
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// How many requests a client may run at a time on one connection of HTTP/2.
 pub const STREAMS_MAX: u32 = 256;
+/// How many bytes a client may send before it has said whom it asks for, where TLS is passed on.
+pub const HELLO_BYTES_MAX: usize = 32 * 1024;
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 /// How long a connection may be there without a request.

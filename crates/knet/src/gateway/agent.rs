@@ -29,7 +29,7 @@ use super::{
     CONTROLLER, Compiled, Input, compile,
     types::{
         GRPCRoute, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HTTPRoute, ReferenceGrant,
-        RouteParentStatus, RouteStatus,
+        RouteParentStatus, RouteStatus, TLSRoute,
     },
 };
 use crate::{
@@ -62,6 +62,7 @@ pub struct GatewayAgent {
     gateways: Informer<Gateway>,
     http_routes: Informer<HTTPRoute>,
     grpc_routes: Informer<GRPCRoute>,
+    tls_routes: Informer<TLSRoute>,
     grants: Informer<ReferenceGrant>,
     namespaces: Informer<Namespace>,
     objects: InformerObjects,
@@ -89,6 +90,7 @@ impl GatewayAgent {
             gateways: informers.of(Selection::all()),
             http_routes: informers.of(Selection::all()),
             grpc_routes: informers.of(Selection::all()),
+            tls_routes: informers.of(Selection::all()),
             grants: informers.of(Selection::all()),
             namespaces: informers.of(Selection::all()),
             objects: InformerObjects::new(informers),
@@ -117,6 +119,7 @@ impl GatewayAgent {
             gateways: &self.gateways.list(),
             http_routes: &self.http_routes.list(),
             grpc_routes: &self.grpc_routes.list(),
+            tls_routes: &self.tls_routes.list(),
             grants: &self.grants.list(),
             labels: &labels,
             ports: &self.ports,
@@ -132,6 +135,7 @@ impl GatewayAgent {
             self.gateways.subscribe(),
             self.http_routes.subscribe(),
             self.grpc_routes.subscribe(),
+            self.tls_routes.subscribe(),
             self.grants.subscribe(),
             self.namespaces.subscribe(),
         ];
@@ -146,13 +150,14 @@ impl GatewayAgent {
             self.proxy.set_table(compiled.table.clone());
             told.send_replace(Arc::new(compiled));
             loop {
-                let [classes, gateways, http, grpc, grants, namespaces] = &mut own;
+                let [classes, gateways, http, grpc, tls, grants, namespaces] = &mut own;
                 let object = |change: &Change| change.key().to_string();
                 let concerned = tokio::select! {
                     batch = classes.next() => batch.map(|_| true),
                     batch = gateways.next() => batch.map(|_| true),
                     batch = http.next() => batch.map(|_| true),
                     batch = grpc.next() => batch.map(|_| true),
+                    batch = tls.next() => batch.map(|_| true),
                     batch = grants.next() => batch.map(|_| true),
                     batch = namespaces.next() => batch.map(|_| true),
                     batch = services.next() => batch.map(|batch| {
@@ -217,6 +222,13 @@ impl GatewayAgent {
         for route in self.grpc_routes.list() {
             let known = route.status.clone().unwrap_or_default();
             let status = merged_route(&known, compiled.grpc_routes.get(&key(&*route)), now);
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*route).0), &*route, &status).await;
+            }
+        }
+        for route in self.tls_routes.list() {
+            let known = route.status.clone().unwrap_or_default();
+            let status = merged_route(&known, compiled.tls_routes.get(&key(&*route)), now);
             if status != known {
                 good &= write(&Api::namespaced(client(), &key(&*route).0), &*route, &status).await;
             }

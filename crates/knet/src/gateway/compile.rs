@@ -25,7 +25,7 @@ use super::{
     CONTROLLER,
     types::{
         GRPCRoute, Gateway, GatewayAddress, GatewayClass, GatewayStatus, HTTPRoute, ListenerStatus,
-        ReferenceGrant, RouteParentStatus,
+        ReferenceGrant, RouteParentStatus, TLSRoute,
     },
 };
 use crate::{backends::Objects, http_proxy::RouteTable};
@@ -43,6 +43,8 @@ pub struct Input<'a> {
     pub http_routes: &'a [Arc<HTTPRoute>],
     /// The routes of gRPC.
     pub grpc_routes: &'a [Arc<GRPCRoute>],
+    /// The routes of TLS.
+    pub tls_routes: &'a [Arc<TLSRoute>],
     /// What may be referred to from elsewhere.
     pub grants: &'a [Arc<ReferenceGrant>],
     /// The labels of a namespace.
@@ -68,6 +70,8 @@ pub struct Compiled {
     pub http_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
     /// Those of GRPCRoutes.
     pub grpc_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
+    /// Those of TLSRoutes.
+    pub tls_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
 }
 
 /// A condition about this generation of the object.
@@ -112,14 +116,18 @@ pub fn compile(input: &Input<'_>) -> Compiled {
     gateways.sort_by_key(|gateway| age(&gateway.metadata));
     let mut bound = bind(input, &gateways, &mut compiled.table);
     let http = input.http_routes.iter().map(|route| RouteView::http(route, input));
-    let mut routes: Vec<_> =
-        http.chain(input.grpc_routes.iter().map(|route| RouteView::grpc(route, input))).collect();
+    let grpc = input.grpc_routes.iter().map(|route| RouteView::grpc(route, input));
+    let tls = input.tls_routes.iter().map(|route| RouteView::tls(route, input));
+    let mut routes: Vec<_> = http.chain(grpc).chain(tls).collect();
     routes.sort_by_key(|route| age(route.meta));
     for route in &routes {
         let parents = route.attach(input, &mut bound, &mut compiled.table);
         if !parents.is_empty() {
-            let all =
-                if route.kind == "HTTPRoute" { &mut compiled.http_routes } else { &mut compiled.grpc_routes };
+            let all = match route.kind {
+                "HTTPRoute" => &mut compiled.http_routes,
+                "GRPCRoute" => &mut compiled.grpc_routes,
+                _ => &mut compiled.tls_routes,
+            };
             all.insert(key(route.meta), parents);
         }
     }

@@ -22,8 +22,14 @@ pub use self::route::*;
 /// group need (KEP-1111), that nobody has approved them.
 #[must_use]
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    let mut all =
-        vec![GatewayClass::crd(), Gateway::crd(), HTTPRoute::crd(), GRPCRoute::crd(), ReferenceGrant::crd()];
+    let mut all = vec![
+        GatewayClass::crd(),
+        Gateway::crd(),
+        HTTPRoute::crd(),
+        GRPCRoute::crd(),
+        TLSRoute::crd(),
+        ReferenceGrant::crd(),
+    ];
     for definition in &mut all {
         let approved = "unapproved, the fields that kplane knows".to_owned();
         let annotations = definition.metadata.annotations.get_or_insert_default();
@@ -100,9 +106,9 @@ pub struct Listener {
     pub hostname: Option<String>,
     /// The port.
     pub port: i32,
-    /// `HTTP` or `HTTPS`; others are refused.
+    /// `HTTP`, `HTTPS` or `TLS`; others are refused.
     pub protocol: String,
-    /// For `HTTPS`.
+    /// For `HTTPS` and `TLS`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ListenerTls>,
     /// Which routes may be attached.
@@ -114,7 +120,7 @@ pub struct Listener {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ListenerTls {
-    /// `Terminate`, the default; others are refused.
+    /// `Terminate`, the default, for `HTTPS`; `Passthrough` for `TLS`; others are refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
     /// Secrets of the type `kubernetes.io/tls`; the first that can be used counts.

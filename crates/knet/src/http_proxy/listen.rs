@@ -24,6 +24,7 @@ use super::{
     CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_CLIENT_MAX,
     MIRRORS_MAX, STREAMS_MAX, TUNNELS_MAX,
     forward::{self, Arrival},
+    passthrough,
     pool::Pool,
     table::RouteTable,
     tls::{self, Certificate},
@@ -179,7 +180,15 @@ async fn serve_connection(
     client: SocketAddr,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let secure = shared.table.borrow().ports.get(&port).is_some_and(|port| port.tls.is_some());
+    let (secure, sealed) = {
+        let table = shared.table.borrow();
+        let routes = table.ports.get(&port);
+        let sealed = routes.is_some_and(|routes| routes.passthrough.values().next().is_some());
+        (routes.is_some_and(|routes| routes.tls.is_some()), sealed)
+    };
+    if sealed {
+        return passthrough::carry(&shared, port, stream).await;
+    }
     let arrival = Arrival { port, client, secure };
     if secure {
         let stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;

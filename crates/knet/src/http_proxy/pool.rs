@@ -231,9 +231,10 @@ impl Pool {
         }
     }
 
-    async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    /// A connection of its own.
+    pub(super) async fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let address = self.redirects.resolve(Transport::Tcp, address);
-        let stream = TcpStream::connect(address).await?;
+        let stream = timeout(CONNECT_MAX, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
         Ok(stream)
     }

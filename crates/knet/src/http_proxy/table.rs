@@ -48,11 +48,19 @@ pub struct PortRoutes {
     /// The rules, by the host that listens, and by the host that they name. A request is for the most specific listener, and for the
     /// first rule in it that matches, that of the more specific host first.
     pub listeners: Hosts<Hosts<Vec<Arc<Rule>>>>,
+    /// Where connections of TLS go that are not ended here, by the host that listens, and by the host that is asked for. A port that has
+    /// any does nothing else.
+    pub passthrough: Hosts<Hosts<Arc<Rule>>>,
     /// The rules for requests that no other rule is for, by the host that they name.
     pub fallback: Hosts<Arc<Rule>>,
 }
 
 impl PortRoutes {
+    /// The rule for a connection of TLS to this host.
+    pub(crate) fn select_passthrough(&self, host: &str) -> Option<&Arc<Rule>> {
+        self.passthrough.matching(host).next()?.matching(host).next()
+    }
+
     /// Adds a rule. Of rules that match the same requests the first that was added counts.
     pub fn add(&mut self, listener: HostName, host: HostName, rule: Arc<Rule>) {
         let rules = self.listeners.entry(listener).entry(host);
@@ -83,7 +91,7 @@ impl RouteTable {
     pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
         self.ports.values().flat_map(|port| {
             let rules = port.listeners.values().flat_map(Hosts::values).flatten();
-            rules.chain(port.fallback.values())
+            rules.chain(port.fallback.values()).chain(port.passthrough.values().flat_map(Hosts::values))
         })
     }
 

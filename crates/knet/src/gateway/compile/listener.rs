@@ -120,7 +120,11 @@ pub(super) fn bind(
                 let port = u16::try_from(one.port).unwrap_or_default();
                 let routes = table.ports.entry(port).or_default();
                 let host = HostName::gateway(&one.hostname);
-                routes.listeners.entry(host.clone());
+                if listener.protocol == "TLS" {
+                    routes.passthrough.entry(host.clone());
+                } else {
+                    routes.listeners.entry(host.clone());
+                }
                 if let Some(certificate) = certificate {
                     routes.tls.get_or_insert_default().insert(host, certificate);
                 }
@@ -155,6 +159,13 @@ fn look_at(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> (Bound,
     let (mut accepted, mut resolved) = (Ok(()), Ok(()));
     match listener.protocol.as_str() {
         "HTTP" => {}
+        "TLS" => {
+            let mode = listener.tls.as_ref().and_then(|tls| tls.mode.as_deref()).unwrap_or("Terminate");
+            if mode != "Passthrough" {
+                accepted =
+                    Err(("UnsupportedValue", format!("the TLS mode {mode:?} is not supported for TLS")));
+            }
+        }
         "HTTPS" => match find_certificate(input, gateway, listener) {
             Ok(found) => certificate = Some(found),
             Err(fault @ ("UnsupportedValue", _)) => accepted = Err(fault),
@@ -165,10 +176,10 @@ fn look_at(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> (Bound,
     if accepted.is_ok() && !u16::try_from(listener.port).is_ok_and(|port| input.ports.contains(&port)) {
         accepted = Err(("PortUnavailable", format!("the port {} is not served", listener.port)));
     }
-    let mut kinds = if matches!(&accepted, Err((reason, _)) if *reason == "UnsupportedProtocol") {
-        vec![]
-    } else {
-        vec!["HTTPRoute", "GRPCRoute"]
+    let mut kinds = match listener.protocol.as_str() {
+        "HTTP" | "HTTPS" => vec!["HTTPRoute", "GRPCRoute"],
+        "TLS" => vec!["TLSRoute"],
+        _ => Vec::new(),
     };
     let wanted = listener.allowed_routes.as_ref().map(|allowed| allowed.kinds.as_slice()).unwrap_or_default();
     if !wanted.is_empty() {

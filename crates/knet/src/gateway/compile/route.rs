@@ -7,11 +7,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{
     super::{
         CONTROLLER,
-        types::{GROUP, GRPCRoute, HTTPRoute, ParentReference, RouteParentStatus},
+        types::{GROUP, GRPCRoute, HTTPRoute, ParentReference, RouteParentStatus, TLSRoute},
     },
     Input, Key, condition, key,
     listener::{Bound, Fault},
-    rule::{Rules, grpc_rules, http_rules},
+    rule::{Rules, grpc_rules, http_rules, tls_rules},
 };
 use crate::http_proxy::{HostName, RouteTable, Rule};
 
@@ -36,6 +36,11 @@ impl<'a> RouteView<'a> {
     pub(super) fn grpc(route: &'a GRPCRoute, input: &Input<'_>) -> Self {
         let (meta, spec) = (&route.metadata, &route.spec);
         Self::new("GRPCRoute", meta, &spec.parent_refs, &spec.hostnames, grpc_rules(meta, &spec.rules, input))
+    }
+
+    pub(super) fn tls(route: &'a TLSRoute, input: &Input<'_>) -> Self {
+        let (meta, spec) = (&route.metadata, &route.spec);
+        Self::new("TLSRoute", meta, &spec.parent_refs, &spec.hostnames, tls_rules(meta, &spec.rules, input))
     }
 
     fn new(
@@ -120,8 +125,18 @@ impl<'a> RouteView<'a> {
             let port = u16::try_from(listener.port).unwrap_or_default();
             let Some(routes) = table.ports.get_mut(&port).filter(|_| listener.programmed()) else { continue };
             for host in hosts(listener) {
+                let listens = HostName::gateway(&listener.hostname);
+                if self.kind == "TLSRoute" {
+                    let known = routes.passthrough.entry(listens);
+                    let host = HostName::gateway(&host);
+                    // The oldest route counts.
+                    if let Some(rule) = rules.first().filter(|_| known.get(&host).is_none()) {
+                        known.insert(host, Arc::clone(rule));
+                    }
+                    continue;
+                }
                 for rule in rules {
-                    let listens = HostName::gateway(&listener.hostname);
+                    let listens = listens.clone();
                     routes.add(listens, HostName::gateway(&host), Arc::clone(rule));
                 }
             }

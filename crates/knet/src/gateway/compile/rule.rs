@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use super::{
     super::types::{
         BackendRef, GRPCRouteMatch, GRPCRouteRule, HTTPRouteMatch, HTTPRouteRule, HeaderModifier, NamedMatch,
-        PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts,
+        PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts, TLSRouteRule,
     },
     Input, grant,
     listener::Fault,
@@ -68,6 +68,16 @@ pub(super) fn grpc_rules(meta: &ObjectMeta, rules: &[GRPCRouteRule], input: &Inp
             matches.push(Match::path(PathMatch::Prefix("/".into())));
         }
         referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), Timeouts::default())?;
+    }
+    Ok(all)
+}
+
+pub(super) fn tls_rules(meta: &ObjectMeta, rules: &[TLSRouteRule], input: &Input<'_>) -> Supported<Rules> {
+    let referrer = Referrer { kind: "TLSRoute", meta, input };
+    let mut all = Rules::default();
+    for (number, rule) in rules.iter().enumerate() {
+        let every = vec![Match::path(PathMatch::Prefix("/".into()))];
+        referrer.add(&mut all, number, every, (&[], &rule.backend_refs), Timeouts::default())?;
     }
     Ok(all)
 }

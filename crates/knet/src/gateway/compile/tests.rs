@@ -44,11 +44,12 @@ struct Case {
     gateways: Vec<Arc<Gateway>>,
     http: Vec<Arc<HTTPRoute>>,
     grpc: Vec<Arc<GRPCRoute>>,
+    tls: Vec<Arc<TLSRoute>>,
     grants: Vec<Arc<ReferenceGrant>>,
 }
 
 fn object<K: DeserializeOwned>(namespace: &str, name: &str, created: usize, spec: Value) -> Arc<K> {
-    let kinds = ["Gateway", "HTTPRoute", "GRPCRoute", "ReferenceGrant", "GatewayClass"];
+    let kinds = ["Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "ReferenceGrant", "GatewayClass"];
     let kind =
         kinds.into_iter().find(|kind| std::any::type_name::<K>().ends_with(&format!("::{kind}"))).unwrap();
     let version = if kind == "ReferenceGrant" { "v1beta1" } else { "v1" };
@@ -92,6 +93,7 @@ impl Case {
             gateways: &self.gateways,
             http_routes: &self.http,
             grpc_routes: &self.grpc,
+            tls_routes: &self.tls,
             grants: &self.grants,
             labels: &labels,
             ports: &[80, 443].into(),
@@ -520,6 +522,41 @@ fn methods_of_grpc_are_paths() {
     assert_eq!(compiled.grpc_routes.len(), 1);
 }
 
+/// The conformance suite's `tlsroute-simple-same-namespace` and `tlsroute-invalid-*`.
+#[test]
+fn tls_is_passed_on_by_name() {
+    let listener = |name: &str, hostname: &str| json!({"name": name, "port": 443, "protocol": "TLS", "hostname": hostname, "tls": {"mode": "Passthrough"}});
+    let mut case = Case::new(json!([listener("wild", "*.example.com"), listener("one", "one.com")]));
+    let tls = |name: &str, created: usize, hostnames: Value, service: &str| {
+        let spec = json!({"parentRefs": [{"name": "gw"}], "hostnames": hostnames, "rules": [{"backendRefs": to(service)}]});
+        object::<TLSRoute>("infra", name, created, spec)
+    };
+    case.tls.push(tls("a", 0, json!(["a.example.com"]), "a"));
+    case.tls.push(tls("wild", 1, json!(["*.example.com", "a.example.com", "one.com"]), "wild"));
+    case.tls.push(tls("none", 2, json!(["other.com"]), "none"));
+    // A listener of TLS takes no routes of HTTP.
+    case.route("http", &[], json!([{"backendRefs": to("web")}]));
+    let compiled = case.compile();
+    for (host, expected) in [
+        ("a.example.com", Some("infra/a:80")),
+        ("b.example.com", Some("infra/wild:80")),
+        ("one.com", Some("infra/wild:80")),
+        ("other.com", None),
+        ("", None),
+    ] {
+        let found = compiled.table.ports[&443].select_passthrough(host);
+        let found = found.map(|rule| match &rule.action {
+            Action::Forward(backends) => &*backends[0].name,
+            Action::Redirect(_) => "redirect",
+        });
+        assert_eq!(found, expected, "{host}");
+    }
+    assert_eq!(route_faults(&compiled, "infra", "http"), "Accepted:NotAllowedByListeners");
+    let none = &compiled.tls_routes[&("infra".to_owned(), "none".to_owned())];
+    assert_eq!(faults(&none[0].conditions), "Accepted:NoMatchingListenerHostname");
+    assert!(compiled.table.ports[&443].tls.is_none());
+}
+
 #[test]
 fn classes_of_others_are_left_alone() {
     let mut case = Case::new(json!([http("l", "")]));
@@ -538,7 +575,7 @@ fn classes_of_others_are_left_alone() {
 #[test]
 fn the_kinds_can_be_defined() {
     let definitions = super::super::types::definitions();
-    let plurals = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants"];
+    let plurals = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "referencegrants"];
     assert_eq!(definitions.len(), plurals.len());
     for (definition, plural) in definitions.iter().zip(plurals) {
         assert_eq!(definition.metadata.name, Some(format!("{plural}.gateway.networking.k8s.io")));

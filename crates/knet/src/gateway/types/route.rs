@@ -382,3 +382,35 @@ pub struct GRPCMethodMatch {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub method: Option<String>,
 }
+
+/// Where connections of TLS go that are not ended at the Gateway.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[kube(
+    group = "gateway.networking.k8s.io",
+    version = "v1",
+    kind = "TLSRoute",
+    plural = "tlsroutes",
+    namespaced,
+    status = "RouteStatus"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct TLSRouteSpec {
+    /// Where it wants to be attached.
+    #[serde(default)]
+    pub parent_refs: Vec<ParentReference>,
+    /// The hosts; none is every host.
+    #[serde(default)]
+    pub hostnames: Vec<String>,
+    /// The rules; the first counts.
+    #[serde(default)]
+    pub rules: Vec<TLSRouteRule>,
+}
+
+/// A rule of a TLSRoute.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TLSRouteRule {
+    /// Where connections go.
+    #[serde(default)]
+    pub backend_refs: Vec<BackendRef>,
+}

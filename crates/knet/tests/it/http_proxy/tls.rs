@@ -80,6 +80,44 @@ async fn certificates_are_chosen_by_name_and_exchanged_live() {
     assert_eq!(older.get("/").await.0, 200);
 }
 
+/// The backend shows its own certificate; who asks for a name that nobody serves is turned away.
+#[tokio::test]
+async fn sealed_connections_pass_by_name() {
+    use knet::http_proxy::{Match, PathMatch, PortRoutes, Rule};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let own = made("one.example");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config =
+        rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut stream = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut text = [0; 4];
+        stream.read_exact(&mut text).await.unwrap();
+        stream.write_all(&text).await.unwrap();
+        stream.shutdown().await.unwrap();
+    });
+    let dead = super::parts::dead_address().await;
+    let action = Action::Forward(vec![backend(&[dead, endpoint])]);
+    let rule = Arc::new(Rule::new("tls", Match::path(PathMatch::Prefix("/".into())), action));
+    let mut routes = PortRoutes::default();
+    routes.passthrough.entry(HostName::gateway("*.example")).insert(HostName::gateway("one.example"), rule);
+    let proxy = HttpProxy::new(ProxyOptions::default());
+    proxy.set_table(RouteTable { ports: [(443, routes)].into() });
+    let address = proxy.serve(443, TcpListener::bind("127.0.0.1:0").await.unwrap()).unwrap();
+    assert!(handshake(address, "two.example", &own, &[]).await.is_err());
+    let mut stream = handshake(address, "one.example", &own, &[]).await.unwrap();
+    stream.write_all(b"text").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert_eq!(text, "text");
+}
+
 #[test]
 fn what_is_no_certificate_is_refused() {
     let (one, other) = (made("one.example"), made("other.example"));
