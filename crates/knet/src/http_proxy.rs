@@ -13,6 +13,7 @@
 //! | 400 | no host, or several |
 //! | 404 | no rule |
 //! | 414 | the target is longer than [`URI_BYTES_MAX`] |
+//! | 421 | another listener is for the host than for the name that the connection was made for (RFC 9110, section 15.5.20) |
 //! | 431 | the head is longer than [`HEAD_BYTES_MAX`] or has more than [`HEADERS_MAX`] headers |
 //! | 500 | the rule's backend is not valid |
 //! | 502 | the backend failed |

@@ -27,15 +27,17 @@ use super::{
 };
 
 /// How a request came.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Arrival {
     pub(super) port: u16,
     pub(super) client: SocketAddr,
     pub(super) secure: bool,
+    /// The name that the client asked for when it made the connection, in lower case.
+    pub(super) name: Option<Arc<str>>,
 }
 
 impl Arrival {
-    fn scheme(self) -> &'static str {
+    fn scheme(&self) -> &'static str {
         if self.secure { "https" } else { "http" }
     }
 }
@@ -76,7 +78,7 @@ fn host_name(host: &HeaderValue) -> Option<String> {
 /// Answers a request.
 pub(super) async fn answer(
     shared: &Shared,
-    arrival: Arrival,
+    arrival: &Arrival,
     request: Request<Incoming>,
 ) -> Response<ProxyBody> {
     let (parts, body) = request.into_parts();
@@ -86,6 +88,11 @@ pub(super) async fn answer(
     let Some((host, name)) = host(&parts).and_then(|host| host_name(&host).map(|name| (host, name))) else {
         return reply(StatusCode::BAD_REQUEST);
     };
+    if let Some(asked) = &arrival.name
+        && !shared.table.borrow().same_listener(arrival.port, asked, &name)
+    {
+        return reply(StatusCode::MISDIRECTED_REQUEST);
+    }
     let rule = shared.table.borrow().select(arrival.port, &Asked::of(&parts, &name)).cloned();
     let Some(rule) = rule else { return reply(StatusCode::NOT_FOUND) };
     match &rule.action {
@@ -106,7 +113,7 @@ pub(super) async fn answer(
 
 async fn forward(
     shared: &Shared,
-    arrival: Arrival,
+    arrival: &Arrival,
     rule: &Rule,
     backends: &Backends,
     host: HeaderValue,

@@ -189,9 +189,11 @@ async fn serve_connection(
     if sealed {
         return passthrough::carry(&shared, port, stream).await;
     }
-    let arrival = Arrival { port, client, secure };
+    let mut arrival = Arrival { port, client, secure, name: None };
     if secure {
         let stream = timeout(HANDSHAKE_MAX, acceptor.accept(stream)).await??;
+        let name = stream.get_ref().1.server_name();
+        arrival.name = name.map(|name| name.to_ascii_lowercase().into());
         serve_http(shared, arrival, stream).await
     } else {
         serve_http(shared, arrival, stream).await
@@ -207,8 +209,8 @@ where
     let asks = Arc::clone(&asked);
     let service = service_fn(move |request: Request<Incoming>| {
         asks.notify_one();
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(forward::answer(&shared, arrival, request).await) }
+        let (shared, arrival) = (Arc::clone(&shared), arrival.clone());
+        async move { Ok::<_, Infallible>(forward::answer(&shared, &arrival, request).await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let http1 = &mut builder.http1();

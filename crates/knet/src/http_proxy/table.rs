@@ -87,6 +87,14 @@ impl RouteTable {
         rules.chain(port.fallback.matching(asked.host)).find(|rule| rule.matches.matches(asked))
     }
 
+    /// Whether a request for `host` may come on a connection that was made for `name`: when the same listener is for both, as else it would
+    /// pass by what the other one asks of its connections.
+    pub(super) fn same_listener(&self, port: u16, name: &str, host: &str) -> bool {
+        let Some(port) = self.ports.get(&port) else { return true };
+        let of = |host| port.listeners.matching(host).next().map(std::ptr::from_ref);
+        of(name) == of(host)
+    }
+
     /// Every rule.
     pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
         self.ports.values().flat_map(|port| {

@@ -80,6 +80,40 @@ async fn certificates_are_chosen_by_name_and_exchanged_live() {
     assert_eq!(older.get("/").await.0, 200);
 }
 
+/// What one listener asks of connections holds for requests to its hosts, whatever connection they come on.
+#[tokio::test]
+async fn connections_are_for_one_listener() {
+    use http::Request;
+    use knet::http_proxy::{Match, PathMatch, PortRoutes, Rule};
+
+    let (echo, own) = (Echo::start("echo").await, made("one.example"));
+    let mut routes = PortRoutes::default();
+    let action = Action::Forward(vec![backend(&[echo.address])]);
+    let rule = Arc::new(Rule::new("all", Match::path(PathMatch::Prefix("/".into())), action));
+    for host in ["*.example", "two.example"] {
+        routes.add(HostName::gateway(host), HostName::gateway(host), Arc::clone(&rule));
+    }
+    routes.tls.get_or_insert_default().insert(HostName::Any, certificate(&own));
+    let proxy = HttpProxy::new(ProxyOptions::default());
+    proxy.set_table(RouteTable { ports: [(443, routes)].into() });
+    let address = proxy.serve(443, TcpListener::bind("127.0.0.1:0").await.unwrap()).unwrap();
+    let stream = handshake(address, "one.example", &own, &["http/1.1"]).await.unwrap();
+    let mut client = Client::http1_over(stream).await;
+    for (host, expected) in [
+        ("one.example", 200),
+        ("three.example", 200),
+        ("two.example", 421),
+        ("other", 421),
+        ("one.example", 200),
+    ] {
+        let request = Request::get("/").header("host", host).body(super::parts::full("")).unwrap();
+        let response = client.send(request).await.unwrap();
+        assert_eq!(response.status().as_u16(), expected, "{host}");
+        // The next request waits until this answer was read.
+        http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+    }
+}
+
 /// The backend shows its own certificate; who asks for a name that nobody serves is turned away.
 #[tokio::test]
 async fn sealed_connections_pass_by_name() {
