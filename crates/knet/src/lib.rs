@@ -5,12 +5,23 @@
 //! addresses, [`loopback`] finds some that need no privileges, and [`redirect`] says where they are really served. [`dns`]
 //! gives them names. [`policy`] says who may talk to whom, and
 //! [`network`] how a pod gets onto the network. [`health`] tells load balancers how a node does.
+//!
+//! With the feature `ingress`, `http_proxy` brings requests from outside to endpoints, one by one, and `ingress` tells it which; so does `gateway`, with
+//! the feature of that name.
 
 pub mod agent;
 pub mod allocator;
+#[cfg(feature = "ingress")]
+pub mod backends;
 pub mod balance;
 pub mod dns;
+#[cfg(feature = "gateway")]
+pub mod gateway;
 pub mod health;
+#[cfg(feature = "ingress")]
+pub mod http_proxy;
+#[cfg(feature = "ingress")]
+pub mod ingress;
 pub mod loopback;
 pub mod network;
 pub mod policy;

@@ -22,6 +22,8 @@ use std::{
 
 use async_trait::async_trait;
 
+#[cfg(feature = "gateway")]
+pub(crate) use self::facts::read_selector;
 pub use self::{
     agent::PolicyAgent,
     compile::Compiler,

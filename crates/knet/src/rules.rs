@@ -242,6 +242,12 @@ pub(crate) fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
     ips
 }
 
+/// The endpoints that get a port's TCP traffic from anywhere, sorted.
+#[cfg(feature = "ingress")]
+pub(crate) fn port_endpoints(port: &ServicePort, slices: &[Arc<EndpointSlice>]) -> Vec<SocketAddr> {
+    endpoints(port, Transport::Tcp, slices, &Place::default(), false, None)
+}
+
 /// The endpoints that get a port's traffic, sorted.
 fn endpoints(
     port: &ServicePort,

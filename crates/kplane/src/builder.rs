@@ -17,6 +17,7 @@ use crate::{
     certificates::Named,
     cluster::Cluster,
     defaults, identities,
+    ingress::{IngressAddresses, OpenedIngress, make_class},
     network::LocalNetwork,
     nodes::LocalNodes,
     serve::Tasks,
@@ -68,6 +69,7 @@ pub struct ClusterBuilder {
     proxy: Option<Arc<dyn ServiceProxy>>,
     configure_node: Option<NodeFn>,
     default_class: bool,
+    ingress: Option<IngressAddresses>,
 }
 
 /// Why a cluster could not be started.
@@ -86,6 +88,12 @@ pub enum StartError {
     /// The default StorageClass can't be made.
     #[error("the default storage class can't be made")]
     StorageClass(#[source] kube::Error),
+    /// The default IngressClass can't be made.
+    #[error("the default ingress class can't be made")]
+    IngressClass(#[source] kube::Error),
+    /// Ingresses can't be served there.
+    #[error("ingresses can't be served")]
+    Ingress(#[source] std::io::Error),
     /// A part of the cluster can't be given the rights that it needs.
     #[error("the rights of a part of the cluster can't be written")]
     Rights(#[source] kube::Error),
@@ -141,6 +149,7 @@ impl ClusterBuilder {
             proxy: None,
             configure_node: None,
             default_class: false,
+            ingress: None,
         }
     }
 
@@ -274,6 +283,14 @@ impl ClusterBuilder {
     /// [`Settings::local_volumes`](controllers::Settings::local_volumes) says where to keep them.
     pub fn default_storage_class(mut self) -> Self {
         self.default_class = true;
+        self
+    }
+
+    /// Serves Ingresses there (port 0 picks a free one), and makes an IngressClass [`kplane`](defaults::INGRESS_CLASS) that is the
+    /// default. Requests go straight to the pods, so those have to be reachable from this process: as processes or real
+    /// containers. [`Cluster::ingress`] says where they are served.
+    pub fn ingress(mut self, addresses: IngressAddresses) -> Self {
+        self.ingress = Some(addresses);
         self
     }
 
@@ -467,6 +484,16 @@ impl ClusterBuilder {
             }
             startup.done("DNS");
         }
+        let mut ingress = None;
+        if let Some(wanted) = self.ingress {
+            identities::admit_ingress(&client).await.map_err(StartError::Rights)?;
+            make_class(&client).await.map_err(StartError::IngressClass)?;
+            let redirects = self.local.as_ref().map(|local| local.redirects.clone()).unwrap_or_default();
+            let opened = OpenedIngress::open(wanted, &server, &ca, redirects).await?;
+            manager = manager.add(Start::Always, opened.agent(&clock)).informers(&opened.informers);
+            ingress = Some(opened);
+            startup.done("ingress controller");
+        }
         let running = Some(manager.start());
         Ok(Cluster {
             scheduler_metrics,
@@ -480,6 +507,7 @@ impl ClusterBuilder {
             running,
             nodes,
             _dns: dns,
+            ingress,
             node_addresses,
             serving: std::sync::Mutex::default(),
             notes,

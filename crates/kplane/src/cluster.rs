@@ -25,6 +25,7 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     ca::{Ca, CaError, RENEWAL},
     certificates::Named,
+    ingress::{IngressAddresses, OpenedIngress},
     kubeconfig,
     network::LocalNetwork,
     serve::{self, Serving, Tasks},
@@ -51,6 +52,7 @@ pub struct Cluster {
     pub(crate) running: Option<Running>,
     pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
     pub(crate) _dns: Option<(knet::dns::DnsServer, Informers)>,
+    pub(crate) ingress: Option<OpenedIngress>,
     pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
     pub(crate) notes: Vec<String>,
@@ -144,6 +146,12 @@ impl Cluster {
     #[must_use]
     pub fn node_addresses(&self) -> &[IpAddr] {
         &self.node_addresses
+    }
+
+    /// Where Ingresses are served, if they are.
+    #[must_use]
+    pub fn ingress(&self) -> Option<IngressAddresses> {
+        self.ingress.as_ref().map(|ingress| ingress.addresses)
     }
 
     /// What was started, and how long each took.
@@ -287,6 +295,10 @@ impl Cluster {
     /// The names of what did not end in time and was cut off.
     pub async fn shutdown(mut self) -> Result<(), ShutdownError> {
         let mut late = Vec::new();
+        // First those who come from outside, while there are pods to answer them.
+        if let Some(ingress) = &self.ingress {
+            ingress.proxy.shutdown(DRAIN_MAX).await;
+        }
         if let Some(running) = self.running.take()
             && tokio::time::timeout(SHUTDOWN_MAX, running.stop()).await.is_err()
         {

@@ -10,6 +10,7 @@
 //! | nodes | one, `node-1` | [`ClusterBuilder::nodes`](crate::ClusterBuilder::nodes) |
 //! | runtime | simulated | [`ClusterBuilder::runtime`](crate::ClusterBuilder::runtime), [`ClusterBuilder::processes`](crate::ClusterBuilder::processes), [`ClusterBuilder::containers`](crate::ClusterBuilder) |
 //! | storage class | none | [`ClusterBuilder::default_storage_class`](crate::ClusterBuilder::default_storage_class) |
+//! | ingress controller | none | [`ClusterBuilder::ingress`](crate::ClusterBuilder::ingress) |
 //! | service proxy | none; userspace with processes; nftables with real containers | [`ClusterBuilder::proxy`](crate::ClusterBuilder::proxy) |
 
 use std::{path::PathBuf, sync::Arc};
@@ -28,6 +29,9 @@ pub const NODES: usize = 1;
 pub const NODE_PREFIX: &str = "node-";
 /// The name of the default StorageClass, if there is to be one.
 pub const STORAGE_CLASS: &str = "standard";
+
+/// The name of the default IngressClass, if Ingresses are served.
+pub const INGRESS_CLASS: &str = "kplane";
 
 /// What runs containers: nothing really runs, so a cluster in a test needs nothing of its machine.
 #[must_use]

@@ -2,7 +2,8 @@
 //!
 //! The users are upstream's, so that the bootstrap policy already says what they may do; a controller is the service account
 //! of upstream's controller of the same task. The agent of all nodes together and the cluster's DNS have no counterpart
-//! there: the one is bound to upstream's role for a node, the other to the role that kubeadm makes for it. Controllers of
+//! there: the one is bound to upstream's role for a node, the other to the role that kubeadm makes for it; the ingress
+//! controller has a role of its own. Controllers of
 //! the embedder's own, and a scheduler with profiles of theirs, are administrators, since nobody else knows what they need.
 
 use std::{fmt::Debug, sync::Arc};
@@ -26,6 +27,8 @@ pub(crate) const PROXY: &str = "system:kube-proxy";
 pub(crate) const NODES: &str = "kplane:nodes";
 /// The user of the DNS server, as kubeadm names it.
 pub(crate) const DNS: &str = "system:serviceaccount:kube-system:coredns";
+/// The user of the ingress controller.
+pub(crate) const INGRESS: &str = "system:serviceaccount:kube-system:ingress-controller";
 /// The group of the controllers within the process, which no token has; and its role.
 const CONTROLLERS: &str = "kplane:controllers";
 /// The role of the controller that makes the objects of services' addresses.
@@ -188,6 +191,26 @@ pub(crate) async fn admit_dns(admin: &Client) -> Result<(), kube::Error> {
     make::<ClusterRole>(admin, role).await?;
     let account = json!({"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"});
     bind(admin, "system:coredns", "system:coredns", account).await
+}
+
+/// Lets the ingress controller read what it serves by, and say where that is.
+///
+/// # Errors
+/// When role or binding can't be made.
+pub(crate) async fn admit_ingress(admin: &Client) -> Result<(), kube::Error> {
+    let role = json!({
+        "metadata": {"name": "kplane:ingress"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["services", "secrets"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses", "ingressclasses"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["ingresses/status"], "verbs": ["patch"]},
+            {"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]},
+        ],
+    });
+    make::<ClusterRole>(admin, role).await?;
+    let account = json!({"kind": "ServiceAccount", "name": "ingress-controller", "namespace": "kube-system"});
+    bind(admin, "kplane:ingress", "kplane:ingress", account).await
 }
 
 async fn bind(admin: &Client, name: &str, role: &str, subject: Value) -> Result<(), kube::Error> {

@@ -15,6 +15,7 @@ pub mod defaults;
 pub mod explain;
 pub mod faces;
 mod identities;
+mod ingress;
 mod kubeconfig;
 mod network;
 mod nodes;
@@ -27,6 +28,7 @@ pub use self::{
     builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},
     ca::{CaError, Credentials},
     cluster::{Cluster, DRAIN_MAX, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
+    ingress::IngressAddresses,
     serve::{CONNECTIONS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Serving},
 };
 

@@ -187,7 +187,7 @@ fn protocol(name: Option<&str>) -> Option<Protocol> {
 }
 
 /// `None` when it can't be read.
-fn read_selector(selector: &meta::LabelSelector) -> Option<LabelSelector> {
+pub(crate) fn read_selector(selector: &meta::LabelSelector) -> Option<LabelSelector> {
     let labels = selector.match_labels.iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()));
     let expressions = selector
         .match_expressions

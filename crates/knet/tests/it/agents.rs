@@ -16,11 +16,13 @@ use kcore::{
 use knet::{
     ProxyAgent,
     health::{ProxyHealth, ServiceHealth, ServiceHealthAgent},
+    http_proxy::{Action, HttpProxy, ProxyOptions},
+    ingress::IngressAgent,
     policy::{PolicyAgent, RecordingEnforcer},
     proxy::recording::RecordingProxy,
     rules::Place,
 };
-use kreconcile::{Informers, Runnable};
+use kreconcile::{EventRecorder, Informers, Runnable};
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -31,6 +33,9 @@ use tokio_util::sync::CancellationToken;
 struct Server {
     first: BTreeMap<&'static str, Vec<Value>>,
     watches: Mutex<BTreeMap<String, mpsc::UnboundedSender<LocalEvent>>>,
+    /// What was written: paths and bodies.
+    written: Mutex<Vec<(String, Value)>>,
+    writes: tokio::sync::Notify,
 }
 
 fn stored(mut object: Value, revision: u64) -> Arc<Stored> {
@@ -41,16 +46,30 @@ fn stored(mut object: Value, revision: u64) -> Arc<Stored> {
 
 impl Server {
     fn new(first: impl IntoIterator<Item = (&'static str, Vec<Value>)>) -> Arc<Self> {
-        Arc::new(Self { first: first.into_iter().collect(), watches: Mutex::default() })
+        Arc::new(Self { first: first.into_iter().collect(), ..Self::default() })
     }
 
     fn informers(self: &Arc<Self>) -> Informers {
         let server = Arc::clone(self);
         let service = tower::service_fn(move |request: Request<Body>| {
-            let answer = server.watch(&request);
-            async move { Ok::<_, Infallible>(answer) }
+            let server = Arc::clone(&server);
+            async move {
+                Ok::<_, Infallible>(match *request.method() {
+                    http::Method::GET => server.watch(&request),
+                    _ => server.write(request).await,
+                })
+            }
         });
         Informers::new(Client::new(service, "default"))
+    }
+
+    async fn write(&self, request: Request<Body>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        self.written.lock().unwrap().push((path, body.clone()));
+        self.writes.notify_one();
+        Response::new(Body::from(body.to_string().into_bytes()))
     }
 
     fn watch(&self, request: &Request<Body>) -> Response<Body> {
@@ -116,6 +135,57 @@ async fn policies_follow_pods() {
     members(&[]).await;
     server.send("pods", LocalEvent::Added(stored(pod("cart", "10.0.0.3"), 3)));
     members(&["10.0.0.3"]).await;
+}
+
+/// What an Ingress refers to is followed, and its status says where it is served.
+#[tokio::test]
+async fn ingresses_follow_endpoints_and_say_where_they_are() {
+    let slice = |address: &str| {
+        json!({"metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"port": 8080, "name": ""}], "endpoints": [{"addresses": [address]}]})
+    };
+    let ingress = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {"ingressClassName": "kplane",
+        "defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}, "tls": [{"secretName": "gone"}]}});
+    let class = json!({"metadata": {"name": "kplane"}, "spec": {"controller": knet::ingress::CONTROLLER}});
+    let service = json!({"metadata": {"name": "web", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+    let server = Server::new([
+        ("ingresses", vec![ingress]),
+        ("ingressclasses", vec![class]),
+        ("services", vec![service]),
+        ("endpointslices", vec![slice("10.0.0.1")]),
+    ]);
+    let informers = server.informers();
+    let events = EventRecorder::new(informers.client().clone(), Arc::new(TokioClock::new()), "ingress");
+    let proxy = HttpProxy::new(ProxyOptions::default());
+    let mut tables = proxy.tables();
+    let agent = IngressAgent::new(&informers, proxy.clone()).addresses(vec!["192.0.2.1".parse().unwrap()]);
+    let _agent = run(agent.events(events));
+    let mut goes_to = async |expected: &str| {
+        let expected = [SocketAddr::new(expected.parse().unwrap(), 8080)];
+        let table = tables.wait_for(|table| {
+            table.rules().any(|rule| {
+                let Action::Forward(backends) = &rule.action else { return false };
+                backends[0].endpoints.as_deref() == Some(&expected[..])
+            })
+        });
+        drop(table.await.unwrap());
+    };
+    goes_to("10.0.0.1").await;
+    server.send("endpointslices", LocalEvent::Modified(stored(slice("10.0.0.2"), 2)));
+    goes_to("10.0.0.2").await;
+    loop {
+        let written = server.written.lock().unwrap().clone();
+        let status = written.iter().find(|(path, _)| path.ends_with("/namespaces/shop/ingresses/web/status"));
+        let event = written.iter().find(|(path, _)| path.ends_with("/namespaces/shop/events"));
+        if let (Some((_, status)), Some((_, event))) = (status, event) {
+            assert_eq!(*status, json!({"status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}));
+            assert_eq!(event["reason"], "InvalidCertificate", "{event}");
+            assert_eq!(event["involvedObject"]["name"], "web");
+            return;
+        }
+        server.writes.notified().await;
+    }
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod agents;
 mod bridge;
 mod cni;
 mod health;
+mod http_proxy;
 mod iptables;
 mod kernel;
 mod lab;

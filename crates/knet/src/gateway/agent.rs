@@ -1,0 +1,360 @@
+//! Follows the objects of the Gateway API and what they refer to, tells a proxy, and writes statuses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt::Debug,
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use k8s_openapi::{
+    ClusterResourceScope, NamespaceResourceScope, api::core::v1::Namespace,
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kcore::Clock;
+use kreconcile::{Change, Informer, Informers, RunError, Runnable, Selection, conditions};
+use kube::{
+    Api, Resource,
+    api::{Patch, PatchParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    CONTROLLER, Compiled, Input, compile,
+    types::{
+        GRPCRoute, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HTTPRoute, ReferenceGrant,
+        RouteParentStatus, RouteStatus, TLSRoute,
+    },
+};
+use crate::{
+    backends::{InformerObjects, Used, slice_owner},
+    http_proxy::HttpProxy,
+};
+
+/// How long after a failure a status is written again.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// Keeps a proxy up to date with the Gateways of the classes of [`CONTROLLER`], and writes what became of them and of their routes.
+///
+/// It begins when the server serves all kinds of [`types`](super::types). The embedder serves the ports; Gateways that ask for others are told.
+///
+/// ```no_run
+/// # async fn example(informers: &kreconcile::Informers) -> std::io::Result<()> {
+/// use std::sync::Arc;
+/// use kreconcile::{Manager, Start};
+/// use knet::{gateway::GatewayAgent, http_proxy::{HttpProxy, ProxyOptions}};
+/// let proxy = HttpProxy::new(ProxyOptions::default());
+/// proxy.serve(80, tokio::net::TcpListener::bind("192.0.2.1:80").await?)?;
+/// let agent = GatewayAgent::new(informers, proxy, Arc::new(kcore::TokioClock::new()), [80]);
+/// let manager = Manager::new().add(Start::Always, agent.addresses(vec!["192.0.2.1".parse().unwrap()]));
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct GatewayAgent {
+    informers: Informers,
+    classes: Informer<GatewayClass>,
+    gateways: Informer<Gateway>,
+    http_routes: Informer<HTTPRoute>,
+    grpc_routes: Informer<GRPCRoute>,
+    tls_routes: Informer<TLSRoute>,
+    grants: Informer<ReferenceGrant>,
+    namespaces: Informer<Namespace>,
+    objects: InformerObjects,
+    proxy: HttpProxy,
+    clock: Arc<dyn Clock>,
+    ports: BTreeSet<u16>,
+    addresses: Vec<IpAddr>,
+}
+
+impl GatewayAgent {
+    /// An agent that tells `proxy`, which serves these ports. Statuses are written by the informers' client.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn new(
+        informers: &Informers,
+        proxy: HttpProxy,
+        clock: Arc<dyn Clock>,
+        ports: impl IntoIterator<Item = u16>,
+    ) -> Self {
+        Self {
+            informers: informers.clone(),
+            classes: informers.of(Selection::all()),
+            gateways: informers.of(Selection::all()),
+            http_routes: informers.of(Selection::all()),
+            grpc_routes: informers.of(Selection::all()),
+            tls_routes: informers.of(Selection::all()),
+            grants: informers.of(Selection::all()),
+            namespaces: informers.of(Selection::all()),
+            objects: InformerObjects::new(informers),
+            proxy,
+            clock,
+            ports: ports.into_iter().collect(),
+            addresses: Vec::new(),
+        }
+    }
+
+    /// Where the proxy is reached, for the statuses of Gateways. Default: nowhere, so that no Gateway is programmed.
+    #[must_use]
+    pub fn addresses(mut self, addresses: Vec<IpAddr>) -> Self {
+        self.addresses = addresses;
+        self
+    }
+
+    fn compile(&self, certificates: &mut crate::backends::Certificates) -> (Compiled, Used) {
+        let view = self.objects.view(certificates);
+        let labels = |namespace: &str| {
+            let namespace = self.namespaces.get("", namespace);
+            namespace.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default()
+        };
+        let compiled = compile(&Input {
+            classes: &self.classes.list(),
+            gateways: &self.gateways.list(),
+            http_routes: &self.http_routes.list(),
+            grpc_routes: &self.grpc_routes.list(),
+            tls_routes: &self.tls_routes.list(),
+            grants: &self.grants.list(),
+            labels: &labels,
+            ports: &self.ports,
+            addresses: &self.addresses,
+            objects: &view,
+        });
+        (compiled, view.finish())
+    }
+
+    async fn follow(&self, told: &watch::Sender<Arc<Compiled>>) {
+        let mut own = [
+            self.classes.subscribe(),
+            self.gateways.subscribe(),
+            self.http_routes.subscribe(),
+            self.grpc_routes.subscribe(),
+            self.tls_routes.subscribe(),
+            self.grants.subscribe(),
+            self.namespaces.subscribe(),
+        ];
+        let mut services = self.objects.services.subscribe();
+        let mut slices = self.objects.slices.subscribe();
+        let mut secrets = self.objects.secrets.subscribe();
+        // The first table is told when it is whole, so that nothing is refused for want of its endpoints.
+        self.informers.synced().await;
+        let mut certificates = HashMap::new();
+        loop {
+            let (compiled, used) = self.compile(&mut certificates);
+            self.proxy.set_table(compiled.table.clone());
+            told.send_replace(Arc::new(compiled));
+            loop {
+                let [classes, gateways, http, grpc, tls, grants, namespaces] = &mut own;
+                let object = |change: &Change| change.key().to_string();
+                let concerned = tokio::select! {
+                    batch = classes.next() => batch.map(|_| true),
+                    batch = gateways.next() => batch.map(|_| true),
+                    batch = http.next() => batch.map(|_| true),
+                    batch = grpc.next() => batch.map(|_| true),
+                    batch = tls.next() => batch.map(|_| true),
+                    batch = grants.next() => batch.map(|_| true),
+                    batch = namespaces.next() => batch.map(|_| true),
+                    batch = services.next() => batch.map(|batch| {
+                        batch.iter().any(|change| used.services.contains(&object(change)))
+                    }),
+                    batch = slices.next() => batch.map(|batch| {
+                        batch.iter().filter_map(slice_owner).any(|service| used.services.contains(&service))
+                    }),
+                    batch = secrets.next() => batch.map(|batch| {
+                        batch.iter().any(|change| used.secrets.contains(&object(change)))
+                    }),
+                };
+                match concerned {
+                    Some(true) => break,
+                    Some(false) => {}
+                    None => return,
+                }
+            }
+        }
+    }
+
+    async fn write_statuses(&self, mut told: watch::Receiver<Arc<Compiled>>) {
+        loop {
+            let compiled = Arc::clone(&told.borrow_and_update());
+            let failed = !self.write_all(&compiled).await;
+            tokio::select! {
+                changed = told.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(RETRY_AFTER), if failed => {}
+            }
+        }
+    }
+
+    /// Writes the statuses that are not as they should be. Whether all could be.
+    async fn write_all(&self, compiled: &Compiled) -> bool {
+        let client = || self.informers.client().clone();
+        let now = self.clock.now();
+        let mut good = true;
+        for class in self.classes.list() {
+            let name = class.metadata.name.as_deref().unwrap_or_default();
+            let Some(wanted) = compiled.classes.get(name) else { continue };
+            let known = class.status.clone().unwrap_or_default();
+            let status = GatewayClassStatus { conditions: merged(&known.conditions, wanted, now) };
+            if status != known {
+                good &= write_cluster(&Api::all(client()), &*class, &status).await;
+            }
+        }
+        for gateway in self.gateways.list() {
+            let Some(wanted) = compiled.gateways.get(&key(&*gateway)) else { continue };
+            let known = gateway.status.clone().unwrap_or_default();
+            let status = merged_gateway(&known, wanted, now);
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*gateway).0), &*gateway, &status).await;
+            }
+        }
+        for route in self.http_routes.list() {
+            let known = route.status.clone().unwrap_or_default();
+            let status = merged_route(&known, compiled.http_routes.get(&key(&*route)), now);
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*route).0), &*route, &status).await;
+            }
+        }
+        for route in self.grpc_routes.list() {
+            let known = route.status.clone().unwrap_or_default();
+            let status = merged_route(&known, compiled.grpc_routes.get(&key(&*route)), now);
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*route).0), &*route, &status).await;
+            }
+        }
+        for route in self.tls_routes.list() {
+            let known = route.status.clone().unwrap_or_default();
+            let status = merged_route(&known, compiled.tls_routes.get(&key(&*route)), now);
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*route).0), &*route, &status).await;
+            }
+        }
+        good
+    }
+}
+
+fn key<K: Resource>(object: &K) -> (String, String) {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+async fn write_cluster<K>(api: &Api<K>, object: &K, status: &impl Serialize) -> bool
+where
+    K: Resource<Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    patch(api, object, status).await
+}
+
+async fn write<K>(api: &Api<K>, object: &K, status: &impl Serialize) -> bool
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    patch(api, object, status).await
+}
+
+/// Writes a status, unless the object has changed since: others write to the same lists.
+async fn patch<K>(api: &Api<K>, object: &K, status: &impl Serialize) -> bool
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    let (namespace, name) = key(object);
+    let version = &object.meta().resource_version;
+    let change = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "status": status}));
+    match api.patch_status(&name, &PatchParams::default(), &change).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!(%namespace, %name, %error, "a status is not written yet");
+            false
+        }
+    }
+}
+
+/// The conditions with those of this controller. Others stay; the times of transitions stay where nothing has changed.
+fn merged(known: &[Condition], wanted: &[Condition], now: Timestamp) -> Vec<Condition> {
+    let mut all = known.to_vec();
+    for condition in wanted {
+        conditions::set(&mut all, condition.clone(), now);
+    }
+    all
+}
+
+fn merged_gateway(known: &GatewayStatus, wanted: &GatewayStatus, now: Timestamp) -> GatewayStatus {
+    let mut status = wanted.clone();
+    status.conditions = merged(&known.conditions, &wanted.conditions, now);
+    let old: BTreeMap<_, _> =
+        known.listeners.iter().map(|listener| (&listener.name, &listener.conditions)).collect();
+    for listener in &mut status.listeners {
+        let known = old.get(&listener.name).map(|conditions| conditions.as_slice()).unwrap_or_default();
+        listener.conditions = merged(known, &listener.conditions, now);
+    }
+    status
+}
+
+/// The parents that others have written stay; those of this controller are the wanted ones.
+fn merged_route(known: &RouteStatus, wanted: Option<&Vec<RouteParentStatus>>, now: Timestamp) -> RouteStatus {
+    let is_own = |parent: &&RouteParentStatus| parent.controller_name == CONTROLLER;
+    let mut parents: Vec<_> = known.parents.iter().filter(|parent| !is_own(parent)).cloned().collect();
+    for parent in wanted.into_iter().flatten() {
+        let old = known.parents.iter().filter(is_own).find(|old| old.parent_ref == parent.parent_ref);
+        let old = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
+        parents
+            .push(RouteParentStatus { conditions: merged(old, &parent.conditions, now), ..parent.clone() });
+    }
+    RouteStatus { parents }
+}
+
+#[async_trait]
+impl Runnable for GatewayAgent {
+    fn name(&self) -> &str {
+        "gateway"
+    }
+
+    async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
+        let told = watch::Sender::default();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.follow(&told) => {}
+            () = self.write_statuses(told.subscribe()) => {}
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The rules for implementors in the description of `status.conditions` and `status.parents`.
+    #[test]
+    fn what_others_have_written_stays() {
+        let (then, now): (Timestamp, Timestamp) =
+            ("2030-01-01T00:00:00Z".parse().unwrap(), "2030-01-02T00:00:00Z".parse().unwrap());
+        let accepted = conditions::condition("Accepted", true, "Accepted", "");
+        let known = merged(&[], &[conditions::condition("Other", true, "R", ""), accepted.clone()], then);
+        let same = merged(&known, std::slice::from_ref(&accepted), now);
+        assert_eq!(same, known, "nothing has changed, so neither have the times");
+        let changed = merged(&known, &[conditions::condition("Accepted", false, "Invalid", "")], now);
+        assert_eq!((changed.len(), changed[0] == known[0]), (2, true));
+        assert_eq!(changed[1].last_transition_time.0, now);
+
+        let parent = |controller: &str, name: &str| RouteParentStatus {
+            controller_name: controller.to_owned(),
+            parent_ref: super::super::types::ParentReference { name: name.to_owned(), ..Default::default() },
+            conditions: vec![accepted.clone()],
+        };
+        let known =
+            RouteStatus { parents: vec![parent(CONTROLLER, "old"), parent("example.com/other", "other")] };
+        let names = |status: &RouteStatus| {
+            status.parents.iter().map(|parent| parent.parent_ref.name.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(&merged_route(&known, Some(&vec![parent(CONTROLLER, "new")]), now)),
+            ["other", "new"]
+        );
+        assert_eq!(names(&merged_route(&known, None, now)), ["other"]);
+    }
+}

@@ -1,0 +1,174 @@
+//! From the objects of the Gateway API to a table of routes and to statuses: a pure function.
+//!
+//! Conditions and reasons are those of the API's specification (`GatewayConditionType`, `ListenerConditionType`,
+//! `RouteConditionType`); what is attached where follows "Attaching Routes to Gateways" and the fields' descriptions.
+
+mod grant;
+mod listener;
+mod route;
+mod rule;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use kreconcile::conditions;
+
+use self::{
+    listener::{Bound, bind},
+    route::RouteView,
+};
+use super::{
+    CONTROLLER,
+    types::{
+        GRPCRoute, Gateway, GatewayAddress, GatewayClass, GatewayStatus, HTTPRoute, ListenerStatus,
+        ReferenceGrant, RouteParentStatus, TLSRoute,
+    },
+};
+use crate::{backends::Objects, http_proxy::RouteTable};
+
+/// Namespace and name.
+pub type Key = (String, String);
+
+/// All that counts.
+pub struct Input<'a> {
+    /// The classes.
+    pub classes: &'a [Arc<GatewayClass>],
+    /// The Gateways.
+    pub gateways: &'a [Arc<Gateway>],
+    /// The routes of HTTP.
+    pub http_routes: &'a [Arc<HTTPRoute>],
+    /// The routes of gRPC.
+    pub grpc_routes: &'a [Arc<GRPCRoute>],
+    /// The routes of TLS.
+    pub tls_routes: &'a [Arc<TLSRoute>],
+    /// What may be referred to from elsewhere.
+    pub grants: &'a [Arc<ReferenceGrant>],
+    /// The labels of a namespace.
+    pub labels: &'a dyn Fn(&str) -> BTreeMap<String, String>,
+    /// The ports that are served.
+    pub ports: &'a BTreeSet<u16>,
+    /// Where they are served.
+    pub addresses: &'a [IpAddr],
+    /// What routes and listeners refer to.
+    pub objects: &'a dyn Objects,
+}
+
+/// What becomes of the objects. Conditions have no times; whoever writes them knows those.
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// What the proxy does.
+    pub table: RouteTable,
+    /// The conditions of this controller's classes.
+    pub classes: BTreeMap<String, Vec<Condition>>,
+    /// The statuses of their Gateways.
+    pub gateways: BTreeMap<Key, GatewayStatus>,
+    /// Those of HTTPRoutes at these Gateways.
+    pub http_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
+    /// Those of GRPCRoutes.
+    pub grpc_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
+    /// Those of TLSRoutes.
+    pub tls_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
+}
+
+/// A condition about this generation of the object.
+fn condition(
+    meta: &ObjectMeta,
+    kind: &str,
+    holds: bool,
+    reason: &str,
+    message: impl Into<String>,
+) -> Condition {
+    Condition { observed_generation: meta.generation, ..conditions::condition(kind, holds, reason, message) }
+}
+
+fn key(meta: &ObjectMeta) -> Key {
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+/// The order in which objects are taken that ask for the same: the oldest first, then by name.
+fn age(meta: &ObjectMeta) -> impl Ord + use<> {
+    (meta.creation_timestamp.as_ref().map(|time| time.0), key(meta))
+}
+
+/// What becomes of the objects of this controller's classes.
+#[must_use]
+pub fn compile(input: &Input<'_>) -> Compiled {
+    let mut compiled = Compiled::default();
+    let mut usable = BTreeSet::new();
+    for class in input.classes.iter().filter(|class| class.spec.controller_name == CONTROLLER) {
+        let meta = &class.metadata;
+        let name = meta.name.clone().unwrap_or_default();
+        let accepted = match &class.spec.parameters_ref {
+            None => condition(meta, "Accepted", true, "Accepted", "the class is served"),
+            Some(_) => condition(meta, "Accepted", false, "InvalidParameters", "there are no parameters"),
+        };
+        if class.spec.parameters_ref.is_none() {
+            usable.insert(name.clone());
+        }
+        compiled.classes.insert(name, vec![accepted]);
+    }
+    let mut gateways: Vec<&Gateway> = input.gateways.iter().map(AsRef::as_ref).collect();
+    gateways.retain(|gateway| usable.contains(&gateway.spec.gateway_class_name));
+    gateways.sort_by_key(|gateway| age(&gateway.metadata));
+    let mut bound = bind(input, &gateways, &mut compiled.table);
+    let http = input.http_routes.iter().map(|route| RouteView::http(route, input));
+    let grpc = input.grpc_routes.iter().map(|route| RouteView::grpc(route, input));
+    let tls = input.tls_routes.iter().map(|route| RouteView::tls(route, input));
+    let mut routes: Vec<_> = http.chain(grpc).chain(tls).collect();
+    routes.sort_by_key(|route| age(route.meta));
+    for route in &routes {
+        let parents = route.attach(input, &mut bound, &mut compiled.table);
+        if !parents.is_empty() {
+            let all = match route.kind {
+                "HTTPRoute" => &mut compiled.http_routes,
+                "GRPCRoute" => &mut compiled.grpc_routes,
+                _ => &mut compiled.tls_routes,
+            };
+            all.insert(key(route.meta), parents);
+        }
+    }
+    for gateway in gateways {
+        let listeners = bound.remove(&key(&gateway.metadata)).unwrap_or_default();
+        compiled.gateways.insert(key(&gateway.metadata), gateway_status(input, gateway, &listeners));
+    }
+    compiled
+}
+
+fn gateway_status(input: &Input<'_>, gateway: &Gateway, listeners: &[Bound]) -> GatewayStatus {
+    let meta = &gateway.metadata;
+    let chosen = !gateway.spec.addresses.is_empty();
+    let good = listeners.iter().filter(|listener| listener.programmed()).count();
+    let accepted = match good {
+        _ if chosen => condition(meta, "Accepted", false, "UnsupportedAddress", "addresses can't be chosen"),
+        0 => condition(meta, "Accepted", false, "ListenersNotValid", "no listener is valid"),
+        _ if good < listeners.len() => {
+            condition(meta, "Accepted", true, "ListenersNotValid", "some listeners are not valid")
+        }
+        _ => condition(meta, "Accepted", true, "Accepted", "the gateway is served"),
+    };
+    let programmed = if accepted.status != "True" {
+        condition(meta, "Programmed", false, "Invalid", "the gateway is not accepted")
+    } else if input.addresses.is_empty() {
+        condition(meta, "Programmed", false, "AddressNotAssigned", "the proxy has no address")
+    } else {
+        condition(meta, "Programmed", true, "Programmed", "the proxy goes by it")
+    };
+    let addresses = input.addresses.iter().filter(|_| accepted.status == "True");
+    let addresses = addresses
+        .map(|address| GatewayAddress { kind: Some("IPAddress".to_owned()), value: address.to_string() })
+        .collect();
+    let listeners = listeners.iter().map(|listener| ListenerStatus {
+        name: listener.name.clone(),
+        supported_kinds: listener.kinds.iter().map(|kind| listener::group_kind(kind)).collect(),
+        attached_routes: listener.attached,
+        conditions: listener.conditions(meta),
+    });
+    GatewayStatus { addresses, conditions: vec![accepted, programmed], listeners: listeners.collect() }
+}
+
+#[cfg(test)]
+mod tests;
