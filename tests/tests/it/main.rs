@@ -12,6 +12,7 @@ mod faults;
 mod foreign;
 mod ha;
 mod helm;
+mod informers;
 mod kube_rs;
 mod kubectl;
 mod kubectl_access;
