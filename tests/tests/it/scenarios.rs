@@ -25,7 +25,7 @@ use std::{
 };
 
 use kplane::{Cluster, ClusterBuilder};
-use kreconcile::cloud::LocalCloud;
+use kreconcile::{cloud::LocalCloud, controllers};
 use kruntime::runtime::simulated::SimulatedRuntime;
 use kube::Client;
 use serde_json::{Value, json};
@@ -107,6 +107,8 @@ enum Setting {
     Ranges(String),
     /// `cloud`: load balancers get addresses from 203.0.113.1 on.
     Cloud,
+    /// `only NAME...`: these controllers and no scheduler, for times that are long where the others look around each few seconds.
+    Only(Vec<String>),
     /// `ended-pods N`: so many pods that have ended are kept.
     EndedPods(usize),
 }
@@ -116,6 +118,7 @@ impl Setting {
         match text.split_once(' ').unwrap_or((text, "")) {
             ("volumes", "") => Self::Volumes,
             ("cloud", "") => Self::Cloud,
+            ("only", names) => Self::Only(names.split_whitespace().map(str::to_owned).collect()),
             ("ranges", range) => Self::Ranges(range.to_owned()),
             ("ended-pods", count) => Self::EndedPods(count.parse().unwrap()),
             _ => panic!("there is no setting {text}"),
@@ -136,6 +139,14 @@ impl Setting {
                 let addresses = (1..=9).map(|last| Ipv4Addr::new(203, 0, 113, last).into());
                 settings.cloud = Some(Arc::new(LocalCloud::new(addresses)));
             }),
+            Self::Only(names) => {
+                builder.without_controllers().without_scheduler().reconcilers(move |context| {
+                    let mut all = controllers::defaults(context);
+                    all.retain(|controller| names.iter().any(|name| name == controller.name()));
+                    assert_eq!(all.len(), names.len(), "controllers that are there: {names:?}");
+                    all
+                })
+            }
             Self::EndedPods(count) => builder.settings(move |settings| settings.terminated_pods_max = count),
         }
     }
