@@ -350,7 +350,14 @@ mod tests {
 
     /// Keeps what spans there were, and in which of them each event came.
     #[derive(Clone, Default)]
-    struct Spans(Arc<Mutex<(Vec<String>, Vec<u64>, Vec<String>)>>);
+    struct Spans(Arc<Mutex<Told>>);
+
+    #[derive(Default)]
+    struct Told {
+        spans: Vec<String>,
+        entered: Vec<u64>,
+        events: Vec<String>,
+    }
 
     struct Words(String);
 
@@ -368,8 +375,8 @@ mod tests {
             let mut words = Words(span.metadata().name().to_owned());
             span.record(&mut words);
             let mut all = self.0.lock().unwrap();
-            all.0.push(words.0);
-            tracing::span::Id::from_u64(all.0.len() as u64)
+            all.spans.push(words.0);
+            tracing::span::Id::from_u64(all.spans.len() as u64)
         }
         fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
         fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
@@ -377,14 +384,14 @@ mod tests {
             let mut words = Words(String::new());
             event.record(&mut words);
             let mut all = self.0.lock().unwrap();
-            let within = all.1.last().map(|id| all.0[usize::try_from(*id).unwrap() - 1].clone());
-            all.2.push(format!("{}:{}", within.unwrap_or_default(), words.0));
+            let within = all.entered.last().map(|id| all.spans[usize::try_from(*id).unwrap() - 1].clone());
+            all.events.push(format!("{}:{}", within.unwrap_or_default(), words.0));
         }
         fn enter(&self, span: &tracing::span::Id) {
-            self.0.lock().unwrap().1.push(span.into_u64());
+            self.0.lock().unwrap().entered.push(span.into_u64());
         }
         fn exit(&self, _: &tracing::span::Id) {
-            self.0.lock().unwrap().1.pop();
+            self.0.lock().unwrap().entered.pop();
         }
     }
 
@@ -411,7 +418,7 @@ mod tests {
         receiver.recv().await.unwrap();
         stop.cancel();
         run.await.unwrap();
-        let events = spans.0.lock().unwrap().2.clone();
+        let events = spans.0.lock().unwrap().events.clone();
         let expected = "reconcile controller=test key=x: message=at work";
         assert!(events.iter().any(|event| event == expected), "{events:?}");
     }
