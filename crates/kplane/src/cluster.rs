@@ -1,6 +1,7 @@
 //! A running cluster.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -13,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kapi::{ApiServer, audit::FLUSH_MAX, authn::UserInfo};
 use kcore::Clock;
-use kreconcile::{Informers, Running, Selection};
+use kreconcile::{Health, Informers, Running, Selection};
 use kube::{
     Api, Client, Resource,
     api::{Patch, PatchParams},
@@ -287,6 +288,18 @@ impl Cluster {
     #[must_use]
     pub fn scheduler_metrics(&self) -> &ksched::Metrics {
         &self.scheduler_metrics
+    }
+
+    /// What the controllers count, as Prometheus reads it; see [`Running::metrics`].
+    #[must_use]
+    pub fn controller_metrics(&self) -> String {
+        self.running.as_ref().map(Running::metrics).unwrap_or_default()
+    }
+
+    /// How each controller, the scheduler and the nodes' agent are, by their names.
+    #[must_use]
+    pub fn health(&self) -> BTreeMap<String, Health> {
+        self.running.as_ref().map(Running::health).unwrap_or_default()
     }
 
     /// Ends everything in order: controllers, scheduler and nodes first, then connections.

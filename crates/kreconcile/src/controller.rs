@@ -24,6 +24,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     manager::{RunError, Runnable},
+    metrics::{Durations, QueueCounts},
     queue::WorkQueue,
     reconciler::{Action, ReconcileError, Reconciler},
     trigger::Trigger,
@@ -91,6 +92,8 @@ pub struct ControllerStats {
     pub panics: AtomicU64,
     /// Keys that could be taken when last looked at.
     pub waiting: AtomicU64,
+    pub(crate) work: Durations,
+    pub(crate) queue: Arc<QueueCounts>,
 }
 
 impl Controller {
@@ -153,7 +156,7 @@ impl Controller {
     /// When the future is dropped, everything that it started is dropped too.
     pub async fn run(&self, stop: CancellationToken) {
         let Some(true) = stop.run_until_cancelled(self.synced()).await else { return };
-        let queue = Arc::new(WorkQueue::new());
+        let queue = Arc::new(WorkQueue::counting(Arc::clone(&self.stats.queue)));
         let mut feeders = JoinSet::new();
         for trigger in self.triggers.iter().cloned() {
             feeders.spawn(feed(trigger, Arc::clone(&queue), Arc::clone(&self.name)));
@@ -224,11 +227,13 @@ impl Work {
     async fn run(self) {
         let span = tracing::debug_span!("reconcile", controller = %self.name, key = %self.key);
         self.stats.reconciles.fetch_add(1, Ordering::Relaxed);
+        let began = tokio::time::Instant::now();
         let result = AssertUnwindSafe(self.reconciler.reconcile(&self.key))
             .catch_unwind()
             .instrument(span.clone())
             .await;
         let _entered = span.enter();
+        self.stats.work.note(began.elapsed());
         match result {
             Ok(result) => self.finish(result),
             Err(panic) => {
@@ -288,6 +293,10 @@ impl Runnable for Controller {
         Controller::run(self, stop).await;
         Ok(())
     }
+
+    fn stats(&self) -> Vec<(Arc<str>, Arc<ControllerStats>)> {
+        vec![(Arc::clone(&self.name), Arc::clone(&self.stats))]
+    }
 }
 
 #[cfg(test)]
@@ -337,6 +346,81 @@ mod tests {
         assert_eq!(stats.reconciles.load(Ordering::Relaxed), 4);
         assert_eq!(stats.failures.load(Ordering::Relaxed), 2);
         assert_eq!(stats.panics.load(Ordering::Relaxed), 1);
+    }
+
+    /// Keeps what spans there were, and in which of them each event came.
+    #[derive(Clone, Default)]
+    struct Spans(Arc<Mutex<Told>>);
+
+    #[derive(Default)]
+    struct Told {
+        spans: Vec<String>,
+        entered: Vec<u64>,
+        events: Vec<String>,
+    }
+
+    struct Words(String);
+
+    impl tracing::field::Visit for Words {
+        fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn fmt::Debug) {
+            self.0 += &format!(" {}={value:?}", field.name());
+        }
+    }
+
+    impl tracing::Subscriber for Spans {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            let mut words = Words(span.metadata().name().to_owned());
+            span.record(&mut words);
+            let mut all = self.0.lock().unwrap();
+            all.spans.push(words.0);
+            tracing::span::Id::from_u64(all.spans.len() as u64)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut words = Words(String::new());
+            event.record(&mut words);
+            let mut all = self.0.lock().unwrap();
+            let within = all.entered.last().map(|id| all.spans[usize::try_from(*id).unwrap() - 1].clone());
+            all.events.push(format!("{}:{}", within.unwrap_or_default(), words.0));
+        }
+        fn enter(&self, span: &tracing::span::Id) {
+            self.0.lock().unwrap().entered.push(span.into_u64());
+        }
+        fn exit(&self, _: &tracing::span::Id) {
+            self.0.lock().unwrap().entered.pop();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_reconcile_has_a_span_that_says_which_and_of_what() {
+        let spans = Spans::default();
+        let _default = tracing::subscriber::set_default(spans.clone());
+        let (sender, mut receiver) = mpsc::unbounded_channel();
+        let reconciler = reconcile_fn(move |_| {
+            let sender = sender.clone();
+            async move {
+                tokio::task::yield_now().await;
+                tracing::info!("at work");
+                let _ = sender.send(());
+                Ok(Action::Done)
+            }
+        });
+        let controller = Controller::new("test", reconciler).on(keys(&["x"]));
+        let stop = CancellationToken::new();
+        let run = tokio::spawn({
+            let (controller, stop) = (controller.clone(), stop.clone());
+            async move { controller.run(stop).await }
+        });
+        receiver.recv().await.unwrap();
+        stop.cancel();
+        run.await.unwrap();
+        let events = spans.0.lock().unwrap().events.clone();
+        let expected = "reconcile controller=test key=x: message=at work";
+        assert!(events.iter().any(|event| event == expected), "{events:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -53,6 +53,7 @@ pub mod informer;
 mod key;
 pub mod leader;
 pub mod manager;
+mod metrics;
 pub mod node_selector;
 pub mod queue;
 pub use kkinds::quota;

@@ -16,7 +16,13 @@ use tokio_util::{
     task::AbortOnDropHandle,
 };
 
-use crate::{backoff::Backoff, controller::panic_text, informer::Informers, leader::LeaderElector};
+use crate::{
+    backoff::Backoff,
+    controller::{ControllerStats, panic_text},
+    informer::Informers,
+    leader::LeaderElector,
+    metrics,
+};
 
 /// How long a group of runnables gets to end before it is dropped.
 pub const GROUP_STOP_MAX: Duration = Duration::from_secs(30);
@@ -39,6 +45,11 @@ pub trait Runnable: Send + Sync + 'static {
     /// # Errors
     /// Whatever ended it early; it is started again after a back-off.
     async fn run(&self, stop: CancellationToken) -> Result<(), RunError>;
+
+    /// The counters of the controllers that it runs, by their names, the same all the time. Default: it runs none.
+    fn stats(&self) -> Vec<(Arc<str>, Arc<ControllerStats>)> {
+        Vec::new()
+    }
 }
 
 const _: Option<&dyn Runnable> = None;
@@ -52,6 +63,10 @@ impl<R: Runnable + ?Sized> Runnable for Arc<R> {
 
     async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
         (**self).run(stop).await
+    }
+
+    fn stats(&self) -> Vec<(Arc<str>, Arc<ControllerStats>)> {
+        (**self).stats()
     }
 }
 
@@ -152,8 +167,15 @@ impl Manager {
                 self.runnables.iter().map(|(_, runnable)| (runnable.name().to_owned(), Health::Waiting)),
             );
         }
+        let stats = self.runnables.iter().flat_map(|(_, runnable)| runnable.stats()).collect();
         let task = tokio::spawn(self.supervise(Arc::clone(&states), stop.clone()));
-        Running { states, _stop_on_drop: stop.clone().drop_guard(), stop, task: AbortOnDropHandle::new(task) }
+        Running {
+            stats,
+            states,
+            _stop_on_drop: stop.clone().drop_guard(),
+            stop,
+            task: AbortOnDropHandle::new(task),
+        }
     }
 
     async fn supervise(self, states: States, stop: CancellationToken) {
@@ -226,6 +248,7 @@ async fn keep_running(runnable: Arc<dyn Runnable>, states: States, stop: Cancell
 /// A started [`Manager`].
 #[derive(Debug)]
 pub struct Running {
+    stats: Vec<(Arc<str>, Arc<ControllerStats>)>,
     states: States,
     stop: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -243,6 +266,15 @@ impl Running {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.health().values().all(|health| !matches!(health, Health::Failing(_)))
+    }
+
+    /// What the controllers count, as Prometheus reads it: `workqueue_depth`, `_adds_total`, `_retries_total` and
+    /// `_work_duration_seconds` as client-go has them, `controller_runtime_reconcile_total`, `_reconcile_errors_total`,
+    /// `_reconcile_panics_total` and `_active_workers` as controller-runtime. Counters begin with the manager, not with a term of the
+    /// leader.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        metrics::text(&self.stats)
     }
 
     /// Stops what leads, gives the lease back, stops the rest, and last the informers; waits until all have ended.
@@ -280,6 +312,43 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_controllers_count_can_be_read() {
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let tries = Arc::new(AtomicU32::new(0));
+        let reconciler = crate::reconcile_fn(move |key: crate::ObjectKey| {
+            let (sender, failed) = (sender.clone(), tries.fetch_add(1, Ordering::Relaxed) == 0);
+            async move {
+                if failed {
+                    return Err(crate::ReconcileError::other("no luck"));
+                }
+                let _ = sender.send(key);
+                Ok(crate::Action::Done)
+            }
+        });
+        let once = futures::stream::iter([crate::ObjectKey::cluster("x")]);
+        let trigger = crate::Trigger::stream(futures::StreamExt::chain(once, futures::stream::pending()));
+        let controller = crate::Controller::new("counted", reconciler).on(trigger);
+        let stats = Arc::clone(controller.stats());
+        let manager = Manager::new().add(Start::Leading, Arc::new(controller)).start();
+        receiver.recv().await.unwrap();
+        while stats.work.ended() < 2 {
+            tokio::task::yield_now().await;
+        }
+        let text = manager.metrics();
+        for line in [
+            "workqueue_adds_total{name=\"counted\"} 2",
+            "workqueue_retries_total{name=\"counted\"} 1",
+            "workqueue_depth{name=\"counted\"} 0",
+            "controller_runtime_reconcile_total{controller=\"counted\",result=\"error\"} 1",
+            "controller_runtime_reconcile_total{controller=\"counted\",result=\"success\"} 1",
+            "controller_runtime_active_workers{controller=\"counted\"} 0",
+        ] {
+            assert!(text.lines().any(|known| known == line), "{line}\n{text}");
+        }
+        manager.stop().await;
     }
 
     #[tokio::test(start_paused = true)]

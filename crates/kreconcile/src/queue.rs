@@ -4,14 +4,14 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     hash::Hash,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use ahash::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{backoff::RateLimiter, key::ObjectKey};
+use crate::{backoff::RateLimiter, key::ObjectKey, metrics::QueueCounts};
 
 /// The most items that wait for their time. Beyond it an item is made ready at once: too early does no harm to work
 /// that is idempotent, and lost would.
@@ -59,6 +59,7 @@ struct State<T> {
     limiter: RateLimiter<T>,
     sequence: u64,
     shutting_down: bool,
+    counts: Arc<QueueCounts>,
 }
 
 impl<T> fmt::Debug for WorkQueue<T> {
@@ -97,13 +98,19 @@ impl<T: Clone + Eq + Hash> State<T> {
                 *known = priority;
             }
             None => {
+                self.counts.adds.fetch_add(1, Ordering::Relaxed);
                 let place = (!self.processing.contains(&item)).then_some(self.sequence);
                 if let Some(at) = place {
                     self.ready.insert((std::cmp::Reverse(priority), at), item.clone());
                 }
                 self.dirty.insert(item, (priority, place));
+                self.note_depth();
             }
         }
+    }
+
+    fn note_depth(&self) {
+        self.counts.depth.store(self.ready.len() as u64, Ordering::Relaxed);
     }
 
     fn add_at(&mut self, item: T, at: Instant, priority: i32) {
@@ -137,6 +144,7 @@ impl<T: Clone + Eq + Hash> State<T> {
         let (_, item) = self.ready.pop_first()?;
         self.dirty.remove(&item);
         self.processing.insert(item.clone());
+        self.note_depth();
         Some(item)
     }
 }
@@ -160,8 +168,17 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
             limiter,
             sequence: 0,
             shutting_down: false,
+            counts: Arc::default(),
         };
         Self { state: Mutex::new(state), wake: Notify::new(), drained: Notify::new() }
+    }
+
+    /// An empty queue that counts here.
+    pub(crate) fn counting(counts: Arc<QueueCounts>) -> Self {
+        let queue = Self::new();
+        queue.state().counts = counts;
+        queue.state().note_depth();
+        queue
     }
 
     fn state(&self) -> MutexGuard<'_, State<T>> {
@@ -206,6 +223,7 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
         let mut state = self.state();
         let delay = state.limiter.when(item.clone(), now);
         state.add_at(item, now + delay, 0);
+        state.counts.retries.fetch_add(1, Ordering::Relaxed);
         drop(state);
         self.wake.notify_one();
         delay
@@ -266,6 +284,7 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
             let key = (std::cmp::Reverse(*priority), sequence);
             state.ready.insert(key, item.clone());
             state.sequence = sequence;
+            state.note_depth();
         }
         let idle = state.processing.is_empty();
         drop(state);

@@ -13,6 +13,7 @@ mod foreign;
 mod gateway;
 mod ha;
 mod helm;
+mod informers;
 mod ingress;
 mod kube_rs;
 mod kubectl;

@@ -12,23 +12,27 @@
 //! - `lose NODE`: its agent ends;
 //! - `pass TIME`, such as `90s` or `30d`;
 //! - `show KIND POINTER...`: each object's name with the values at these JSON pointers; `count KIND POINTER...`: how many objects have
-//!   which values. Behind KIND `?QUERY` narrows the list down. `[Type]` at a list of conditions stands for the one of that type.
+//!   which values. Behind KIND `?QUERY` narrows the list down. `[Type]` at a list of conditions stands for the one of that type;
+//!   a pointer with `?` at its end tells only whether something is there.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use kplane::{Cluster, ClusterBuilder};
+use kreconcile::{cloud::LocalCloud, controllers};
 use kruntime::runtime::simulated::SimulatedRuntime;
 use kube::Client;
 use serde_json::{Value, json};
 
 /// The kinds that scenarios are about: `plural group/version Kind`, with `*` at those without a namespace.
 const KINDS: &str = "
+    certificatesigningrequests certificates.k8s.io/v1 CertificateSigningRequest*
     clusterroles rbac.authorization.k8s.io/v1 ClusterRole*
     configmaps v1 ConfigMap
     controllerrevisions apps/v1 ControllerRevision
@@ -102,6 +106,10 @@ enum Setting {
     Volumes,
     /// `ranges CIDR`: nodes get parts of it, of 30 bits.
     Ranges(String),
+    /// `cloud`: load balancers get addresses from 203.0.113.1 on.
+    Cloud,
+    /// `only NAME...`: these controllers and no scheduler, for times that are long where the others look around each few seconds.
+    Only(Vec<String>),
     /// `ended-pods N`: so many pods that have ended are kept.
     EndedPods(usize),
 }
@@ -110,6 +118,8 @@ impl Setting {
     fn read(text: &str) -> Self {
         match text.split_once(' ').unwrap_or((text, "")) {
             ("volumes", "") => Self::Volumes,
+            ("cloud", "") => Self::Cloud,
+            ("only", names) => Self::Only(names.split_whitespace().map(str::to_owned).collect()),
             ("ranges", range) => Self::Ranges(range.to_owned()),
             ("ended-pods", count) => Self::EndedPods(count.parse().unwrap()),
             _ => panic!("there is no setting {text}"),
@@ -126,6 +136,18 @@ impl Setting {
                 settings.cluster_ranges = vec![range];
                 settings.node_prefix_ipv4 = 30;
             }),
+            Self::Cloud => builder.settings(|settings| {
+                let addresses = (1..=9).map(|last| Ipv4Addr::new(203, 0, 113, last).into());
+                settings.cloud = Some(Arc::new(LocalCloud::new(addresses)));
+            }),
+            Self::Only(names) => {
+                builder.without_controllers().without_scheduler().reconcilers(move |context| {
+                    let mut all = controllers::defaults(context);
+                    all.retain(|controller| names.iter().any(|name| name == controller.name()));
+                    assert_eq!(all.len(), names.len(), "controllers that are there: {names:?}");
+                    all
+                })
+            }
             Self::EndedPods(count) => builder.settings(move |settings| settings.terminated_pods_max = count),
         }
     }
@@ -271,7 +293,12 @@ impl Stage {
     fn tell(&mut self, count: bool, objects: &[Value], pointers: &str) {
         let mut lines: BTreeMap<String, usize> = BTreeMap::new();
         for object in objects {
-            let values = pointers.split_whitespace().map(|pointer| at(object, pointer).to_string());
+            let values = pointers.split_whitespace().map(|pointer| match pointer.strip_suffix('?') {
+                Some(pointer) => {
+                    if at(object, pointer).is_null() { "nothing" } else { "something" }.to_owned()
+                }
+                None => at(object, pointer).to_string(),
+            });
             let name = (!count).then(|| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
             let line = name.into_iter().chain(values).collect::<Vec<_>>().join(" ");
             *lines.entry(line).or_default() += 1;
@@ -336,18 +363,21 @@ macro_rules! scenarios {
 
 scenarios! {
     autoscaler_under_a_load_curve,
+    balancer_of_a_service,
     bootstrap_tokens_expire,
     budgets_allow_or_refuse,
+    certificate_requests_are_answered_and_cleaned_away,
     claims_find_volumes_or_wait,
     claims_for_devices,
     classes_of_attributes_in_use,
+    cron_job_in_the_hour_that_comes_twice,
     cron_jobs_whose_runs_overlap_or_are_missed,
     daemon_set_on_changing_nodes,
     deployment_that_recreates_scales_and_pauses,
     endpoints_by_hand_are_mirrored,
     groups_of_pods_in_use,
-    jobs_that_fail_each_in_its_way,
     job_of_a_thousand_indexes,
+    jobs_that_fail_each_in_its_way,
     migrations_that_end_well_and_not,
     namespace_with_a_stuck_finalizer,
     networks_of_services,

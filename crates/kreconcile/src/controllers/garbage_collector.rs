@@ -21,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cache::Index,
     change::Change,
-    controller::Controller,
+    controller::{Controller, ControllerStats},
     controllers::Context,
     discovery,
+    events::{EventRecorder, EventType, Regarding},
     informer::{Informer, Informers},
     key::ObjectKey,
     manager::{RunError, Runnable},
@@ -59,6 +60,7 @@ pub fn garbage_collector(context: &Context) -> GarbageCollector {
     let (sender, receiver) = mpsc::channel(WAITING_ITEMS_MAX);
     let collector = Arc::new(Collector {
         requests: context.requests(NAME),
+        recorder: context.recorder(NAME),
         sender,
         informers: context.informers().clone(),
         kinds: RwLock::default(),
@@ -97,6 +99,10 @@ impl Runnable for GarbageCollector {
             () = watching => {}
         }
         Ok(())
+    }
+
+    fn stats(&self) -> Vec<(Arc<str>, Arc<ControllerStats>)> {
+        Runnable::stats(&self.controller)
     }
 }
 
@@ -191,6 +197,7 @@ impl Item {
 
 struct Collector {
     requests: Requests,
+    recorder: EventRecorder,
     sender: mpsc::Sender<ObjectKey>,
     informers: Informers,
     kinds: RwLock<Vec<Informer<()>>>,
@@ -330,6 +337,32 @@ impl Collector {
         Ok(OwnerState::Absent)
     }
 
+    /// Records the event `OwnerRefInvalidNamespace` if an owner that is not in the dependent's namespace is in another one: it does
+    /// not count there, and people will want to know why the dependent goes (Kubernetes' page "Owners and Dependents").
+    ///
+    /// It is looked for by its name in every namespace. One that is known by another name or kind than the reference gives is not found.
+    fn tell_of_foreign(&self, resource: &ResourceType, dependent: &Stored, owner: &OwnerRef) {
+        let namespaces = self.kind(|kind| kind.group.is_empty() && kind.plural == "namespaces");
+        let Some((kind, namespaces)) = self.kind_of_owner(owner).zip(namespaces) else { return };
+        if !kind.resource().namespaced {
+            return;
+        }
+        let is_there = |namespace: &Stored| {
+            let found = kind.lister().get(&namespace.header().name, &owner.name);
+            found.is_some_and(|found| found.header().uid == owner.uid)
+        };
+        if !namespaces.lister().list().iter().any(|namespace| is_there(namespace)) {
+            return;
+        }
+        let namespace = &dependent.header().namespace;
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+            owner.api_version, owner.kind, owner.name, owner.uid
+        );
+        let about = Regarding::of(dependent, resource);
+        self.recorder.record(&about, EventType::Warning, "OwnerRefInvalidNamespace", message);
+    }
+
     async fn look_at(&self, item: &Item) -> Result<Action, ReconcileError> {
         let Some(kind) = self.kind_of_item(item) else { return Ok(Action::Done) };
         let path = kind.resource().path(&item.namespace, &item.name);
@@ -346,7 +379,11 @@ impl Collector {
         let mut owners = Vec::with_capacity(header.owners.len());
         if header.deletion.is_none() {
             for owner in &header.owners {
-                owners.push(self.owner_state(owner, &header.namespace).await?);
+                let state = self.owner_state(owner, &header.namespace).await;
+                if !matches!(state, Ok(OwnerState::Solid | OwnerState::Waiting)) {
+                    self.tell_of_foreign(kind.resource(), &object, owner);
+                }
+                owners.push(state?);
             }
         }
         let dependents = self.dependents(&item.uid);

@@ -10,7 +10,10 @@ use ahash::RandomState;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::SignedDuration;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::{Job, JobSpec},
+    core::v1::Pod,
+};
 use kcore::{Clock, Stored, selector::LabelSelector};
 use serde_json::{Value, json};
 
@@ -28,7 +31,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, DeleteHow, PatchKind, Requests, Written},
+    request::{self, DeleteHow, PatchKind, Query, Requests, Written},
     resource::{ResourceType, Selection},
     trigger::{MapTo, Trigger},
 };
@@ -118,11 +121,22 @@ impl Reconciler for Jobs {
         if !self.acted.met(key) {
             return Ok(Action::After(EXPECTATION_RECHECK));
         }
-        let owned = self.owned_pods(&stored, &selector).await?;
-        let pods = owned.iter().map(|pod| pod.typed()).collect::<Result<Vec<Arc<Pod>>, _>>()?;
+        // Read before the pods are: what is seen of them then is at least as new.
+        let is_behind = self.pods.lister().revision() < stored.revision();
+        let mut owned = self.owned_pods(&stored, &selector).await?;
         let failures = self.failures().get(key).copied().unwrap_or_default();
         let now = self.clock.now();
-        let decision = decide(View { job: &job, spec, pods: &pods, failures, now });
+        let decide_on = |owned: &[Arc<Stored>]| {
+            let pods = owned.iter().map(|pod| pod.typed()).collect::<Result<Vec<Arc<Pod>>, _>>()?;
+            let decision = decide(View { job: &job, spec, pods: &pods, failures, now });
+            let counts = decide::counts_anything(&job, &pods, &decision);
+            Ok::<_, ReconcileError>((decision, counts))
+        };
+        let (mut decision, counts) = decide_on(&owned)?;
+        if is_behind && counts {
+            owned = self.live_pods(&stored, spec).await?;
+            decision = decide_on(&owned)?.0;
+        }
         self.carry_out(key, &stored, &job, &owned, &decision).await?;
         Ok(decision.after.map_or(Action::Done, Action::After))
     }
@@ -148,6 +162,29 @@ impl Jobs {
         let owner = Owner { resource: &self.resource, header, selector };
         let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, &owner);
         claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
+    }
+
+    /// The Job's pods as the server has them. A cache of pods that is older than the Job, as it can be after a change of the leader,
+    /// shows pods as uncounted that the Job has counted already, and pods as gone that it has yet to show: either would be
+    /// counted twice. What the server says after the Job was read can't be older, and the status is only written to that
+    /// Job. That a pod's revision can be compared with a Job's is only used to save this request.
+    async fn live_pods(&self, stored: &Stored, spec: &JobSpec) -> Result<Vec<Arc<Stored>>, ReconcileError> {
+        let header = stored.header();
+        let labels = spec.selector.iter().flat_map(|selector| selector.match_labels.iter().flatten());
+        let labels = labels.map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(",");
+        let mut query = Query::new(self.pod_resource.path(&header.namespace, ""));
+        query.add_unless_empty("labelSelector", &labels);
+        let mut list = self.requests.get::<Value>(&query.finish()).await?;
+        let mut owned = Vec::new();
+        for mut pod in list["items"].as_array_mut().map(std::mem::take).unwrap_or_default() {
+            pod["apiVersion"] = "v1".into();
+            pod["kind"] = "Pod".into();
+            let pod = Stored::from_value(pod).map_err(ReconcileError::other)?;
+            if pod.header().controller().is_some_and(|owner| owner.uid == header.uid) {
+                owned.push(Arc::new(pod));
+            }
+        }
+        Ok(owned)
     }
 
     async fn carry_out(

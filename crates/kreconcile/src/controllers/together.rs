@@ -1,10 +1,12 @@
 //! Several loops that are one controller to those who start it.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    controller::Controller,
+    controller::{Controller, ControllerStats},
     manager::{RunError, Runnable},
 };
 
@@ -30,5 +32,9 @@ impl Runnable for Together {
     async fn run(&self, stop: CancellationToken) -> Result<(), RunError> {
         futures::future::join_all(self.parts.iter().map(|part| part.run(stop.clone()))).await;
         Ok(())
+    }
+
+    fn stats(&self) -> Vec<(Arc<str>, Arc<ControllerStats>)> {
+        self.parts.iter().flat_map(Runnable::stats).collect()
     }
 }

@@ -120,6 +120,21 @@ pub(super) fn decide(view: View<'_>) -> Decision {
     look.decision
 }
 
+/// Whether a decision counts a pod on the word of what is known of the pods: one that has ended and is not in the status yet, or
+/// one that is in the status and waits no longer, though it can't be seen that its finalizer is gone.
+pub(super) fn counts_anything(job: &Job, pods: &[Arc<Pod>], decision: &Decision) -> bool {
+    let uncounted = job.status.as_ref().and_then(|status| status.uncounted_terminated_pods.as_ref());
+    let waiting: HashSet<&str> = uncounted
+        .into_iter()
+        .flat_map(|uncounted| uncounted.succeeded.iter().chain(&uncounted.failed).flatten())
+        .map(String::as_str)
+        .collect();
+    let released = pods.iter().filter(|pod| decision.release.iter().any(|name| name == pod_state::name(pod)));
+    let mut new = released.filter(|pod| !waiting.contains(pod_state::uid(pod)));
+    let seen: HashSet<&str> = pods.iter().map(|pod| pod_state::uid(pod)).collect();
+    new.next().is_some() || waiting.iter().any(|uid| !seen.contains(uid))
+}
+
 struct Look<'a> {
     view: View<'a>,
     decision: Decision,
