@@ -176,6 +176,20 @@ pub struct PodMachine {
     /// Whether a main container was ever started: initialisation is over for good.
     initialized: bool,
     deadline_exceeded: bool,
+    ended: Option<NodeEnd>,
+}
+
+/// The node ends a pod that its owner did not delete: it is short of something, or shuts down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEnd {
+    /// The reason in the pod's status, such as `Evicted`.
+    pub reason: String,
+    /// The message in the pod's status.
+    pub message: String,
+    /// How many seconds the pod gets at most, if that is less than its own grace; one at least.
+    pub grace_seconds: Option<u64>,
+    /// Whether the pod never began: then its status tells of nothing else, and of no disruption.
+    pub is_refusal: bool,
 }
 
 impl PodMachine {
@@ -191,6 +205,18 @@ impl PodMachine {
         let times = memory.refused.as_ref().map_or(0, |refusal| refusal.times) + 1;
         let wait = if reason == "CreateContainerConfigError" { RETRY_AFTER } else { restart::wait(times) };
         memory.refused = Some(Refusal { reason, message, retry_at: later(now, wait), times });
+    }
+
+    /// Ends the pod for good: its containers are stopped, and when they have ended its phase is `Failed`. The first end counts. A pod
+    /// that was running has the condition `DisruptionTarget` then, with the reason `TerminationByKubelet` (KEP-3329).
+    pub fn end(&mut self, end: NodeEnd) {
+        self.ended.get_or_insert(end);
+    }
+
+    /// Whether the node has ended the pod by itself.
+    #[must_use]
+    pub fn is_ended_by_node(&self) -> bool {
+        self.ended.is_some()
     }
 
     /// Notes that the sandbox or the volumes could not be made.
@@ -257,6 +283,7 @@ impl PodMachine {
         let said = self.last.as_ref().and_then(|status| status.phase.as_deref());
         input.gone
             || self.deadline_exceeded
+            || self.ended.is_some()
             || input.pod.metadata.deletion_timestamp.is_some()
             || [phase, said].iter().any(|phase| matches!(phase, Some("Succeeded" | "Failed")))
     }
@@ -401,8 +428,8 @@ impl PodMachine {
             .metadata
             .deletion_grace_period_seconds
             .or(spec.termination_grace_period_seconds)
-            .unwrap_or(GRACE_DEFAULT)
-            .max(1);
+            .unwrap_or(GRACE_DEFAULT);
+        let seconds = self.node_grace().map_or(seconds, |node| node.min(seconds)).max(1);
         let end_by = later(input.now, SignedDuration::from_secs(seconds));
         // A deletion that is repeated with less grace hastens the end; nothing delays it.
         let end_by = self.end_by.map_or(end_by, |known| known.min(end_by));
@@ -425,6 +452,10 @@ impl PodMachine {
         if idle && deleted {
             plan.actions.push(Action::Finish);
         }
+    }
+
+    fn node_grace(&self) -> Option<i64> {
+        self.ended.as_ref().and_then(grace_of)
     }
 
     /// Stops the sidecars, the last one first, each after the one behind it has ended.
@@ -457,9 +488,14 @@ impl PodMachine {
         memory.stop_by = Some(by);
         let grace = Duration::try_from(by.duration_since(input.now)).unwrap_or_default();
         let asked = input.pod.metadata.deletion_grace_period_seconds.unwrap_or(GRACE_DEFAULT);
+        let asked = self.node_grace().map_or(asked, |node| node.min(asked));
         let least = GRACE_MIN.min(Duration::from_secs(asked.max(1).unsigned_abs()));
         plan.actions.push(Action::Stop { container: Arc::clone(name), grace: grace.max(least), why });
     }
+}
+
+fn grace_of(end: &NodeEnd) -> Option<i64> {
+    end.grace_seconds.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
 struct Plan {

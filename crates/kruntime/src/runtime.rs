@@ -467,10 +467,17 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     }
 
     /// What the running containers of these pods have used, in any order; pods and containers that are not known, or don't run,
-    /// are left out. Asked at most every [`RESOLUTION`](crate::stats::RESOLUTION), for all pods at once. By default nothing
+    /// are left out. Asked at most every [`RESOLUTION`](crate::stats::RESOLUTION), for all pods at once, and beside that when the
+    /// node is short of memory. By default nothing
     /// is known.
     async fn usage(&self, _pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerReading>)> {
         Vec::new()
+    }
+
+    /// Frees what it can of the disks without ending anything: images that nobody uses. Asked when the node is short of disk space or
+    /// inodes. Says whether anything may have become free; by default there is nothing to free.
+    async fn reclaim(&self) -> bool {
+        false
     }
 
     /// Whether an image is there. By default images are only names, and nobody has to fetch them.

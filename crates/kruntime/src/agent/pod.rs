@@ -13,9 +13,9 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{Inner, Node, act::Outcome};
 use crate::{
-    machine::{Action, Busy, Input, PodMachine, Step, find},
+    machine::{Action, Busy, Input, NodeEnd, PodMachine, Step, find},
     probe,
-    runtime::{ContainerPhase, ObservedPod, PodUid, ProbeKind},
+    runtime::{ContainerPhase, ObservedContainer, ObservedPod, PodUid, ProbeKind},
 };
 
 /// How many steps one piece of work may take before it lets others go first.
@@ -29,6 +29,8 @@ pub(crate) struct PodEntry {
     pub(crate) uid: PodUid,
     pub(crate) node: Arc<Node>,
     state: Mutex<State>,
+    /// Whether it comes from a file of the node: the API has a mirror of it at most.
+    pub(crate) is_static: bool,
     /// Ends everything that runs on the pod's behalf.
     pub(crate) stop: CancellationToken,
 }
@@ -36,6 +38,8 @@ pub(crate) struct PodEntry {
 #[derive(Debug)]
 struct State {
     pod: Arc<Pod>,
+    /// What the API has of a static pod.
+    mirror: Option<Arc<Pod>>,
     gone: bool,
     machine: PodMachine,
     busy: BTreeSet<Busy>,
@@ -53,6 +57,7 @@ impl PodEntry {
         let state = State {
             written: pod.status.clone(),
             pod,
+            mirror: None,
             gone: false,
             machine,
             busy: BTreeSet::new(),
@@ -60,7 +65,23 @@ impl PodEntry {
             probers: HashMap::new(),
             told: BTreeMap::new(),
         };
-        Self { uid, node, state: Mutex::new(state), stop }
+        Self { uid, node, is_static: false, state: Mutex::new(state), stop }
+    }
+
+    /// A pod from a file.
+    pub(crate) fn new_static(uid: PodUid, node: Arc<Node>, pod: Arc<Pod>, machine: PodMachine) -> Self {
+        Self { is_static: true, ..Self::new(uid, node, pod, machine) }
+    }
+
+    /// Takes the mirror as it is now. Says whether it is another one, which knows nothing of the pod yet.
+    pub(crate) fn set_mirror(&self, mirror: Arc<Pod>) -> bool {
+        let mut state = self.state();
+        let is_new = state.mirror.as_ref().is_none_or(|known| known.metadata.uid != mirror.metadata.uid);
+        if is_new {
+            state.written = mirror.status.clone();
+        }
+        state.mirror = Some(mirror);
+        is_new
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -91,6 +112,15 @@ impl PodEntry {
             || foreign(&old) != foreign(new)
             || new.status.as_ref().and_then(|status| status.phase.as_ref())
                 != state.written.as_ref().and_then(|status| status.phase.as_ref())
+    }
+
+    /// The node ends the pod by itself; see [`PodMachine::end`].
+    pub(crate) fn end(&self, end: NodeEnd) {
+        self.state().machine.end(end);
+    }
+
+    pub(crate) fn is_ended_by_node(&self) -> bool {
+        self.state().machine.is_ended_by_node()
     }
 
     pub(crate) fn set_gone(&self) {
@@ -171,7 +201,14 @@ impl Inner {
                 let wait = Duration::try_from(at.duration_since(self.clock.now())).unwrap_or_default();
                 self.queue.add_after(entry.uid.clone(), wait);
             }
-            self.refresh_volumes(entry).await;
+            if self.is_over_here(entry, &step.status, &observed) {
+                // What its volumes hold is free from here on, also for the node that had to end the pod because its disk is full.
+                if let Some(volumes) = &entry.node.volumes {
+                    volumes.tear_down(&entry.uid).await;
+                }
+            } else {
+                self.refresh_volumes(entry).await;
+            }
             return self.write(entry, &step.status).await;
         }
         self.queue.add(entry.uid.clone());
@@ -224,6 +261,9 @@ impl Inner {
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);
+            if entry.is_static {
+                self.statics.ended(&entry.uid);
+            }
             self.queue.forget(&entry.uid);
         } else {
             self.queue.add_rate_limited(entry.uid.clone());
@@ -236,7 +276,10 @@ impl Inner {
             if state.gone || state.written.as_ref() == Some(status) {
                 return;
             }
-            (Arc::clone(&state.pod), state.written.clone())
+            let shown = if entry.is_static { state.mirror.as_ref() } else { Some(&state.pod) };
+            // Nobody is told of a static pod before it has a mirror.
+            let Some(shown) = shown else { return };
+            (Arc::clone(shown), state.written.clone())
         };
         match self.patch_status(&pod, old.as_ref(), status).await {
             Ok(()) => {
@@ -249,6 +292,14 @@ impl Inner {
                 self.queue.add_rate_limited(entry.uid.clone());
             }
         }
+    }
+
+    /// Whether the node has ended the pod, and nothing of it runs.
+    fn is_over_here(&self, entry: &PodEntry, status: &PodStatus, observed: &ObservedPod) -> bool {
+        let runs = |container: &ObservedContainer| matches!(container.phase, ContainerPhase::Running { .. });
+        entry.is_ended_by_node()
+            && status.phase.as_deref() == Some("Failed")
+            && !observed.containers.iter().any(runs)
     }
 
     async fn refresh_volumes(&self, entry: &Arc<PodEntry>) {

@@ -419,3 +419,39 @@ proptest! {
         prop_assert!(!bench.done.iter().any(|done| done.starts_with('+')), "{:?}", bench.done);
     }
 }
+
+/// A pod that the node ends fails when its last container has ended, not before, and is then a target of disruption (KEP-3329).
+#[test]
+fn a_pod_that_the_node_ends_fails_when_nothing_runs_any_more() {
+    let end = |grace_seconds| NodeEnd {
+        reason: "Evicted".to_owned(),
+        message: "why".to_owned(),
+        grace_seconds,
+        is_refusal: false,
+    };
+    for (grace, expected) in [(Some(1), "-a(1)"), (Some(600), "-a(30)"), (None, "-a(30)"), (Some(0), "-a(1)")]
+    {
+        let mut bench = Bench::new(main_only("Always"));
+        bench.run();
+        bench.machine.end(end(grace));
+        bench.machine.end(NodeEnd { reason: "Later".to_owned(), ..end(None) });
+        let step = bench.step();
+        assert_eq!(step.status.phase.as_deref(), Some("Running"), "something runs");
+        assert_eq!(bench.run(), expected, "{grace:?}");
+        assert_eq!(
+            (bench.status.phase.as_deref(), bench.status.reason.as_deref()),
+            (Some("Failed"), Some("Evicted"))
+        );
+        let conditions = bench.status.conditions.clone().unwrap_or_default();
+        let target = conditions.iter().find(|condition| condition.type_ == "DisruptionTarget").unwrap();
+        assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
+        bench.pass(600);
+        assert_eq!(bench.run(), "", "what has failed stays so");
+        assert_eq!(bench.status.conditions.as_ref(), Some(&conditions));
+    }
+    let mut refused = Bench::new(main_only("Always"));
+    refused.machine.end(NodeEnd { is_refusal: true, ..end(None) });
+    assert_eq!(refused.run(), "");
+    assert_eq!(refused.status.phase.as_deref(), Some("Failed"));
+    assert_eq!((&refused.status.container_statuses, &refused.status.conditions), (&None, &None));
+}

@@ -379,6 +379,19 @@ impl ContainerRuntime for OciRuntime {
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
     }
 
+    async fn reclaim(&self) -> bool {
+        // All that no container uses, however young.
+        let all =
+            CollectPolicy { high_percent: 0, low_percent: 0, age_min: Duration::ZERO, unused_max: None };
+        match self.shared.collect(&all).await {
+            Ok(gone) => !gone.is_empty(),
+            Err(error) => {
+                tracing::warn!(%error, "images can't be thrown away");
+                false
+            }
+        }
+    }
+
     async fn image(&self, image: &str) -> ImagePresence {
         let found = image.parse::<Reference>().ok().and_then(|name| self.shared.options.images.find(&name));
         if found.is_some() { ImagePresence::Present } else { ImagePresence::Absent }
