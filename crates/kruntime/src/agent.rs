@@ -121,6 +121,8 @@ pub(crate) struct Node {
     /// Since when the agent has it.
     pub(crate) since: jiff::Timestamp,
     pub(crate) materialises: bool,
+    /// The handlers of RuntimeClasses that the runtime knows.
+    pub(crate) handlers: Vec<String>,
     pub(crate) volumes: Option<Volumes>,
     /// Ends the node's heartbeats and its pods' work, as when the machine dies.
     pub(crate) stop: CancellationToken,
@@ -266,6 +268,7 @@ impl NodeAgent {
             version: info.version,
             since: self.inner.clock.now(),
             materialises: info.materialises,
+            handlers: info.handlers,
             volumes,
             stop: self.inner.stop.child_token(),
             pressures: Mutex::default(),

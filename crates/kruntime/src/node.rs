@@ -235,8 +235,11 @@ fn status(node: &Node, now: Timestamp) -> Value {
         .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
         .collect();
     addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
+    let handlers = std::iter::once("").chain(node.handlers.iter().map(String::as_str));
+    let handlers: Vec<_> = handlers.map(|name| json!({"name": name})).collect();
     json!({
         "addresses": addresses,
+        "runtimeHandlers": handlers,
         "allocatable": node.config.capacity,
         "capacity": node.config.capacity,
         "conditions": conditions,

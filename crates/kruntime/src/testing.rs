@@ -57,6 +57,24 @@ pub fn container(name: &str, attempt: u32) -> ContainerConfig {
     }
 }
 
+/// Pods of a RuntimeClass: of the handler `known`, which `runtime` was configured with, they run; of another they are refused.
+pub async fn check_handlers(runtime: Arc<dyn ContainerRuntime>, known: &str) {
+    let of = |handler: &str| SandboxConfig { runtime_handler: handler.to_owned(), ..sandbox("handled") };
+    let (uid, other) = (PodUid::from("handled"), PodUid::from("not-handled"));
+    let refused = runtime.run_pod(&other, &of("no-such-handler")).await.unwrap_err();
+    assert!(matches!(refused, RuntimeError::Config(_)), "{refused}");
+    assert_eq!(refused.to_string(), "no runtime for \"no-such-handler\" is configured");
+    assert!(runtime.observe(&other).addresses.is_none());
+    assert!(runtime.info().handlers.iter().any(|handler| handler == known));
+    runtime.run_pod(&uid, &of(known)).await.unwrap();
+    runtime.start(&uid, &container("long", 0)).await.unwrap();
+    let seen = runtime.observe(&uid);
+    assert!(matches!(seen.containers[0].phase, ContainerPhase::Running { .. }), "{seen:?}");
+    runtime.stop(&uid, "long", Duration::from_secs(10)).await.unwrap();
+    runtime.remove_pod(&uid).await.unwrap();
+    assert_eq!(runtime.observe(&uid), crate::runtime::ObservedPod::default());
+}
+
 /// Waits until the pod's container is as `is` wants it.
 ///
 /// # Panics

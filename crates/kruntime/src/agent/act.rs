@@ -44,15 +44,24 @@ impl Inner {
                 return Outcome::PodRefused;
             }
         }
-        let config = sandbox_config(&pod, entry);
-        match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
-            Ok(_) => Outcome::Done,
-            Err(error) => {
-                let message = format!("Failed to create pod sandbox: {error}");
-                self.event(entry, None, EventType::Warning, "FailedCreatePodSandBox", message);
-                Outcome::PodRefused
+        let mut config = sandbox_config(&pod, entry);
+        let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+        if let Some(class) = class.filter(|class| !class.is_empty()) {
+            match self.sources.runtime_handler(class).await {
+                Ok(handler) => config.runtime_handler = handler,
+                Err(error) => return self.pod_refused(entry, &error),
             }
         }
+        match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
+            Ok(_) => Outcome::Done,
+            Err(error) => self.pod_refused(entry, &error),
+        }
+    }
+
+    fn pod_refused(&self, entry: &PodEntry, error: &RuntimeError) -> Outcome {
+        let message = format!("Failed to create pod sandbox: {error}");
+        self.event(entry, None, EventType::Warning, "FailedCreatePodSandBox", message);
+        Outcome::PodRefused
     }
 
     async fn start(&self, entry: &Arc<PodEntry>, name: &Arc<str>, attempt: u32) -> Outcome {
@@ -207,6 +216,7 @@ fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
         ..SandboxConfig::default()
     };
     let Some(spec) = pod.spec.as_ref().filter(|_| entry.node.materialises) else { return config };
+    config.overhead = security::overhead(spec);
     config.hostname = hostname(pod);
     config.fqdn =
         spec.subdomain.as_ref().filter(|subdomain| !subdomain.is_empty()).map(|subdomain| {

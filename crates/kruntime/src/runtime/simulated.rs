@@ -22,7 +22,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest, Exit,
     LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, RuntimeError, RuntimeInfo,
-    SandboxConfig, Session, changes::Changes,
+    SandboxConfig, Session, changes::Changes, check_handler,
 };
 use crate::logs;
 use load::Meter;
@@ -50,6 +50,7 @@ pub struct SimulatedRuntime {
 struct Shared {
     clock: Arc<dyn Clock>,
     script: Arc<dyn Script>,
+    handlers: Vec<String>,
     state: Mutex<State>,
     changes: Changes,
     timer: Notify,
@@ -97,9 +98,16 @@ impl SimulatedRuntime {
     /// A runtime whose containers do what `script` says.
     #[must_use]
     pub fn with_script(clock: Arc<dyn Clock>, script: Arc<dyn Script>) -> Self {
+        Self::with_handlers(clock, script, Vec::new())
+    }
+
+    /// As [`with_script`](Self::with_script), for pods of RuntimeClasses with these handlers, too. All run the same way.
+    #[must_use]
+    pub fn with_handlers(clock: Arc<dyn Clock>, script: Arc<dyn Script>, handlers: Vec<String>) -> Self {
         let shared = Shared {
             clock,
             script,
+            handlers,
             state: Mutex::default(),
             changes: Changes::default(),
             timer: Notify::new(),
@@ -236,10 +244,12 @@ impl ContainerRuntime for SimulatedRuntime {
             version: concat!("simulated://", env!("CARGO_PKG_VERSION")).to_owned(),
             materialises: false,
             limitations: Vec::new(),
+            handlers: self.shared.handlers.clone(),
         }
     }
 
     async fn run_pod(&self, pod: &PodUid, config: &SandboxConfig) -> Result<Vec<IpAddr>, RuntimeError> {
+        check_handler(&config.runtime_handler, &self.shared.handlers)?;
         let mut state = self.shared.state();
         if let Some(known) = state.pods.get(pod) {
             return Ok(vec![known.address]);

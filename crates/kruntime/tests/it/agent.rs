@@ -82,3 +82,39 @@ async fn a_node_that_dies_says_nothing_more() {
     assert_eq!(kruntime::ContainerRuntime::pods(&*runtime).len(), 1);
     running.stop().await;
 }
+
+/// RuntimeClasses (KEP-585): their handler is the runtime's to know, and a pod whose class can't be had waits and says why.
+#[tokio::test(start_paused = true)]
+async fn a_runtime_class_chooses_the_handler() {
+    let api = FakeApi::default();
+    let clock = Arc::new(TokioClock::new());
+    let script = Arc::new(kruntime::runtime::simulated::AnnotationScript);
+    let handlers = vec!["special-handler".to_owned()];
+    let runtime = Arc::new(SimulatedRuntime::with_handlers(clock.clone(), script, handlers));
+    let informers = Informers::new(api.client());
+    let mut config = NodeConfig::new("node-0", runtime);
+    config.events = true;
+    let agent = NodeAgent::new(&informers, clock, [config]);
+    let running = Manager::new().informers(&informers).add(Start::Always, agent).start();
+    for class in ["special", "other", "none"] {
+        let mut pod = pod(class, 0, &json!({}));
+        pod["spec"]["runtimeClassName"] = json!(class);
+        api.put(pod);
+    }
+    api.until(|pods| phase(pods, "special") == "Running").await;
+    for (name, expected) in [
+        ("other", "Failed to create pod sandbox: no runtime for \"other-handler\" is configured"),
+        ("none", "Failed to create pod sandbox: RuntimeClass \"none\" not found"),
+    ] {
+        let told = |event: &Value| {
+            event["reason"] == "FailedCreatePodSandBox"
+                && [&event["involvedObject"], &event["regarding"]].iter().any(|about| about["name"] == name)
+                && [&event["message"], &event["note"]].iter().any(|said| **said == expected)
+        };
+        api.until_written("/events", |events| events.iter().any(|(_, _, event)| told(event))).await;
+        api.until(|pods| phase(pods, name) == "Pending").await;
+    }
+    let handlers = &api.writes_to("/nodes")[0].2["status"]["runtimeHandlers"];
+    assert_eq!(*handlers, json!([{"name": ""}, {"name": "special-handler"}]));
+    running.stop().await;
+}

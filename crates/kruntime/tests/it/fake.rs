@@ -176,7 +176,17 @@ impl FakeApi {
         let mut answer = json!({});
         if parts.method == Method::GET {
             let names: Vec<&str> = path.split('/').collect();
-            if let [.., "nodes", name] = names[..] {
+            if let [.., "runtimeclasses", name] = names[..] {
+                // One class that there is, one whose handler nobody has, and no others.
+                if !["special", "other"].contains(&name) {
+                    let status =
+                        json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"});
+                    let mut response = Response::new(Full::new(status.to_string().into()));
+                    *response.status_mut() = http::StatusCode::NOT_FOUND;
+                    return response;
+                }
+                answer = json!({"metadata": {"name": name}, "handler": format!("{name}-handler")});
+            } else if let [.., "nodes", name] = names[..] {
                 answer = json!({"metadata": {"name": name, "uid": format!("uid-of-{name}")}});
             } else if path.ends_with("/configmaps/config") {
                 answer = json!({"metadata": {"name": "config"}, "data": {"key": "value"}});

@@ -9,8 +9,8 @@ use kruntime::{
     ContainerRuntime, PodUid, RuntimeError,
     images::{CollectPolicy, ContentStore},
     runtime::{
-        ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount, Propagation,
-        Resources, SandboxConfig, Seccomp, Security,
+        AppArmor, ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount,
+        Propagation, Resources, SandboxConfig, Seccomp, Security,
         oci::{OciOptions, OciRuntime},
     },
     testing::{
@@ -476,4 +476,47 @@ async fn images_in_use_stay_and_wrong_ones_are_refused() {
     let error = runtime.start(&uid, &config).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Image(_)), "{error}");
     runtime.remove_pod(&uid).await.unwrap();
+}
+
+/// Each handler is an OCI runtime of its own, which a runtime that is opened again knows the containers of.
+#[tokio::test]
+async fn handlers_are_other_oci_runtimes() {
+    for program in programs() {
+        let Subject { runtime, mut options, dir } = subject(program, |options| {
+            options.handlers = [("special".to_owned(), program.into())].into();
+            options.outlive = true;
+        })
+        .await;
+        testing::check_handlers(runtime.clone(), "special").await;
+        let uid = PodUid::from("special");
+        let config = SandboxConfig { runtime_handler: "special".to_owned(), ..sandbox("special") };
+        runtime.run_pod(&uid, &config).await.unwrap();
+        runtime.start(&uid, &shell("long", "sleep 1000")).await.unwrap();
+        let known = std::fs::read_dir(dir.path().join("state/engine-special")).unwrap().count();
+        assert_eq!(known, 1, "{program} keeps what it knows apart");
+        drop(runtime);
+        options.outlive = false;
+        let runtime = OciRuntime::open(options).await.unwrap();
+        assert!(matches!(runtime.observe(&uid).containers[0].phase, ContainerPhase::Running { .. }));
+        runtime.remove_pod(&uid).await.unwrap();
+        let known = std::fs::read_dir(dir.path().join("state/engine-special")).unwrap().count();
+        assert_eq!(known, 0, "it is deleted where it was made");
+    }
+}
+
+#[tokio::test]
+async fn a_profile_of_apparmor_is_enforced_or_refused() {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    for program in
+        programs().into_iter().filter(|_| !enabled.as_ref().is_ok_and(|text| text.starts_with('Y')))
+    {
+        let subject = subject(program, |_| {}).await;
+        let uid = PodUid::from("apparmor");
+        subject.runtime.run_pod(&uid, &sandbox("apparmor")).await.unwrap();
+        let mut config = shell("c", "true");
+        config.security.apparmor = AppArmor::Localhost("own".to_owned());
+        let refused = subject.runtime.start(&uid, &config).await.unwrap_err();
+        assert_eq!(refused.to_string(), "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+        subject.runtime.remove_pod(&uid).await.unwrap();
+    }
 }

@@ -1,9 +1,20 @@
 use std::sync::Arc;
 
 use kcore::TokioClock;
-use kruntime::{runtime::simulated::SimulatedRuntime, testing};
+use kruntime::{
+    runtime::simulated::{AnnotationScript, SimulatedRuntime},
+    testing,
+};
 
 #[tokio::test(start_paused = true)]
 async fn keeps_the_suites_promises() {
     testing::check_runtime(Arc::new(SimulatedRuntime::new(Arc::new(TokioClock::new())))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn takes_pods_of_its_handlers() {
+    let clock = Arc::new(TokioClock::new());
+    let handlers = vec!["special".to_owned()];
+    let runtime = SimulatedRuntime::with_handlers(clock, Arc::new(AnnotationScript), handlers);
+    testing::check_handlers(Arc::new(runtime), "special").await;
 }

@@ -8,7 +8,7 @@ use std::{
 
 use super::proto as pb;
 use crate::runtime::{
-    ContainerConfig, Mount, PodUid, Propagation, RuntimeError, SandboxConfig, Seccomp,
+    AppArmor, ContainerConfig, Mount, PodUid, Propagation, Resources, RuntimeError, SandboxConfig, Seccomp,
     oci::{MASKED, READ_ONLY},
 };
 
@@ -146,6 +146,7 @@ pub(super) fn sandbox(
                 ..pb::SandboxSecurity::default()
             }),
             sysctls: config.sysctls.clone(),
+            overhead: (config.overhead != Resources::default()).then(|| resources(&config.overhead)),
             ..pb::LinuxPodSandboxConfig::default()
         }),
     }
@@ -194,8 +195,7 @@ fn mounts(config: &ContainerConfig, files: &OwnFiles) -> Vec<pb::Mount> {
     all.iter().map(mount).collect()
 }
 
-fn resources(config: &ContainerConfig) -> pb::LinuxContainerResources {
-    let wanted = &config.resources;
+pub(super) fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
     let signed = |number: Option<u64>| number.and_then(|number| i64::try_from(number).ok()).unwrap_or(0);
     pb::LinuxContainerResources {
         cpu_period: signed(wanted.cpu_period_us),
@@ -225,6 +225,15 @@ fn security(
             pb::SecurityProfile { profile_type: pb::ProfileType::Localhost.into(), localhost_ref }
         }
     };
+    let apparmor = match &wanted.apparmor {
+        AppArmor::Unset => None,
+        AppArmor::Unconfined => Some(profile(pb::ProfileType::Unconfined)),
+        AppArmor::RuntimeDefault => Some(profile(pb::ProfileType::RuntimeDefault)),
+        AppArmor::Localhost(name) => Some(pb::SecurityProfile {
+            profile_type: pb::ProfileType::Localhost.into(),
+            localhost_ref: name.clone(),
+        }),
+    };
     let user = run_as(config, image)?;
     let policy = match wanted.strict_groups {
         true => pb::SupplementalGroupsPolicy::Strict,
@@ -250,6 +259,7 @@ fn security(
         masked_paths: hidden(&MASKED),
         readonly_paths: hidden(&READ_ONLY),
         seccomp: Some(seccomp),
+        apparmor,
         supplemental_groups_policy: policy.into(),
     })
 }
@@ -323,7 +333,7 @@ pub(super) fn container(
         stdin: config.stdin,
         tty: config.tty,
         linux: Some(pb::LinuxContainerConfig {
-            resources: Some(resources(config)),
+            resources: Some(resources(&config.resources)),
             security_context: Some(security(sandbox, config, image, seccomp_dir)?),
         }),
         stop_signal: config.stop_signal.as_deref().map_or(0, signal),

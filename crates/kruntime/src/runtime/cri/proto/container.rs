@@ -118,6 +118,8 @@ pub(in crate::runtime::cri) struct ContainerSecurity {
     pub(in crate::runtime::cri) readonly_paths: Vec<String>,
     #[prost(message, optional, tag = "15")]
     pub(in crate::runtime::cri) seccomp: Option<SecurityProfile>,
+    #[prost(message, optional, tag = "16")]
+    pub(in crate::runtime::cri) apparmor: Option<SecurityProfile>,
     #[prost(enumeration = "SupplementalGroupsPolicy", tag = "17")]
     pub(in crate::runtime::cri) supplemental_groups_policy: i32,
 }
