@@ -40,10 +40,12 @@ mod images;
 mod pod;
 mod pressure;
 mod security;
+mod shutdown;
 mod statics;
 mod write;
 
 pub(crate) use pod::PodEntry;
+pub use shutdown::{ShutdownPeriod, shutdown_periods};
 use statics::Statics;
 pub(crate) use write::WriteError;
 
@@ -130,6 +132,8 @@ pub(crate) struct Node {
     pressures: Mutex<BTreeMap<Pressure, jiff::Timestamp>>,
     /// Since when it is no longer short of what it once was.
     relieved: Mutex<BTreeMap<Pressure, jiff::Timestamp>>,
+    /// Since when it is shutting down.
+    shutting_down: Mutex<Option<jiff::Timestamp>>,
     /// Its status has changed and is to be written.
     status_changed: AtomicBool,
 }
@@ -150,6 +154,16 @@ impl Node {
         }
         let relieved = self.relieved.lock().unwrap_or_else(PoisonError::into_inner);
         (false, relieved.get(&pressure).copied().unwrap_or(self.since))
+    }
+
+    /// Since when it is shutting down; `None` while it is not.
+    pub(crate) fn shutting_down(&self) -> Option<jiff::Timestamp> {
+        *self.shutting_down.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_shutting_down(&self, now: jiff::Timestamp) {
+        self.shutting_down.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(now);
+        self.ask_for_status();
     }
 
     fn ask_for_status(&self) {
@@ -200,6 +214,8 @@ pub(crate) struct Inner {
     entries: Mutex<HashMap<PodUid, Arc<PodEntry>, ahash::RandomState>>,
     pub(crate) stats: Readings,
     pub(crate) statics: Statics,
+    /// Held while a pod is given something else than before.
+    resizing: Mutex<()>,
     pub(crate) node_changed: tokio::sync::Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -247,6 +263,7 @@ impl NodeAgent {
             entries: Mutex::default(),
             stats: Readings::default(),
             statics: Statics::default(),
+            resizing: Mutex::default(),
             node_changed: tokio::sync::Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -273,6 +290,7 @@ impl NodeAgent {
             stop: self.inner.stop.child_token(),
             pressures: Mutex::default(),
             relieved: Mutex::default(),
+            shutting_down: Mutex::default(),
             status_changed: AtomicBool::new(false),
             config,
         };

@@ -20,11 +20,14 @@ use crate::runtime::{ContainerPhase, ObservedContainer, ObservedPod, ProbeKind};
 mod conditions;
 mod containers;
 mod phase;
+mod resize;
 mod restart;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use conditions::qos;
+pub(crate) use conditions::{RESIZE, qos};
+use resize::{Allocation, Resizing};
+pub use resize::{DEFERRED_FOR, Pending, Room, decide};
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};
 
@@ -66,6 +69,8 @@ pub enum Busy {
     Start(Arc<str>),
     /// The container is being stopped.
     Stop(Arc<str>),
+    /// The container is being given more or less.
+    Resize(Arc<str>),
 }
 
 /// What is to be done now.
@@ -89,6 +94,11 @@ pub enum Action {
         /// Why, for the event.
         why: StopReason,
     },
+    /// Give a container that runs what it has been given by now ([`PodMachine::resources_of`]).
+    Resize {
+        /// Its name.
+        container: Arc<str>,
+    },
     /// Nothing runs any more: write the last status, take sandbox and volumes away and, when the API still has the pod,
     /// delete it there for good.
     Finish,
@@ -103,6 +113,8 @@ pub enum StopReason {
     Liveness,
     /// Its startup probe failed.
     Startup,
+    /// It gets more or less, and its policy asks for a restart.
+    Resize,
 }
 
 /// What one step gives.
@@ -130,6 +142,7 @@ struct Memory {
     refused: Option<Refusal>,
     /// When the stop that was asked for last is over.
     stop_by: Option<Timestamp>,
+    resizing: Resizing,
 }
 
 #[derive(Clone, Debug)]
@@ -177,6 +190,10 @@ pub struct PodMachine {
     initialized: bool,
     deadline_exceeded: bool,
     ended: Option<NodeEnd>,
+    /// What the node has given the pod.
+    allocation: Option<Allocation>,
+    /// What the pod wants and is not given.
+    pending: Option<Pending>,
 }
 
 /// The node ends a pod that its owner did not delete: it is short of something, or shuts down.
@@ -258,7 +275,11 @@ impl PodMachine {
                 }
             }
             memory.refused = None;
+            let is_new = memory.seen.as_ref().is_none_or(|seen| seen.id != container.id);
             memory.seen = Some(container.clone());
+            if is_new {
+                self.began(&container.name);
+            }
         }
         let spec = input.pod.spec.as_ref();
         let mains = spec.map_or(&[][..], |spec| &spec.containers);
@@ -359,9 +380,14 @@ impl PodMachine {
         match &seen.phase {
             ContainerPhase::Running { .. } => {
                 self.kill_if_unhealthy(input, spec, container, plan);
+                self.plan_resize(input, spec, container, plan);
                 Progress::Runs
             }
             ContainerPhase::Exited(exit) => {
+                if self.restarts_to_resize(&container.name) {
+                    self.try_start(input, &container.name, seen.attempt + 1, plan);
+                    return Progress::Waits;
+                }
                 let completed_init = exit.code == 0 && is_regular_init(spec, container);
                 if completed_init || !should_restart(spec, container, exit.code) {
                     return Progress::Over;
@@ -391,9 +417,11 @@ impl PodMachine {
         {
             return plan.wake(refusal.retry_at);
         }
-        if memory.seen.is_some() {
+        // Who was stopped to be given something else has not crashed.
+        if memory.seen.is_some() && !memory.resizing.restarts {
             memory.backoff.next(input.now);
         }
+        self.starts(&name);
         plan.actions.push(Action::Start { container: name, attempt });
     }
 

@@ -226,7 +226,10 @@ fn status(node: &Node, now: Timestamp) -> Value {
             since,
         )
     });
-    let ready = condition("Ready", true, "KubeletReady", "kubelet is posting ready status", node.since);
+    let ready = match node.shutting_down() {
+        Some(since) => condition("Ready", false, "KubeletNotReady", "node is shutting down", since),
+        None => condition("Ready", true, "KubeletReady", "kubelet is posting ready status", node.since),
+    };
     let conditions: Vec<Value> = pressures.into_iter().chain([ready]).collect();
     let mut addresses: Vec<_> = node
         .config

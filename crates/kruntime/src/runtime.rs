@@ -495,6 +495,20 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Gives a container that runs other shares of the node, without a restart (KEP-1287); its `oom_score_adj` stays. By default the runtime
+    /// refuses, and the pod says so in its condition `PodResizeInProgress`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotRunning`], or what the kernel refuses, such as less memory than the container holds. The agent tries again.
+    async fn resize(
+        &self,
+        _pod: &PodUid,
+        _container: &str,
+        _resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Unsupported("resizing containers in place"))
+    }
+
     /// Frees what it can of the disks without ending anything: images that nobody uses. Asked when the node is short of disk space or
     /// inodes. Says whether anything may have become free; by default there is nothing to free.
     async fn reclaim(&self) -> bool {

@@ -7,13 +7,14 @@ use std::{
 };
 
 use futures::poll;
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
 use kreconcile::{EventType, Regarding};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{Inner, Node, act::Outcome};
 use crate::{
-    machine::{Action, Busy, Input, NodeEnd, PodMachine, Step, find},
+    demand,
+    machine::{Action, Busy, Input, NodeEnd, PodMachine, Room, Step, find},
     probe,
     runtime::{ContainerPhase, ObservedContainer, ObservedPod, PodUid, ProbeKind},
 };
@@ -22,6 +23,11 @@ use crate::{
 const STEPS_MAX: usize = 16;
 /// How often a pod that uses files of ConfigMaps, Secrets and tokens is looked at again (upstream's `syncFrequency`).
 pub(crate) const REFRESH: Duration = Duration::from_secs(60);
+
+/// Whether a pod with this status holds nothing of its node any more.
+fn is_final(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
 
 /// A pod that an agent looks after.
 #[derive(Debug)]
@@ -119,6 +125,16 @@ impl PodEntry {
         self.state().machine.end(end);
     }
 
+    /// What a container was given, or, with `is_start`, is to be started with.
+    pub(super) fn resources_of(&self, container: &str, is_start: bool) -> Option<ResourceRequirements> {
+        self.state().machine.resources_of(container, is_start)
+    }
+
+    /// Whether something is being done to it.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.state().busy.is_empty()
+    }
+
     pub(crate) fn is_ended_by_node(&self) -> bool {
         self.state().machine.is_ended_by_node()
     }
@@ -144,6 +160,7 @@ impl PodEntry {
         match outcome {
             Outcome::Done => {}
             Outcome::PodRefused => state.machine.pod_refused(now),
+            Outcome::Resized { container, outcome } => state.machine.resized(&container, outcome, now),
             Outcome::StartRefused { container, reason, message } => {
                 state.machine.start_refused(&container, reason, message, now);
             }
@@ -167,6 +184,58 @@ impl PodEntry {
 }
 
 impl Inner {
+    /// Gives the pod what it wants, if its node has room. One pod of the agent after the other: what is free is given once.
+    fn consider_resize(&self, entry: &PodEntry) {
+        let one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = || {
+            let of_node = |name: &str| demand::amount(Some(&entry.node.config.capacity), name).unwrap_or(0);
+            let others: Vec<Arc<PodEntry>> = {
+                let entries = self.entries();
+                let here = entries.values().filter(|other| other.node.config.name == entry.node.config.name);
+                here.filter(|other| other.uid != entry.uid).cloned().collect()
+            };
+            let mut used = [0_i64; 2];
+            for other in others {
+                let state = other.state();
+                let Some(spec) = state.pod.spec.as_ref() else { continue };
+                if state.written.as_ref().is_some_and(is_final) {
+                    continue;
+                }
+                for (sum, own) in used.iter_mut().zip(state.machine.allocated(spec)) {
+                    *sum = sum.saturating_add(own);
+                }
+            }
+            Room { capacity: [of_node("cpu"), of_node("memory")], used }
+        };
+        let pod = entry.pod();
+        // The pod's own lock is not held while others' are.
+        if !entry.state().machine.wants_resize(&pod) {
+            return;
+        }
+        let room = room();
+        let is_changed = entry.state().machine.consider_resize(&pod, entry.is_static, &room);
+        drop(one);
+        if is_changed {
+            self.retry_resizes(&entry.node);
+        }
+    }
+
+    /// Something of the node may have become free: pods that wait for more of it are looked at, the most important first.
+    fn retry_resizes(&self, node: &Node) {
+        let mut waiting: Vec<(i32, PodUid)> = {
+            let entries = self.entries();
+            let here = entries.values().filter(|entry| entry.node.config.name == node.config.name);
+            here.filter_map(|entry| {
+                let state = entry.state();
+                let priority = state.pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
+                state.machine.is_resize_pending().then(|| (priority, entry.uid.clone()))
+            })
+            .collect()
+        };
+        waiting.sort_by(|one, other| other.0.cmp(&one.0).then_with(|| one.1.cmp(&other.1)));
+        waiting.into_iter().for_each(|(_, uid)| self.queue.add(uid));
+    }
+
     /// One of the workers.
     pub(super) async fn work(self: &Arc<Self>) {
         while let Some(uid) = self.queue.take().await {
@@ -182,6 +251,7 @@ impl Inner {
     }
 
     async fn sync(self: &Arc<Self>, entry: &Arc<PodEntry>) {
+        self.consider_resize(entry);
         for _ in 0..STEPS_MAX {
             let observed = entry.node.config.runtime.observe(&entry.uid);
             let step = entry.step(&observed, self);
@@ -221,13 +291,14 @@ impl Inner {
             Action::RunPod | Action::Finish => Busy::Pod,
             Action::Start { container, .. } => Busy::Start(Arc::clone(container)),
             Action::Stop { container, .. } => Busy::Stop(Arc::clone(container)),
+            Action::Resize { container } => Busy::Resize(Arc::clone(container)),
         };
         entry.state().busy.insert(busy.clone());
         let mut acting = Box::pin(self.clone().act(Arc::clone(entry), action.clone()));
         if let std::task::Poll::Ready(outcome) = poll!(&mut acting) {
-            let refused = !matches!(outcome, Outcome::Done);
+            let refused = !matches!(outcome, Outcome::Done | Outcome::Resized { outcome: Ok(_), .. });
             entry.apply(&busy, outcome, self);
-            return !refused || !matches!(action, Action::RunPod);
+            return !refused || !matches!(action, Action::RunPod | Action::Resize { .. });
         }
         let (inner, entry) = (Arc::downgrade(self), Arc::clone(entry));
         self.tasks.spawn(async move {
@@ -261,6 +332,7 @@ impl Inner {
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);
+            self.retry_resizes(&entry.node);
             if entry.is_static {
                 self.statics.ended(&entry.uid);
             }
@@ -285,6 +357,9 @@ impl Inner {
             Ok(()) => {
                 entry.state().written = Some(status.clone());
                 self.queue.forget(&entry.uid);
+                if is_final(status) {
+                    self.retry_resizes(&entry.node);
+                }
             }
             Err(error) if error.is_gone() => {}
             Err(error) => {

@@ -153,13 +153,20 @@ impl Inner {
         self.queue.add(entry.uid.clone());
     }
 
-    /// Refuses a pod that is new to a node which is short of something.
+    /// Refuses a pod that is new to a node which is short of something, or ends.
     pub(super) fn admit(&self, entry: &PodEntry) {
         let pod = entry.pod();
         let pressures: Vec<Pressure> = entry.node.pressures().keys().copied().collect();
         let begun = entry.node.config.runtime.observe(&entry.uid).addresses.is_some();
         if begun || pod.metadata.deletion_timestamp.is_some() {
             return;
+        }
+        if entry.node.shutting_down().is_some() {
+            return self.refuse(
+                entry,
+                "NodeShutdown",
+                "Pod was rejected as the node is shutting down.".to_owned(),
+            );
         }
         if let Some(message) = refusal(&pod, &pressures) {
             self.refuse(entry, EVICTED, message);

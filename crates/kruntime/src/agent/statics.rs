@@ -179,6 +179,9 @@ impl Inner {
                 self.queue.add(entry.uid.clone());
             }
         }
+        if node.shutting_down().is_some() {
+            return;
+        }
         for (key, pod) in &found.pods {
             let uid = PodUid::from(pod.metadata.uid.as_deref().unwrap_or_default());
             {

@@ -14,6 +14,13 @@ use crate::runtime::ContainerPhase;
 const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
 
+/// These are there only while they are true (KEP-1287).
+pub(crate) const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn is_owned(type_: &str) -> bool {
+    OWNED.contains(&type_) || RESIZE.contains(&type_)
+}
+
 /// Others say this one, too: it is added when the node ends the pod.
 const DISRUPTION: &str = "DisruptionTarget";
 
@@ -129,7 +136,7 @@ impl PodMachine {
         let phase = status.phase.as_deref().unwrap_or_default();
         let foreign = input.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         let mut conditions: Vec<PodCondition> =
-            foreign.into_iter().flatten().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned().collect();
+            foreign.into_iter().flatten().filter(|c| !is_owned(&c.type_)).cloned().collect();
         let containers_ready = containers_ready(spec, init, main, phase);
         let ready = if containers_ready.status {
             gates_ready(spec, &conditions)
@@ -146,6 +153,18 @@ impl PodMachine {
         let all = [sandbox, initialized(input, spec, init, phase), ready, containers_ready, Verdict::yes()];
         for (type_, verdict) in OWNED.into_iter().zip(all) {
             conditions.push(condition(input, old, type_, verdict));
+        }
+        if !matches!(phase, "Succeeded" | "Failed") {
+            if let Some(pending) = &self.pending {
+                let (reason, message) = pending.words();
+                let verdict =
+                    Verdict { status: true, reason: Some(reason), message: Some(message.to_owned()) };
+                conditions.push(condition(input, old, RESIZE[0], verdict));
+            }
+            if let Some(wrong) = self.resize_in_progress(spec) {
+                let (reason, message) = (wrong.map(|_| "Error"), wrong.map(str::to_owned));
+                conditions.push(condition(input, old, RESIZE[1], Verdict { status: true, reason, message }));
+            }
         }
         if let Some(end) = self.ended.as_ref().filter(|_| phase == "Failed") {
             conditions.retain(|condition| condition.type_ != DISRUPTION);

@@ -91,6 +91,11 @@ impl Bench {
                 self.done.push(format!("-{container}({})", grace.as_secs()));
                 self.exit(container, 143);
             }
+            Action::Resize { container } => {
+                self.done.push(format!("~{container}"));
+                let given = self.machine.resources_of(container, false).unwrap();
+                self.machine.resized(container, Ok(given), self.now);
+            }
             Action::Finish => {
                 self.done.push("finish".to_owned());
                 self.finished = true;
@@ -454,4 +459,62 @@ fn a_pod_that_the_node_ends_fails_when_nothing_runs_any_more() {
     assert_eq!(refused.run(), "");
     assert_eq!(refused.status.phase.as_deref(), Some("Failed"));
     assert_eq!((&refused.status.container_statuses, &refused.status.conditions), (&None, &None));
+}
+
+/// Changes in place (KEP-1287): by the policy of what changes, shown while they are under way, tried again when they are refused.
+#[test]
+fn containers_get_what_the_pod_was_given() {
+    let spec = |cpu: &str, memory: &str| {
+        let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+        let resources = json!({"requests": {"cpu": cpu, "memory": memory}});
+        json!({"containers": [{"name": "a", "image": "i", "resources": resources, "resizePolicy": policy}]})
+    };
+    let room = Room { capacity: [4000, 1 << 40], used: [0, 0] };
+    let wants = |bench: &mut Bench, cpu: &str, memory: &str| {
+        bench.pod = pod(spec(cpu, memory));
+        bench.machine.consider_resize(&bench.pod, false, &room)
+    };
+    let in_progress = |status: &PodStatus| {
+        let conditions = status.conditions.iter().flatten();
+        let mut found = conditions.filter(|condition| condition.type_ == "PodResizeInProgress");
+        found.next().map(|condition| condition.reason.clone().unwrap_or_default())
+    };
+    let mut bench = Bench::new(spec("1", "1Gi"));
+    assert!(!wants(&mut bench, "1", "1Gi"));
+    assert_eq!(bench.run(), "pod +a0");
+    assert!(wants(&mut bench, "2", "1Gi"));
+    let step = bench.step();
+    assert_eq!(step.actions, [Action::Resize { container: "a".into() }]);
+    assert_eq!(in_progress(&step.status).as_deref(), Some(""));
+    let shown = &step.status.container_statuses.as_ref().unwrap()[0];
+    let cpu = |list: &Option<BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+        list.as_ref().unwrap()["cpu"].0.clone()
+    };
+    let has = &shown.resources.as_ref().unwrap().requests;
+    assert_eq!((cpu(&shown.allocated_resources), cpu(has)), ("2".to_owned(), "1".to_owned()));
+
+    bench.machine.resized(&"a".into(), Err("no".to_owned()), bench.now);
+    let step = bench.step();
+    assert!(step.actions.is_empty());
+    assert_eq!(in_progress(&step.status).as_deref(), Some("Error"));
+    assert_eq!(step.wake_at, Some(later(bench.now, RETRY_AFTER)));
+    bench.pass(10);
+    assert_eq!(bench.run(), "~a");
+    assert_eq!(in_progress(&bench.status), None);
+
+    // A restart that is asked for is no crash: there is no back-off, however often.
+    for (memory, start) in [("2Gi", "-a(30) +a1"), ("3Gi", "-a(30) +a2"), ("4Gi", "-a(30) +a3")] {
+        assert!(wants(&mut bench, "2", memory));
+        assert_eq!(bench.run(), start);
+        assert_eq!(in_progress(&bench.status), None, "{memory}");
+    }
+    // What can't be given changes nothing, and a start has what was given.
+    assert!(!wants(&mut bench, "9", "4Gi"));
+    bench.exit("a", 1);
+    assert_eq!(bench.run(), "+a4");
+    let given = bench.machine.resources_of("a", false).unwrap();
+    assert_eq!(cpu(&given.requests), "2");
+    let conditions = bench.status.conditions.clone().unwrap_or_default();
+    let pending = conditions.iter().find(|condition| condition.type_ == "PodResizePending").unwrap();
+    assert_eq!(pending.reason.as_deref(), Some("Infeasible"));
 }

@@ -21,8 +21,8 @@ use tonic::{Code, Status};
 
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest, Exit,
-    ImagePresence, LogOptions, LogStream, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig,
-    Session, changes::Changes, output::remove_logs_before,
+    ImagePresence, LogOptions, LogStream, ObservedPod, PodUid, Resources, RuntimeError, RuntimeInfo,
+    SandboxConfig, Session, changes::Changes, output::remove_logs_before,
 };
 use crate::{
     images::{Credentials, Digest, Reference},
@@ -383,6 +383,13 @@ impl ContainerRuntime for CriRuntime {
         }
         shared.changes.tell(uid);
         Ok(())
+    }
+
+    async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        let container = self.shared.running(uid, name)?;
+        let request = convert::update(&container.id, resources);
+        let method = "RuntimeService/UpdateContainerResources";
+        self.shared.client.call::<_, pb::Empty>(method, request).await.map(drop).map_err(refused)
     }
 
     async fn stop(&self, uid: &PodUid, name: &str, grace: Duration) -> Result<(), RuntimeError> {

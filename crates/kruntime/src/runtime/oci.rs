@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     ChangeStream, ContainerConfig, ContainerReading, ContainerRuntime, ExecRequest, ImagePresence,
-    LogOptions, LogStream, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig, Session,
+    LogOptions, LogStream, ObservedPod, PodUid, Resources, RuntimeError, RuntimeInfo, SandboxConfig, Session,
     changes::Changes, check_handler, output::attach, process::launch::Launcher,
 };
 use crate::{
@@ -395,6 +395,11 @@ impl ContainerRuntime for OciRuntime {
         };
         let all = move || known.into_iter().map(|(uid, pod)| (uid, read(&pod))).collect();
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
+    }
+
+    async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        let container = self.shared.pod(uid)?.running(name)?;
+        container.resize(self.shared.engine(&container.saved.handler), resources).await
     }
 
     async fn reclaim(&self) -> bool {

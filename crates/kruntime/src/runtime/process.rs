@@ -290,6 +290,16 @@ impl ContainerRuntime for ProcessRuntime {
         Ok(())
     }
 
+    /// A process is not held to any shares, neither at its start nor here.
+    async fn resize(
+        &self,
+        uid: &PodUid,
+        name: &str,
+        _resources: &super::Resources,
+    ) -> Result<(), RuntimeError> {
+        self.shared.pod(uid)?.running(name).map(drop)
+    }
+
     async fn stop(&self, uid: &PodUid, name: &str, grace: Duration) -> Result<(), RuntimeError> {
         let Some(container) = self.shared.pod(uid).ok().and_then(|pod| pod.find(name)) else { return Ok(()) };
         container.stop(grace).await;

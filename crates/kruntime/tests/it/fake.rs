@@ -224,7 +224,9 @@ fn merge_status(status: &mut Value, patch: &Value) {
                 let mut all = status["conditions"].as_array().cloned().unwrap_or_default();
                 for condition in patched {
                     all.retain(|known| known["type"] != condition["type"]);
-                    all.push(condition.clone());
+                    if condition["$patch"] != "delete" {
+                        all.push(condition.clone());
+                    }
                 }
                 status["conditions"] = all.into();
             }

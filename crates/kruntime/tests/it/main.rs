@@ -12,6 +12,7 @@ mod pressure;
 mod process;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod registry;
+mod resize;
 mod serve;
 mod simulated;
 mod spdy;

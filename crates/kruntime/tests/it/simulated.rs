@@ -18,3 +18,13 @@ async fn takes_pods_of_its_handlers() {
     let runtime = SimulatedRuntime::with_handlers(clock, Arc::new(AnnotationScript), handlers);
     testing::check_handlers(Arc::new(runtime), "special").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn gives_containers_more_or_less() {
+    let runtime = Arc::new(SimulatedRuntime::new(Arc::new(TokioClock::new())));
+    let shown = runtime.clone();
+    testing::check_resize(runtime, move |pod, name, wanted| {
+        shown.resources(pod, name).as_ref() == Some(wanted)
+    })
+    .await;
+}

@@ -195,7 +195,7 @@ fn mounts(config: &ContainerConfig, files: &OwnFiles) -> Vec<pb::Mount> {
     all.iter().map(mount).collect()
 }
 
-pub(super) fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
+fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
     let signed = |number: Option<u64>| number.and_then(|number| i64::try_from(number).ok()).unwrap_or(0);
     pb::LinuxContainerResources {
         cpu_period: signed(wanted.cpu_period_us),
@@ -205,6 +205,13 @@ pub(super) fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
         oom_score_adj: wanted.oom_score_adj.unwrap_or(0).into(),
         ..pb::LinuxContainerResources::default()
     }
+}
+
+/// What a container that runs is to have. Zero is for unchanged, so that a limit of memory can't be taken away.
+pub(super) fn update(id: &str, wanted: &Resources) -> pb::UpdateContainerResourcesRequest {
+    let linux =
+        pb::LinuxContainerResources { cpu_quota: wanted.cpu_quota_us.unwrap_or(-1), ..resources(wanted) };
+    pb::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux) }
 }
 
 fn security(

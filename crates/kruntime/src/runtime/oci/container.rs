@@ -211,6 +211,24 @@ impl Container {
         rootfs::remove(&self.bundle());
     }
 
+    /// Gives it other shares of the node, by the OCI runtime's `update`.
+    pub(super) async fn resize(
+        &self,
+        engine: &super::Engine,
+        resources: &crate::runtime::Resources,
+    ) -> Result<(), RuntimeError> {
+        let wrong = || RuntimeError::io("writing what the container gets");
+        let mut file = tempfile::NamedTempFile::new_in(self.bundle()).map_err(wrong())?;
+        serde_json::to_writer(&mut file, &super::spec::update(resources))
+            .map_err(io::Error::from)
+            .map_err(wrong())?;
+        let path = file.path().to_string_lossy().into_owned();
+        let log = self.bundle().join("update.json");
+        let updated = engine.run(Some(&log), &["update", "--resources", &path, &self.saved.id]).await;
+        let _ = std::fs::remove_file(log);
+        updated.map_err(RuntimeError::Create)
+    }
+
     /// Leaves it to a runtime that comes after this one.
     pub(super) fn leave(&self) {
         drop(self.waiter.lock().unwrap_or_else(PoisonError::into_inner).take());

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::users::User;
-use crate::runtime::{AppArmor, ContainerConfig, Mount, Propagation, RuntimeError, SandboxConfig};
+use crate::runtime::{AppArmor, ContainerConfig, Mount, Propagation, Resources, RuntimeError, SandboxConfig};
 
 /// What of `/proc` and `/sys` a container doesn't see.
 pub(in crate::runtime) const MASKED: [&str; 12] = [
@@ -154,6 +154,18 @@ fn resources(parts: &Parts<'_>) -> Value {
     resources
 }
 
+/// What `update` of an OCI runtime reads: all that can be changed, with -1 for no limit.
+pub(super) fn update(resources: &Resources) -> Value {
+    let mut cpu = json!({"quota": resources.cpu_quota_us.unwrap_or(-1)});
+    if let Some(shares) = resources.cpu_shares {
+        cpu["shares"] = json!(shares);
+    }
+    if let Some(period) = resources.cpu_period_us {
+        cpu["period"] = json!(period);
+    }
+    json!({"cpu": cpu, "memory": {"limit": resources.memory_bytes_max.unwrap_or(-1)}})
+}
+
 /// A container that mounts for others needs a root that lets it through.
 fn propagation(mounts: &[Mount]) -> &'static str {
     if mounts.iter().any(|mount| mount.propagation == Propagation::Bidirectional) {
@@ -257,7 +269,7 @@ pub(super) fn host_devices() -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{Resources, Security};
+    use crate::runtime::Security;
 
     #[test]
     fn apparmor_is_enforced_or_refused() {
