@@ -39,6 +39,7 @@ mod act;
 mod images;
 mod pod;
 mod pressure;
+mod resize;
 mod security;
 mod shutdown;
 mod statics;
@@ -214,8 +215,7 @@ pub(crate) struct Inner {
     entries: Mutex<HashMap<PodUid, Arc<PodEntry>, ahash::RandomState>>,
     pub(crate) stats: Readings,
     pub(crate) statics: Statics,
-    /// Held while a pod is given something else than before.
-    resizing: Mutex<()>,
+    resizing: resize::Waiting,
     pub(crate) node_changed: tokio::sync::Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,

@@ -13,7 +13,6 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{Inner, Node, act::Outcome};
 use crate::{
-    demand,
     machine::{Action, Busy, Input, NodeEnd, PodMachine, Room, Step, find},
     probe,
     runtime::{ContainerPhase, ObservedContainer, ObservedPod, PodUid, ProbeKind},
@@ -25,7 +24,7 @@ const STEPS_MAX: usize = 16;
 pub(crate) const REFRESH: Duration = Duration::from_secs(60);
 
 /// Whether a pod with this status holds nothing of its node any more.
-fn is_final(status: &PodStatus) -> bool {
+pub(super) fn is_final(status: &PodStatus) -> bool {
     matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
@@ -130,6 +129,33 @@ impl PodEntry {
         self.state().machine.resources_of(container, is_start)
     }
 
+    /// Whether the pod wants what it was not given, and whether that was known.
+    pub(super) fn wants_resize(&self) -> (bool, bool) {
+        let mut state = self.state();
+        let State { pod, machine, .. } = &mut *state;
+        let was_pending = machine.is_resize_pending();
+        (machine.wants_resize(pod), was_pending)
+    }
+
+    /// Gives the pod what it wants, if there is room. Says whether it was given something else, and whether it still waits.
+    pub(super) fn give(&self, room: &Room) -> (bool, bool) {
+        let mut state = self.state();
+        let State { pod, machine, .. } = &mut *state;
+        let is_changed = machine.consider_resize(pod, self.is_static, room);
+        (is_changed, machine.is_resize_pending())
+    }
+
+    /// What the pod was given of its node; nothing when it has ended.
+    pub(super) fn allocated(&self) -> [i64; 2] {
+        let state = self.state();
+        let spec = state.pod.spec.as_ref().filter(|_| !state.written.as_ref().is_some_and(is_final));
+        spec.map_or([0; 2], |spec| state.machine.allocated(spec))
+    }
+
+    pub(super) fn priority(&self) -> i32 {
+        self.state().pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0)
+    }
+
     /// Whether something is being done to it.
     pub(super) fn is_busy(&self) -> bool {
         !self.state().busy.is_empty()
@@ -184,58 +210,6 @@ impl PodEntry {
 }
 
 impl Inner {
-    /// Gives the pod what it wants, if its node has room. One pod of the agent after the other: what is free is given once.
-    fn consider_resize(&self, entry: &PodEntry) {
-        let one = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = || {
-            let of_node = |name: &str| demand::amount(Some(&entry.node.config.capacity), name).unwrap_or(0);
-            let others: Vec<Arc<PodEntry>> = {
-                let entries = self.entries();
-                let here = entries.values().filter(|other| other.node.config.name == entry.node.config.name);
-                here.filter(|other| other.uid != entry.uid).cloned().collect()
-            };
-            let mut used = [0_i64; 2];
-            for other in others {
-                let state = other.state();
-                let Some(spec) = state.pod.spec.as_ref() else { continue };
-                if state.written.as_ref().is_some_and(is_final) {
-                    continue;
-                }
-                for (sum, own) in used.iter_mut().zip(state.machine.allocated(spec)) {
-                    *sum = sum.saturating_add(own);
-                }
-            }
-            Room { capacity: [of_node("cpu"), of_node("memory")], used }
-        };
-        let pod = entry.pod();
-        // The pod's own lock is not held while others' are.
-        if !entry.state().machine.wants_resize(&pod) {
-            return;
-        }
-        let room = room();
-        let is_changed = entry.state().machine.consider_resize(&pod, entry.is_static, &room);
-        drop(one);
-        if is_changed {
-            self.retry_resizes(&entry.node);
-        }
-    }
-
-    /// Something of the node may have become free: pods that wait for more of it are looked at, the most important first.
-    fn retry_resizes(&self, node: &Node) {
-        let mut waiting: Vec<(i32, PodUid)> = {
-            let entries = self.entries();
-            let here = entries.values().filter(|entry| entry.node.config.name == node.config.name);
-            here.filter_map(|entry| {
-                let state = entry.state();
-                let priority = state.pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0);
-                state.machine.is_resize_pending().then(|| (priority, entry.uid.clone()))
-            })
-            .collect()
-        };
-        waiting.sort_by(|one, other| other.0.cmp(&one.0).then_with(|| one.1.cmp(&other.1)));
-        waiting.into_iter().for_each(|(_, uid)| self.queue.add(uid));
-    }
-
     /// One of the workers.
     pub(super) async fn work(self: &Arc<Self>) {
         while let Some(uid) = self.queue.take().await {

@@ -155,13 +155,18 @@ impl Inner {
 
     /// Refuses a pod that is new to a node which is short of something, or ends.
     pub(super) fn admit(&self, entry: &PodEntry) {
-        let pod = entry.pod();
+        let ends = entry.node.shutting_down().is_some();
         let pressures: Vec<Pressure> = entry.node.pressures().keys().copied().collect();
+        // Nearly always.
+        if pressures.is_empty() && !ends {
+            return;
+        }
+        let pod = entry.pod();
         let begun = entry.node.config.runtime.observe(&entry.uid).addresses.is_some();
         if begun || pod.metadata.deletion_timestamp.is_some() {
             return;
         }
-        if entry.node.shutting_down().is_some() {
+        if ends {
             return self.refuse(
                 entry,
                 "NodeShutdown",

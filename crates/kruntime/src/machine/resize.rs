@@ -98,17 +98,28 @@ fn needs_restart(container: &Container, has: &ResourceRequirements, wants: &Reso
 #[derive(Clone, Debug, Default)]
 pub(super) struct Resizing {
     /// What the start that was asked for last is to have.
-    starting: Option<ResourceRequirements>,
+    starting: Option<Arc<ResourceRequirements>>,
     /// What the container that runs has.
-    has: Option<ResourceRequirements>,
+    has: Option<Arc<ResourceRequirements>>,
     /// It is being restarted to get more or less.
     pub(super) restarts: bool,
     /// The runtime refused; when to try again.
     refused: Option<(String, Timestamp)>,
 }
 
-/// What the node has given the pod, by container; nothing before it was looked at first.
-pub(super) type Allocation = BTreeMap<String, ResourceRequirements>;
+/// What the node has given the pod, by container. Shared with what containers have: most pods never change.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Allocation(Vec<(Box<str>, Arc<ResourceRequirements>)>);
+
+impl Allocation {
+    fn get(&self, container: &str) -> Option<&Arc<ResourceRequirements>> {
+        self.0.iter().find(|(name, _)| **name == *container).map(|(_, given)| given)
+    }
+
+    fn put(&mut self, container: &str, given: ResourceRequirements) {
+        self.0.push((container.into(), Arc::new(given)));
+    }
+}
 
 fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
@@ -116,9 +127,13 @@ fn containers(spec: &PodSpec) -> impl Iterator<Item = &Container> {
 
 /// What the containers want; nothing is kept of those that want nothing.
 fn wanted(spec: &PodSpec) -> Allocation {
-    containers(spec)
-        .filter_map(|container| Some((container.name.clone(), container.resources.clone()?)))
-        .collect()
+    let mut given = Allocation::default();
+    for container in containers(spec) {
+        if let Some(own) = &container.resources {
+            given.put(&container.name, own.clone());
+        }
+    }
+    given
 }
 
 /// What the containers were given by what the API says of them, for an agent that comes back; else what they want.
@@ -127,12 +142,14 @@ fn recover(pod: &Pod, spec: &PodSpec) -> (Allocation, BTreeMap<String, ResourceR
     let lists = status.map(|status| [&status.container_statuses, &status.init_container_statuses]);
     let known =
         |name: &str| lists.into_iter().flatten().flatten().flatten().find(|status| status.name == name);
-    let (mut given, mut has) = (Allocation::new(), BTreeMap::new());
+    let (mut given, mut has) = (Allocation::default(), BTreeMap::new());
     for container in containers(spec) {
         let told = known(&container.name)
             .and_then(|status| Some((status.allocated_resources.clone()?, status.resources.clone()?)));
         let Some((requests, shown)) = told else {
-            given.extend(container.resources.clone().map(|own| (container.name.clone(), own)));
+            if let Some(own) = &container.resources {
+                given.put(&container.name, own.clone());
+            }
             continue;
         };
         let resources = ResourceRequirements {
@@ -140,7 +157,7 @@ fn recover(pod: &Pod, spec: &PodSpec) -> (Allocation, BTreeMap<String, ResourceR
             limits: shown.limits.clone(),
             claims: shown.claims.clone(),
         };
-        given.insert(container.name.clone(), resources);
+        given.put(&container.name, resources);
         has.insert(container.name.clone(), shown);
     }
     (given, has)
@@ -155,13 +172,13 @@ impl PodMachine {
             let (given, has) = recover(pod, spec);
             self.allocation = Some(given);
             for (name, has) in has {
-                self.memory.entry(name.into()).or_default().resizing.has = Some(has);
+                self.memory.entry(name.into()).or_default().resizing.has = Some(Arc::new(has));
             }
         }
         let Some(given) = &self.allocation else { return false };
         let nothing = ResourceRequirements::default();
         let is_settled = containers(spec).all(|container| {
-            let given = given.get(&container.name).unwrap_or(&nothing);
+            let given = given.get(&container.name).map_or(&nothing, |given| &**given);
             let wanted = container.resources.as_ref().unwrap_or(&nothing);
             given == wanted || same(given, wanted)
         });
@@ -194,7 +211,7 @@ impl PodMachine {
             demand::request_with(spec, name, |container| {
                 let own = container.resources.as_ref();
                 let given = match &self.allocation {
-                    Some(given) => given.get(&container.name),
+                    Some(given) => given.get(&container.name).map(|given| &**given),
                     None => own,
                 };
                 demand::amount(given?.requests.as_ref(), name)
@@ -212,8 +229,12 @@ impl PodMachine {
     #[must_use]
     pub fn resources_of(&self, container: &str, is_start: bool) -> Option<ResourceRequirements> {
         let starting = self.memory.get(container).and_then(|memory| memory.resizing.starting.clone());
-        let given = || Some(self.allocation.as_ref()?.get(container).cloned().unwrap_or_default());
-        if is_start { starting.or_else(given) } else { given() }
+        let found = if is_start { starting.or_else(|| self.given(container)) } else { self.given(container) };
+        found.map(|found| (*found).clone())
+    }
+
+    fn given(&self, container: &str) -> Option<Arc<ResourceRequirements>> {
+        Some(self.allocation.as_ref()?.get(container).cloned().unwrap_or_default())
     }
 
     /// Notes what came of a change: the container has these resources now, or the runtime refused.
@@ -226,7 +247,7 @@ impl PodMachine {
         let resizing = &mut self.memory.entry(Arc::clone(container)).or_default().resizing;
         match outcome {
             Ok(has) => {
-                resizing.has = Some(has);
+                resizing.has = Some(Arc::new(has));
                 resizing.refused = None;
             }
             Err(why) => resizing.refused = Some((why, later(now, RETRY_AFTER))),
@@ -235,7 +256,7 @@ impl PodMachine {
 
     /// Takes note that a container was begun anew.
     pub(super) fn began(&mut self, container: &Arc<str>) {
-        let given = self.allocation.as_ref().and_then(|given| given.get(&**container)).cloned();
+        let given = self.given(container);
         let resizing = &mut self.memory.entry(Arc::clone(container)).or_default().resizing;
         // An agent that comes back knows from the API what the container has.
         let has = resizing.starting.take().or_else(|| resizing.has.take()).or(given);
@@ -244,7 +265,7 @@ impl PodMachine {
 
     /// Takes note of a start that is asked for.
     pub(super) fn starts(&mut self, container: &Arc<str>) {
-        let given = self.allocation.as_ref().and_then(|given| given.get(&**container)).cloned();
+        let given = self.given(container);
         self.memory.entry(Arc::clone(container)).or_default().resizing.starting = given;
     }
 
@@ -265,10 +286,10 @@ impl PodMachine {
         if self.pending.as_ref().is_some_and(|pending| matches!(pending, Pending::Deferred(_))) {
             plan.wake(later(input.now, DEFERRED_FOR));
         }
-        let Some(given) = self.resources_of(&container.name, false) else { return };
+        let Some(given) = self.given(&container.name) else { return };
         let resizing = &mut self.memory.entry(Arc::clone(&name)).or_default().resizing;
         let has = resizing.has.get_or_insert_with(|| given.clone());
-        if same(has, &given) {
+        if Arc::ptr_eq(has, &given) || same(has, &given) {
             resizing.refused = None;
             return;
         }
@@ -294,13 +315,14 @@ impl PodMachine {
         &self,
         container: &Container,
     ) -> Option<(ResourceRequirements, ResourceRequirements)> {
-        let given = self.allocation.as_ref().and_then(|given| given.get(&container.name));
+        let given =
+            self.allocation.as_ref().and_then(|given| given.get(&container.name)).map(|given| &**given);
         let given = given.or(container.resources.as_ref())?;
         if given.requests.is_none() && given.limits.is_none() {
             return None;
         }
         let has = self.memory.get(container.name.as_str()).and_then(|memory| memory.resizing.has.as_ref());
-        Some((given.clone(), has.unwrap_or(given).clone()))
+        Some((given.clone(), has.map_or(given, |has| &**has).clone()))
     }
 
     /// The change that is under way, and what went wrong with it.
