@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -23,6 +26,7 @@ use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    eviction::{EvictionOptions, Pressure},
     machine::PodMachine,
     node,
     runtime::{ContainerRuntime, PodUid},
@@ -34,10 +38,16 @@ use crate::{
 mod act;
 mod images;
 mod pod;
+mod pressure;
+mod resize;
 mod security;
+mod shutdown;
+mod statics;
 mod write;
 
 pub(crate) use pod::PodEntry;
+pub use shutdown::{ShutdownPeriod, shutdown_periods};
+use statics::Statics;
 pub(crate) use write::WriteError;
 
 /// How many pods are worked on at the same time.
@@ -68,8 +78,14 @@ pub struct NodeConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain.
     pub cluster_domain: String,
-    /// Whether events are written for the node's pods.
+    /// Whether events are written for the node and its pods.
     pub events: bool,
+    /// What is done when the node is short of something. `None`, the default, means nothing: the node has no pressure, whatever the machine
+    /// that it is on is short of, so that no simulated node and no developer's full disk ends anybody's pods by surprise.
+    pub eviction: Option<EvictionOptions>,
+    /// A file, or a directory of files, each with a pod that the node runs by itself (upstream's `staticPodPath`); see
+    /// [`static_pods`](crate::static_pods). None by default.
+    pub static_pods: Option<PathBuf>,
 }
 
 impl NodeConfig {
@@ -92,6 +108,8 @@ impl NodeConfig {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             events,
+            eviction: None,
+            static_pods: None,
         }
     }
 }
@@ -106,9 +124,61 @@ pub(crate) struct Node {
     /// Since when the agent has it.
     pub(crate) since: jiff::Timestamp,
     pub(crate) materialises: bool,
+    /// The handlers of RuntimeClasses that the runtime knows.
+    pub(crate) handlers: Vec<String>,
     pub(crate) volumes: Option<Volumes>,
     /// Ends the node's heartbeats and its pods' work, as when the machine dies.
     pub(crate) stop: CancellationToken,
+    /// What it is short of, and since when.
+    pressures: Mutex<BTreeMap<Pressure, jiff::Timestamp>>,
+    /// Since when it is no longer short of what it once was.
+    relieved: Mutex<BTreeMap<Pressure, jiff::Timestamp>>,
+    /// Since when it is shutting down.
+    shutting_down: Mutex<Option<jiff::Timestamp>>,
+    /// Its status has changed and is to be written.
+    status_changed: AtomicBool,
+}
+
+impl Node {
+    pub(crate) fn pressures(&self) -> MutexGuard<'_, BTreeMap<Pressure, jiff::Timestamp>> {
+        self.pressures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_relieved(&self, pressure: Pressure, now: jiff::Timestamp) {
+        self.relieved.lock().unwrap_or_else(PoisonError::into_inner).insert(pressure, now);
+    }
+
+    /// Whether it is short of that, and since when that is so.
+    pub(crate) fn pressure(&self, pressure: Pressure) -> (bool, jiff::Timestamp) {
+        if let Some(since) = self.pressures().get(&pressure) {
+            return (true, *since);
+        }
+        let relieved = self.relieved.lock().unwrap_or_else(PoisonError::into_inner);
+        (false, relieved.get(&pressure).copied().unwrap_or(self.since))
+    }
+
+    /// Since when it is shutting down; `None` while it is not.
+    pub(crate) fn shutting_down(&self) -> Option<jiff::Timestamp> {
+        *self.shutting_down.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_shutting_down(&self, now: jiff::Timestamp) {
+        self.shutting_down.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(now);
+        self.ask_for_status();
+    }
+
+    fn ask_for_status(&self) {
+        self.status_changed.store(true, Ordering::Release);
+    }
+
+    /// Whether the status is to be written; asked for again only after the next change.
+    pub(crate) fn take_status_changed(&self) -> bool {
+        self.status_changed.swap(false, Ordering::AcqRel)
+    }
+
+    pub(crate) fn is_status_changed(&self) -> bool {
+        self.status_changed.load(Ordering::Acquire)
+    }
 }
 
 /// The agent. Cheap to clone; all clones are one.
@@ -144,6 +214,8 @@ pub(crate) struct Inner {
     nodes: Mutex<HashMap<Arc<str>, Arc<Node>>>,
     entries: Mutex<HashMap<PodUid, Arc<PodEntry>, ahash::RandomState>>,
     pub(crate) stats: Readings,
+    pub(crate) statics: Statics,
+    resizing: resize::Waiting,
     pub(crate) node_changed: tokio::sync::Notify,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -190,6 +262,8 @@ impl NodeAgent {
             nodes: Mutex::default(),
             entries: Mutex::default(),
             stats: Readings::default(),
+            statics: Statics::default(),
+            resizing: Mutex::default(),
             node_changed: tokio::sync::Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -211,8 +285,13 @@ impl NodeAgent {
             version: info.version,
             since: self.inner.clock.now(),
             materialises: info.materialises,
+            handlers: info.handlers,
             volumes,
             stop: self.inner.stop.child_token(),
+            pressures: Mutex::default(),
+            relieved: Mutex::default(),
+            shutting_down: Mutex::default(),
+            status_changed: AtomicBool::new(false),
             config,
         };
         self.inner.nodes().insert(Arc::clone(&node.config.name), Arc::new(node));
@@ -232,6 +311,7 @@ impl NodeAgent {
         };
         for entry in lost {
             entry.abandon();
+            self.inner.statics.ended(&entry.uid);
             if let Err(error) = node.config.runtime.remove_pod(&entry.uid).await {
                 tracing::warn!(node = name, pod = %entry.uid, %error, "a pod of a stopped node is left");
             }
@@ -272,13 +352,18 @@ impl Inner {
 
     /// The entry of a pod by name, the one that isn't gone first.
     pub(crate) fn entry_named(&self, node: &str, namespace: &str, name: &str) -> Option<Arc<PodEntry>> {
-        let pod = self.pods.get(namespace, name)?;
-        let uid = PodUid::from(pod.metadata.uid.as_deref()?);
+        let uid = match self.statics.named(namespace, name) {
+            Some(uid) => uid,
+            None => PodUid::from(self.pods.get(namespace, name)?.metadata.uid.as_deref()?),
+        };
         self.entry(&uid).filter(|entry| *entry.node.config.name == *node)
     }
 
     /// Takes note of a change that the API reports.
     fn noted(&self, change: &Change) {
+        if self.statics.noted(change) {
+            return;
+        }
         let new_uid = change.new.as_ref().map(|stored| PodUid::from(&*stored.header().uid));
         if let Some(old) = &change.old {
             let uid = PodUid::from(&*old.header().uid);
@@ -303,6 +388,7 @@ impl Inner {
             return;
         }
         let entry = PodEntry::new(uid.clone(), node, pod, PodMachine::default());
+        self.admit(&entry);
         self.entries().insert(uid.clone(), Arc::new(entry));
         self.queue.add(uid);
     }
@@ -345,7 +431,15 @@ impl Runnable for NodeAgent {
                 }
             };
             let workers = futures::future::join_all((0..WORKERS).map(|_| inner.work()));
-            tokio::join!(told, noted, workers, node::run(inner), stats::run(inner));
+            tokio::join!(
+                told,
+                noted,
+                workers,
+                node::run(inner),
+                stats::run(inner),
+                pressure::run(inner),
+                statics::run(inner)
+            );
         };
         tokio::select! {
             () = stop.cancelled() => {}

@@ -8,6 +8,11 @@
 use std::{cmp::Ordering, collections::BTreeMap};
 
 use jiff::{SignedDuration, Timestamp};
+use kcore::{Quantity, quantity::Format};
+
+mod options;
+
+pub use options::{EvictionOptions, is_critical, is_static, refusal};
 
 /// How often figures are taken (upstream's `evictionMonitoringPeriod`).
 pub const LOOK_EVERY: SignedDuration = SignedDuration::from_secs(10);
@@ -46,6 +51,44 @@ pub enum Pressure {
     Pid,
 }
 
+impl Pressure {
+    /// The type of the node's condition.
+    #[must_use]
+    pub fn condition(self) -> &'static str {
+        match self {
+            Self::Memory => "MemoryPressure",
+            Self::Disk => "DiskPressure",
+            Self::Pid => "PIDPressure",
+        }
+    }
+
+    /// The reason of the condition, in upstream's words.
+    #[must_use]
+    pub fn reason(self, is_there: bool) -> &'static str {
+        match (self, is_there) {
+            (Self::Memory, true) => "KubeletHasInsufficientMemory",
+            (Self::Memory, false) => "KubeletHasSufficientMemory",
+            (Self::Disk, true) => "KubeletHasDiskPressure",
+            (Self::Disk, false) => "KubeletHasNoDiskPressure",
+            (Self::Pid, true) => "KubeletHasInsufficientPID",
+            (Self::Pid, false) => "KubeletHasSufficientPID",
+        }
+    }
+
+    /// The message of the condition, in upstream's words.
+    #[must_use]
+    pub fn message(self, is_there: bool) -> &'static str {
+        match (self, is_there) {
+            (Self::Memory, true) => "kubelet has insufficient memory available",
+            (Self::Memory, false) => "kubelet has sufficient memory available",
+            (Self::Disk, true) => "kubelet has disk pressure",
+            (Self::Disk, false) => "kubelet has no disk pressure",
+            (Self::Pid, true) => "kubelet has insufficient PID available",
+            (Self::Pid, false) => "kubelet has sufficient PID available",
+        }
+    }
+}
+
 impl Signal {
     /// The name in the configuration of upstream's kubelet.
     #[must_use]
@@ -68,6 +111,13 @@ impl Signal {
             Self::NodeFs | Self::ImageFs => "ephemeral-storage",
             Self::NodeFsInodes | Self::ImageFsInodes => "inodes",
             Self::Pids => "pids",
+        }
+    }
+
+    fn format(self) -> Format {
+        match self {
+            Self::Memory | Self::NodeFs | Self::ImageFs => Format::BinarySi,
+            Self::NodeFsInodes | Self::ImageFsInodes | Self::Pids => Format::DecimalSi,
         }
     }
 
@@ -172,6 +222,8 @@ pub struct Candidate<K> {
     pub inodes: Option<u64>,
     /// Its processes.
     pub processes: Option<u64>,
+    /// Its containers with their memory, for those who read why it had to go.
+    pub containers: Vec<(String, Use)>,
 }
 
 /// What one step gives.
@@ -216,6 +268,7 @@ pub struct EvictionMachine {
     met: BTreeMap<Threshold, Timestamp>,
     /// When each condition had a cause last.
     pressures: BTreeMap<Pressure, Timestamp>,
+    stays: Option<SignedDuration>,
 }
 
 impl EvictionMachine {
@@ -223,6 +276,13 @@ impl EvictionMachine {
     #[must_use]
     pub fn new(thresholds: Vec<Threshold>) -> Self {
         Self { thresholds, ..Self::default() }
+    }
+
+    /// How long conditions stay after their last cause; [`PRESSURE_STAYS`] by default.
+    #[must_use]
+    pub fn pressure_stays(mut self, stays: SignedDuration) -> Self {
+        self.stays = Some(stays);
+        self
     }
 
     /// Looks at new figures. A signal without one is left alone.
@@ -241,7 +301,9 @@ impl EvictionMachine {
                 self.pressures.insert(threshold.signal.pressure(), now);
             }
         }
-        self.pressures.retain(|_, last| now.duration_since(*last) < PRESSURE_STAYS);
+        let stays = self.stays.unwrap_or(PRESSURE_STAYS);
+        // What has a cause now is there, however short conditions stay.
+        self.pressures.retain(|_, last| *last == now || now.duration_since(*last) < stays);
         let mut due: Vec<Threshold> = self
             .met
             .iter()
@@ -266,14 +328,33 @@ fn choose<K: Clone>(
     // Critical pods are passed over, not ranked last: what they use counts for nobody else.
     let first = ranked.into_iter().find(|pod| !pod.is_static && pod.priority < CRITICAL_PRIORITY)?;
     let figure = figures.get(&threshold.signal)?;
-    let message = format!(
-        "The node was low on resource: {}. Threshold quantity: {}, available: {}. ",
-        threshold.signal.resource(),
-        threshold.below.of(figure.capacity),
-        figure.available
-    );
+    let message = message(threshold, *figure, first);
     let grace_seconds = (threshold.grace == SignedDuration::ZERO).then_some(HARD_GRACE_SECONDS);
     Some(Eviction { key: first.key.clone(), grace_seconds, message })
+}
+
+/// Why this pod has to go, in upstream's words (`evictionMessage`).
+fn message<K>(threshold: Threshold, figure: Figure, pod: &Candidate<K>) -> String {
+    let signal = threshold.signal;
+    let amount = |number: u64| {
+        let number = i64::try_from(number).unwrap_or(i64::MAX);
+        Quantity::with_format(number, signal.format()).to_string()
+    };
+    let mut text = format!(
+        "The node was low on resource: {}. Threshold quantity: {}, available: {}. ",
+        signal.resource(),
+        amount(threshold.below.of(figure.capacity)),
+        amount(figure.available)
+    );
+    let all = pod.containers.iter().filter(|_| signal == Signal::Memory);
+    for (name, used) in all.filter(|(_, used)| used.used > used.requested) {
+        let (used, requested) = (amount(used.used), amount(used.requested));
+        text.push_str(&format!(
+            "Container {name} was using {used}, request is {requested}, has larger consumption of {}. ",
+            signal.resource()
+        ));
+    }
+    text
 }
 
 /// Puts those first that are to go first, and leaves the order of equals.

@@ -5,9 +5,10 @@
 //! (simulated), images by runc or crun (feature `oci`: `runtime::oci`, with [`images`]), containerd or another server (feature
 //! `cri`: `runtime::cri`), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
 //! function. Around it, in the order of a pod's life: [`volumes`] and [`env`](mod@env) prepare, [`probe`] asks, [`logs`] and
-//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, [`eviction`] who goes when that is too much, and [`node`] tells the API server that the node lives.
+//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, [`signals`] what is left, [`eviction`] who goes when that is too little, and [`node`] tells the API server that the node lives.
 
 pub mod agent;
+mod demand;
 pub mod downward;
 pub mod env;
 pub mod eviction;
@@ -19,8 +20,10 @@ pub mod node;
 pub mod probe;
 pub mod runtime;
 pub mod serve;
+pub mod signals;
 pub mod sources;
 pub mod spdy;
+pub mod static_pods;
 pub mod stats;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

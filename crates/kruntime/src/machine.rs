@@ -20,11 +20,14 @@ use crate::runtime::{ContainerPhase, ObservedContainer, ObservedPod, ProbeKind};
 mod conditions;
 mod containers;
 mod phase;
+mod resize;
 mod restart;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use conditions::qos;
+pub(crate) use conditions::{RESIZE, qos};
+use resize::{Allocation, Resizing};
+pub use resize::{DEFERRED_FOR, Pending, Room, decide};
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};
 
@@ -66,6 +69,8 @@ pub enum Busy {
     Start(Arc<str>),
     /// The container is being stopped.
     Stop(Arc<str>),
+    /// The container is being given more or less.
+    Resize(Arc<str>),
 }
 
 /// What is to be done now.
@@ -89,6 +94,11 @@ pub enum Action {
         /// Why, for the event.
         why: StopReason,
     },
+    /// Give a container that runs what it has been given by now ([`PodMachine::resources_of`]).
+    Resize {
+        /// Its name.
+        container: Arc<str>,
+    },
     /// Nothing runs any more: write the last status, take sandbox and volumes away and, when the API still has the pod,
     /// delete it there for good.
     Finish,
@@ -103,6 +113,8 @@ pub enum StopReason {
     Liveness,
     /// Its startup probe failed.
     Startup,
+    /// It gets more or less, and its policy asks for a restart.
+    Resize,
 }
 
 /// What one step gives.
@@ -130,6 +142,7 @@ struct Memory {
     refused: Option<Refusal>,
     /// When the stop that was asked for last is over.
     stop_by: Option<Timestamp>,
+    resizing: Resizing,
 }
 
 #[derive(Clone, Debug)]
@@ -176,6 +189,24 @@ pub struct PodMachine {
     /// Whether a main container was ever started: initialisation is over for good.
     initialized: bool,
     deadline_exceeded: bool,
+    ended: Option<NodeEnd>,
+    /// What the node has given the pod.
+    allocation: Option<Allocation>,
+    /// What the pod wants and is not given.
+    pending: Option<Pending>,
+}
+
+/// The node ends a pod that its owner did not delete: it is short of something, or shuts down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEnd {
+    /// The reason in the pod's status, such as `Evicted`.
+    pub reason: String,
+    /// The message in the pod's status.
+    pub message: String,
+    /// How many seconds the pod gets at most, if that is less than its own grace; one at least.
+    pub grace_seconds: Option<u64>,
+    /// Whether the pod never began: then its status tells of nothing else, and of no disruption.
+    pub is_refusal: bool,
 }
 
 impl PodMachine {
@@ -191,6 +222,18 @@ impl PodMachine {
         let times = memory.refused.as_ref().map_or(0, |refusal| refusal.times) + 1;
         let wait = if reason == "CreateContainerConfigError" { RETRY_AFTER } else { restart::wait(times) };
         memory.refused = Some(Refusal { reason, message, retry_at: later(now, wait), times });
+    }
+
+    /// Ends the pod for good: its containers are stopped, and when they have ended its phase is `Failed`. The first end counts. A pod
+    /// that was running has the condition `DisruptionTarget` then, with the reason `TerminationByKubelet` (KEP-3329).
+    pub fn end(&mut self, end: NodeEnd) {
+        self.ended.get_or_insert(end);
+    }
+
+    /// Whether the node has ended the pod by itself.
+    #[must_use]
+    pub fn is_ended_by_node(&self) -> bool {
+        self.ended.is_some()
     }
 
     /// Notes that the sandbox or the volumes could not be made.
@@ -232,7 +275,11 @@ impl PodMachine {
                 }
             }
             memory.refused = None;
+            let is_new = memory.seen.as_ref().is_none_or(|seen| seen.id != container.id);
             memory.seen = Some(container.clone());
+            if is_new {
+                self.began(&container.name);
+            }
         }
         let spec = input.pod.spec.as_ref();
         let mains = spec.map_or(&[][..], |spec| &spec.containers);
@@ -257,6 +304,7 @@ impl PodMachine {
         let said = self.last.as_ref().and_then(|status| status.phase.as_deref());
         input.gone
             || self.deadline_exceeded
+            || self.ended.is_some()
             || input.pod.metadata.deletion_timestamp.is_some()
             || [phase, said].iter().any(|phase| matches!(phase, Some("Succeeded" | "Failed")))
     }
@@ -332,9 +380,14 @@ impl PodMachine {
         match &seen.phase {
             ContainerPhase::Running { .. } => {
                 self.kill_if_unhealthy(input, spec, container, plan);
+                self.plan_resize(input, spec, container, plan);
                 Progress::Runs
             }
             ContainerPhase::Exited(exit) => {
+                if self.restarts_to_resize(&container.name) {
+                    self.try_start(input, &container.name, seen.attempt + 1, plan);
+                    return Progress::Waits;
+                }
                 let completed_init = exit.code == 0 && is_regular_init(spec, container);
                 if completed_init || !should_restart(spec, container, exit.code) {
                     return Progress::Over;
@@ -364,9 +417,11 @@ impl PodMachine {
         {
             return plan.wake(refusal.retry_at);
         }
-        if memory.seen.is_some() {
+        // Who was stopped to be given something else has not crashed.
+        if memory.seen.is_some() && !memory.resizing.restarts {
             memory.backoff.next(input.now);
         }
+        self.starts(&name);
         plan.actions.push(Action::Start { container: name, attempt });
     }
 
@@ -401,8 +456,8 @@ impl PodMachine {
             .metadata
             .deletion_grace_period_seconds
             .or(spec.termination_grace_period_seconds)
-            .unwrap_or(GRACE_DEFAULT)
-            .max(1);
+            .unwrap_or(GRACE_DEFAULT);
+        let seconds = self.node_grace().map_or(seconds, |node| node.min(seconds)).max(1);
         let end_by = later(input.now, SignedDuration::from_secs(seconds));
         // A deletion that is repeated with less grace hastens the end; nothing delays it.
         let end_by = self.end_by.map_or(end_by, |known| known.min(end_by));
@@ -425,6 +480,10 @@ impl PodMachine {
         if idle && deleted {
             plan.actions.push(Action::Finish);
         }
+    }
+
+    fn node_grace(&self) -> Option<i64> {
+        self.ended.as_ref().and_then(grace_of)
     }
 
     /// Stops the sidecars, the last one first, each after the one behind it has ended.
@@ -457,9 +516,14 @@ impl PodMachine {
         memory.stop_by = Some(by);
         let grace = Duration::try_from(by.duration_since(input.now)).unwrap_or_default();
         let asked = input.pod.metadata.deletion_grace_period_seconds.unwrap_or(GRACE_DEFAULT);
+        let asked = self.node_grace().map_or(asked, |node| node.min(asked));
         let least = GRACE_MIN.min(Duration::from_secs(asked.max(1).unsigned_abs()));
         plan.actions.push(Action::Stop { container: Arc::clone(name), grace: grace.max(least), why });
     }
+}
+
+fn grace_of(end: &NodeEnd) -> Option<i64> {
+    end.grace_seconds.map(|seconds| i64::try_from(seconds).unwrap_or(i64::MAX))
 }
 
 struct Plan {

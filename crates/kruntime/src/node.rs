@@ -15,7 +15,10 @@ use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::agent::{Inner, Node, WriteError};
+use crate::{
+    agent::{Inner, Node, WriteError},
+    eviction::Pressure,
+};
 
 /// How often a node renews its Lease (a quarter of its duration, as upstream).
 pub const LEASE_EVERY: Duration = Duration::from_secs(10);
@@ -53,7 +56,7 @@ pub(crate) async fn run(inner: &Inner) {
         let due: Vec<_> = nodes
             .iter()
             .map(|node| (Arc::clone(node), *beats.get(&node.config.name).unwrap_or(&fresh)))
-            .filter(|(_, beat)| beat.lease_at.min(beat.status_at) <= now)
+            .filter(|(node, beat)| beat.lease_at.min(beat.status_at) <= now || node.is_status_changed())
             .collect();
         let done: Vec<_> = futures::stream::iter(due)
             .map(|(node, beat)| async move {
@@ -79,6 +82,9 @@ async fn beat_once(inner: &Inner, node: &Node, mut beat: Beat) -> Beat {
     }
     let now = Instant::now();
     let first = !beat.registered;
+    if node.take_status_changed() {
+        beat.status_at = now;
+    }
     if beat.status_at <= now {
         let written = if first { register(inner, node).await } else { write_status(inner, node).await };
         match written {
@@ -204,23 +210,27 @@ fn object(node: &Node, now: Timestamp) -> Value {
 
 fn status(node: &Node, now: Timestamp) -> Value {
     let now = format_time(now);
-    let condition = |type_: &str, status: &str, reason: &str, message: &str| {
+    let condition = |type_: &str, status: bool, reason: &str, message: &str, since| {
         json!({
-            "type": type_, "status": status, "reason": reason, "message": message,
-            "lastHeartbeatTime": now, "lastTransitionTime": format_time(node.since),
+            "type": type_, "status": if status { "True" } else { "False" }, "reason": reason, "message": message,
+            "lastHeartbeatTime": now, "lastTransitionTime": format_time(since),
         })
     };
-    let conditions = json!([
+    let pressures = [Pressure::Memory, Pressure::Disk, Pressure::Pid].map(|pressure| {
+        let (is_there, since) = node.pressure(pressure);
         condition(
-            "MemoryPressure",
-            "False",
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available"
-        ),
-        condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
-    ]);
+            pressure.condition(),
+            is_there,
+            pressure.reason(is_there),
+            pressure.message(is_there),
+            since,
+        )
+    });
+    let ready = match node.shutting_down() {
+        Some(since) => condition("Ready", false, "KubeletNotReady", "node is shutting down", since),
+        None => condition("Ready", true, "KubeletReady", "kubelet is posting ready status", node.since),
+    };
+    let conditions: Vec<Value> = pressures.into_iter().chain([ready]).collect();
     let mut addresses: Vec<_> = node
         .config
         .addresses
@@ -228,8 +238,11 @@ fn status(node: &Node, now: Timestamp) -> Value {
         .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
         .collect();
     addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
+    let handlers = std::iter::once("").chain(node.handlers.iter().map(String::as_str));
+    let handlers: Vec<_> = handlers.map(|name| json!({"name": name})).collect();
     json!({
         "addresses": addresses,
+        "runtimeHandlers": handlers,
         "allocatable": node.config.capacity,
         "capacity": node.config.capacity,
         "conditions": conditions,

@@ -38,7 +38,7 @@ pub mod process;
 mod security;
 pub mod simulated;
 
-pub use security::{Resources, Seccomp, Security};
+pub use security::{AppArmor, Resources, Seccomp, Security};
 
 /// A pod's uid: the name of its sandbox. A pod that is deleted and made again under the same name has another one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -74,6 +74,9 @@ pub struct RuntimeInfo {
     pub materialises: bool,
     /// What this machine does not allow, in words for people; logged when the agent starts.
     pub limitations: Vec<String>,
+    /// The names by which a RuntimeClass may choose how its pods are run, beside the empty name of the default; shown in
+    /// `status.runtimeHandlers`. A server that knows its handlers itself may leave them out.
+    pub handlers: Vec<String>,
 }
 
 /// A pod without its containers.
@@ -89,6 +92,10 @@ pub struct SandboxConfig {
     pub hostname: String,
     /// `hostname.subdomain.namespace.svc.domain` when the pod has a subdomain.
     pub fqdn: Option<String>,
+    /// How the pod is run: the handler of its RuntimeClass (KEP-585). Empty for the runtime's default.
+    pub runtime_handler: String,
+    /// What the sandbox takes beside its containers (KEP-688); already within what the node has given away.
+    pub overhead: Resources,
     /// Whether the pod uses the node's network as it is.
     pub host_network: bool,
     /// Whether the pod sees the node's processes.
@@ -289,6 +296,20 @@ pub enum RuntimeError {
     },
 }
 
+/// Whether one of `handlers`, or the default, is asked for.
+///
+/// # Errors
+/// In containerd's words, when it is none of them.
+pub(crate) fn check_handler<'a>(
+    asked: &str,
+    handlers: impl IntoIterator<Item = &'a String>,
+) -> Result<(), RuntimeError> {
+    if asked.is_empty() || handlers.into_iter().any(|handler| handler == asked) {
+        return Ok(());
+    }
+    Err(RuntimeError::Config(format!("no runtime for {asked:?} is configured")))
+}
+
 impl RuntimeError {
     /// Wraps an error of the operating system; for `map_err`.
     pub fn io(context: &'static str) -> impl FnOnce(std::io::Error) -> Self {
@@ -395,7 +416,7 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     /// Makes the pod's sandbox and gives its addresses. May be repeated: a pod that has a sandbox keeps it.
     ///
     /// # Errors
-    /// The agent tries again with back-off.
+    /// The agent tries again with back-off. A handler that the runtime doesn't have is [`RuntimeError::Config`].
     async fn run_pod(&self, pod: &PodUid, config: &SandboxConfig) -> Result<Vec<IpAddr>, RuntimeError>;
 
     /// Makes and starts a container in a pod that has a sandbox. An earlier start of the container has ended; it is
@@ -467,10 +488,31 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     }
 
     /// What the running containers of these pods have used, in any order; pods and containers that are not known, or don't run,
-    /// are left out. Asked at most every [`RESOLUTION`](crate::stats::RESOLUTION), for all pods at once. By default nothing
+    /// are left out. Asked at most every [`RESOLUTION`](crate::stats::RESOLUTION), for all pods at once, and beside that when the
+    /// node is short of memory. By default nothing
     /// is known.
     async fn usage(&self, _pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerReading>)> {
         Vec::new()
+    }
+
+    /// Gives a container that runs other shares of the node, without a restart (KEP-1287); its `oom_score_adj` stays. By default the runtime
+    /// refuses, and the pod says so in its condition `PodResizeInProgress`.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotRunning`], or what the kernel refuses, such as less memory than the container holds. The agent tries again.
+    async fn resize(
+        &self,
+        _pod: &PodUid,
+        _container: &str,
+        _resources: &Resources,
+    ) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Unsupported("resizing containers in place"))
+    }
+
+    /// Frees what it can of the disks without ending anything: images that nobody uses. Asked when the node is short of disk space or
+    /// inodes. Says whether anything may have become free; by default there is nothing to free.
+    async fn reclaim(&self) -> bool {
+        false
     }
 
     /// Whether an image is there. By default images are only names, and nobody has to fetch them.

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
+    node::v1::RuntimeClass,
 };
 use kreconcile::Informer;
 use kube::{Api, Client, api::PostParams};
@@ -123,6 +124,18 @@ impl Sources {
             return Err(wrong("PV is bound to another claim"));
         }
         Ok(volume)
+    }
+
+    /// The handler that a RuntimeClass names.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Config`] when there is no such class, or it can't be read.
+    pub async fn runtime_handler(&self, class: &str) -> Result<String, RuntimeError> {
+        match Api::<RuntimeClass>::all(self.client.clone()).get_opt(class).await {
+            Ok(Some(found)) => Ok(found.handler),
+            Ok(None) => Err(RuntimeError::Config(format!("RuntimeClass {class:?} not found"))),
+            Err(error) => Err(refused("runtimeclass", class, &error)),
+        }
     }
 
     /// A token of the pod's service account, bound to the pod (TokenRequest).

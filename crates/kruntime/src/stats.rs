@@ -216,6 +216,7 @@ impl Inner {
         self.stats.kept().asked_at = Some(Instant::now());
         self.stats.asked.notify_one();
         self.read_usage().await;
+        let uids = self.statics.meant(uids);
         let kept = self.stats.kept();
         uids.iter().map(|uid| pod_stats(kept.pods.get(uid)?)).collect()
     }

@@ -57,6 +57,55 @@ pub fn container(name: &str, attempt: u32) -> ContainerConfig {
     }
 }
 
+/// Containers that run get other shares of the node; those that don't run get none. `has` says whether the container has the shares, as far
+/// as can be seen from outside.
+pub async fn check_resize(
+    runtime: Arc<dyn ContainerRuntime>,
+    has: impl Fn(&PodUid, &str, &crate::runtime::Resources) -> bool,
+) {
+    let shares = |cpu: i64, memory: i64| crate::runtime::Resources {
+        cpu_shares: Some(256),
+        cpu_quota_us: Some(cpu),
+        cpu_period_us: Some(100_000),
+        memory_bytes_max: Some(memory),
+        oom_score_adj: None,
+    };
+    let uid = PodUid::from("resized");
+    runtime.run_pod(&uid, &sandbox("resized")).await.unwrap();
+    let refused = runtime.resize(&uid, "long", &shares(20_000, 64 << 20)).await;
+    assert!(matches!(refused, Err(RuntimeError::NotRunning(_))), "{refused:?}");
+    let mut config = container("long", 0);
+    config.resources = shares(20_000, 64 << 20);
+    runtime.start(&uid, &config).await.unwrap();
+    assert!(has(&uid, "long", &config.resources));
+    for wanted in [shares(50_000, 128 << 20), shares(10_000, 32 << 20)] {
+        runtime.resize(&uid, "long", &wanted).await.unwrap();
+        assert!(has(&uid, "long", &wanted), "{wanted:?}");
+    }
+    let seen = runtime.observe(&uid);
+    let phase = &seen.containers[0].phase;
+    assert!(matches!(phase, ContainerPhase::Running { .. }) && seen.containers[0].attempt == 0, "{seen:?}");
+    runtime.remove_pod(&uid).await.unwrap();
+}
+
+/// Pods of a RuntimeClass: of the handler `known`, which `runtime` was configured with, they run; of another they are refused.
+pub async fn check_handlers(runtime: Arc<dyn ContainerRuntime>, known: &str) {
+    let of = |handler: &str| SandboxConfig { runtime_handler: handler.to_owned(), ..sandbox("handled") };
+    let (uid, other) = (PodUid::from("handled"), PodUid::from("not-handled"));
+    let refused = runtime.run_pod(&other, &of("no-such-handler")).await.unwrap_err();
+    assert!(matches!(refused, RuntimeError::Config(_)), "{refused}");
+    assert_eq!(refused.to_string(), "no runtime for \"no-such-handler\" is configured");
+    assert!(runtime.observe(&other).addresses.is_none());
+    assert!(runtime.info().handlers.iter().any(|handler| handler == known));
+    runtime.run_pod(&uid, &of(known)).await.unwrap();
+    runtime.start(&uid, &container("long", 0)).await.unwrap();
+    let seen = runtime.observe(&uid);
+    assert!(matches!(seen.containers[0].phase, ContainerPhase::Running { .. }), "{seen:?}");
+    runtime.stop(&uid, "long", Duration::from_secs(10)).await.unwrap();
+    runtime.remove_pod(&uid).await.unwrap();
+    assert_eq!(runtime.observe(&uid), crate::runtime::ObservedPod::default());
+}
+
 /// Waits until the pod's container is as `is` wants it.
 ///
 /// # Panics

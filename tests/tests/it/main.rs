@@ -27,6 +27,7 @@ mod kubectl_tokens;
 mod kubectl_top;
 mod leaks;
 mod mini_cluster;
+mod nodes;
 #[cfg(target_os = "linux")]
 mod oci;
 mod paused_time;

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use k8s_openapi::api::core::v1::{Container, ContainerPort, Lifecycle, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, ContainerPort, Lifecycle, Pod, PodSpec, ResourceRequirements};
 use knet::network::PortMapping;
 use kreconcile::EventType;
 
-use super::{Inner, PodEntry, security};
+use super::{Inner, NodeConfig, PodEntry, security};
 use crate::{
+    demand,
     downward::Facts,
     env, handler,
     machine::{Action, GRACE_MIN, StopReason},
@@ -19,6 +20,7 @@ pub(super) enum Outcome {
     Done,
     PodRefused,
     StartRefused { container: Arc<str>, reason: &'static str, message: String },
+    Resized { container: Arc<str>, outcome: Result<ResourceRequirements, String> },
 }
 
 impl Inner {
@@ -30,6 +32,7 @@ impl Inner {
                 self.stop(&entry, &container, grace, why).await;
                 Outcome::Done
             }
+            Action::Resize { container } => self.resize(&entry, &container).await,
             Action::Finish => Outcome::Done,
         }
     }
@@ -44,20 +47,33 @@ impl Inner {
                 return Outcome::PodRefused;
             }
         }
-        let config = sandbox_config(&pod, entry);
-        match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
-            Ok(_) => Outcome::Done,
-            Err(error) => {
-                let message = format!("Failed to create pod sandbox: {error}");
-                self.event(entry, None, EventType::Warning, "FailedCreatePodSandBox", message);
-                Outcome::PodRefused
+        let mut config = sandbox_config(&pod, entry);
+        let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+        if let Some(class) = class.filter(|class| !class.is_empty()) {
+            match self.sources.runtime_handler(class).await {
+                Ok(handler) => config.runtime_handler = handler,
+                Err(error) => return self.pod_refused(entry, &error),
             }
         }
+        match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
+            Ok(_) => Outcome::Done,
+            Err(error) => self.pod_refused(entry, &error),
+        }
+    }
+
+    fn pod_refused(&self, entry: &PodEntry, error: &RuntimeError) -> Outcome {
+        let message = format!("Failed to create pod sandbox: {error}");
+        self.event(entry, None, EventType::Warning, "FailedCreatePodSandBox", message);
+        Outcome::PodRefused
     }
 
     async fn start(&self, entry: &Arc<PodEntry>, name: &Arc<str>, attempt: u32) -> Outcome {
         let pod = entry.pod();
-        let Some(container) = container_of(&pod, name) else { return Outcome::Done };
+        let Some(mut container) = container_of(&pod, name) else { return Outcome::Done };
+        // What it was given may be less than it wants by now.
+        if let Some(given) = entry.resources_of(name, true) {
+            container.resources = Some(given);
+        }
         let started = async {
             self.ensure_image(entry, &pod, &container).await?;
             let config = self.container_config(entry, &pod, &container, attempt).await?;
@@ -88,12 +104,38 @@ impl Inner {
         Outcome::Done
     }
 
+    /// Gives a container that runs more or less.
+    async fn resize(&self, entry: &PodEntry, name: &Arc<str>) -> Outcome {
+        let pod = entry.pod();
+        let (Some(mut container), Some(given)) = (container_of(&pod, name), entry.resources_of(name, false))
+        else {
+            return Outcome::Done;
+        };
+        container.resources = Some(given.clone());
+        let node = &entry.node.config;
+        let resources = security::resources(&pod, &container, memory_capacity(node));
+        let outcome = node.runtime.resize(&entry.uid, name, &resources).await;
+        match &outcome {
+            Ok(()) => {
+                let message = format!("Container {name} was resized");
+                self.event(entry, Some(name), EventType::Normal, "ResizeCompleted", message);
+            }
+            Err(error) => {
+                let message = format!("Container {name} can't be resized: {error}");
+                self.event(entry, Some(name), EventType::Warning, "ResizeError", message);
+            }
+        }
+        let outcome = outcome.map(|()| given).map_err(|error| error.to_string());
+        Outcome::Resized { container: Arc::clone(name), outcome }
+    }
+
     /// The `preStop` hook and the stop share the grace; the stop gets two seconds of it at least.
     async fn stop(&self, entry: &PodEntry, name: &Arc<str>, grace: Duration, why: StopReason) {
         let pod = entry.pod();
         let message = match why {
             StopReason::PodEnds => format!("Stopping container {name}"),
             StopReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
+            StopReason::Resize => format!("Container {name} resize requires restart"),
             StopReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
         };
         self.event(entry, Some(name), EventType::Normal, "Killing", message);
@@ -133,10 +175,11 @@ impl Inner {
             tty: container.tty.unwrap_or(false),
             ..ContainerConfig::default()
         };
+        let node = &entry.node.config;
+        config.resources = security::resources(pod, container, memory_capacity(node));
         if !entry.node.materialises {
             return Ok(config);
         }
-        let node = &entry.node.config;
         let pod_ips: Vec<IpAddr> = node.runtime.observe(&entry.uid).addresses.unwrap_or_default();
         let facts = Facts { pod, pod_ips: &pod_ips, host_ips: &node.addresses, allocatable: &node.capacity };
         let env = env::resolve(&facts, container, &self.sources).await?;
@@ -153,8 +196,6 @@ impl Inner {
         config.env = vec![("HOSTNAME".to_owned(), hostname)];
         config.env.extend(env);
         security::set_security(&mut config, pod, container)?;
-        let capacity = node.capacity.get("memory").and_then(|memory| kcore::Quantity::parse(&memory.0).ok());
-        config.resources = security::resources(pod, container, capacity.map_or(0, |memory| memory.value()));
         let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         config.termination_message_path = Some(PathBuf::from(path));
         config.termination_message_from_log =
@@ -162,6 +203,10 @@ impl Inner {
         config.stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone());
         Ok(config)
     }
+}
+
+fn memory_capacity(node: &NodeConfig) -> i64 {
+    demand::amount(Some(&node.capacity), "memory").unwrap_or(0)
 }
 
 /// The container of that name, of whatever list; an ephemeral one as if it were a usual one.
@@ -207,6 +252,7 @@ fn sandbox_config(pod: &Pod, entry: &PodEntry) -> SandboxConfig {
         ..SandboxConfig::default()
     };
     let Some(spec) = pod.spec.as_ref().filter(|_| entry.node.materialises) else { return config };
+    config.overhead = security::overhead(spec);
     config.hostname = hostname(pod);
     config.fqdn =
         spec.subdomain.as_ref().filter(|subdomain| !subdomain.is_empty()).map(|subdomain| {

@@ -7,15 +7,15 @@ use std::{
 };
 
 use futures::poll;
-use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
+use k8s_openapi::api::core::v1::{Container, Pod, PodStatus, ResourceRequirements};
 use kreconcile::{EventType, Regarding};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{Inner, Node, act::Outcome};
 use crate::{
-    machine::{Action, Busy, Input, PodMachine, Step, find},
+    machine::{Action, Busy, Input, NodeEnd, PodMachine, Room, Step, find},
     probe,
-    runtime::{ContainerPhase, ObservedPod, PodUid, ProbeKind},
+    runtime::{ContainerPhase, ObservedContainer, ObservedPod, PodUid, ProbeKind},
 };
 
 /// How many steps one piece of work may take before it lets others go first.
@@ -23,12 +23,19 @@ const STEPS_MAX: usize = 16;
 /// How often a pod that uses files of ConfigMaps, Secrets and tokens is looked at again (upstream's `syncFrequency`).
 pub(crate) const REFRESH: Duration = Duration::from_secs(60);
 
+/// Whether a pod with this status holds nothing of its node any more.
+pub(super) fn is_final(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
+}
+
 /// A pod that an agent looks after.
 #[derive(Debug)]
 pub(crate) struct PodEntry {
     pub(crate) uid: PodUid,
     pub(crate) node: Arc<Node>,
     state: Mutex<State>,
+    /// Whether it comes from a file of the node: the API has a mirror of it at most.
+    pub(crate) is_static: bool,
     /// Ends everything that runs on the pod's behalf.
     pub(crate) stop: CancellationToken,
 }
@@ -36,6 +43,8 @@ pub(crate) struct PodEntry {
 #[derive(Debug)]
 struct State {
     pod: Arc<Pod>,
+    /// What the API has of a static pod.
+    mirror: Option<Arc<Pod>>,
     gone: bool,
     machine: PodMachine,
     busy: BTreeSet<Busy>,
@@ -53,6 +62,7 @@ impl PodEntry {
         let state = State {
             written: pod.status.clone(),
             pod,
+            mirror: None,
             gone: false,
             machine,
             busy: BTreeSet::new(),
@@ -60,7 +70,23 @@ impl PodEntry {
             probers: HashMap::new(),
             told: BTreeMap::new(),
         };
-        Self { uid, node, state: Mutex::new(state), stop }
+        Self { uid, node, is_static: false, state: Mutex::new(state), stop }
+    }
+
+    /// A pod from a file.
+    pub(crate) fn new_static(uid: PodUid, node: Arc<Node>, pod: Arc<Pod>, machine: PodMachine) -> Self {
+        Self { is_static: true, ..Self::new(uid, node, pod, machine) }
+    }
+
+    /// Takes the mirror as it is now. Says whether it is another one, which knows nothing of the pod yet.
+    pub(crate) fn set_mirror(&self, mirror: Arc<Pod>) -> bool {
+        let mut state = self.state();
+        let is_new = state.mirror.as_ref().is_none_or(|known| known.metadata.uid != mirror.metadata.uid);
+        if is_new {
+            state.written = mirror.status.clone();
+        }
+        state.mirror = Some(mirror);
+        is_new
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,6 +119,52 @@ impl PodEntry {
                 != state.written.as_ref().and_then(|status| status.phase.as_ref())
     }
 
+    /// The node ends the pod by itself; see [`PodMachine::end`].
+    pub(crate) fn end(&self, end: NodeEnd) {
+        self.state().machine.end(end);
+    }
+
+    /// What a container was given, or, with `is_start`, is to be started with.
+    pub(super) fn resources_of(&self, container: &str, is_start: bool) -> Option<ResourceRequirements> {
+        self.state().machine.resources_of(container, is_start)
+    }
+
+    /// Whether the pod wants what it was not given, and whether that was known.
+    pub(super) fn wants_resize(&self) -> (bool, bool) {
+        let mut state = self.state();
+        let State { pod, machine, .. } = &mut *state;
+        let was_pending = machine.is_resize_pending();
+        (machine.wants_resize(pod), was_pending)
+    }
+
+    /// Gives the pod what it wants, if there is room. Says whether it was given something else, and whether it still waits.
+    pub(super) fn give(&self, room: &Room) -> (bool, bool) {
+        let mut state = self.state();
+        let State { pod, machine, .. } = &mut *state;
+        let is_changed = machine.consider_resize(pod, self.is_static, room);
+        (is_changed, machine.is_resize_pending())
+    }
+
+    /// What the pod was given of its node; nothing when it has ended.
+    pub(super) fn allocated(&self) -> [i64; 2] {
+        let state = self.state();
+        let spec = state.pod.spec.as_ref().filter(|_| !state.written.as_ref().is_some_and(is_final));
+        spec.map_or([0; 2], |spec| state.machine.allocated(spec))
+    }
+
+    pub(super) fn priority(&self) -> i32 {
+        self.state().pod.spec.as_ref().and_then(|spec| spec.priority).unwrap_or(0)
+    }
+
+    /// Whether something is being done to it.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.state().busy.is_empty()
+    }
+
+    pub(crate) fn is_ended_by_node(&self) -> bool {
+        self.state().machine.is_ended_by_node()
+    }
+
     pub(crate) fn set_gone(&self) {
         self.state().gone = true;
     }
@@ -114,6 +186,7 @@ impl PodEntry {
         match outcome {
             Outcome::Done => {}
             Outcome::PodRefused => state.machine.pod_refused(now),
+            Outcome::Resized { container, outcome } => state.machine.resized(&container, outcome, now),
             Outcome::StartRefused { container, reason, message } => {
                 state.machine.start_refused(&container, reason, message, now);
             }
@@ -152,6 +225,7 @@ impl Inner {
     }
 
     async fn sync(self: &Arc<Self>, entry: &Arc<PodEntry>) {
+        self.consider_resize(entry);
         for _ in 0..STEPS_MAX {
             let observed = entry.node.config.runtime.observe(&entry.uid);
             let step = entry.step(&observed, self);
@@ -171,7 +245,14 @@ impl Inner {
                 let wait = Duration::try_from(at.duration_since(self.clock.now())).unwrap_or_default();
                 self.queue.add_after(entry.uid.clone(), wait);
             }
-            self.refresh_volumes(entry).await;
+            if self.is_over_here(entry, &step.status, &observed) {
+                // What its volumes hold is free from here on, also for the node that had to end the pod because its disk is full.
+                if let Some(volumes) = &entry.node.volumes {
+                    volumes.tear_down(&entry.uid).await;
+                }
+            } else {
+                self.refresh_volumes(entry).await;
+            }
             return self.write(entry, &step.status).await;
         }
         self.queue.add(entry.uid.clone());
@@ -184,13 +265,14 @@ impl Inner {
             Action::RunPod | Action::Finish => Busy::Pod,
             Action::Start { container, .. } => Busy::Start(Arc::clone(container)),
             Action::Stop { container, .. } => Busy::Stop(Arc::clone(container)),
+            Action::Resize { container } => Busy::Resize(Arc::clone(container)),
         };
         entry.state().busy.insert(busy.clone());
         let mut acting = Box::pin(self.clone().act(Arc::clone(entry), action.clone()));
         if let std::task::Poll::Ready(outcome) = poll!(&mut acting) {
-            let refused = !matches!(outcome, Outcome::Done);
+            let refused = !matches!(outcome, Outcome::Done | Outcome::Resized { outcome: Ok(_), .. });
             entry.apply(&busy, outcome, self);
-            return !refused || !matches!(action, Action::RunPod);
+            return !refused || !matches!(action, Action::RunPod | Action::Resize { .. });
         }
         let (inner, entry) = (Arc::downgrade(self), Arc::clone(entry));
         self.tasks.spawn(async move {
@@ -224,6 +306,10 @@ impl Inner {
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);
+            self.retry_resizes(&entry.node);
+            if entry.is_static {
+                self.statics.ended(&entry.uid);
+            }
             self.queue.forget(&entry.uid);
         } else {
             self.queue.add_rate_limited(entry.uid.clone());
@@ -236,12 +322,18 @@ impl Inner {
             if state.gone || state.written.as_ref() == Some(status) {
                 return;
             }
-            (Arc::clone(&state.pod), state.written.clone())
+            let shown = if entry.is_static { state.mirror.as_ref() } else { Some(&state.pod) };
+            // Nobody is told of a static pod before it has a mirror.
+            let Some(shown) = shown else { return };
+            (Arc::clone(shown), state.written.clone())
         };
         match self.patch_status(&pod, old.as_ref(), status).await {
             Ok(()) => {
                 entry.state().written = Some(status.clone());
                 self.queue.forget(&entry.uid);
+                if is_final(status) {
+                    self.retry_resizes(&entry.node);
+                }
             }
             Err(error) if error.is_gone() => {}
             Err(error) => {
@@ -249,6 +341,14 @@ impl Inner {
                 self.queue.add_rate_limited(entry.uid.clone());
             }
         }
+    }
+
+    /// Whether the node has ended the pod, and nothing of it runs.
+    fn is_over_here(&self, entry: &PodEntry, status: &PodStatus, observed: &ObservedPod) -> bool {
+        let runs = |container: &ObservedContainer| matches!(container.phase, ContainerPhase::Running { .. });
+        entry.is_ended_by_node()
+            && status.phase.as_deref() == Some("Failed")
+            && !observed.containers.iter().any(runs)
     }
 
     async fn refresh_volumes(&self, entry: &Arc<PodEntry>) {

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::core::v1::{Container, Pod, SeccompProfile},
+    api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, SeccompProfile},
     apimachinery::pkg::api::resource::Quantity,
 };
 
 use crate::{
+    demand,
     machine::qos,
-    runtime::{ContainerConfig, Resources, RuntimeError, Seccomp, Security},
+    runtime::{AppArmor, ContainerConfig, Resources, RuntimeError, Seccomp, Security},
 };
 
 /// The least share and quota that the kernel takes, and the period that upstream asks for
@@ -50,6 +51,10 @@ pub(super) fn set_security(
         supplemental_groups: groups.map(|group| id(*group)).collect::<Result<_, _>>()?,
         strict_groups: policy == Some("Strict"),
         seccomp: profile.map_or(Ok(Seccomp::Unconfined), seccomp)?,
+        apparmor: own
+            .and_then(|c| c.app_armor_profile.as_ref())
+            .or(of_pod.and_then(|c| c.app_armor_profile.as_ref()))
+            .map_or(Ok(AppArmor::Unset), apparmor)?,
         unmasked_proc: own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked"),
     };
     Ok(())
@@ -64,6 +69,18 @@ fn seccomp(profile: &SeccompProfile) -> Result<Seccomp, RuntimeError> {
             "localhostProfile must be set if seccompProfile type is Localhost.".to_owned(),
         )),
         (other, _) => Err(RuntimeError::Config(format!("unknown seccomp profile type {other:?}"))),
+    }
+}
+
+fn apparmor(profile: &AppArmorProfile) -> Result<AppArmor, RuntimeError> {
+    match (profile.type_.as_str(), &profile.localhost_profile) {
+        ("Unconfined", _) => Ok(AppArmor::Unconfined),
+        ("RuntimeDefault", _) => Ok(AppArmor::RuntimeDefault),
+        ("Localhost", Some(name)) if !name.is_empty() => Ok(AppArmor::Localhost(name.clone())),
+        ("Localhost", _) => Err(RuntimeError::Config(
+            "localhostProfile must be set if appArmorProfile type is Localhost.".to_owned(),
+        )),
+        (other, _) => Err(RuntimeError::Config(format!("unknown AppArmor profile type {other:?}"))),
     }
 }
 
@@ -90,6 +107,20 @@ pub(super) fn resources(pod: &Pod, container: &Container, memory_capacity: i64) 
         cpu_period_us: quota.and_then(|_| u64::try_from(PERIOD_US).ok()),
         memory_bytes_max: amount(limits, "memory").map(|memory| memory.value()).filter(|bytes| *bytes > 0),
         oom_score_adj: Some(oom_score(class, is_critical, request, memory_capacity)),
+    }
+}
+
+/// What the pod's overhead is, in the kernel's units; nothing when it has none.
+pub(super) fn overhead(spec: &PodSpec) -> Resources {
+    let (cpu, memory) = (demand::overhead(spec, "cpu"), demand::overhead(spec, "memory"));
+    let shares = (cpu.saturating_mul(1024) / 1000).clamp(SHARES_MIN, SHARES_MAX);
+    let quota = (cpu > 0).then(|| (cpu.saturating_mul(PERIOD_US) / 1000).max(QUOTA_US_MIN));
+    Resources {
+        cpu_shares: (cpu > 0).then_some(shares).and_then(|shares| u64::try_from(shares).ok()),
+        cpu_quota_us: quota,
+        cpu_period_us: quota.and_then(|_| u64::try_from(PERIOD_US).ok()),
+        memory_bytes_max: (memory > 0).then_some(memory),
+        oom_score_adj: None,
     }
 }
 
@@ -145,9 +176,10 @@ mod tests {
     fn a_containers_words_go_before_its_pods() {
         let pod: Pod = serde_json::from_value(serde_json::json!({"spec": {
             "securityContext": {"runAsUser": 5, "runAsGroup": 6, "fsGroup": 7, "supplementalGroups": [8],
-                "seccompProfile": {"type": "RuntimeDefault"}, "supplementalGroupsPolicy": "Strict"},
+                "seccompProfile": {"type": "RuntimeDefault"}, "appArmorProfile": {"type": "RuntimeDefault"}, "supplementalGroupsPolicy": "Strict"},
             "containers": [{"name": "c", "securityContext": {"runAsUser": 9, "allowPrivilegeEscalation": false,
                 "readOnlyRootFilesystem": true, "procMount": "Unmasked", "capabilities": {"add": ["NET_ADMIN"], "drop": ["ALL"]},
+                "appArmorProfile": {"type": "Localhost", "localhostProfile": "own"},
                 "seccompProfile": {"type": "Localhost", "localhostProfile": "p.json"}}}, {"name": "d"}],
         }}))
         .unwrap();
@@ -166,10 +198,12 @@ mod tests {
             supplemental_groups: vec![8, 7],
             strict_groups: true,
             seccomp: Seccomp::Localhost("p.json".to_owned()),
+            apparmor: AppArmor::Localhost("own".to_owned()),
             unmasked_proc: true,
             ..Security::default()
         };
         assert_eq!(found[0].security, expected);
+        assert_eq!(found[1].security.apparmor, AppArmor::RuntimeDefault);
         assert_eq!((found[1].run_as_user, &found[1].security.seccomp), (Some(5), &Seccomp::RuntimeDefault));
     }
 }

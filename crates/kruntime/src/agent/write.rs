@@ -7,6 +7,7 @@ use kube::client::Body;
 use serde_json::{Map, Value, json};
 
 use super::Inner;
+use crate::machine::RESIZE;
 
 /// Why a write failed.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +48,13 @@ fn difference(old: &Value, new: Value) -> Option<Map<String, Value>> {
         if let ("conditions", Value::Array(conditions), Some(Value::Array(before))) =
             (key.as_str(), &mut *value, before)
         {
+            let is_there = |type_: &str| conditions.iter().any(|condition| condition["type"] == type_);
+            let gone = RESIZE.into_iter().filter(|type_| !is_there(type_));
+            let gone: Vec<_> =
+                gone.filter(|type_| before.iter().any(|known| known["type"] == *type_)).collect();
             conditions.retain(|condition| !before.contains(condition));
             conditions.iter_mut().for_each(clear_texts);
+            conditions.extend(gone.iter().map(|type_| json!({"$patch": "delete", "type": type_})));
         }
         value.as_array().is_none_or(|list| !list.is_empty())
     });
@@ -137,5 +143,11 @@ mod tests {
         let ready = json!({"type": "Ready", "status": "True", "reason": null, "message": null});
         assert_eq!(patch, json!({"phase": "Running", "conditions": [ready], "reason": null}));
         assert_eq!(difference(&new.clone(), new), None);
+        // A condition that is there only while it is true is taken away, others' are left.
+        let old = json!({"conditions": [{"type": "PodResizePending", "status": "True"}, {"type": "A", "status": "True"}]});
+        let patch = difference(&old, json!({"conditions": [{"type": "B", "status": "True"}]})).unwrap();
+        let b = json!({"type": "B", "status": "True", "reason": null, "message": null});
+        let gone = json!({"$patch": "delete", "type": "PodResizePending"});
+        assert_eq!(patch["conditions"], json!([b, gone]));
     }
 }

@@ -132,3 +132,26 @@ fn the_nodes_own_pods_stay_and_memory_comes_first() {
         assert_eq!(verdict.evict.map(|eviction| eviction.key), expected);
     }
 }
+
+/// What conditions and messages say: how long the one lasts, and that containers are named which use more than they asked for.
+#[test]
+fn a_condition_lasts_as_long_as_it_is_told_to() {
+    let mut machine = EvictionMachine::new(THRESHOLDS.to_vec()).pressure_stays(SignedDuration::from_secs(20));
+    let figures = |mib: u64| [(Signal::Memory, Figure { available: mib * MIB, capacity: 1024 * MIB })].into();
+    assert_eq!(machine.step::<&str>(&figures(99), &[], at(0)).pressures, [Pressure::Memory]);
+    assert_eq!(machine.step::<&str>(&figures(500), &[], at(10)).pressures, [Pressure::Memory]);
+    assert!(machine.step::<&str>(&figures(500), &[], at(20)).pressures.is_empty());
+    let mut machine = EvictionMachine::new(THRESHOLDS.to_vec()).pressure_stays(SignedDuration::ZERO);
+    assert_eq!(machine.step::<&str>(&figures(99), &[], at(0)).pressures, [Pressure::Memory]);
+    let web = Candidate {
+        containers: vec![
+            ("within".to_owned(), Use { used: MIB, requested: MIB }),
+            ("above".to_owned(), Use { used: 1536, requested: 0 }),
+        ],
+        ..pod("web", 0, Some((MIB, 0)))
+    };
+    let evicted = machine.step(&figures(99), &[web], at(10)).evict.unwrap();
+    let said = "The node was low on resource: memory. Threshold quantity: 100Mi, available: 99Mi. Container above was using \
+                1536, request is 0, has larger consumption of memory. ";
+    assert_eq!(evicted.message, said);
+}

@@ -7,12 +7,22 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
 
-use super::{Input, PodMachine, containers::Role, find, is_sidecar, phase::phase};
+use super::{Input, NodeEnd, PodMachine, containers::Role, find, is_sidecar, phase::phase};
 use crate::runtime::ContainerPhase;
 
 /// The conditions that are the node's to say. All others are left as the API has them.
 const OWNED: [&str; 5] =
     ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+
+/// These are there only while they are true (KEP-1287).
+pub(crate) const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
+
+fn is_owned(type_: &str) -> bool {
+    OWNED.contains(&type_) || RESIZE.contains(&type_)
+}
+
+/// Others say this one, too: it is added when the node ends the pod.
+const DISRUPTION: &str = "DisruptionTarget";
 
 struct Verdict {
     status: bool,
@@ -34,6 +44,9 @@ impl PodMachine {
     /// What to tell the API.
     pub(super) fn status(&self, input: &Input<'_>, spec: &PodSpec, ending: bool) -> PodStatus {
         let old = self.last.as_ref().or(input.pod.status.as_ref());
+        if let Some(end) = self.ended.as_ref().filter(|end| end.is_refusal) {
+            return refused(input, spec, old, end);
+        }
         let list = |containers: &[k8s_openapi::api::core::v1::Container], role| -> Vec<ContainerStatus> {
             containers.iter().map(|c| self.container_status(input, spec, c, role, ending)).collect()
         };
@@ -89,10 +102,11 @@ impl PodMachine {
         let last = known(old).or_else(|| known(input.pod.status.as_ref()));
         if let Some(last) = last {
             status.phase = Some(last);
-        } else if self.deadline_exceeded {
+        } else if let (true, Some((reason, message))) = (stopped, self.failure()) {
+            // While a container runs, what the pod holds of the node is not free, and the phase says so.
             status.phase = Some("Failed".to_owned());
-            status.reason = Some("DeadlineExceeded".to_owned());
-            status.message = Some("Pod was active on the node longer than the specified deadline".to_owned());
+            status.reason = Some(reason.to_owned());
+            status.message = Some(message.to_owned());
             return;
         } else {
             status.phase = Some(computed.to_owned());
@@ -101,6 +115,13 @@ impl PodMachine {
             status.reason = old.reason.clone();
             status.message = old.message.clone();
         }
+    }
+
+    /// Why the pod fails whatever its containers' ends were.
+    fn failure(&self) -> Option<(&str, &str)> {
+        let deadline = "Pod was active on the node longer than the specified deadline";
+        let by_node = self.ended.as_ref().map(|end| (&*end.reason, &*end.message));
+        by_node.or_else(|| self.deadline_exceeded.then_some(("DeadlineExceeded", deadline)))
     }
 
     fn conditions(
@@ -115,7 +136,7 @@ impl PodMachine {
         let phase = status.phase.as_deref().unwrap_or_default();
         let foreign = input.pod.status.as_ref().and_then(|status| status.conditions.as_ref());
         let mut conditions: Vec<PodCondition> =
-            foreign.into_iter().flatten().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned().collect();
+            foreign.into_iter().flatten().filter(|c| !is_owned(&c.type_)).cloned().collect();
         let containers_ready = containers_ready(spec, init, main, phase);
         let ready = if containers_ready.status {
             gates_ready(spec, &conditions)
@@ -133,7 +154,39 @@ impl PodMachine {
         for (type_, verdict) in OWNED.into_iter().zip(all) {
             conditions.push(condition(input, old, type_, verdict));
         }
+        if !matches!(phase, "Succeeded" | "Failed") {
+            if let Some(pending) = &self.pending {
+                let (reason, message) = pending.words();
+                let verdict =
+                    Verdict { status: true, reason: Some(reason), message: Some(message.to_owned()) };
+                conditions.push(condition(input, old, RESIZE[0], verdict));
+            }
+            if let Some(wrong) = self.resize_in_progress(spec) {
+                let (reason, message) = (wrong.map(|_| "Error"), wrong.map(str::to_owned));
+                conditions.push(condition(input, old, RESIZE[1], Verdict { status: true, reason, message }));
+            }
+        }
+        if let Some(end) = self.ended.as_ref().filter(|_| phase == "Failed") {
+            conditions.retain(|condition| condition.type_ != DISRUPTION);
+            let message = Some(end.message.clone());
+            let verdict = Verdict { status: true, reason: Some("TerminationByKubelet"), message };
+            conditions.push(condition(input, old, DISRUPTION, verdict));
+        }
         conditions
+    }
+}
+
+/// The status of a pod that the node does not take: nothing was begun.
+fn refused(input: &Input<'_>, spec: &PodSpec, old: Option<&PodStatus>, end: &NodeEnd) -> PodStatus {
+    PodStatus {
+        phase: Some("Failed".to_owned()),
+        reason: Some(end.reason.clone()),
+        message: Some(end.message.clone()),
+        qos_class: old.and_then(|old| old.qos_class.clone()).or_else(|| Some(qos(spec).to_owned())),
+        start_time: old.and_then(|old| old.start_time.clone()).or(Some(Time(input.now))),
+        conditions: old.and_then(|old| old.conditions.clone()),
+        observed_generation: input.pod.metadata.generation,
+        ..PodStatus::default()
     }
 }
 

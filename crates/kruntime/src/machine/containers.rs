@@ -92,9 +92,9 @@ impl PodMachine {
         status.restart_count = i32::try_from(seen.attempt).unwrap_or(i32::MAX);
         status.container_id = Some(format!("{}://{}", input.scheme, seen.id));
         status.image_id = seen.image_id.clone().unwrap_or_else(|| status.image.clone());
-        if container.resources.as_ref().is_some_and(|r| r.requests.is_some() || r.limits.is_some()) {
-            status.resources = container.resources.clone();
-            status.allocated_resources = container.resources.as_ref().and_then(|r| r.requests.clone());
+        if let Some((given, has)) = self.shown_resources(container) {
+            status.allocated_resources = given.requests;
+            status.resources = Some(has);
         }
         match &seen.phase {
             ContainerPhase::Running { started_at } => {

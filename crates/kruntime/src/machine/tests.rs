@@ -91,6 +91,11 @@ impl Bench {
                 self.done.push(format!("-{container}({})", grace.as_secs()));
                 self.exit(container, 143);
             }
+            Action::Resize { container } => {
+                self.done.push(format!("~{container}"));
+                let given = self.machine.resources_of(container, false).unwrap();
+                self.machine.resized(container, Ok(given), self.now);
+            }
             Action::Finish => {
                 self.done.push("finish".to_owned());
                 self.finished = true;
@@ -418,4 +423,98 @@ proptest! {
         prop_assert!(bench.finished);
         prop_assert!(!bench.done.iter().any(|done| done.starts_with('+')), "{:?}", bench.done);
     }
+}
+
+/// A pod that the node ends fails when its last container has ended, not before, and is then a target of disruption (KEP-3329).
+#[test]
+fn a_pod_that_the_node_ends_fails_when_nothing_runs_any_more() {
+    let end = |grace_seconds| NodeEnd {
+        reason: "Evicted".to_owned(),
+        message: "why".to_owned(),
+        grace_seconds,
+        is_refusal: false,
+    };
+    for (grace, expected) in [(Some(1), "-a(1)"), (Some(600), "-a(30)"), (None, "-a(30)"), (Some(0), "-a(1)")]
+    {
+        let mut bench = Bench::new(main_only("Always"));
+        bench.run();
+        bench.machine.end(end(grace));
+        bench.machine.end(NodeEnd { reason: "Later".to_owned(), ..end(None) });
+        let step = bench.step();
+        assert_eq!(step.status.phase.as_deref(), Some("Running"), "something runs");
+        assert_eq!(bench.run(), expected, "{grace:?}");
+        assert_eq!(
+            (bench.status.phase.as_deref(), bench.status.reason.as_deref()),
+            (Some("Failed"), Some("Evicted"))
+        );
+        let conditions = bench.status.conditions.clone().unwrap_or_default();
+        let target = conditions.iter().find(|condition| condition.type_ == "DisruptionTarget").unwrap();
+        assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
+        bench.pass(600);
+        assert_eq!(bench.run(), "", "what has failed stays so");
+        assert_eq!(bench.status.conditions.as_ref(), Some(&conditions));
+    }
+    let mut refused = Bench::new(main_only("Always"));
+    refused.machine.end(NodeEnd { is_refusal: true, ..end(None) });
+    assert_eq!(refused.run(), "");
+    assert_eq!(refused.status.phase.as_deref(), Some("Failed"));
+    assert_eq!((&refused.status.container_statuses, &refused.status.conditions), (&None, &None));
+}
+
+/// Changes in place (KEP-1287): by the policy of what changes, shown while they are under way, tried again when they are refused.
+#[test]
+fn containers_get_what_the_pod_was_given() {
+    let spec = |cpu: &str, memory: &str| {
+        let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+        let resources = json!({"requests": {"cpu": cpu, "memory": memory}});
+        json!({"containers": [{"name": "a", "image": "i", "resources": resources, "resizePolicy": policy}]})
+    };
+    let room = Room { capacity: [4000, 1 << 40], used: [0, 0] };
+    let wants = |bench: &mut Bench, cpu: &str, memory: &str| {
+        bench.pod = pod(spec(cpu, memory));
+        bench.machine.consider_resize(&bench.pod, false, &room)
+    };
+    let in_progress = |status: &PodStatus| {
+        let conditions = status.conditions.iter().flatten();
+        let mut found = conditions.filter(|condition| condition.type_ == "PodResizeInProgress");
+        found.next().map(|condition| condition.reason.clone().unwrap_or_default())
+    };
+    let mut bench = Bench::new(spec("1", "1Gi"));
+    assert!(!wants(&mut bench, "1", "1Gi"));
+    assert_eq!(bench.run(), "pod +a0");
+    assert!(wants(&mut bench, "2", "1Gi"));
+    let step = bench.step();
+    assert_eq!(step.actions, [Action::Resize { container: "a".into() }]);
+    assert_eq!(in_progress(&step.status).as_deref(), Some(""));
+    let shown = &step.status.container_statuses.as_ref().unwrap()[0];
+    let cpu = |list: &Option<BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+        list.as_ref().unwrap()["cpu"].0.clone()
+    };
+    let has = &shown.resources.as_ref().unwrap().requests;
+    assert_eq!((cpu(&shown.allocated_resources), cpu(has)), ("2".to_owned(), "1".to_owned()));
+
+    bench.machine.resized(&"a".into(), Err("no".to_owned()), bench.now);
+    let step = bench.step();
+    assert!(step.actions.is_empty());
+    assert_eq!(in_progress(&step.status).as_deref(), Some("Error"));
+    assert_eq!(step.wake_at, Some(later(bench.now, RETRY_AFTER)));
+    bench.pass(10);
+    assert_eq!(bench.run(), "~a");
+    assert_eq!(in_progress(&bench.status), None);
+
+    // A restart that is asked for is no crash: there is no back-off, however often.
+    for (memory, start) in [("2Gi", "-a(30) +a1"), ("3Gi", "-a(30) +a2"), ("4Gi", "-a(30) +a3")] {
+        assert!(wants(&mut bench, "2", memory));
+        assert_eq!(bench.run(), start);
+        assert_eq!(in_progress(&bench.status), None, "{memory}");
+    }
+    // What can't be given changes nothing, and a start has what was given.
+    assert!(!wants(&mut bench, "9", "4Gi"));
+    bench.exit("a", 1);
+    assert_eq!(bench.run(), "+a4");
+    let given = bench.machine.resources_of("a", false).unwrap();
+    assert_eq!(cpu(&given.requests), "2");
+    let conditions = bench.status.conditions.clone().unwrap_or_default();
+    let pending = conditions.iter().find(|condition| condition.type_ == "PodResizePending").unwrap();
+    assert_eq!(pending.reason.as_deref(), Some("Infeasible"));
 }

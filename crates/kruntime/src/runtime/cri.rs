@@ -21,8 +21,8 @@ use tonic::{Code, Status};
 
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest, Exit,
-    ImagePresence, LogOptions, LogStream, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig,
-    Session, changes::Changes, output::remove_logs_before,
+    ImagePresence, LogOptions, LogStream, ObservedPod, PodUid, Resources, RuntimeError, RuntimeInfo,
+    SandboxConfig, Session, changes::Changes, output::remove_logs_before,
 };
 use crate::{
     images::{Credentials, Digest, Reference},
@@ -56,7 +56,7 @@ pub struct CriOptions {
     pub dir: PathBuf,
     /// The node's own credentials for registries; a pod's pull secrets go before them. None by default.
     pub credentials: Credentials,
-    /// Which of the server's handlers runs pods. The server's default by default.
+    /// Which of the server's handlers runs pods whose RuntimeClass names none. The server's default by default.
     pub handler: String,
     /// The control group that those of containers are in; a slice when the server uses systemd. `/kplane` by default.
     pub cgroup_parent: String,
@@ -226,7 +226,8 @@ async fn describe(client: &CriClient) -> Result<RuntimeInfo, Status> {
         .map(|condition| format!("{}: {}: {}", condition.kind, condition.reason, condition.message))
         .collect();
     let version = format!("{}://{}", version.runtime_name, version.runtime_version);
-    Ok(RuntimeInfo { version, materialises: true, limitations })
+    // Which handlers there are is the server's to know: it refuses others itself.
+    Ok(RuntimeInfo { version, materialises: true, limitations, handlers: Vec::new() })
 }
 
 impl Shared {
@@ -382,6 +383,13 @@ impl ContainerRuntime for CriRuntime {
         }
         shared.changes.tell(uid);
         Ok(())
+    }
+
+    async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        let container = self.shared.running(uid, name)?;
+        let request = convert::update(&container.id, resources);
+        let method = "RuntimeService/UpdateContainerResources";
+        self.shared.client.call::<_, pb::Empty>(method, request).await.map(drop).map_err(refused)
     }
 
     async fn stop(&self, uid: &PodUid, name: &str, grace: Duration) -> Result<(), RuntimeError> {

@@ -6,7 +6,7 @@
 //! opened over the directory of one that was killed finds the containers as they are, and those that ended as they ended.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -22,8 +22,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     ChangeStream, ContainerConfig, ContainerReading, ContainerRuntime, ExecRequest, ImagePresence,
-    LogOptions, LogStream, ObservedPod, PodUid, RuntimeError, RuntimeInfo, SandboxConfig, Session,
-    changes::Changes, output::attach, process::launch::Launcher,
+    LogOptions, LogStream, ObservedPod, PodUid, Resources, RuntimeError, RuntimeInfo, SandboxConfig, Session,
+    changes::Changes, check_handler, output::attach, process::launch::Launcher,
 };
 use crate::{
     images::{CollectPolicy, ContentStore, Credentials, Digest, Image, ImageError, Reference, Registry},
@@ -67,6 +67,8 @@ pub struct OciOptions {
     pub dir: PathBuf,
     /// The OCI runtime: a path, or a name to be found. `runc` by default.
     pub program: PathBuf,
+    /// Other OCI runtimes, by the handler that a RuntimeClass names them with. None by default.
+    pub handlers: BTreeMap<String, PathBuf>,
     /// Where images are.
     pub images: ContentStore,
     /// Where they come from. Without one, only images that were loaded can be run.
@@ -106,6 +108,7 @@ impl OciOptions {
         Self {
             dir: dir.into(),
             program: PathBuf::from("runc"),
+            handlers: BTreeMap::new(),
             images,
             registry: None,
             credentials: Credentials::default(),
@@ -145,6 +148,8 @@ pub struct OciRuntime {
 struct Shared {
     options: OciOptions,
     engine: Engine,
+    /// Those of handlers.
+    engines: BTreeMap<String, Engine>,
     cgroups: Cgroups,
     launcher: Launcher,
     overlay: bool,
@@ -178,7 +183,13 @@ impl OciRuntime {
         // Of several runtimes on a machine each has groups of its own, and again the same when it is opened again.
         let own = Digest::of(options.dir.canonicalize()?.as_os_str().as_encoded_bytes());
         let parent = format!("{}/{}", options.cgroup_parent.trim_end_matches('/'), &own.hex()[..8]);
+        let engine_of = |(name, program): (&String, &PathBuf)| {
+            let root = options.dir.join(format!("engine-{}", file_name(name)));
+            Ok((name.clone(), Engine::find(program, root)?))
+        };
+        let engines = options.handlers.iter().map(engine_of).collect::<io::Result<_>>()?;
         let shared = Arc::new(Shared {
+            engines,
             engine: Engine::find(&options.program, options.dir.join("engine"))?,
             cgroups: Cgroups::new(parent),
             launcher: Launcher::new()?,
@@ -244,6 +255,11 @@ impl Shared {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The OCI runtime for a handler; the default's, for one that is not configured any more.
+    fn engine(&self, handler: &str) -> &Engine {
+        self.engines.get(handler).unwrap_or(&self.engine)
+    }
+
     fn pod(&self, uid: &PodUid) -> Result<Arc<Pod>, RuntimeError> {
         self.pods().get(uid).cloned().ok_or_else(|| RuntimeError::PodNotFound(uid.clone()))
     }
@@ -268,10 +284,12 @@ impl ContainerRuntime for OciRuntime {
         if self.shared.options.network.is_none() {
             limitations.push("pods are connected to nothing: there is no network for them".to_owned());
         }
-        RuntimeInfo { version: self.shared.engine.version.clone(), materialises: true, limitations }
+        let handlers = self.shared.engines.keys().cloned().collect();
+        RuntimeInfo { version: self.shared.engine.version.clone(), materialises: true, limitations, handlers }
     }
 
     async fn run_pod(&self, uid: &PodUid, config: &SandboxConfig) -> Result<Vec<IpAddr>, RuntimeError> {
+        check_handler(&config.runtime_handler, self.shared.engines.keys())?;
         let _one = self.shared.changing.lock().await;
         if let Ok(pod) = self.shared.pod(uid) {
             return Ok(pod.addresses.clone());
@@ -377,6 +395,24 @@ impl ContainerRuntime for OciRuntime {
         };
         let all = move || known.into_iter().map(|(uid, pod)| (uid, read(&pod))).collect();
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
+    }
+
+    async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        let container = self.shared.pod(uid)?.running(name)?;
+        container.resize(self.shared.engine(&container.saved.handler), resources).await
+    }
+
+    async fn reclaim(&self) -> bool {
+        // All that no container uses, however young.
+        let all =
+            CollectPolicy { high_percent: 0, low_percent: 0, age_min: Duration::ZERO, unused_max: None };
+        match self.shared.collect(&all).await {
+            Ok(gone) => !gone.is_empty(),
+            Err(error) => {
+                tracing::warn!(%error, "images can't be thrown away");
+                false
+            }
+        }
     }
 
     async fn image(&self, image: &str) -> ImagePresence {

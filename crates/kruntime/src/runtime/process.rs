@@ -64,6 +64,8 @@ pub struct ProcessOptions {
     pub rewrite: bool,
     /// Whether volumes are mounted, where the kernel allows it.
     pub mount: bool,
+    /// Handlers of RuntimeClasses whose pods are taken, too; all run the same way. None by default.
+    pub handlers: Vec<String>,
 }
 
 impl ProcessOptions {
@@ -78,6 +80,7 @@ impl ProcessOptions {
             clock,
             rewrite: true,
             mount: true,
+            handlers: Vec::new(),
         }
     }
 }
@@ -230,10 +233,12 @@ impl ContainerRuntime for ProcessRuntime {
             version: concat!("process://", env!("CARGO_PKG_VERSION")).to_owned(),
             materialises: true,
             limitations: self.shared.allowed.limitations.clone(),
+            handlers: self.shared.options.handlers.clone(),
         }
     }
 
     async fn run_pod(&self, uid: &PodUid, config: &SandboxConfig) -> Result<Vec<IpAddr>, RuntimeError> {
+        super::check_handler(&config.runtime_handler, &self.shared.options.handlers)?;
         if let Ok(pod) = self.shared.pod(uid) {
             return Ok(vec![pod.address.into()]);
         }
@@ -283,6 +288,16 @@ impl ContainerRuntime for ProcessRuntime {
             return Err(RuntimeError::PodNotFound(uid.clone()));
         }
         Ok(())
+    }
+
+    /// A process is not held to any shares, neither at its start nor here.
+    async fn resize(
+        &self,
+        uid: &PodUid,
+        name: &str,
+        _resources: &super::Resources,
+    ) -> Result<(), RuntimeError> {
+        self.shared.pod(uid)?.running(name).map(drop)
     }
 
     async fn stop(&self, uid: &PodUid, name: &str, grace: Duration) -> Result<(), RuntimeError> {

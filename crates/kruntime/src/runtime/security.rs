@@ -28,6 +28,20 @@ pub enum Seccomp {
     Localhost(String),
 }
 
+/// What AppArmor lets a container do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum AppArmor {
+    /// The pod says nothing: the runtime's own profile where the machine has AppArmor and the runtime one, otherwise all.
+    #[default]
+    Unset,
+    /// All.
+    Unconfined,
+    /// What the runtime's own profile allows.
+    RuntimeDefault,
+    /// What a profile allows that is loaded on the node.
+    Localhost(String),
+}
+
 /// What a container may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Security {
@@ -47,6 +61,8 @@ pub struct Security {
     pub strict_groups: bool,
     /// The calls of the kernel that it may make.
     pub seccomp: Seccomp,
+    /// What AppArmor allows.
+    pub apparmor: AppArmor,
     /// Whether all of `/proc` is there (`procMount: Unmasked`).
     pub unmasked_proc: bool,
 }

@@ -21,8 +21,8 @@ use tokio::{sync::Notify, time::Instant};
 
 use super::{
     ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest, Exit,
-    LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, RuntimeError, RuntimeInfo,
-    SandboxConfig, Session, changes::Changes,
+    LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, Resources, RuntimeError,
+    RuntimeInfo, SandboxConfig, Session, changes::Changes, check_handler,
 };
 use crate::logs;
 use load::Meter;
@@ -50,6 +50,7 @@ pub struct SimulatedRuntime {
 struct Shared {
     clock: Arc<dyn Clock>,
     script: Arc<dyn Script>,
+    handlers: Vec<String>,
     state: Mutex<State>,
     changes: Changes,
     timer: Notify,
@@ -81,6 +82,8 @@ struct SimulatedPod {
 struct SimulatedContainer {
     observed: ObservedContainer,
     plan: Plan,
+    /// What it was started with, or given later.
+    resources: Resources,
     cpu: Meter,
     memory: Load,
     log: Arc<str>,
@@ -97,9 +100,16 @@ impl SimulatedRuntime {
     /// A runtime whose containers do what `script` says.
     #[must_use]
     pub fn with_script(clock: Arc<dyn Clock>, script: Arc<dyn Script>) -> Self {
+        Self::with_handlers(clock, script, Vec::new())
+    }
+
+    /// As [`with_script`](Self::with_script), for pods of RuntimeClasses with these handlers, too. All run the same way.
+    #[must_use]
+    pub fn with_handlers(clock: Arc<dyn Clock>, script: Arc<dyn Script>, handlers: Vec<String>) -> Self {
         let shared = Shared {
             clock,
             script,
+            handlers,
             state: Mutex::default(),
             changes: Changes::default(),
             timer: Notify::new(),
@@ -122,6 +132,13 @@ impl SimulatedRuntime {
         found.cpu.change(Load::constant(cpu_milli), now);
         found.memory = Load::constant(memory_bytes);
         true
+    }
+
+    /// What a container that runs may use: what it was started with, or given later.
+    #[must_use]
+    pub fn resources(&self, pod: &PodUid, container: &str) -> Option<Resources> {
+        let state = self.shared.state();
+        Some(state.pods.get(pod)?.running(container)?.0.resources.clone())
     }
 
     /// Ends a container from outside, as a crash does. Says whether it ran.
@@ -236,10 +253,12 @@ impl ContainerRuntime for SimulatedRuntime {
             version: concat!("simulated://", env!("CARGO_PKG_VERSION")).to_owned(),
             materialises: false,
             limitations: Vec::new(),
+            handlers: self.shared.handlers.clone(),
         }
     }
 
     async fn run_pod(&self, pod: &PodUid, config: &SandboxConfig) -> Result<Vec<IpAddr>, RuntimeError> {
+        check_handler(&config.runtime_handler, &self.shared.handlers)?;
         let mut state = self.shared.state();
         if let Some(known) = state.pods.get(pod) {
             return Ok(vec![known.address]);
@@ -287,7 +306,9 @@ impl ContainerRuntime for SimulatedRuntime {
         };
         let log = log_text(&plan, now);
         let (cpu, memory) = (Meter::new(plan.cpu.clone(), now), plan.memory.clone());
-        let mut container = SimulatedContainer { observed, plan, cpu, memory, log, previous_log: None };
+        let resources = config.resources.clone();
+        let mut container =
+            SimulatedContainer { observed, plan, resources, cpu, memory, log, previous_log: None };
         match known.containers.iter_mut().find(|known| known.observed.name == config.name) {
             Some(known) => {
                 container.previous_log = Some((known.observed.attempt, Arc::clone(&known.log)));
@@ -436,6 +457,16 @@ impl ContainerRuntime for SimulatedRuntime {
             readings.collect()
         };
         pods.iter().filter_map(|uid| Some((uid.clone(), read(state.pods.get(uid)?)))).collect()
+    }
+
+    async fn resize(&self, pod: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {
+        let mut state = self.shared.state();
+        let pod = state.pods.get_mut(pod).filter(|pod| pod.running(name).is_some());
+        let mut containers = pod.into_iter().flat_map(|pod| &mut pod.containers);
+        let container = containers.find(|container| *container.observed.name == *name);
+        let container = container.ok_or_else(|| RuntimeError::NotRunning(name.to_owned()))?;
+        container.resources = resources.clone();
+        Ok(())
     }
 
     fn dial_address(&self, address: SocketAddr) -> SocketAddr {

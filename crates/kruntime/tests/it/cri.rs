@@ -13,7 +13,7 @@ use kruntime::{
     ContainerRuntime, PodUid,
     runtime::{
         ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount, Propagation,
-        SandboxConfig, Security,
+        Resources, SandboxConfig, Security,
         cri::{CriOptions, CriRuntime},
     },
     testing::{
@@ -25,7 +25,7 @@ use kruntime::{
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::images::needs;
+use crate::{images::needs, oci::memory_limits};
 
 const PAUSE: &str = "example.test/pause:1";
 const PLUGINS: &str = "/usr/lib/cni";
@@ -202,6 +202,11 @@ async fn run(runtime: &CriRuntime, pod: &PodUid, config: &ContainerConfig) -> (S
 async fn keeps_the_suites_promises_on_containerd() {
     let Some(server) = server().await else { return };
     testing::check_runtime(Arc::new(connect(&server).await.unwrap())).await;
+    let has = |_: &PodUid, _: &str, wanted: &Resources| {
+        let limits = memory_limits(&cgroup_parent()[1..], "");
+        limits.iter().any(|limit| Some(*limit) == wanted.memory_bytes_max)
+    };
+    testing::check_resize(Arc::new(connect(&server).await.unwrap()), has).await;
     containers_are_as_their_pods_say(&server).await;
     streams_carry_both_ways(&server).await;
     a_second_life_finds_what_the_first_had(&server).await;

@@ -35,6 +35,7 @@ struct State {
     pods: BTreeMap<String, Value>,
     watchers: Vec<mpsc::UnboundedSender<LocalEvent>>,
     writes: Vec<Write>,
+    is_away: bool,
 }
 
 fn stored(pod: &Value) -> Arc<Stored> {
@@ -107,6 +108,22 @@ impl FakeApi {
         state.put(pod);
     }
 
+    /// Answers nothing any more, or does so again; who watches is not told.
+    pub(crate) fn set_away(&self, is_away: bool) {
+        self.state().is_away = is_away;
+    }
+
+    /// The pods by name.
+    pub(crate) fn pods(&self) -> BTreeMap<String, Value> {
+        self.state().pods.clone()
+    }
+
+    /// Removes a pod.
+    pub(crate) fn remove(&self, name: &str) {
+        self.state().remove(name);
+        self.0.changed.notify_waiters();
+    }
+
     /// Waits until `is` holds for the pods.
     pub(crate) async fn until(&self, is: impl Fn(&BTreeMap<String, Value>) -> bool) {
         loop {
@@ -123,8 +140,29 @@ impl FakeApi {
         self.state().writes.iter().filter(|(_, path, _)| path.contains("/pods/")).cloned().collect()
     }
 
+    /// What was written so far to paths with this in them.
+    pub(crate) fn writes_to(&self, part: &str) -> Vec<Write> {
+        self.state().writes.iter().filter(|(_, path, _)| path.contains(part)).cloned().collect()
+    }
+
+    /// Waits until `is` holds for what was written to paths with this in them.
+    pub(crate) async fn until_written(&self, part: &str, is: impl Fn(&[Write]) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if is(&self.writes_to(part)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     async fn answer(&self, request: Request<Body>) -> Response<Full<Bytes>> {
         let (parts, body) = request.into_parts();
+        if self.state().is_away {
+            let mut response = Response::new(Full::default());
+            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+            return response;
+        }
         let path = parts.uri.path().to_owned();
         let query = parts.uri.query().unwrap_or_default();
         if query.contains("watch=true") {
@@ -137,7 +175,20 @@ impl FakeApi {
         let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let mut answer = json!({});
         if parts.method == Method::GET {
-            if path.ends_with("/configmaps/config") {
+            let names: Vec<&str> = path.split('/').collect();
+            if let [.., "runtimeclasses", name] = names[..] {
+                // One class that there is, one whose handler nobody has, and no others.
+                if !["special", "other"].contains(&name) {
+                    let status =
+                        json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"});
+                    let mut response = Response::new(Full::new(status.to_string().into()));
+                    *response.status_mut() = http::StatusCode::NOT_FOUND;
+                    return response;
+                }
+                answer = json!({"metadata": {"name": name}, "handler": format!("{name}-handler")});
+            } else if let [.., "nodes", name] = names[..] {
+                answer = json!({"metadata": {"name": name, "uid": format!("uid-of-{name}")}});
+            } else if path.ends_with("/configmaps/config") {
                 answer = json!({"metadata": {"name": "config"}, "data": {"key": "value"}});
             }
         } else {
@@ -150,6 +201,12 @@ impl FakeApi {
                     state.put(pod);
                 }
                 (Method::DELETE, [.., "pods", name]) => state.remove(name),
+                (Method::POST, [.., "pods"]) => {
+                    let mut pod = body.clone();
+                    pod["metadata"]["uid"] = json!(format!("made-{}", state.revision + 1));
+                    pod["status"] = json!({"phase": "Pending"});
+                    state.put(pod);
+                }
                 _ => {}
             }
             state.writes.push((parts.method, path, body));
@@ -167,7 +224,9 @@ fn merge_status(status: &mut Value, patch: &Value) {
                 let mut all = status["conditions"].as_array().cloned().unwrap_or_default();
                 for condition in patched {
                     all.retain(|known| known["type"] != condition["type"]);
-                    all.push(condition.clone());
+                    if condition["$patch"] != "delete" {
+                        all.push(condition.clone());
+                    }
                 }
                 status["conditions"] = all.into();
             }

@@ -8,9 +8,12 @@ mod fake;
 mod images;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod oci;
+mod pressure;
 mod process;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod registry;
+mod resize;
 mod serve;
 mod simulated;
 mod spdy;
+mod static_pods;

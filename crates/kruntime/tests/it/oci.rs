@@ -9,8 +9,8 @@ use kruntime::{
     ContainerRuntime, PodUid, RuntimeError,
     images::{CollectPolicy, ContentStore},
     runtime::{
-        ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount, Propagation,
-        Resources, SandboxConfig, Seccomp, Security,
+        AppArmor, ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount,
+        Propagation, Resources, SandboxConfig, Seccomp, Security,
         oci::{OciOptions, OciRuntime},
     },
     testing::{
@@ -215,7 +215,8 @@ async fn containers_are_as_their_pods_say() {
             "pwd",
             "/some/where\n",
         ),
-        ("processes", plain(), "ls -d /proc/[0-9]* | wc -l", "3\n"),
+        // Counted by the shell itself: of a pipe's programs one may look before the other is there.
+        ("processes", plain(), "set -- /proc/[0-9]*; echo \"[$#]\"", "[1]\n"),
         ("sysctls", plain(), "cat /proc/sys/net/ipv4/ip_unprivileged_port_start", "80\n"),
         (
             "low oom score",
@@ -476,4 +477,77 @@ async fn images_in_use_stay_and_wrong_ones_are_refused() {
     let error = runtime.start(&uid, &config).await.unwrap_err();
     assert!(matches!(error, RuntimeError::Image(_)), "{error}");
     runtime.remove_pod(&uid).await.unwrap();
+}
+
+/// Each handler is an OCI runtime of its own, which a runtime that is opened again knows the containers of.
+#[tokio::test]
+async fn handlers_are_other_oci_runtimes() {
+    for program in programs() {
+        let Subject { runtime, mut options, dir } = subject(program, |options| {
+            options.handlers = [("special".to_owned(), program.into())].into();
+            options.outlive = true;
+        })
+        .await;
+        testing::check_handlers(runtime.clone(), "special").await;
+        let uid = PodUid::from("special");
+        let config = SandboxConfig { runtime_handler: "special".to_owned(), ..sandbox("special") };
+        runtime.run_pod(&uid, &config).await.unwrap();
+        runtime.start(&uid, &shell("long", "sleep 1000")).await.unwrap();
+        let known = std::fs::read_dir(dir.path().join("state/engine-special")).unwrap().count();
+        assert_eq!(known, 1, "{program} keeps what it knows apart");
+        drop(runtime);
+        options.outlive = false;
+        let runtime = OciRuntime::open(options).await.unwrap();
+        assert!(matches!(runtime.observe(&uid).containers[0].phase, ContainerPhase::Running { .. }));
+        runtime.remove_pod(&uid).await.unwrap();
+        let known = std::fs::read_dir(dir.path().join("state/engine-special")).unwrap().count();
+        assert_eq!(known, 0, "it is deleted where it was made");
+    }
+}
+
+#[tokio::test]
+async fn a_profile_of_apparmor_is_enforced_or_refused() {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
+    for program in
+        programs().into_iter().filter(|_| !enabled.as_ref().is_ok_and(|text| text.starts_with('Y')))
+    {
+        let subject = subject(program, |_| {}).await;
+        let uid = PodUid::from("apparmor");
+        subject.runtime.run_pod(&uid, &sandbox("apparmor")).await.unwrap();
+        let mut config = shell("c", "true");
+        config.security.apparmor = AppArmor::Localhost("own".to_owned());
+        let refused = subject.runtime.start(&uid, &config).await.unwrap_err();
+        assert_eq!(refused.to_string(), "Cannot enforce AppArmor: AppArmor is not enabled on the host");
+        subject.runtime.remove_pod(&uid).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn gives_containers_more_or_less() {
+    for program in programs() {
+        let subject = subject(program, |_| {}).await;
+        let runtime = subject.runtime.clone();
+        let has = |pod: &PodUid, _: &str, wanted: &Resources| {
+            let limits = memory_limits("kplane", &format!("/pod{pod}/"));
+            limits.iter().any(|limit| Some(*limit) == wanted.memory_bytes_max)
+        };
+        testing::check_resize(runtime, has).await;
+    }
+}
+
+/// The limits of memory that control groups below `parent` have whose paths contain `part`, of either version.
+pub(crate) fn memory_limits(parent: &str, part: &str) -> Vec<i64> {
+    let names = ["memory.limit_in_bytes", "memory.max"];
+    let groups =
+        ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|root| std::path::Path::new(root).join(parent));
+    let mut dirs: Vec<_> = groups.into_iter().filter(|dir| dir.is_dir()).collect();
+    let mut found = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        let is_meant = dir.to_string_lossy().contains(part);
+        let limits = names.iter().filter_map(|name| std::fs::read_to_string(dir.join(name)).ok());
+        found.extend(limits.filter(|_| is_meant).filter_map(|text| text.trim().parse::<i64>().ok()));
+        let below = std::fs::read_dir(&dir).into_iter().flatten().flatten();
+        dirs.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
+    }
+    found
 }

@@ -52,6 +52,12 @@ async fn keeps_the_suites_promises() {
 }
 
 #[tokio::test]
+async fn takes_pods_of_its_handlers() {
+    let subject = subject(|options| options.handlers = vec!["special".to_owned()]);
+    testing::check_handlers(subject.runtime, "special").await;
+}
+
+#[tokio::test]
 async fn keeps_them_without_help_from_the_kernel() {
     let subject = subject(|options| {
         options.mount = false;

@@ -8,7 +8,7 @@ use std::{
 
 use super::proto as pb;
 use crate::runtime::{
-    ContainerConfig, Mount, PodUid, Propagation, RuntimeError, SandboxConfig, Seccomp,
+    AppArmor, ContainerConfig, Mount, PodUid, Propagation, Resources, RuntimeError, SandboxConfig, Seccomp,
     oci::{MASKED, READ_ONLY},
 };
 
@@ -146,6 +146,7 @@ pub(super) fn sandbox(
                 ..pb::SandboxSecurity::default()
             }),
             sysctls: config.sysctls.clone(),
+            overhead: (config.overhead != Resources::default()).then(|| resources(&config.overhead)),
             ..pb::LinuxPodSandboxConfig::default()
         }),
     }
@@ -194,8 +195,7 @@ fn mounts(config: &ContainerConfig, files: &OwnFiles) -> Vec<pb::Mount> {
     all.iter().map(mount).collect()
 }
 
-fn resources(config: &ContainerConfig) -> pb::LinuxContainerResources {
-    let wanted = &config.resources;
+fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
     let signed = |number: Option<u64>| number.and_then(|number| i64::try_from(number).ok()).unwrap_or(0);
     pb::LinuxContainerResources {
         cpu_period: signed(wanted.cpu_period_us),
@@ -205,6 +205,13 @@ fn resources(config: &ContainerConfig) -> pb::LinuxContainerResources {
         oom_score_adj: wanted.oom_score_adj.unwrap_or(0).into(),
         ..pb::LinuxContainerResources::default()
     }
+}
+
+/// What a container that runs is to have. Zero is for unchanged, so that a limit of memory can't be taken away.
+pub(super) fn update(id: &str, wanted: &Resources) -> pb::UpdateContainerResourcesRequest {
+    let linux =
+        pb::LinuxContainerResources { cpu_quota: wanted.cpu_quota_us.unwrap_or(-1), ..resources(wanted) };
+    pb::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux) }
 }
 
 fn security(
@@ -224,6 +231,15 @@ fn security(
             let localhost_ref = dir.join(name).to_string_lossy().into_owned();
             pb::SecurityProfile { profile_type: pb::ProfileType::Localhost.into(), localhost_ref }
         }
+    };
+    let apparmor = match &wanted.apparmor {
+        AppArmor::Unset => None,
+        AppArmor::Unconfined => Some(profile(pb::ProfileType::Unconfined)),
+        AppArmor::RuntimeDefault => Some(profile(pb::ProfileType::RuntimeDefault)),
+        AppArmor::Localhost(name) => Some(pb::SecurityProfile {
+            profile_type: pb::ProfileType::Localhost.into(),
+            localhost_ref: name.clone(),
+        }),
     };
     let user = run_as(config, image)?;
     let policy = match wanted.strict_groups {
@@ -250,6 +266,7 @@ fn security(
         masked_paths: hidden(&MASKED),
         readonly_paths: hidden(&READ_ONLY),
         seccomp: Some(seccomp),
+        apparmor,
         supplemental_groups_policy: policy.into(),
     })
 }
@@ -323,7 +340,7 @@ pub(super) fn container(
         stdin: config.stdin,
         tty: config.tty,
         linux: Some(pb::LinuxContainerConfig {
-            resources: Some(resources(config)),
+            resources: Some(resources(&config.resources)),
             security_context: Some(security(sandbox, config, image, seccomp_dir)?),
         }),
         stop_signal: config.stop_signal.as_deref().map_or(0, signal),

@@ -42,7 +42,10 @@ pub(super) async fn run(
     let wire = convert::sandbox(&shared.owner, uid, attempt, config, &logs, parent);
     let request = pb::RunPodSandboxRequest {
         config: Some(wire.clone()),
-        runtime_handler: shared.options.handler.clone(),
+        runtime_handler: match config.runtime_handler.as_str() {
+            "" => shared.options.handler.clone(),
+            handler => handler.to_owned(),
+        },
     };
     let made: pb::PodSandboxId =
         shared.client.call("RuntimeService/RunPodSandbox", request).await.map_err(refused)?;

@@ -104,6 +104,7 @@ impl Bundle {
             shared.own_capabilities,
         )
         .map_err(RuntimeError::Create)?;
+        super::spec::check_apparmor(&security.apparmor, super::spec::has_apparmor())?;
         let seccomp = profile(shared, &security.seccomp, &capabilities)?;
         std::fs::create_dir_all(bundle).map_err(wrong())?;
         rootfs::make(&shared.options.images, &image, bundle, shared.overlay)

@@ -53,6 +53,9 @@ pub(super) struct Saved {
     pub(super) image: Digest,
     pub(super) image_id: String,
     pub(super) message_from_log: bool,
+    /// The handler of its pod.
+    #[serde(default)]
+    pub(super) handler: String,
     pub(super) exit: Option<SavedExit>,
 }
 
@@ -201,11 +204,29 @@ impl Container {
             return;
         }
         self.kill();
-        shared.engine.delete_now(&self.saved.id);
+        shared.engine(&self.saved.handler).delete_now(&self.saved.id);
         if let Some(holder) = self.saved.holder {
             holder.kill();
         }
         rootfs::remove(&self.bundle());
+    }
+
+    /// Gives it other shares of the node, by the OCI runtime's `update`.
+    pub(super) async fn resize(
+        &self,
+        engine: &super::Engine,
+        resources: &crate::runtime::Resources,
+    ) -> Result<(), RuntimeError> {
+        let wrong = || RuntimeError::io("writing what the container gets");
+        let mut file = tempfile::NamedTempFile::new_in(self.bundle()).map_err(wrong())?;
+        serde_json::to_writer(&mut file, &super::spec::update(resources))
+            .map_err(io::Error::from)
+            .map_err(wrong())?;
+        let path = file.path().to_string_lossy().into_owned();
+        let log = self.bundle().join("update.json");
+        let updated = engine.run(Some(&log), &["update", "--resources", &path, &self.saved.id]).await;
+        let _ = std::fs::remove_file(log);
+        updated.map_err(RuntimeError::Create)
     }
 
     /// Leaves it to a runtime that comes after this one.
@@ -281,13 +302,15 @@ pub(super) async fn start(
         image: prepared.image,
         image_id: prepared.image_id,
         message_from_log: config.termination_message_from_log,
+        handler: pod.config.runtime_handler.clone(),
         exit: None,
     };
     let wrong = RuntimeError::io("preparing the container");
     let log =
         LogWriter::create(dir.join(format!("{}.log", config.attempt)), FILE_BYTES_MAX).map_err(wrong)?;
     let mut ends = Ends::default();
-    let made = make(shared, &bundle, config, &prepared.id, &mut ends).await;
+    let engine = shared.engine(&saved.handler);
+    let made = make(engine, &bundle, config, &prepared.id, &mut ends).await;
     saved.started_at = shared.options.clock.now();
     match made {
         Ok(held) => {
@@ -301,7 +324,7 @@ pub(super) async fn start(
             Ok(container)
         }
         Err(message) => {
-            let _ = shared.engine.run(None, &["delete", "--force", &prepared.id]).await;
+            let _ = engine.run(None, &["delete", "--force", &prepared.id]).await;
             rootfs::remove(&bundle);
             saved.exit = Some(SavedExit {
                 finished_at: saved.started_at,
@@ -322,7 +345,7 @@ pub(super) async fn start(
 
 /// Makes the container and starts its program.
 async fn make(
-    shared: &Shared,
+    engine: &super::Engine,
     bundle: &Path,
     config: &ContainerConfig,
     id: &str,
@@ -335,7 +358,7 @@ async fn make(
         let path = short.path().join("tty");
         let console = Console::listen(&path).map_err(said)?;
         let standard = Standard { input: Stdio::null(), output: Stdio::null(), errors: Stdio::null() };
-        let create = holder::create(&shared.engine, bundle, id, Some(&path), standard);
+        let create = holder::create(engine, bundle, id, Some(&path), standard);
         let (held, terminal) = tokio::join!(create, async {
             tokio::time::timeout(super::TERMINAL_MAX, console.receive()).await
         });
@@ -353,10 +376,10 @@ async fn make(
         let standard =
             Standard { input, output: pipe("out").map_err(said)?, errors: pipe("err").map_err(said)? };
         *ends = Ends::open(bundle).map_err(said)?;
-        holder::create(&shared.engine, bundle, id, None, standard).await?
+        holder::create(engine, bundle, id, None, standard).await?
     };
     let log = bundle.join("log.json");
-    if let Err(error) = shared.engine.run(Some(&log), &["start", id]).await {
+    if let Err(error) = engine.run(Some(&log), &["start", id]).await {
         held.container.kill();
         held.holder.kill();
         return Err(error);
@@ -453,7 +476,8 @@ async fn wait(
     }
     container.streams.exit.send_replace(exit_of(&saved));
     shared.changes.tell(&uid);
-    if let Err(error) = shared.engine.run(None, &["delete", "--force", &saved.id]).await {
+    let engine = shared.engine(&saved.handler);
+    if let Err(error) = engine.run(None, &["delete", "--force", &saved.id]).await {
         tracing::debug!(pod = %uid, %error, "what the OCI runtime knows of a container is left");
     }
     let bundle = container.bundle();

@@ -89,12 +89,13 @@ impl Pause {
         write(&bundle, config, dir, &cgroup, oom_score)
             .map_err(RuntimeError::io("making the pod's first process"))?;
         let standard = Standard { input: Stdio::null(), output: Stdio::null(), errors: Stdio::null() };
-        let held = holder::create(&shared.engine, &bundle, &id, None, standard).await;
+        let engine = shared.engine(&config.runtime_handler);
+        let held = holder::create(engine, &bundle, &id, None, standard).await;
         let Held { mut child, holder, container } = held.map_err(RuntimeError::Create)?;
         tokio::spawn(async move { child.wait().await });
         let pause = Self { id, container, holder };
-        if let Err(error) = shared.engine.run(None, &["start", &pause.id]).await {
-            pause.end(&shared.engine);
+        if let Err(error) = engine.run(None, &["start", &pause.id]).await {
+            pause.end(engine);
             return Err(RuntimeError::Create(error));
         }
         Ok(pause)

@@ -44,6 +44,8 @@ struct Saved {
     namespace: String,
     name: String,
     node: String,
+    #[serde(default)]
+    runtime_handler: String,
     hostname: String,
     host_network: bool,
     host_pid: bool,
@@ -73,7 +75,7 @@ impl Pod {
     /// Removes the namespaces and the directory. Blocks.
     pub(super) fn remove_files(&self, shared: &Shared) {
         if let Some(pause) = &self.pause {
-            pause.end(&shared.engine);
+            pause.end(shared.engine(&self.config.runtime_handler));
         }
         remove_dir(&self.dir);
     }
@@ -212,6 +214,7 @@ fn keep(uid: &PodUid, pod: &Pod) -> io::Result<()> {
         namespace: config.namespace.to_string(),
         name: config.name.to_string(),
         node: config.node.to_string(),
+        runtime_handler: config.runtime_handler.clone(),
         hostname: config.hostname.clone(),
         host_network: config.host_network,
         host_pid: config.host_pid,
@@ -235,7 +238,8 @@ pub(super) async fn remove(shared: &Shared, uid: &PodUid, pod: &Pod) -> Result<(
     if let Some(address) = pod.own_address {
         shared.options.addresses.release(address);
     }
-    let (dir, engine, pause) = (pod.dir.clone(), shared.engine.clone(), pod.pause.clone());
+    let (dir, engine, pause) =
+        (pod.dir.clone(), shared.engine(&pod.config.runtime_handler).clone(), pod.pause.clone());
     let work = move || {
         if let Some(pause) = pause {
             pause.end(&engine);
@@ -258,7 +262,7 @@ pub(super) async fn restore(shared: &Arc<Shared>, pods: &Path) -> io::Result<()>
             Some(saved) => restore_pod(shared, dir, saved)?,
             None => {
                 for (container, saved) in saved_containers(&dir) {
-                    let _ = shared.engine.run(None, &["delete", "--force", &saved.id]).await;
+                    let _ = shared.engine(&saved.handler).run(None, &["delete", "--force", &saved.id]).await;
                     saved.holder.into_iter().for_each(super::holder::Process::kill);
                     super::rootfs::remove(&container::bundle_path(&container, saved.attempt));
                 }
@@ -307,6 +311,7 @@ fn restore_pod(shared: &Arc<Shared>, dir: PathBuf, saved: Saved) -> io::Result<(
         namespace: saved.namespace.into(),
         name: saved.name.into(),
         node: saved.node.into(),
+        runtime_handler: saved.runtime_handler,
         hostname: saved.hostname,
         host_network: saved.host_network,
         host_pid: saved.host_pid,

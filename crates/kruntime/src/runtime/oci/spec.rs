@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::users::User;
-use crate::runtime::{ContainerConfig, Mount, Propagation, SandboxConfig};
+use crate::runtime::{AppArmor, ContainerConfig, Mount, Propagation, Resources, RuntimeError, SandboxConfig};
 
 /// What of `/proc` and `/sys` a container doesn't see.
 pub(in crate::runtime) const MASKED: [&str; 12] = [
@@ -102,6 +102,9 @@ fn process(parts: &Parts<'_>) -> Value {
     if let Some(score) = config.resources.oom_score_adj {
         process["oomScoreAdj"] = json!(score.max(parts.oom_score_min));
     }
+    if let AppArmor::Localhost(profile) = &config.security.apparmor {
+        process["apparmorProfile"] = json!(profile);
+    }
     process
 }
 
@@ -149,6 +152,18 @@ fn resources(parts: &Parts<'_>) -> Value {
         }
     }
     resources
+}
+
+/// What `update` of an OCI runtime reads: all that can be changed, with -1 for no limit.
+pub(super) fn update(resources: &Resources) -> Value {
+    let mut cpu = json!({"quota": resources.cpu_quota_us.unwrap_or(-1)});
+    if let Some(shares) = resources.cpu_shares {
+        cpu["shares"] = json!(shares);
+    }
+    if let Some(period) = resources.cpu_period_us {
+        cpu["period"] = json!(period);
+    }
+    json!({"cpu": cpu, "memory": {"limit": resources.memory_bytes_max.unwrap_or(-1)}})
 }
 
 /// A container that mounts for others needs a root that lets it through.
@@ -201,6 +216,28 @@ fn mounts(parts: &Parts<'_>) -> Value {
     json!(list)
 }
 
+/// Whether what the container wants of AppArmor can be had.
+///
+/// # Errors
+/// When the machine has no AppArmor, in upstream's words; and for a profile of the runtime's own, which there is none of.
+pub(super) fn check_apparmor(wanted: &AppArmor, is_enabled: bool) -> Result<(), RuntimeError> {
+    match wanted {
+        AppArmor::Unset | AppArmor::Unconfined => Ok(()),
+        _ if !is_enabled => Err(RuntimeError::Config(
+            "Cannot enforce AppArmor: AppArmor is not enabled on the host".to_owned(),
+        )),
+        AppArmor::RuntimeDefault => {
+            Err(RuntimeError::Config("the runtime has no AppArmor profile of its own".to_owned()))
+        }
+        AppArmor::Localhost(_) => Ok(()),
+    }
+}
+
+/// Whether the kernel enforces profiles of AppArmor.
+pub(super) fn has_apparmor() -> bool {
+    std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").is_ok_and(|text| text.starts_with('Y'))
+}
+
 /// The machine's devices below `/dev`, but terminals and what containers have of their own.
 pub(super) fn host_devices() -> Vec<Value> {
     use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
@@ -232,13 +269,40 @@ pub(super) fn host_devices() -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{Resources, Security};
+    use crate::runtime::Security;
+
+    #[test]
+    fn apparmor_is_enforced_or_refused() {
+        let local = || AppArmor::Localhost("own".to_owned());
+        for (wanted, is_enabled, is_fine) in [
+            (AppArmor::Unset, false, true),
+            (AppArmor::Unconfined, false, true),
+            (local(), true, true),
+            (local(), false, false),
+            (AppArmor::RuntimeDefault, false, false),
+            (AppArmor::RuntimeDefault, true, false),
+        ] {
+            assert_eq!(check_apparmor(&wanted, is_enabled).is_ok(), is_fine, "{wanted:?} {is_enabled}");
+        }
+    }
 
     /// Each field against what the runtime specification calls it, with containerd's values.
     #[test]
     fn what_a_pod_wants_is_in_the_specification() {
         let cases: Vec<(ContainerConfig, SandboxConfig, &str, Value)> = vec![
             (ContainerConfig::default(), SandboxConfig::default(), "/root/readonly", json!(false)),
+            (
+                ContainerConfig {
+                    security: Security {
+                        apparmor: AppArmor::Localhost("own".to_owned()),
+                        ..Security::default()
+                    },
+                    ..ContainerConfig::default()
+                },
+                SandboxConfig::default(),
+                "/process/apparmorProfile",
+                json!("own"),
+            ),
             (
                 ContainerConfig {
                     security: Security { read_only_root: true, ..Security::default() },

@@ -138,6 +138,10 @@ impl Program {
             if !found {
                 return;
             }
+            #[allow(
+                clippy::disallowed_methods,
+                reason = "milliseconds of real time, for processes that really end"
+            )]
             std::thread::sleep(pause);
             pause = PAUSE_MAX.min(pause * 2);
         }

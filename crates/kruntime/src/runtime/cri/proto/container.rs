@@ -74,6 +74,15 @@ pub(in crate::runtime::cri) struct LinuxContainerResources {
     pub(in crate::runtime::cri) cpuset_mems: String,
 }
 
+/// Gives a container that runs other shares.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(in crate::runtime::cri) struct UpdateContainerResourcesRequest {
+    #[prost(string, tag = "1")]
+    pub(in crate::runtime::cri) container_id: String,
+    #[prost(message, optional, tag = "2")]
+    pub(in crate::runtime::cri) linux: Option<LinuxContainerResources>,
+}
+
 /// Changes to a container's capabilities.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(in crate::runtime::cri) struct Capability {
@@ -118,6 +127,8 @@ pub(in crate::runtime::cri) struct ContainerSecurity {
     pub(in crate::runtime::cri) readonly_paths: Vec<String>,
     #[prost(message, optional, tag = "15")]
     pub(in crate::runtime::cri) seccomp: Option<SecurityProfile>,
+    #[prost(message, optional, tag = "16")]
+    pub(in crate::runtime::cri) apparmor: Option<SecurityProfile>,
     #[prost(enumeration = "SupplementalGroupsPolicy", tag = "17")]
     pub(in crate::runtime::cri) supplemental_groups_policy: i32,
 }
