@@ -85,7 +85,8 @@ impl AuditSink for Vec<Arc<dyn AuditSink>> {
 
     /// All are told, also when one refuses; the first refusal counts.
     fn begin(&self, event: &AuditEvent<'_>) -> Result<(), String> {
-        self.iter().fold(Ok(()), |so_far, sink| so_far.and(sink.begin(event)))
+        let said: Vec<_> = self.iter().map(|sink| sink.begin(event)).collect();
+        said.into_iter().collect()
     }
 
     fn flush(&self) -> BoxFuture<'_, ()> {

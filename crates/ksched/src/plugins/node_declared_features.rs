@@ -32,7 +32,8 @@ impl Features {
         let mut rules = containers.flat_map(|container| container.restart_policy_rules.iter().flatten());
         let restarts = rules.any(|rule| rule.action == "RestartAllContainers");
         let own_users = spec.host_network == Some(true) && spec.host_users == Some(false);
-        Self(u8::from(restarts) * Self::RESTART_ALL.0 | u8::from(own_users) * Self::HOST_NETWORK.0)
+        let when = |needed: bool, feature: Self| if needed { feature.0 } else { 0 };
+        Self(when(restarts, Self::RESTART_ALL) | when(own_users, Self::HOST_NETWORK))
     }
 
     /// What a node declares.
