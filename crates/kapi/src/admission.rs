@@ -11,7 +11,7 @@ mod notes;
 mod pod_groups;
 mod pod_resize;
 mod pod_security;
-mod policy;
+pub(crate) mod policy;
 mod priority;
 mod quota;
 mod registered;

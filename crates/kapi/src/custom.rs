@@ -39,6 +39,11 @@ use crate::{
     registry::{Registry, Resource, ResourceDef},
 };
 
+/// What expressions see of whole objects of this schema.
+pub(crate) fn declared(schema: &Structural) -> Option<kcel::Decl> {
+    rules::declared(schema)
+}
+
 /// The group of CustomResourceDefinitions.
 pub(crate) const GROUP: &str = "apiextensions.k8s.io";
 /// Their plural name.

@@ -75,6 +75,8 @@ pub enum ExpressionError {
 #[derive(Clone, Debug)]
 pub struct PolicyEnv {
     params: bool,
+    /// What is known of `object` and `oldObject`, and of `params`.
+    types: [Option<Decl>; 2],
     /// The type of `variables`, if there is such a variable, and the single ones with their types.
     variables: Option<(Decl, Vec<(String, Decl)>)>,
     /// Made when they are first needed, and anew after each declaration.
@@ -138,13 +140,21 @@ impl PolicyEnv {
     /// Without variables. `params`: whether there are parameters.
     #[must_use]
     pub const fn new(params: bool) -> Self {
-        Self { params, variables: None, envs: [const { OnceLock::new() }; Sight::COUNT] }
+        Self { params, types: [None, None], variables: None, envs: [const { OnceLock::new() }; Sight::COUNT] }
+    }
+
+    /// The same, where it is known of what types `object` and `oldObject` are, and `params`. For [`check`](Self::check): at run time
+    /// they are of any type, as upstream.
+    #[must_use]
+    pub fn with_types(self, object: Option<Decl>, params: Option<Decl>) -> Self {
+        Self { types: [object, params], ..self }
     }
 
     /// The same, with `variables`: none yet, and more by [`declare`](Self::declare).
     #[must_use]
     pub fn with_variables(self) -> Self {
-        Self { variables: Some((Decl::object("kubernetes.variables"), Vec::new())), ..Self::new(self.params) }
+        let variables = Some((Decl::object("kubernetes.variables"), Vec::new()));
+        Self { variables, types: self.types, ..Self::new(self.params) }
     }
 
     /// Compiles a variable of the policy and declares it for what is compiled after it. A variable that can't be
@@ -178,18 +188,28 @@ impl PolicyEnv {
         Err(ExpressionError::Type { expected: purpose.expected(), link: " but got", found })
     }
 
+    /// Whether an expression makes sense for the types that are known, whatever it evaluates to.
+    ///
+    /// # Errors
+    /// What it gets wrong.
+    pub fn check(&self, expression: &str) -> Result<(), CompileErrors> {
+        self.env(Sight::Everything).compile(expression).map(drop)
+    }
+
     fn env(&self, sight: Sight) -> &Env {
         self.envs[sight as usize].get_or_init(|| self.build(sight))
     }
 
     fn build(&self, sight: Sight) -> Env {
+        let known = |which: usize| self.types[which].clone().unwrap_or_else(Decl::dynamic);
+        let object = std::sync::Arc::new(known(0));
         let mut env = Env::builder()
-            .variable("object", Decl::dynamic())
-            .variable("oldObject", Decl::dynamic())
+            .variable("object", std::sync::Arc::clone(&object))
+            .variable("oldObject", object)
             .variable("namespaceObject", namespace())
             .variable("request", request());
         if self.params {
-            env = env.variable("params", Decl::dynamic());
+            env = env.variable("params", known(1));
         }
         if !matches!(sight, Sight::NoAuthorizer) {
             env = env

@@ -146,8 +146,11 @@ async fn replicas_are_reached_restarted_and_moved() {
         .await
         .unwrap();
     let rolled = |deployment: Option<&Deployment>| {
+        let generation = deployment.and_then(|deployment| deployment.metadata.generation);
         deployment.and_then(|deployment| deployment.status.as_ref()).is_some_and(|status| {
-            status.updated_replicas == Some(3)
+            // The status of before the change says the same of the old version.
+            status.observed_generation == generation
+                && status.updated_replicas == Some(3)
                 && status.replicas == Some(3)
                 && status.ready_replicas == Some(3)
         })

@@ -7,6 +7,7 @@ mod condition;
 mod mutating;
 mod params;
 mod scope;
+mod types;
 mod validating;
 
 use kcel::{PolicyEnv, Program, Purpose};
@@ -17,6 +18,7 @@ pub(crate) use self::{
     condition::{Conditions, Matched},
     mutating::MutatingPolicies,
     scope::{Surroundings, request_of},
+    types::{is_checked, settle},
     validating::ValidatingPolicies,
 };
 use super::matching::{Asked, Constraints};

@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use kstore::{Entry, EventKind, Range, Revision, Snapshot};
 use serde_json::Value;
 
-use self::policy::{Policy, grant};
+use self::policy::{Policy, Verbs, grant};
 pub(crate) use self::{covers::compact, rule::Quoted};
 pub use self::{
     covers::{PERMISSIONS_MAX, missing},
@@ -91,8 +91,9 @@ impl Rbac {
         self.sync();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
         let mut missing = BTreeSet::new();
-        let allowed = state.policy.find(user, &request.namespace, |binding, rules| match rules {
-            Ok(rules) => rules.iter().any(|rule| rule.allows(request)).then(|| grant(binding, user)),
+        let verb = Verbs::of(&request.verb);
+        let allowed = state.policy.find(user, &request.namespace, |binding, role| match role {
+            Ok(role) => role.allows(request, verb).then(|| grant(binding, user)),
             Err(role) => {
                 missing.insert(role.to_string());
                 None
@@ -116,7 +117,7 @@ impl Rbac {
             if !seen.contains(&Arc::as_ptr(binding)) {
                 seen.push(Arc::as_ptr(binding));
                 match found {
-                    Ok(found) => rules.extend_from_slice(found),
+                    Ok(found) => rules.extend_from_slice(&found.rules),
                     Err(role) => _ = missing.insert(role.to_string()),
                 }
             }
@@ -130,7 +131,7 @@ impl Rbac {
     pub(crate) fn role(&self, namespace: &str, kind: &str, name: &str) -> Option<Vec<PolicyRule>> {
         self.sync();
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        state.policy.role(namespace, kind, name).ok().map(<[PolicyRule]>::to_vec)
+        state.policy.role(namespace, kind, name).ok().map(|role| role.rules.to_vec())
     }
 
     /// Takes over what has changed in the tables.

@@ -52,6 +52,11 @@ const BLOCKING: [&str; 5] = [
     "FieldValueTypeInvalid",
 ];
 
+/// What expressions see of whole objects of this schema.
+pub(super) fn declared(schema: &Structural) -> Option<kcel::Decl> {
+    decl::of(schema, true)
+}
+
 impl Rules {
     /// The rules of a schema; `None` if there are none in it.
     pub(super) fn compile(schema: &Structural) -> Option<Self> {

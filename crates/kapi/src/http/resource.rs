@@ -15,6 +15,7 @@ use super::{
     table, upgrade, watch as wire, yaml_response,
 };
 use crate::{
+    admission::policy,
     aggregate,
     audit::Trail,
     authn::UserInfo,
@@ -164,6 +165,9 @@ impl Request<'_> {
         }
         if aggregate::is_api_services(resource) && self.info.subresource.is_empty() {
             aggregate::settle(self.server).await?;
+        }
+        if policy::is_checked(resource) && self.info.subresource.is_empty() {
+            policy::settle(self.server).await?;
         }
         writes
     }

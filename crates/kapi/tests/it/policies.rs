@@ -428,3 +428,123 @@ async fn policies_are_not_asked_about_policies() {
     }
     assert_eq!(send(&server, "POST", MAPS, &map(json!({}))).await.0, 201);
 }
+
+/// KEP-3488, "Type Checking": the cases of upstream's `TestTypeCheck`, with kinds that are served.
+#[tokio::test]
+async fn the_status_of_a_policy_tells_of_types() {
+    const POLICIES: &str = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies";
+    let server = crate::harness::server().await;
+    let rule = |groups: Value, versions: Value, resources: Value| json!([{"apiGroups": groups, "apiVersions": versions, "operations": ["CREATE"], "resources": resources}]);
+    let deployments = rule(json!(["apps"]), json!(["v1"]), json!(["deployments"]));
+    let validations = |expressions: &[&str]| -> Value {
+        expressions.iter().map(|expression| json!({"expression": expression})).collect()
+    };
+    let undefined = "apps/v1, Kind=Deployment: ERROR: <input>:1:12: undefined field 'replica'\n | object.spec.replica > 1\n | ...........^\n";
+    let expression = "spec.validations[0].expression";
+    for (name, rules, more, expected) in [
+        (
+            "good",
+            &deployments,
+            json!({"validations": validations(&["object.spec.replicas > 1 && object.metadata.name != ''"])}),
+            vec![],
+        ),
+        (
+            "undefined",
+            &deployments,
+            json!({"validations": validations(&["object.spec.replica > 1"])}),
+            vec![(expression, undefined)],
+        ),
+        (
+            "mismatch",
+            &deployments,
+            json!({"validations": validations(&["object.spec.replicas == 'x'"])}),
+            vec![(expression, "found no matching overload for '_==_' applied to '(int, string)'")],
+        ),
+        (
+            "int-or-string",
+            &deployments,
+            json!({"validations": validations(&["object.spec.strategy.rollingUpdate.maxSurge == '25%'"])}),
+            vec![],
+        ),
+        (
+            "second",
+            &deployments,
+            json!({"validations": validations(&["true", "has(object.spec.nothing)"])}),
+            vec![("spec.validations[1].expression", "undefined field 'nothing'")],
+        ),
+        (
+            "message",
+            &deployments,
+            json!({"validations": [{"expression": "true", "messageExpression": "string(object.spec.nothing)"}]}),
+            vec![("spec.validations[0].messageExpression", "undefined field 'nothing'")],
+        ),
+        (
+            "authorizer",
+            &deployments,
+            json!({"validations": validations(&["authorizer.group('').resource('endpoints').check('create').allowed()"])}),
+            vec![],
+        ),
+        (
+            "variables",
+            &deployments,
+            json!({"variables": [{"name": "count", "expression": "object.spec.replicas"}], "validations": validations(&["variables.count == 'x'"])}),
+            vec![(expression, "applied to '(int, string)'")],
+        ),
+        (
+            "params",
+            &deployments,
+            json!({"paramKind": {"apiVersion": "v1", "kind": "ConfigMap"}, "validations": validations(&["params.data.max == 1"])}),
+            vec![(expression, "applied to '(string, int)'")],
+        ),
+        (
+            "wildcard",
+            &rule(json!(["apps"]), json!(["*"]), json!(["deployments"])),
+            json!({"validations": validations(&["object.nothing == 1"])}),
+            vec![],
+        ),
+        (
+            "unknown",
+            &rule(json!(["none.example.com"]), json!(["v1"]), json!(["things"])),
+            json!({"validations": validations(&["object.nothing == 1"])}),
+            vec![],
+        ),
+        (
+            "two",
+            &rule(
+                json!(["apps", "batch"]),
+                json!(["v1"]),
+                json!(["jobs", "deployments", "deployments/scale"]),
+            ),
+            json!({"validations": validations(&["object.spec.replicas > 1"])}),
+            vec![(expression, "batch/v1, Kind=Job: ERROR: <input>:1:12: undefined field 'replicas'")],
+        ),
+    ] {
+        let mut spec = json!({"failurePolicy": "Ignore", "matchConstraints": {"resourceRules": rules}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let policy = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": name}, "spec": spec});
+        let (code, answer) = send(&server, "POST", POLICIES, &policy).await;
+        assert_eq!(code, 201, "{answer}");
+        let (_, found) = crate::harness::get(&server, &format!("{POLICIES}/{name}")).await;
+        assert_eq!(found["status"]["observedGeneration"], 1, "{name}");
+        let warnings =
+            found["status"]["typeChecking"]["expressionWarnings"].as_array().cloned().unwrap_or_default();
+        assert!(
+            found["status"]["typeChecking"].is_object() && warnings.len() == expected.len(),
+            "{name}: {found}"
+        );
+        for (warning, (field, words)) in warnings.iter().zip(&expected) {
+            let told = warning["warning"].as_str().unwrap();
+            assert!(warning["fieldRef"] == *field && told.contains(words), "{name}: {told}");
+        }
+    }
+    // A change of the specification is looked at, one of the metadata is not.
+    let path = format!("{POLICIES}/undefined");
+    let patch = json!({"spec": {"validations": [{"expression": "object.spec.replicas > 1"}]}});
+    let body = serde_json::to_vec(&patch).unwrap();
+    let (code, ..) =
+        crate::harness::warned(&server, "PATCH", &path, "application/merge-patch+json", body).await;
+    assert_eq!(code, 200);
+    let (_, found) = crate::harness::get(&server, &path).await;
+    assert_eq!(found["status"], json!({"observedGeneration": 2, "typeChecking": {}}));
+}
