@@ -9,7 +9,10 @@ mod tests;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::Method;
 use http_body_util::{BodyExt as _, Full};
-use kapi::request::{DeleteOptions, ListOptions, Query, RequestInfo, WriteOptions};
+use kapi::{
+    ApiServer,
+    request::{DeleteOptions, ListOptions, Query, RequestInfo, WriteOptions},
+};
 use kcel::{Bindings, Decl, Env};
 use kcore::selector::{FieldSelector, LabelSelector};
 use kruntime::spdy::{FrameDecoder, FrameEncoder, frame::Frame};
@@ -23,6 +26,7 @@ use kschema::{
 };
 use kstore::{EtcdServer, MemoryStore, Store as _, testing::disk::damage};
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 /// What an evaluation may cost here: enough for what a rule says, too little to make the fuzzer slow.
 const COST_MAX: u64 = 20_000;
@@ -63,6 +67,39 @@ pub fn request(data: &[u8]) {
     }
     let _ = WriteOptions::parse(&query, "PatchOptions");
     let _ = DeleteOptions::parse(&query, None);
+}
+
+thread_local! {
+    /// One server for all inputs of a thread, which has every way to say who one is that needs nobody else.
+    static SERVER: (tokio::runtime::Runtime, ApiServer) = {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let server = runtime.block_on(async {
+            let server = ApiServer::builder().bootstrap_tokens(true).build().expect("a server");
+            server.bootstrap().await.expect("a cluster's objects");
+            server
+        });
+        (runtime, server)
+    };
+}
+
+/// Headers, `name: value` on lines of their own, that may say who somebody is: nobody who makes them up is anybody, and no header
+/// makes the server fail.
+pub fn credentials(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut request = http::Request::get("/api/v1/namespaces/kube-system/secrets");
+    for header in text.lines() {
+        let Some((name, value)) = header.split_once(": ") else { continue };
+        let (Ok(name), Ok(value)) = (http::HeaderName::try_from(name), http::HeaderValue::try_from(value))
+        else {
+            continue;
+        };
+        request = request.header(name, value);
+    }
+    let Ok(request) = request.body(Full::<Bytes>::default()) else { return };
+    SERVER.with(|(runtime, server)| {
+        let answer = runtime.block_on(server.clone().oneshot(request)).expect("it always answers");
+        assert!(matches!(answer.status().as_u16(), 400 | 401 | 403), "{}", answer.status());
+    });
 }
 
 /// Selectors of labels and fields: what is printed is read as the same, and no two requirements that exclude each other match.
@@ -263,7 +300,11 @@ pub fn spdy(data: &[u8]) {
     assert_eq!(read(&mut data.chunks(1)), (frames.clone(), error), "pieces make no difference");
     let (mut encoder, mut written) = (FrameEncoder::default(), BytesMut::new());
     frames.iter().for_each(|frame| encoder.encode(frame, &mut written));
-    assert_eq!(read(&mut std::iter::once(&written[..])), (frames, None), "what is written is read as the same");
+    assert_eq!(
+        read(&mut std::iter::once(&written[..])),
+        (frames, None),
+        "what is written is read as the same"
+    );
 }
 
 /// Data come in pieces of any size; together they are what was sent.
@@ -316,7 +357,10 @@ const ETCD_METHODS: [&str; 14] = [
 /// Calls of etcd's API, one after the other: a method, the length of its message, the message. Every call is answered with a
 /// status of gRPC, and the store agrees with itself afterwards.
 pub fn etcd(data: &[u8]) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build() else { return };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()
+    else {
+        return;
+    };
     runtime.block_on(async {
         let store = std::sync::Arc::new(MemoryStore::new());
         let Ok(server) = EtcdServer::new(store.clone()).await else { return };

@@ -52,6 +52,10 @@ const WORDS: &[&str] = &[
     ".map(x, ",
     "size()",
     "has(",
+    "authorization: Bearer ",
+    "impersonate-user: ",
+    "eyJhbGciOiJub25lIn0.",
+    ".",
     "\u{1F980}",
     "\u{0}",
     "k8s\0",
@@ -125,6 +129,11 @@ fn check(name: &str, seed: u64, target: fn(&[u8])) {
 #[test]
 fn request() {
     check("request", 1, crate::request);
+}
+
+#[test]
+fn credentials() {
+    check("credentials", 11, crate::credentials);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Who asks: authentication.
 
+mod bootstrap_tokens;
 mod cache;
 mod front_proxy;
 pub mod jwt;
@@ -15,6 +16,7 @@ use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 use http::{header::AUTHORIZATION, request::Parts};
 
+pub(crate) use self::bootstrap_tokens::BootstrapTokens;
 pub(crate) use self::oidc::OidcTokens;
 pub(crate) use self::service_account::{Claims, EXPIRATION_DEFAULT_SECONDS, Reference, ServiceAccountTokens};
 pub use self::{

@@ -16,9 +16,9 @@ use crate::{
     aggregate::Aggregation,
     audit::{Audit, AuditPolicy, AuditSink},
     authn::{
-        AUTHENTICATED, Anonymous, AuthenticationConfig, Authenticator, ClientCertificates, FrontProxy,
-        Identity, OidcTokens, ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED, UserInfo,
-        jwt::KeyError,
+        AUTHENTICATED, Anonymous, AuthenticationConfig, Authenticator, BootstrapTokens, ClientCertificates,
+        FrontProxy, Identity, OidcTokens, ServiceAccountIssuer, ServiceAccountTokens, UNAUTHENTICATED,
+        UserInfo, jwt::KeyError,
     },
     authz::{
         self, AuthorizationConfig, AuthorizationMode, Authorizer, Chain, Masters, Rbac,
@@ -116,6 +116,7 @@ pub struct ApiServerBuilder {
     audit: Option<Arc<Audit>>,
     nodes: Option<Arc<dyn NodeDialer>>,
     anonymous: Anonymous,
+    bootstrap_tokens: bool,
     tokens: AuthenticationConfig,
     encryption: Option<Encryption>,
     addresses: ServiceAddresses,
@@ -169,6 +170,7 @@ impl ApiServer {
             audit: None,
             nodes: None,
             anonymous: Anonymous { enabled: true, paths: Vec::new() },
+            bootstrap_tokens: false,
             tokens: AuthenticationConfig::default(),
             encryption: None,
             addresses: ServiceAddresses::default(),
@@ -319,6 +321,13 @@ impl ApiServerBuilder {
         self
     }
 
+    /// Whether the tokens of secrets of the type `bootstrap.kubernetes.io/token` in `kube-system` are believed, by which nodes join
+    /// (`--enable-bootstrap-token-auth`). Default: no, as upstream.
+    pub fn bootstrap_tokens(mut self, believed: bool) -> Self {
+        self.bootstrap_tokens = believed;
+        self
+    }
+
     /// Whether callers who don't say who they are are let in as `system:anonymous`.
     pub fn anonymous(mut self, allowed: bool) -> Self {
         self.anonymous = Anonymous { enabled: allowed, paths: Vec::new() };
@@ -387,6 +396,9 @@ impl ApiServerBuilder {
         authenticators.extend(self.front_proxy.map(|proxy| Arc::new(proxy) as Arc<dyn Authenticator>));
         authenticators.push(Arc::new(ClientCertificates));
         authenticators.push(Arc::new(ServiceAccountTokens::new(Arc::clone(&issuer), Arc::clone(&objects))));
+        if self.bootstrap_tokens {
+            authenticators.push(Arc::new(BootstrapTokens::new(Arc::clone(&objects))));
+        }
         if let Some(both) = self.tokens.issuers().find(|url| issuer.issuers().iter().any(|own| own == url)) {
             return Err(BuildError::Issuer { url: both.to_owned() });
         }

@@ -225,6 +225,12 @@ mod tests {
 
     /// How long a client that sends this, and then nothing, is served, in seconds; and the first line of the answer.
     async fn served(sent: &str) -> (u64, String) {
+        let (seconds, answer) = answered(sent).await;
+        (seconds, answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    /// The same with all that was answered.
+    async fn answered(sent: &str) -> (u64, String) {
         let server = ApiServer::builder().build().unwrap();
         server.bootstrap().await.unwrap();
         let (mut near, far) = tokio::io::duplex(DUPLEX_BYTES);
@@ -235,7 +241,36 @@ mod tests {
         near.read_to_string(&mut answer).await.unwrap();
         // It may end with an error.
         drop(serving.await.unwrap());
-        (began.elapsed().as_secs(), answer.lines().next().unwrap_or_default().to_owned())
+        (began.elapsed().as_secs(), answer)
+    }
+
+    /// Messages whose end can be understood in two ways (RFC 9112, section 11.2): there is one answer at most, so that nobody's
+    /// request is hidden in another's body.
+    #[tokio::test(start_paused = true)]
+    async fn no_request_is_hidden_in_another() {
+        const HIDDEN: &str = "GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n";
+        let head = "POST /api/v1/namespaces HTTP/1.1\r\nhost: a\r\n";
+        for (headers, body) in [
+            ("content-length: 4\r\ntransfer-encoding: chunked\r\n", "0\r\n\r\n"),
+            ("transfer-encoding: chunked\r\ncontent-length: 4\r\n", "0\r\n\r\n"),
+            ("content-length: 0\r\ncontent-length: 38\r\n", ""),
+            ("content-length: 0, 38\r\n", ""),
+            ("content-length: +0\r\n", ""),
+            ("content-length: -1\r\n", ""),
+            ("content-length: 0x0\r\n", ""),
+            ("transfer-encoding: chunked, identity\r\n", "0\r\n\r\n"),
+            ("transfer-encoding: xchunked\r\n", "0\r\n\r\n"),
+            ("transfer-encoding : chunked\r\n", "0\r\n\r\n"),
+            (" transfer-encoding: chunked\r\n", "0\r\n\r\n"),
+            ("transfer-encoding: chunked\r\n", "-1\r\n\r\n"),
+            ("transfer-encoding: chunked\r\n", "0 x\r\n\r\n"),
+            ("x: a\0b\r\ncontent-length: 0\r\n", ""),
+        ] {
+            let sent = format!("{head}{headers}\r\n{body}{HIDDEN}");
+            let (_, answer) = answered(&sent).await;
+            assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{headers:?} {body:?}: {answer}");
+            assert!(!answer.contains("200 OK"), "{headers:?} {body:?}: {answer}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -396,3 +396,31 @@ async fn a_websocket_may_have_its_token_among_its_subprotocols() {
         assert_eq!(response.status(), code, "{protocols}");
     }
 }
+
+/// Kubernetes, "Authenticating with Bootstrap Tokens": a node that has nothing else asks for its certificate by one.
+#[tokio::test]
+async fn nodes_join_by_bootstrap_tokens() {
+    const TOKEN: &str = "foobar.0123456789abcdef";
+    const SECRETS: &str = "/api/v1/namespaces/kube-system/secrets";
+    let secret = json!({"metadata": {"name": "bootstrap-token-foobar"}, "type": "bootstrap.kubernetes.io/token", "stringData": {
+        "token-id": "foobar", "token-secret": "0123456789abcdef", "usage-bootstrap-authentication": "true",
+        "auth-extra-groups": "system:bootstrappers:workers"}});
+    let closed = server().await;
+    created(&closed, SECRETS, secret.clone()).await;
+    assert_eq!(who(&closed, TOKEN).await.0, 401, "they are believed only where that is said");
+
+    let server = ApiServer::builder().bootstrap_tokens(true).build().unwrap();
+    server.bootstrap().await.unwrap();
+    assert_eq!(who(&server, TOKEN).await.0, 401, "there is none");
+    created(&server, SECRETS, secret).await;
+    let (code, user) = who(&server, TOKEN).await;
+    assert_eq!((code, &user["username"]), (201, &json!("system:bootstrap:foobar")));
+    let groups = ["system:bootstrappers", "system:bootstrappers:workers", "system:authenticated"];
+    assert_eq!(user["groups"], json!(groups));
+    for wrong in ["foobar.0123456789abcdee", "barfoo.0123456789abcdef", "foobar.", "FOOBAR.0123456789abcdef"]
+    {
+        assert_eq!(who(&server, wrong).await.0, 401, "{wrong}");
+    }
+    let (code, _) = json(&server, "DELETE", &format!("{SECRETS}/bootstrap-token-foobar"), &Value::Null).await;
+    assert_eq!((code, who(&server, TOKEN).await.0), (200, 401), "it is gone");
+}

@@ -53,6 +53,7 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ),
     ("disable-admission-plugins", "Admission steps to leave out."),
     ("enable-admission-plugins", "Accepted; all steps that there are, are on."),
+    ("enable-bootstrap-token-auth", "Whether tokens are believed by which nodes join. Default false."),
     ("etcd-cafile", "Whose certificates the etcd servers have."),
     ("etcd-certfile", "The certificate for etcd."),
     ("etcd-keyfile", "The key of --etcd-certfile."),
@@ -126,6 +127,8 @@ async fn server(flags: &Flags) -> Result<(ApiServer, Beside), FaceError> {
         builder = builder.authorization(modes);
     }
     builder = builder.service_accounts(issuer(flags)?);
+    let bootstrap = flags.read("enable-bootstrap-token-auth", "true or false")?.unwrap_or(false);
+    builder = builder.bootstrap_tokens(bootstrap);
     if let Some(store) = etcd(flags).await? {
         builder = builder.store(store);
     }
