@@ -204,7 +204,7 @@ impl ApiServer {
         self.0.draining.send_replace(true);
     }
 
-    /// Has the audit's sink hand on what waits there ([`AuditSink::flush`](crate::audit::AuditSink::flush)); at the end, when
+    /// Has the audit's sink hand on what waits there ([`AuditSink::flush`]); at the end, when
     /// nobody asks any more.
     pub async fn flush_audit(&self) {
         if let Some(audit) = &self.0.audit {
