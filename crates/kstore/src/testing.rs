@@ -12,7 +12,8 @@
 //! # }
 //! ```
 //!
-//! Beside it: [`model`], the reference that everything is compared with; [`validate`], which checks a watch as it goes;
+//! Beside it: [`model`], the reference that everything is compared with; [`validate`], which checks a watch as it goes, and
+//! [`CheckedStore`], which has that done to every watch, as all suites do;
 //! [`linear`], which checks histories of concurrent commits; and [`FaultyStore`], which does to its callers what
 //! networks and disks do.
 
@@ -20,6 +21,7 @@ use std::{future::Future, sync::Arc};
 
 use crate::Store;
 
+pub mod checked;
 pub mod commit;
 #[cfg(all(feature = "disk", unix))]
 pub mod disk;
@@ -32,11 +34,13 @@ pub mod random;
 pub mod read;
 pub mod real_lease;
 pub mod restore;
+pub mod track_record;
 pub mod validate;
 pub mod watch;
 #[cfg(feature = "etcd")]
 pub mod wire;
 
+pub use checked::{CheckedStore, checked_watch};
 pub use faulty::{FaultPlan, FaultyStore};
 pub use peer::RealEtcd;
 pub use random::Random;
@@ -48,7 +52,8 @@ macro_rules! each {
     ($new:ident, $($module:ident :: $check:ident),+ $(,)?) => {
         $({
             let name = concat!(stringify!($module), "::", stringify!($check));
-            let check = tokio::spawn($module::$check($new().await));
+            let store: Arc<dyn Store> = Arc::new(CheckedStore::new($new().await));
+            let check = tokio::spawn($module::$check(store));
             if let Err(error) = check.await {
                 match error.try_into_panic() {
                     Ok(panic) => {
@@ -77,6 +82,7 @@ where
     each!(
         new_store,
         commit::revisions_have_no_gaps,
+        track_record::mem_etcd_2_a_list_has_everything_up_to_its_revision,
         restore::a_backup_restores_everything,
         restore::a_damaged_backup_is_refused,
         restore::a_store_with_content_is_not_restored_into,
@@ -125,9 +131,17 @@ where
         watch::revisions_are_not_split,
         watch::dropped_futures_lose_nothing,
         watch::no_wake_up_is_lost,
+        track_record::etcd_15220_progress_comes_after_its_events,
+        track_record::etcd_15271_a_resumed_watch_does_not_go_back,
+        track_record::etcd_17247_a_change_is_told_once,
+        track_record::etcd_17529_starved_watches_lose_nothing,
+        track_record::etcd_18089_compaction_at_a_deletion_drops_no_event,
+        track_record::etcd_18667_reads_of_what_is_compacted_are_refused_everywhere,
+        track_record::etcd_19179_a_watch_from_the_compaction_sees_the_deletion,
+        track_record::etcd_20221_a_watch_of_the_future_tells_nothing_of_the_past,
     );
     for seed in 0..16 {
-        model::agrees_with_the_model(new_store().await, seed).await;
+        model::agrees_with_the_model(Arc::new(CheckedStore::new(new_store().await)), seed).await;
     }
 }
 
@@ -167,7 +181,10 @@ where
 {
     macro_rules! side_by_side {
         ($($check:ident),+ $(,)?) => {
-            [$((stringify!($check), tokio::spawn(real_lease::$check(new_store().await)))),+]
+            [$({
+                let store: Arc<dyn Store> = Arc::new(CheckedStore::new(new_store().await));
+                (stringify!($check), tokio::spawn(real_lease::$check(store)))
+            }),+]
         };
     }
     let checks = side_by_side!(

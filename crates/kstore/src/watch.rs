@@ -95,11 +95,43 @@ pub struct Watch {
     seen: Revision,
     ticket: Option<Ticket>,
     ended: Option<WatchError>,
-    hook: Option<Hook>,
+    hook: Option<Box<dyn Hook>>,
 }
 
-/// Looks at what a watch is about to deliver and may end it instead.
-type Hook = Box<dyn FnMut(&Batch) -> Option<WatchError> + Send + Sync>;
+/// Looks at what a watch tells.
+pub(crate) trait Hook: Send + Sync {
+    /// It is about to deliver this, and is ended instead if there is an error.
+    fn batch(&mut self, batch: &Batch) -> Option<WatchError>;
+    /// It says that everything up to here has been delivered.
+    fn progress(&mut self, _revision: Revision) {}
+    /// It is dropped, while this is published.
+    fn dropped(&mut self, _published: &Published) {}
+}
+
+/// One after the other; the second sees what the first lets pass.
+#[cfg(any(test, feature = "testing"))]
+struct Both(Box<dyn Hook>, Box<dyn Hook>);
+
+#[cfg(any(test, feature = "testing"))]
+impl Hook for Both {
+    fn batch(&mut self, batch: &Batch) -> Option<WatchError> {
+        self.0.batch(batch).or_else(|| self.1.batch(batch))
+    }
+    fn progress(&mut self, revision: Revision) {
+        self.0.progress(revision);
+        self.1.progress(revision);
+    }
+    fn dropped(&mut self, published: &Published) {
+        self.0.dropped(published);
+        self.1.dropped(published);
+    }
+}
+
+impl<F: FnMut(&Batch) -> Option<WatchError> + Send + Sync> Hook for F {
+    fn batch(&mut self, batch: &Batch) -> Option<WatchError> {
+        self(batch)
+    }
+}
 
 impl Watch {
     pub(crate) fn new(published: Arc<Published>, request: WatchRequest) -> Result<Watch, ReadError> {
@@ -165,7 +197,7 @@ impl Watch {
         }
         let result = self.advance(BATCH_EVENTS_MAX);
         let result = match (result, &mut self.hook) {
-            (Ok(Some(batch)), Some(hook)) => hook(&batch).map_or(Ok(Some(batch)), Err),
+            (Ok(Some(batch)), Some(hook)) => hook.batch(&batch).map_or(Ok(Some(batch)), Err),
             (result, _) => result,
         };
         if let Err(error) = &result {
@@ -190,6 +222,9 @@ impl Watch {
                 }
             }
         }
+        if let Some(hook) = &mut self.hook {
+            hook.progress(self.seen);
+        }
         self.seen
     }
 
@@ -206,14 +241,16 @@ impl Watch {
     /// The same watch, but each batch is shown to `hook` first, which may end it. For fault injection.
     #[cfg(any(test, feature = "testing"))]
     #[must_use]
-    pub fn with_hook(
-        mut self,
-        mut hook: impl FnMut(&Batch) -> Option<WatchError> + Send + Sync + 'static,
-    ) -> Watch {
-        let mut inner = self.hook.take();
-        self.hook = Some(Box::new(move |batch| {
-            inner.as_mut().and_then(|inner| inner(batch)).or_else(|| hook(batch))
-        }));
+    pub fn with_hook(self, hook: impl FnMut(&Batch) -> Option<WatchError> + Send + Sync + 'static) -> Watch {
+        self.hooked(Box::new(hook))
+    }
+
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn hooked(mut self, hook: Box<dyn Hook>) -> Watch {
+        self.hook = Some(match self.hook.take() {
+            Some(first) => Box::new(Both(first, hook)),
+            None => hook,
+        });
         self
     }
 
@@ -355,6 +392,9 @@ enum Found {
 
 impl Drop for Watch {
     fn drop(&mut self) {
+        if let Some(mut hook) = self.hook.take() {
+            hook.dropped(&self.published);
+        }
         self.hub.leave(&self.interest, self.ticket.take());
     }
 }

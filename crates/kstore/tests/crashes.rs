@@ -1,4 +1,6 @@
-//! The disk engine on a simulated disk that crashes, forgets and fails. Every run follows from its seed.
+//! The disk engine on a simulated disk that crashes, forgets and fails. Every run follows from its seed. Clients commit, take
+//! leases, compact and make checkpoints meanwhile, so that what etcd's robustness tests found in crashes (#13766, #14370, #14685,
+//! #17780) is looked for at every operation on the disk.
 //!
 //! `KSTORE_SEEDS=100 cargo test --release -p kstore --test crashes` tries a hundred times as many.
 //! `KSTORE_SEED=7 KSTORE_CRASH_AT=31 cargo test -p kstore --test crashes -- one_seed --nocapture` repeats one.

@@ -128,7 +128,7 @@ async fn a_closed_store_leaves_everything_to_the_next() -> Result {
         let directory = tempfile::tempdir()?;
         let store = Arc::new(DiskStore::builder(&directory).sync(policy).open()?);
         let table = store.open_table(TableSpec::new("t"))?;
-        let mut watch = store.watch(WatchRequest::new(table, Revision::ZERO))?;
+        let mut watch = testing::checked_watch(&store, WatchRequest::new(table, Revision::ZERO))?;
         // Those that are under way are done or refused, and which it was is known.
         let racing = (0..32).map(|number| {
             let store = store.clone();
@@ -199,7 +199,7 @@ async fn watches_resume_after_a_restart() -> Result {
     let store = DiskStore::open(&directory)?;
     let table = store.open_table(testing::model::table_by_first_byte("t"))?;
     put(&store, table, "a", "1").await?;
-    let mut watch = store.watch(WatchRequest::new(table, Revision::ZERO))?;
+    let mut watch = testing::checked_watch(&store, WatchRequest::new(table, Revision::ZERO))?;
     let seen = watch.next().await?.revision;
     put(&store, table, "a", "2").await?;
     put(&store, table, "b", "1").await?;
@@ -209,8 +209,11 @@ async fn watches_resume_after_a_restart() -> Result {
 
     let store = DiskStore::open(&directory)?;
     let table = store.open_table(testing::model::table_by_first_byte("t"))?;
-    let mut all = store.watch(WatchRequest::new(table, seen))?;
-    let mut ones = store.watch(WatchRequest::new(table, seen).interest(Interest::Term(Term::from("1"))))?;
+    let mut all = testing::checked_watch(&store, WatchRequest::new(table, seen))?;
+    let mut ones = testing::checked_watch(
+        &store,
+        WatchRequest::new(table, seen).interest(Interest::Term(Term::from("1"))),
+    )?;
     put(&store, table, "c", "1").await?;
     let events = all.next().await?.events;
     let keys: Vec<_> = events.iter().map(|event| (&event.entry.key()[..], event.is_create())).collect();
@@ -272,7 +275,7 @@ async fn tables_in_memory_are_empty_after_a_restart() -> Result {
         let (kept, lost) = (store.open_table(TableSpec::new("kept"))?, store.open_table(memory())?);
         assert_eq!((store.snapshot().len(kept), store.snapshot().len(lost)), (life, 0));
         assert!(life == 0 || store.snapshot().revision() > shown, "no revision comes twice");
-        let resumed = store.watch(WatchRequest::new(lost, shown));
+        let resumed = testing::checked_watch(&store, WatchRequest::new(lost, shown));
         assert_eq!(resumed.is_ok(), life == 0, "a watch can't go on as if nothing had happened");
         put(&store, lost, "a", "1").await?;
         put(&store, kept, &format!("{life}"), "1").await?;

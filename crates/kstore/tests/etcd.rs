@@ -98,8 +98,7 @@ async fn see_each_other(endpoints: Vec<String>) {
         store.open_table(TableSpec::new("t")).unwrap_or_else(|error| panic!("{error}"))
     };
     let (here, there) = (open(&one), open(&other));
-    let mut watch = other
-        .watch(WatchRequest::new(there, other.snapshot().revision()))
+    let mut watch = testing::checked_watch(&other, WatchRequest::new(there, other.snapshot().revision()))
         .unwrap_or_else(|error| panic!("{error}"));
     let mut expected = Vec::new();
     for number in 0..200 {
@@ -142,8 +141,8 @@ async fn a_cut_off_replica_begins_anew_after_compaction() {
     let store = connect(vec![format!("http://{address}")], "/k").await;
     let table = store.open_table(TableSpec::new("t")).unwrap_or_else(|error| panic!("{error}"));
     let known = store.commit(Txn::create(table, "a", "1")).await.unwrap_or_else(|error| panic!("{error}"));
-    let mut watch =
-        store.watch(WatchRequest::new(table, known.revision)).unwrap_or_else(|error| panic!("{error}"));
+    let mut watch = testing::checked_watch(&store, WatchRequest::new(table, known.revision))
+        .unwrap_or_else(|error| panic!("{error}"));
     drop(stop);
     serving.await.unwrap_or_else(|error| panic!("{error}")).unwrap_or_else(|error| panic!("{error}"));
     assert!(store.barrier().await.is_err(), "nobody answers");
@@ -188,7 +187,7 @@ async fn a_killed_member_loses_nothing() {
     let mut watches: Vec<Watch> = [&one, &two, &three]
         .map(|store| {
             let request = WatchRequest::new(open(store), store.snapshot().revision());
-            store.watch(request).unwrap_or_else(|error| panic!("{error}"))
+            testing::checked_watch(store, request).unwrap_or_else(|error| panic!("{error}"))
         })
         .into();
     let table = open(&one);

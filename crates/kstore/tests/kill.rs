@@ -1,7 +1,9 @@
 //! A process that is killed at a moment nobody chose: whatever it had acknowledged is there when the store is opened again.
 //!
 //! The test starts itself as the process, which writes to its standard output what is acknowledged; it is killed after a random
-//! number of acknowledgements.
+//! number of acknowledgements. While it writes it compacts and makes checkpoints, so that kills fall into those too: what etcd's
+//! robustness tests found in crashes under load (#13766), with one member (#14370), while the file is rewritten (#14685) and in
+//! compactions (#17780).
 #![cfg(all(feature = "disk", unix))]
 
 use std::{
@@ -12,12 +14,15 @@ use std::{
     sync::Arc,
 };
 
-use kstore::{DiskStore, Op, Range, Revision, Store, TableSpec, Txn, testing::Random};
+use kstore::{
+    DiskStore, Op, Range, Revision, Store, TableSpec, Txn, WatchRequest,
+    testing::{CheckedStore, Random},
+};
 
 type Result<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// How often the process is killed.
-const ROUNDS: usize = 100;
+const ROUNDS: usize = 200;
 const CLIENTS: usize = 4;
 /// Names the directory to the process that is to be killed.
 const DIRECTORY: &str = "KSTORE_KILL_DIRECTORY";
@@ -48,6 +53,22 @@ async fn write_on(store: Arc<DiskStore>, client: usize) -> Result {
     }
 }
 
+/// How many revisions of history are kept.
+const KEPT: u64 = 40;
+
+/// Cuts history off, and makes a checkpoint now and then.
+async fn tidy(store: Arc<DiskStore>) -> Result {
+    for round in 0u64.. {
+        let revision = store.barrier().await?;
+        store.compact(Revision(revision.get().saturating_sub(KEPT))).await?;
+        if round % 8 == 7 {
+            store.checkpoint().await?;
+        }
+        tokio::task::yield_now().await;
+    }
+    Ok(())
+}
+
 /// The process that is killed; nothing if it is not asked to be.
 #[test]
 fn process() -> Result {
@@ -61,6 +82,7 @@ fn process() -> Result {
                 tokio::spawn(async move { write_on(store, client).await.map_err(|error| error.to_string()) })
             })
             .collect();
+        tidy(store).await?;
         for client in clients {
             client.await??;
         }
@@ -103,7 +125,8 @@ fn what_was_acknowledged_outlives_a_kill() -> Result {
     let directory = tempfile::tempdir()?;
     let mut random = Random::new(9);
     let mut known: HashMap<String, Revision> = HashMap::new();
-    let (mut unclean, mut checkpoints) = (0, 0);
+    let (mut unclean, mut checkpoints, mut resumed) = (0, 0, 0);
+    let mut seen = Revision::ZERO;
     for round in 0..ROUNDS {
         let count = 1 + random.below(60);
         for (client, number, revision) in acknowledged_until_killed(directory.path(), count)? {
@@ -113,9 +136,10 @@ fn what_was_acknowledged_outlives_a_kill() -> Result {
                 "round {round}: {client}/{number} was acknowledged before, and was not there"
             );
         }
-        let store = open(directory.path())?;
-        unclean += usize::from(!store.recovery().clean);
-        checkpoints += usize::from(store.recovery().checkpoint.is_some());
+        let store = CheckedStore::new(open(directory.path())?);
+        let report = store.inner().recovery();
+        unclean += usize::from(!report.clean);
+        checkpoints += usize::from(report.checkpoint.is_some());
         let tables = [store.open_table(TableSpec::new("a"))?, store.open_table(TableSpec::new("b"))?];
         let snapshot = store.snapshot();
         snapshot.verify()?;
@@ -144,6 +168,20 @@ fn what_was_acknowledged_outlives_a_kill() -> Result {
                 assert_eq!(entry.value(), &value(number));
             }
         }
+        // A watch goes on where one before the kill ended, unless what it has not read is compacted.
+        assert!(snapshot.revision() >= seen, "round {round}: the revision went back behind {seen}");
+        match store.watch(WatchRequest::new(tables[0], seen)) {
+            Ok(mut watch) => {
+                let mut events = 0;
+                while let Some(batch) = watch.try_next()? {
+                    events += batch.events.len() as u64;
+                }
+                assert_eq!(events, snapshot.revision().get() - seen.get(), "round {round}: after {seen}");
+                resumed += 1;
+            }
+            Err(error) => assert!(seen < snapshot.floor(), "round {round}: {error}"),
+        }
+        seen = snapshot.revision();
         // What was found counts as acknowledged from now on: it has been seen.
         known.extend(
             snapshot
@@ -151,6 +189,9 @@ fn what_was_acknowledged_outlives_a_kill() -> Result {
                 .map(|entry| (String::from_utf8_lossy(entry.key()).into_owned(), entry.modified())),
         );
     }
-    assert!(unclean > ROUNDS / 2 && checkpoints > ROUNDS / 2, "{unclean} unclean, {checkpoints} checkpoints");
+    assert!(
+        unclean > ROUNDS / 2 && checkpoints > ROUNDS / 2 && resumed > ROUNDS / 10,
+        "{unclean} unclean, {checkpoints} checkpoints, {resumed} watches resumed"
+    );
     Ok(())
 }

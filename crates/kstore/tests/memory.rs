@@ -53,9 +53,9 @@ async fn a_fork_and_its_origin_go_their_own_ways() -> Result {
     for number in 0..500 {
         put(&store, table, &format!("{number:03}"), "1").await?;
     }
-    let mut watch = store.watch(WatchRequest::new(table, Revision(500)))?;
+    let mut watch = testing::checked_watch(&store, WatchRequest::new(table, Revision(500)))?;
     let fork = store.fork();
-    let mut fork_watch = fork.watch(WatchRequest::new(table, Revision(490)))?;
+    let mut fork_watch = testing::checked_watch(&fork, WatchRequest::new(table, Revision(490)))?;
     for number in 0..20 {
         put(&store, table, &format!("{number:03}"), "2 origin").await?;
         put(&fork, table, &format!("{:03}", number + 10), "3 fork").await?;
@@ -89,9 +89,11 @@ async fn a_fork_and_its_origin_go_their_own_ways() -> Result {
 async fn a_dropped_store_lets_its_watches_read_to_the_end() -> Result {
     let store = MemoryStore::new();
     let table = store.open_table(TableSpec::new("t"))?;
-    let mut reading = store.watch(WatchRequest::new(table, Revision::ZERO))?;
-    let mut waiting =
-        store.watch(WatchRequest::new(table, Revision(1)).interest(Interest::Key("x".into())))?;
+    let mut reading = testing::checked_watch(&store, WatchRequest::new(table, Revision::ZERO))?;
+    let mut waiting = testing::checked_watch(
+        &store,
+        WatchRequest::new(table, Revision(1)).interest(Interest::Key("x".into())),
+    )?;
     put(&store, table, "k", "v").await?;
     let snapshot = store.snapshot();
     let waiter = tokio::spawn(async move { waiting.next().await.map(|_| ()) });
@@ -141,7 +143,7 @@ async fn history_is_limited_by_events_and_each_table_for_itself() -> Result {
         "a busy table does not cost a quiet one its history"
     );
     assert_eq!(snapshot.len(busy), 7, "what is live stays");
-    assert!(store.watch(WatchRequest::new(quiet, Revision::ZERO)).is_ok());
+    assert!(testing::checked_watch(&store, WatchRequest::new(quiet, Revision::ZERO)).is_ok());
     assert!(matches!(store.snapshot_at(Revision(10)), Err(ReadError::Compacted { .. })));
     assert_eq!(snapshot.at_table(quiet, Revision(1))?.len(quiet), 1);
     store.verify()?;
@@ -168,7 +170,10 @@ async fn history_is_limited_by_age_and_kept_until_then() -> Result {
     let old = put(&store, table, "k", "old").await?;
     tokio::time::advance(Duration::from_secs(5 * 60)).await;
     let young = put(&store, table, "k", "young").await?;
-    assert!(store.watch(WatchRequest::new(table, Revision::ZERO)).is_ok(), "five minutes are kept");
+    assert!(
+        testing::checked_watch(&store, WatchRequest::new(table, Revision::ZERO)).is_ok(),
+        "five minutes are kept"
+    );
     tokio::time::advance(HistoryLimits::AGE_MAX - Duration::from_secs(2 * 60)).await;
     put(&store, table, "k", "younger").await?;
     assert_eq!(store.snapshot().table_floor(table), old, "what is older than the limit is gone");
@@ -258,7 +263,10 @@ async fn an_event_wakes_only_who_wants_it_and_a_transaction_wakes_once() -> Resu
         interests.iter().map(|_| Arc::new(Counter(AtomicUsize::new(0)))).collect();
     let mut watches = Vec::new();
     for (interest, counter) in interests.iter().zip(&counters) {
-        let mut watch = store.watch(WatchRequest::new(table, Revision::ZERO).interest(interest.clone()))?;
+        let mut watch = testing::checked_watch(
+            &store,
+            WatchRequest::new(table, Revision::ZERO).interest(interest.clone()),
+        )?;
         let waker = futures::task::waker(counter.clone());
         assert!(watch.poll_next(&mut std::task::Context::from_waker(&waker)).is_pending());
         // Waiting twice is waiting once.
@@ -285,7 +293,8 @@ async fn watches_that_come_and_go_leave_nothing_behind() -> Result {
         for interest in
             [Interest::All, Interest::Key(number.to_string().into()), Interest::Prefix("x".into())]
         {
-            let mut watch = store.watch(WatchRequest::new(table, Revision::ZERO).interest(interest))?;
+            let mut watch =
+                testing::checked_watch(&store, WatchRequest::new(table, Revision::ZERO).interest(interest))?;
             assert!(watch.poll_next(&mut std::task::Context::from_waker(&noop)).is_pending());
             // A waker that owns something shows whether the store still holds it.
             let held = before.clone();
@@ -309,7 +318,7 @@ impl futures::task::ArcWake for Holder {
 fn a_waker_may_own_a_watch() -> Result {
     let store = MemoryStore::new();
     let table = store.open_table(TableSpec::new("t"))?;
-    let begin = || store.watch(WatchRequest::new(table, Revision::ZERO));
+    let begin = || testing::checked_watch(&store, WatchRequest::new(table, Revision::ZERO));
     let mut watch = begin()?;
     for _ in 0..3 {
         let waker = futures::task::waker(Arc::new(Owner(std::sync::Mutex::new(begin()?))));

@@ -16,6 +16,8 @@ use crate::{
 pub struct Validator {
     table: TableId,
     interest: Interest,
+    /// Whether the state began with a list. Else it holds what the watch itself has told, and no list can be compared with it.
+    listed: bool,
     /// What a client that lists and watches would have in its cache.
     state: BTreeMap<Bytes, Arc<Entry>>,
     /// The revision of the last event.
@@ -33,7 +35,30 @@ impl Validator {
         let WatchRequest { table, after, interest } = request;
         assert_eq!(list.revision(), after, "a watch continues the list at the list's revision");
         let state = seen(list, table, &interest);
-        Validator { table, interest, state, last: after, complete: after }
+        Validator { table, interest, listed: true, state, last: after, complete: after }
+    }
+
+    /// Begins where nobody can list: at a revision that is still to come, or in a past that is gone. All but *reliable* is
+    /// checked, and previous values from the second event of a key on.
+    pub fn without_list(request: WatchRequest) -> Validator {
+        let WatchRequest { table, after, interest } = request;
+        Validator { table, interest, listed: false, state: BTreeMap::new(), last: after, complete: after }
+    }
+
+    /// Takes in what was said to be complete.
+    ///
+    /// # Panics
+    /// If it had been said of a later revision before, or if it is before the last event.
+    pub fn progress(&mut self, revision: Revision) {
+        assert!(revision >= self.complete, "bookmarkable: {revision} after {}", self.complete);
+        assert!(revision >= self.last, "bookmarkable: {revision} is before the last event, {}", self.last);
+        self.complete = revision;
+    }
+
+    /// The list that the events must lead to: that of this table at the revision that was said to be complete. None if they
+    /// began without one.
+    pub(crate) fn leads_to(&self) -> Option<(TableId, Revision)> {
+        self.listed.then_some((self.table, self.complete))
     }
 
     /// Takes a batch in.
@@ -67,7 +92,7 @@ impl Validator {
             assert!(known.modified() < event.revision, "unique: {event:?} comes after {known:?}");
         }
         // Under a term, a key can also come from outside of what was listed.
-        if known.is_some() || !matches!(self.interest, Interest::Term(_)) {
+        if known.is_some() || (self.listed && !matches!(self.interest, Interest::Term(_))) {
             let address =
                 |entry: Option<&Arc<Entry>>| entry.map(|entry| (entry.modified(), entry.value().clone()));
             assert_eq!(address(event.previous.as_ref()), address(known), "previous: {event:?}");
