@@ -82,17 +82,25 @@ pub struct RequestedAudiences(pub Arc<[String]>);
 /// A caller who is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authenticated {
-    /// Who it is.
-    pub user: UserInfo,
+    /// Who it is. Shared, so that an authenticator that remembers its callers copies nothing for a request.
+    pub user: Arc<UserInfo>,
     /// Those of the [`RequestedAudiences`] that the credential is meant for. `None`: credentials of this kind are for the API
     /// server alone, and say nothing of audiences.
-    pub audiences: Option<Vec<String>>,
+    pub audiences: Option<Arc<[String]>>,
 }
 
 impl From<UserInfo> for Authenticated {
     fn from(user: UserInfo) -> Self {
-        Self { user, audiences: None }
+        Self { user: Arc::new(user), audiences: None }
     }
+}
+
+/// Puts whoever is known into the group of all who are (upstream's `AuthenticatedGroupAdder`).
+pub(crate) fn in_their_group(mut user: Arc<UserInfo>) -> Arc<UserInfo> {
+    if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
+        Arc::make_mut(&mut user).groups.push(AUTHENTICATED.to_owned());
+    }
+    user
 }
 
 /// Finds out who asks.

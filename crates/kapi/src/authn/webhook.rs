@@ -1,6 +1,6 @@
 //! Bearer tokens that another service knows: `TokenReview` (`--authentication-token-webhook-config-file`).
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use http::request::Parts;
@@ -77,7 +77,7 @@ impl TokenWebhook {
         } else {
             let given = texts(&status["audiences"]);
             let given = if given.is_empty() { &self.audiences } else { &given };
-            let shared: Vec<String> = wanted.iter().filter(|one| given.contains(one)).cloned().collect();
+            let shared: Arc<[String]> = wanted.iter().filter(|one| given.contains(one)).cloned().collect();
             if shared.is_empty() {
                 return Ok(None);
             }
@@ -98,7 +98,7 @@ impl TokenWebhook {
             groups: texts(&user["groups"]),
             extra: extra.map(|(key, values)| (key.clone(), texts(values))).collect(),
         };
-        Ok(Some(Authenticated { user, audiences }))
+        Ok(Some(Authenticated { user: Arc::new(user), audiences }))
     }
 }
 

@@ -100,18 +100,18 @@ pub(super) struct Limits {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        {
+        let mut next = {
             let mut state = self.levels.lock();
             state[self.level].executing -= self.width;
             state[self.level].note();
-        }
+            self.levels.next(&mut state)
+        };
         // A wide request makes room for several.
-        loop {
-            let next = self.levels.next(&mut self.levels.lock());
-            let Some((level, waiter)) = next else { break };
+        while let Some((level, waiter)) = next {
             // Who gave up waiting hands the seats on by dropping them.
             let seat = Seat { levels: Arc::clone(&self.levels), level, width: waiter.width };
             let _ = waiter.sender.send(seat);
+            next = self.levels.next(&mut self.levels.lock());
         }
     }
 }
@@ -293,6 +293,10 @@ impl Level {
 
     /// The next queue in turn that has somebody, and how many seats the first of it wants.
     fn front(&self) -> Option<(usize, usize)> {
+        // Most of the time nobody waits, and each answer asks.
+        if self.waiting == 0 {
+            return None;
+        }
         let count = self.queues.len();
         let mut indexes = (1..=count).map(|step| (self.last + step) % count);
         indexes.find_map(|index| self.queues[index].front().map(|waiter| (index, waiter.width)))

@@ -11,7 +11,7 @@ use tracing::{debug, error};
 use super::{Inner, REQUEST_MAX};
 use crate::{
     audit::Trail,
-    authn::{AUTHENTICATED, Anonymous, Authenticated, Identity, UNAUTHENTICATED, UserInfo, websocket},
+    authn::{self, Anonymous, Authenticated, Identity, UserInfo, websocket},
     authz::{self, Verdict},
     body::Body,
     error::{ApiError, ApiResult},
@@ -136,12 +136,7 @@ impl Inner {
         let mut refused = parts.extensions.get::<websocket::Malformed>().is_some();
         for authenticator in &self.authenticators {
             match authenticator.authenticate(parts).await {
-                Ok(Some(Authenticated { mut user, .. })) => {
-                    if !user.is_in(AUTHENTICATED) && !user.is_in(UNAUTHENTICATED) {
-                        user.groups.push(AUTHENTICATED.to_owned());
-                    }
-                    return Ok(Arc::new(user));
-                }
+                Ok(Some(Authenticated { user, .. })) => return Ok(authn::in_their_group(user)),
                 Ok(None) => {}
                 Err(_) => refused = true,
             }

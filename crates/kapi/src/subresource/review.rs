@@ -9,7 +9,7 @@ use kcore::Status;
 use serde_json::{Value, json};
 
 use crate::{
-    authn::{AUTHENTICATED, Authenticated, RequestedAudiences, UserInfo},
+    authn::{self, Authenticated, RequestedAudiences, UserInfo},
     error::ApiResult,
     server::Inner,
 };
@@ -78,17 +78,15 @@ async fn token(server: &Inner, spec: &Value) -> ApiResult<Value> {
     let mut refusals = Vec::new();
     for authenticator in &server.authenticators {
         match authenticator.authenticate(&parts).await {
-            Ok(Some(Authenticated { mut user, audiences })) => {
+            Ok(Some(Authenticated { user, audiences })) => {
                 // Credentials that say nothing of audiences are for the API server.
                 let shared = || own.iter().filter(|one| wanted.contains(one)).cloned().collect();
-                let audiences: Vec<String> = audiences.unwrap_or_else(shared);
+                let audiences: Arc<[String]> = audiences.unwrap_or_else(shared);
                 if audiences.is_empty() {
                     continue;
                 }
-                if !user.is_in(AUTHENTICATED) {
-                    user.groups.push(AUTHENTICATED.to_owned());
-                }
-                return Ok(json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}));
+                let user = user_info(&authn::in_their_group(user));
+                return Ok(json!({"authenticated": true, "user": user, "audiences": &*audiences}));
             }
             Ok(None) => {}
             Err(error) => refusals.push(error.0.message),

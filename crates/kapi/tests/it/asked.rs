@@ -58,7 +58,8 @@ async fn tokens_are_what_the_service_says() {
         let found = webhook.authenticate(&with_token(token, audiences)).await;
         match (found, expected) {
             (Ok(found), Ok(expected)) => {
-                let found = found.map(|found| (found.user.name, found.audiences));
+                let found =
+                    found.map(|found| (found.user.name.clone(), found.audiences.map(|all| all.to_vec())));
                 let expected = expected.map(|(name, audiences)| {
                     (
                         name.to_owned(),

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Claims, Reference, ServiceAccountIssuer, claims::username, issuer::LEGACY_ISSUER};
 use crate::{
-    authn::{Authenticated, Authenticator, RequestedAudiences, UserInfo, bearer, jwt::Token},
+    authn::{Authenticated, Authenticator, RequestedAudiences, UserInfo, bearer, in_their_group, jwt::Token},
     error::{ApiError, ApiResult},
     objects::{Objects, Write},
 };
@@ -47,8 +47,22 @@ const LAST_USED: &str = "kubernetes.io/legacy-token-last-used";
 pub(crate) struct ServiceAccountTokens {
     issuer: Arc<ServiceAccountIssuer>,
     objects: Arc<Objects>,
-    /// What tokens claim whose signature was good, by the digest of the token. Emptied when it is full.
-    checked: Mutex<HashMap<[u8; 32], Arc<Value>>>,
+    /// What tokens say whose signature was good, by the digest of the token. Emptied when it is full.
+    checked: Mutex<HashMap<[u8; 32], Arc<Checked>>>,
+}
+
+/// A token whose signature is good, with all of it that is the same for each request.
+enum Checked {
+    /// One that was asked for with `TokenRequest`.
+    Bound {
+        claims: Claims,
+        /// The caller that it stands for, as long as what it is bound to is there.
+        user: Arc<UserInfo>,
+        /// Those of the API server's own audiences that it is for.
+        own: Option<Arc<[String]>>,
+    },
+    /// One that a secret holds.
+    Secret(Value),
 }
 
 impl ServiceAccountTokens {
@@ -56,8 +70,8 @@ impl ServiceAccountTokens {
         Self { issuer, objects, checked: Mutex::default() }
     }
 
-    /// What a token claims, if one of the keys has signed it; `None` if another issuer has.
-    fn claims(&self, text: &str) -> ApiResult<Option<Arc<Value>>> {
+    /// What a token says, if one of the keys has signed it; `None` if another issuer has.
+    fn checked(&self, text: &str) -> ApiResult<Option<Arc<Checked>>> {
         let digest: [u8; 32] = Sha256::digest(text).into();
         let known = self.checked.lock().unwrap_or_else(PoisonError::into_inner).get(&digest).cloned();
         if known.is_some() {
@@ -78,21 +92,26 @@ impl ServiceAccountTokens {
         if !keys.any(|key| token.verify(key)) {
             return Err(refused("go-jose/go-jose: error in cryptographic primitive"));
         }
-        let claims = Arc::new(token.claims);
+        let found = Arc::new(if issuer == LEGACY_ISSUER {
+            Checked::Secret(token.claims)
+        } else {
+            let claims =
+                Claims::read(&token.claims).ok_or_else(|| refused("the token names no service account"))?;
+            let own = self.audiences(&claims.audiences, self.issuer.audiences()).ok();
+            Checked::Bound { user: in_their_group(Arc::new(bound_user(&claims))), own, claims }
+        });
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         if checked.len() >= CHECKED_MAX {
             checked.clear();
         }
-        checked.insert(digest, Arc::clone(&claims));
-        Ok(Some(claims))
+        checked.insert(digest, Arc::clone(&found));
+        Ok(Some(found))
     }
 
-    /// Those of the audiences that are asked for which the token is for.
-    fn audiences(&self, given: &[String], parts: &Parts) -> ApiResult<Vec<String>> {
-        let own = self.issuer.audiences();
-        let given = if given.is_empty() { own } else { given };
-        let wanted = parts.extensions.get::<RequestedAudiences>().map_or(own, |wanted| &wanted.0);
-        let shared: Vec<String> = given.iter().filter(|one| wanted.contains(one)).cloned().collect();
+    /// Those of the audiences that are wanted which the token is for.
+    fn audiences(&self, given: &[String], wanted: &[String]) -> ApiResult<Arc<[String]>> {
+        let given = if given.is_empty() { self.issuer.audiences() } else { given };
+        let shared: Arc<[String]> = given.iter().filter(|one| wanted.contains(one)).cloned().collect();
         if shared.is_empty() {
             let show = |list: &[String]| {
                 let quoted: Vec<String> = list.iter().map(|text| format!("{text:?}")).collect();
@@ -151,8 +170,8 @@ impl ServiceAccountTokens {
         if is_gone(&object, gone) { Err(invalidated()) } else { Ok(()) }
     }
 
-    /// The caller that a token stands for which was asked for with `TokenRequest`.
-    fn bound(&self, claims: &Claims, now: Timestamp) -> ApiResult<UserInfo> {
+    /// A token that was asked for with `TokenRequest` still counts.
+    fn check_claims(&self, claims: &Claims, now: Timestamp) -> ApiResult<()> {
         check_times(claims, now)?;
         let gone = now.checked_sub(LEEWAY).ok();
         let namespace = &claims.namespace;
@@ -166,22 +185,7 @@ impl ServiceAccountTokens {
             (None, Some(node)) => self.check_bound("nodes", "", node, gone)?,
             (None, None) => {}
         }
-        let mut extra = BTreeMap::new();
-        let mut tell = |key: &str, text: &str| extra.insert(key.to_owned(), vec![text.to_owned()]);
-        if let Some(pod) = claims.pod.as_ref().filter(|pod| !pod.name.is_empty() && !pod.uid.is_empty()) {
-            tell(POD_NAME, &pod.name);
-            tell(POD_UID, &pod.uid);
-        }
-        if !claims.id.is_empty() {
-            tell(CREDENTIAL_ID, &format!("JTI={}", claims.id));
-        }
-        if let Some(node) = claims.node.as_ref().filter(|node| !node.name.is_empty()) {
-            tell(NODE_NAME, &node.name);
-            if !node.uid.is_empty() {
-                tell(NODE_UID, &node.uid);
-            }
-        }
-        Ok(UserInfo { extra, ..account(namespace, &claims.account) })
+        Ok(())
     }
 
     /// The caller that a token stands for which a secret holds, and why it is refused all the same: a token that is marked as
@@ -265,23 +269,30 @@ impl Authenticator for ServiceAccountTokens {
         let Some(token) = bearer(parts) else {
             return Ok(None);
         };
-        let Some(claims) = self.claims(token)? else {
+        let Some(checked) = self.checked(token)? else {
             return Ok(None);
         };
         let now = self.objects.clock().now();
-        if claims["iss"] == LEGACY_ISSUER {
-            let audiences = self.audiences(&[], parts)?;
-            let (user, refusal) = self.secret(&claims, token)?;
-            self.note_use(&claims, now).await;
-            if let Some(why) = refusal {
-                return Err(why);
+        let wanted = parts.extensions.get::<RequestedAudiences>().map(|wanted| &*wanted.0);
+        match &*checked {
+            Checked::Bound { claims, user, own } => {
+                let audiences = match own {
+                    Some(own) if wanted.is_none() => Arc::clone(own),
+                    _ => self.audiences(&claims.audiences, wanted.unwrap_or(self.issuer.audiences()))?,
+                };
+                self.check_claims(claims, now)?;
+                Ok(Some(Authenticated { user: Arc::clone(user), audiences: Some(audiences) }))
             }
-            return Ok(Some(Authenticated { user, audiences: Some(audiences) }));
+            Checked::Secret(claims) => {
+                let audiences = self.audiences(&[], wanted.unwrap_or(self.issuer.audiences()))?;
+                let (user, refusal) = self.secret(claims, token)?;
+                self.note_use(claims, now).await;
+                if let Some(why) = refusal {
+                    return Err(why);
+                }
+                Ok(Some(Authenticated { user: Arc::new(user), audiences: Some(audiences) }))
+            }
         }
-        let claims = Claims::read(&claims).ok_or_else(|| refused("the token names no service account"))?;
-        let audiences = self.audiences(&claims.audiences, parts)?;
-        let user = self.bound(&claims, now)?;
-        Ok(Some(Authenticated { user, audiences: Some(audiences) }))
     }
 }
 
@@ -289,6 +300,26 @@ impl fmt::Debug for ServiceAccountTokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ServiceAccountTokens").field("issuer", &self.issuer).finish_non_exhaustive()
     }
+}
+
+/// The caller that a token stands for which was asked for with `TokenRequest`.
+fn bound_user(claims: &Claims) -> UserInfo {
+    let mut extra = BTreeMap::new();
+    let mut tell = |key: &str, text: &str| extra.insert(key.to_owned(), vec![text.to_owned()]);
+    if let Some(pod) = claims.pod.as_ref().filter(|pod| !pod.name.is_empty() && !pod.uid.is_empty()) {
+        tell(POD_NAME, &pod.name);
+        tell(POD_UID, &pod.uid);
+    }
+    if !claims.id.is_empty() {
+        tell(CREDENTIAL_ID, &format!("JTI={}", claims.id));
+    }
+    if let Some(node) = claims.node.as_ref().filter(|node| !node.name.is_empty()) {
+        tell(NODE_NAME, &node.name);
+        if !node.uid.is_empty() {
+            tell(NODE_UID, &node.uid);
+        }
+    }
+    UserInfo { extra, ..account(&claims.namespace, &claims.account) }
 }
 
 /// A caller with nothing extra.

@@ -40,27 +40,87 @@ impl Verbs {
 pub(super) struct Role {
     pub(super) rules: Box<[PolicyRule]>,
     verbs: Box<[Verbs]>,
+    /// Those of all rules.
+    all: Verbs,
 }
 
 impl Role {
     fn new(rules: Vec<PolicyRule>) -> Self {
-        Self { verbs: rules.iter().map(Verbs::of_rule).collect(), rules: rules.into() }
+        let verbs: Box<[Verbs]> = rules.iter().map(Verbs::of_rule).collect();
+        let all = Verbs(verbs.iter().fold(0, |all, one| all | one.0));
+        Self { verbs, all, rules: rules.into() }
     }
 
     /// Whether a rule allows the request, whose verb is this.
     pub(super) fn allows(&self, request: &RequestInfo, verb: Verbs) -> bool {
         let about = self.verbs.iter().zip(&self.rules).filter(|(verbs, _)| verbs.meet(verb));
-        about.into_iter().any(|(_, rule)| rule.allows(request))
+        self.all.meet(verb) && about.into_iter().any(|(_, rule)| rule.allows(request))
     }
 }
 
 /// The roles and bindings of a cluster.
 #[derive(Debug, Default)]
 pub(super) struct Policy {
-    /// By namespace, empty for cluster roles, and name.
-    roles: HashMap<Box<str>, HashMap<Box<str>, Role>>,
+    roles: Roles,
     /// By namespace, empty for cluster role bindings.
     bindings: HashMap<Box<str>, Bindings>,
+}
+
+/// The roles, each at a place that its bindings know: a decision goes from a binding to its rules without a look into a map.
+#[derive(Debug, Default)]
+struct Roles {
+    /// By namespace, empty for cluster roles, and name.
+    places: HashMap<Box<str>, HashMap<Box<str>, usize>>,
+    all: Vec<Place>,
+    /// Places that nobody has.
+    free: Vec<usize>,
+}
+
+/// Where a role is, or would be that bindings refer to.
+#[derive(Debug, Default)]
+struct Place {
+    role: Option<Role>,
+    bindings: usize,
+}
+
+impl Roles {
+    fn place(&self, namespace: &str, name: &str) -> Option<usize> {
+        self.places.get(namespace)?.get(name).copied()
+    }
+
+    /// The place of a role that may not be there yet.
+    fn reserve(&mut self, namespace: &str, name: &str) -> usize {
+        if let Some(place) = self.place(namespace, name) {
+            return place;
+        }
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.all.push(Place::default());
+            self.all.len() - 1
+        });
+        self.places.entry(namespace.into()).or_default().insert(name.into(), place);
+        place
+    }
+
+    /// Gives a place back that has neither a role nor a binding.
+    fn release(&mut self, namespace: &str, name: &str) {
+        let Some(place) = self.place(namespace, name) else {
+            return;
+        };
+        if self.all[place].role.is_some() || self.all[place].bindings > 0 {
+            return;
+        }
+        self.free.push(place);
+        if let Some(names) = self.places.get_mut(namespace) {
+            names.remove(name);
+            if names.is_empty() {
+                self.places.remove(namespace);
+            }
+        }
+    }
+
+    fn at(&self, place: usize) -> Option<&Role> {
+        self.all.get(place)?.role.as_ref()
+    }
 }
 
 /// The bindings of one namespace, or of the cluster.
@@ -80,6 +140,8 @@ pub(super) struct Binding {
     name: Box<str>,
     role_kind: Box<str>,
     role: Box<str>,
+    /// Where its role is; none if the reference is of no kind of role.
+    place: Option<usize>,
     subjects: Box<[Subject]>,
 }
 
@@ -142,7 +204,7 @@ pub(super) struct Grant {
 
 impl fmt::Display for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Binding { namespace, name, role_kind, role, subjects } = &*self.binding;
+        let Binding { namespace, name, role_kind, role, subjects, .. } = &*self.binding;
         f.write_str("RBAC: allowed by ")?;
         if namespace.is_empty() {
             write!(f, "ClusterRoleBinding {:?}", name)?;
@@ -173,28 +235,44 @@ impl fmt::Display for MissingRole {
     }
 }
 
+/// The namespace of the roles that a binding in this one refers to; `None` if the kind is none of a role.
+fn role_namespace<'n>(namespace: &'n str, kind: &str) -> Option<&'n str> {
+    match kind {
+        "Role" => Some(namespace),
+        "ClusterRole" => Some(""),
+        _ => None,
+    }
+}
+
 impl Policy {
     /// Forgets the roles, or the bindings, of all namespaces or of the cluster.
     pub(super) fn clear(&mut self, roles: bool, namespaced: bool) {
-        if roles {
-            self.roles.retain(|namespace, _| namespace.is_empty() == namespaced);
+        let (names, remove): (Vec<(Box<str>, Box<str>)>, fn(&mut Self, &str, &str)) = if roles {
+            let all = self.roles.places.iter();
+            let all =
+                all.flat_map(|(namespace, names)| names.keys().map(|name| (namespace.clone(), name.clone())));
+            (all.collect(), Self::remove_role)
         } else {
-            self.bindings.retain(|namespace, _| namespace.is_empty() == namespaced);
+            let all = self.bindings.iter();
+            let all = all
+                .flat_map(|(namespace, own)| own.named.keys().map(|name| (namespace.clone(), name.clone())));
+            (all.collect(), Self::remove_binding)
+        };
+        for (namespace, name) in names.iter().filter(|(namespace, _)| namespace.is_empty() != namespaced) {
+            remove(self, namespace, name);
         }
     }
 
     /// Takes a role over; its namespace is empty for a cluster role.
     pub(super) fn set_role(&mut self, namespace: &str, name: &str, role: &Value) {
-        let role = Role::new(PolicyRule::all_of(role));
-        self.roles.entry(namespace.into()).or_default().insert(name.into(), role);
+        let place = self.roles.reserve(namespace, name);
+        self.roles.all[place].role = Some(Role::new(PolicyRule::all_of(role)));
     }
 
     pub(super) fn remove_role(&mut self, namespace: &str, name: &str) {
-        if let Some(roles) = self.roles.get_mut(namespace) {
-            roles.remove(name);
-            if roles.is_empty() {
-                self.roles.remove(namespace);
-            }
+        if let Some(place) = self.roles.place(namespace, name) {
+            self.roles.all[place].role = None;
+            self.roles.release(namespace, name);
         }
     }
 
@@ -203,11 +281,18 @@ impl Policy {
         self.remove_binding(namespace, name);
         let text = |value: &Value| value.as_str().unwrap_or_default().into();
         let subjects = object["subjects"].as_array().into_iter().flatten();
+        let (role_kind, role): (Box<str>, Box<str>) =
+            (text(&object["roleRef"]["kind"]), text(&object["roleRef"]["name"]));
+        let place = role_namespace(namespace, &role_kind).map(|of| self.roles.reserve(of, &role));
+        if let Some(place) = place {
+            self.roles.all[place].bindings += 1;
+        }
         let binding = Arc::new(Binding {
             namespace: namespace.into(),
             name: name.into(),
-            role_kind: text(&object["roleRef"]["kind"]),
-            role: text(&object["roleRef"]["name"]),
+            role_kind,
+            role,
+            place,
             subjects: subjects.filter_map(|subject| Subject::of(subject, namespace)).collect(),
         });
         let bindings = self.bindings.entry(namespace.into()).or_default();
@@ -230,6 +315,10 @@ impl Policy {
         for subject in &binding.subjects {
             bindings.forget(subject, name);
         }
+        if let Some((of, place)) = role_namespace(namespace, &binding.role_kind).zip(binding.place) {
+            self.roles.all[place].bindings -= 1;
+            self.roles.release(of, &binding.role);
+        }
         if bindings.named.is_empty() {
             self.bindings.remove(namespace);
         }
@@ -237,12 +326,8 @@ impl Policy {
 
     /// The rules of a role that a binding in this namespace refers to.
     pub(super) fn role(&self, namespace: &str, kind: &str, name: &str) -> Result<&Role, MissingRole> {
-        let place = match kind {
-            "Role" => Some(namespace),
-            "ClusterRole" => Some(""),
-            _ => None,
-        };
-        let role = place.and_then(|place| self.roles.get(place)?.get(name));
+        let place = role_namespace(namespace, kind).and_then(|of| self.roles.place(of, name));
+        let role = place.and_then(|place| self.roles.at(place));
         role.ok_or_else(|| MissingRole { kind: kind.into(), name: name.into() })
     }
 
@@ -259,7 +344,11 @@ impl Policy {
             let users = bindings.users.get(user.name.as_str()).into_iter();
             let groups = user.groups.iter().filter_map(|group| bindings.groups.get(group.as_str()));
             for binding in users.chain(groups).flatten() {
-                let role = self.role(&binding.namespace, &binding.role_kind, &binding.role);
+                let role = binding.place.and_then(|place| self.roles.at(place));
+                let role = role.ok_or_else(|| MissingRole {
+                    kind: binding.role_kind.clone(),
+                    name: binding.role.clone(),
+                });
                 if let Some(found) = look(binding, role) {
                     return Some(found);
                 }
@@ -440,6 +529,10 @@ mod tests {
                 policy.remove_binding(&place(at), &name.to_string());
             }
             prop_assert!(policy.bindings.is_empty(), "nothing is left behind");
+            policy.clear(true, true);
+            policy.clear(true, false);
+            prop_assert!(policy.roles.places.is_empty(), "nor a place of a role");
+            prop_assert_eq!(policy.roles.free.len(), policy.roles.all.len());
         }
     }
 }
