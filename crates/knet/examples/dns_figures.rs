@@ -100,7 +100,7 @@ async fn main() -> Result<(), Failure> {
     let block = LoopbackBlock::claim()?;
     let own = SocketAddr::new(block.nth(1), PORT);
     let mut child = Command::new(std::env::current_exe()?).args(["serve", &own.to_string()]).spawn()?;
-    let own = loaded("this server", own, &child, seconds);
+    let own = loaded("this server", own, &child, seconds).await;
     child.kill()?;
     child.wait()?;
     let own = own?;
@@ -109,7 +109,7 @@ async fn main() -> Result<(), Failure> {
         println!("dnsmasq: not installed");
         return Ok(());
     };
-    let other = loaded("dnsmasq", other, &child, seconds);
+    let other = loaded("dnsmasq", other, &child, seconds).await;
     child.kill()?;
     child.wait()?;
     let other = other?;
@@ -196,7 +196,12 @@ fn dnsmasq(address: SocketAddr) -> Result<Option<Child>, Failure> {
 }
 
 /// Answers a second, and a second of the server's processor time.
-fn loaded(what: &str, address: SocketAddr, server: &Child, seconds: u64) -> Result<(f64, f64), Failure> {
+async fn loaded(
+    what: &str,
+    address: SocketAddr,
+    server: &Child,
+    seconds: u64,
+) -> Result<(f64, f64), Failure> {
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.connect(address)?;
     socket.set_read_timeout(Some(Duration::from_millis(200)))?;
@@ -213,23 +218,22 @@ fn loaded(what: &str, address: SocketAddr, server: &Child, seconds: u64) -> Resu
         if attempt > 300 {
             return Err(format!("{what} does not answer").into());
         }
-        std::thread::sleep(Duration::from_millis(100));
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let (going, answers) = (AtomicBool::new(true), AtomicU64::new(0));
+    let (going, answers) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
     let before = processor_seconds(server)?;
     let began = Instant::now();
-    std::thread::scope(|scope| {
-        for number in 0..SOCKETS {
-            let (going, answers) = (&going, &answers);
-            scope.spawn(move || {
-                if let Err(error) = ask(address, number, going, answers) {
-                    eprintln!("{error}");
-                }
-            });
-        }
-        std::thread::sleep(Duration::from_secs(seconds));
-        going.store(false, Ordering::Relaxed);
-    });
+    let clients: Vec<_> = (0..SOCKETS)
+        .map(|number| {
+            let (going, answers) = (Arc::clone(&going), Arc::clone(&answers));
+            std::thread::spawn(move || ask(address, number, &going, &answers))
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    going.store(false, Ordering::Relaxed);
+    for client in clients {
+        client.join().map_err(|_| "a client panicked")??;
+    }
     let (took, used) = (began.elapsed().as_secs_f64(), processor_seconds(server)? - before);
     let answers = u32::try_from(answers.load(Ordering::Relaxed))?;
     let (rate, efficiency) = (f64::from(answers) / took, f64::from(answers) / used.max(0.01));
