@@ -6,15 +6,20 @@
 #[cfg(test)]
 mod tests;
 
+use std::{net::IpAddr, sync::Arc};
+
 use bytes::{BufMut as _, Bytes, BytesMut};
+use hickory_proto::op::{Message, MessageType};
 use http::Method;
 use http_body_util::{BodyExt as _, Full};
+use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
 use kapi::{
     ApiServer,
     request::{DeleteOptions, ListOptions, Query, RequestInfo, WriteOptions},
 };
 use kcel::{Bindings, Decl, Env};
 use kcore::selector::{FieldSelector, LabelSelector};
+use knet::dns::{self, Reaction, UDP_BYTES_MAX, Zone};
 use kruntime::spdy::{FrameDecoder, FrameEncoder, frame::Frame};
 use kschema::{
     Type,
@@ -385,4 +390,59 @@ pub fn etcd(data: &[u8]) {
         }
         assert!(store.snapshot().verify().is_ok());
     });
+}
+
+/// A zone with a Service of each kind.
+#[derive(Debug)]
+struct SmallZone;
+
+impl Zone for SmallZone {
+    fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        let spec = match name {
+            "web" => json!({"clusterIP": "10.3.0.100", "ports": [{"name": "http", "port": 80}]}),
+            "db" => json!({"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}),
+            "out" => json!({"type": "ExternalName", "externalName": "example.com"}),
+            "loop" => json!({"type": "ExternalName", "externalName": "loop.shop.svc.cluster.local"}),
+            _ => return None,
+        };
+        let service = json!({"metadata": {"name": name, "namespace": namespace}, "spec": spec});
+        (namespace == "shop").then(|| serde_json::from_value(service).ok().map(Arc::new))?
+    }
+
+    fn slices(&self, _namespace: &str, service: &str) -> Vec<Arc<EndpointSlice>> {
+        let endpoints: Vec<Value> = (0..40).map(|host| json!({"addresses": [format!("10.1.0.{host}")]})).collect();
+        let slice = json!({"metadata": {"labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4",
+            "ports": [{"name": "sql", "port": 5432}], "endpoints": endpoints});
+        serde_json::from_value(slice).into_iter().map(Arc::new).collect()
+    }
+
+    fn has_namespace(&self, namespace: &str) -> bool {
+        namespace == "shop"
+    }
+
+    fn service_at(&self, address: IpAddr) -> Option<(String, String)> {
+        (address == IpAddr::from([10, 3, 0, 100])).then(|| ("shop".to_owned(), "web".to_owned()))
+    }
+
+    fn hosts_at(&self, _address: IpAddr) -> Vec<(String, String, String)> {
+        Vec::new()
+    }
+}
+
+/// The cluster's DNS: what comes is answered under its number within the limit, by what is itself no question, or not at all.
+pub fn dns(data: &[u8]) {
+    match dns::respond(data, "cluster.local", &SmallZone) {
+        Reaction::Ignore => assert!(data.len() < 12 || data[2] & 0x80 != 0, "a question is not answered"),
+        Reaction::Reply(reply, limit) => {
+            assert_eq!(reply.metadata.id.to_be_bytes(), [data[0], data[1]]);
+            assert_eq!(reply.metadata.message_type, MessageType::Response);
+            assert!(limit <= UDP_BYTES_MAX);
+            if let Some(bytes) = dns::encode(&reply, limit) {
+                assert!(bytes.len() <= limit);
+                assert!(Message::from_vec(&bytes).is_ok(), "an answer that can't be read");
+                assert!(matches!(dns::respond(&bytes, "cluster.local", &SmallZone), Reaction::Ignore));
+            }
+        }
+        Reaction::Ask(question, _) => assert_eq!(question.queries.len(), 1),
+    }
 }

@@ -59,6 +59,9 @@ const WORDS: &[&str] = &[
     "\u{1F980}",
     "\u{0}",
     "k8s\0",
+    "\u{3}web\u{4}shop\u{3}svc\u{7}cluster\u{5}local\0\0\u{1}\0\u{1}",
+    "\0\u{21}\0\u{1}",
+    "\0\0\u{29}\u{4}\0\0\0\0\0\0\0",
 ];
 
 /// SplitMix64: small, and the same everywhere.
@@ -191,6 +194,11 @@ fn disks_of_the_corpus_open() {
 #[test]
 fn json() {
     check("json", 8, crate::json);
+}
+
+#[test]
+fn dns() {
+    check("dns", 12, crate::dns);
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! The cluster's DNS server: names of Services and pods, as Kubernetes' DNS specification 1.1 has them.
 //!
-//! [`answer`] is a pure function from a question and a [`Zone`] to the answer; [`DnsServer`] carries the bytes, over UDP and
-//! TCP, and asks other servers about names outside of the cluster.
+//! [`answer`] is a pure function from a question and a [`Zone`] to the answer, and [`respond`] from the bytes that came to what is to be
+//! done with them; [`DnsServer`] carries the bytes, over UDP and TCP, and asks other servers about names outside of the cluster, whose
+//! answers it keeps for as long as they say.
+//!
+//! What the specification leaves open is done as CoreDNS does it by default, but that names of pods are given for any address
+//! (its `pods insecure`), a Service's own name has SRV records for all of its ports, and priority and weight are 0 and 100.
 
 use std::{
     fmt::Debug,
@@ -23,11 +27,19 @@ use k8s_openapi::api::{
 
 use crate::rules::cluster_ips;
 
+mod cache;
+mod forward;
+mod packet;
 mod server;
 mod zone;
 
-pub use server::{DnsServer, FORWARDS_MAX, system_resolvers};
-pub use zone::InformerZone;
+pub use self::{
+    cache::{CACHE_ENTRIES_MAX, CACHE_ENTRY_BYTES_MAX, CACHE_MAX, CACHE_NOTHING_MAX},
+    forward::FORWARD_WAIT_MAX,
+    packet::{PLAIN_BYTES_MAX, Reaction, TCP_BYTES_MAX, UDP_BYTES_MAX, encode, respond, udp_limit},
+    server::{CONNECTIONS_MAX, DnsServer, FORWARDS_MAX, system_resolvers},
+    zone::InformerZone,
+};
 
 /// How long an answer may be kept, in seconds (upstream's CoreDNS has the same).
 pub const TTL: u32 = 5;
@@ -47,7 +59,7 @@ pub trait Zone: Debug + Send + Sync + 'static {
     fn has_namespace(&self, namespace: &str) -> bool;
     /// The namespace and name of the Service that has this cluster IP.
     fn service_at(&self, address: IpAddr) -> Option<(String, String)>;
-    /// The namespace, Service and host name of each endpoint with a host name at this address.
+    /// The namespace, Service and host name of each ready endpoint with a host name at this address.
     fn hosts_at(&self, address: IpAddr) -> Vec<(String, String, String)>;
 }
 
@@ -94,18 +106,17 @@ fn absolute(text: &str) -> Option<Name> {
 /// ```
 #[must_use]
 pub fn answer(question: &Message, domain: &str, zone: &dyn Zone) -> Answer {
-    let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
-    reply.metadata.recursion_desired = question.metadata.recursion_desired;
-    reply.queries = question.queries.clone();
-    if question.edns.is_some() {
-        reply.edns = Some(hickory_proto::op::Edns::new());
-    }
+    let mut reply = packet::reply_to(question);
     let [query] = &question.queries[..] else {
         reply.metadata.response_code = ResponseCode::FormErr;
         return Answer::Final(Box::new(reply));
     };
     if question.metadata.op_code != OpCode::Query || query.query_class() != DNSClass::IN {
         reply.metadata.response_code = ResponseCode::NotImp;
+        return Answer::Final(Box::new(reply));
+    }
+    if forward::is_transfer(query.query_type()) {
+        reply.metadata.response_code = ResponseCode::Refused;
         return Answer::Final(Box::new(reply));
     }
     let resolver = Resolver { domain, zone };
@@ -157,7 +168,10 @@ impl Resolver<'_> {
             }
             break;
         }
-        if reply.answers.is_empty()
+        // That there is nothing holds for as long as the zone says (RFC 2308), also where an alias leads to nothing.
+        let is_alias = |record: &Record| record.record_type() == RecordType::CNAME;
+        if wanted != RecordType::CNAME
+            && reply.answers.iter().all(is_alias)
             && let Some(authority) = self.authority()
         {
             reply.add_authority(authority);
@@ -224,7 +238,10 @@ impl Resolver<'_> {
         }
         let base = format!("{service}.{namespace}.svc.{}", self.domain);
         let cluster_ips = cluster_ips(spec);
-        let slices = if cluster_ips.is_empty() { self.zone.slices(namespace, service) } else { Vec::new() };
+        // Names of endpoints are those of Services with a cluster IP, too.
+        let is_host = matches!(rest, [host] if !host.starts_with('_'));
+        let slices =
+            if cluster_ips.is_empty() || is_host { self.zone.slices(namespace, service) } else { Vec::new() };
         match rest {
             [] if wanted == RecordType::SRV => self.srv(name, &base, spec, &cluster_ips, &slices, None),
             [] if cluster_ips.is_empty() => {
@@ -244,7 +261,7 @@ impl Resolver<'_> {
                 let only = Some((&protocol[1..], &port[1..]));
                 self.srv(name, &base, spec, &cluster_ips, &slices, only)
             }
-            [host] if cluster_ips.is_empty() => {
+            [host] => {
                 let of_host = hosts(&slices).filter(|(known, _, _)| known == host);
                 let records: Vec<_> = of_host.map(|(_, ip, _)| address_record(name, ip)).collect();
                 if records.is_empty() {
@@ -327,9 +344,14 @@ fn distinct(mut records: Vec<Record>) -> Vec<Record> {
     records
 }
 
+/// Whether an endpoint has a name: those of Services that publish what is not ready are ready, too, in slices.
+fn is_ready(endpoint: &Endpoint) -> bool {
+    endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+}
+
 /// The ready endpoints with their host names: their own, or made of their address.
 fn hosts(slices: &[Arc<EndpointSlice>]) -> impl Iterator<Item = (String, IpAddr, &EndpointSlice)> {
-    let ready = |endpoint: &&Endpoint| endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true);
+    let ready = |endpoint: &&Endpoint| is_ready(endpoint);
     slices.iter().flat_map(move |slice| {
         slice.endpoints.iter().flatten().filter(ready).flat_map(move |endpoint| {
             endpoint.addresses.iter().filter_map(move |address| {

@@ -5,13 +5,17 @@
 //! HTTP/1.1 and HTTP/2 (by ALPN, or in the clear by prior knowledge), upgrades such as WebSocket (of HTTP/1.1), trailers, and
 //! bodies of any length, none of which is buffered.
 //!
+//! Paths are brought into one form before they are compared and handed on (RFC 3986, section 6.2.2): without dot segments and empty
+//! elements, with nothing encoded that needs not be.
+//!
 //! A request is tried on another endpoint when nothing of it was sent, or when it is idempotent and has no body (RFC 9110,
 //! section 9.2.2). An endpoint that is no longer in the table gets no new request; those that run on it end by themselves.
 //!
 //! | answer | when |
 //! |---|---|
-//! | 400 | no host, or several |
+//! | 400 | no host, or several; a path that leads above its root, whose encodings are not valid, or which is for another rule when its encoded slashes are decoded |
 //! | 404 | no rule |
+//! | 408 | the body comes too slowly: nothing for [`BODY_PAUSE_MAX`], or less than [`BODY_RATE_MIN`] |
 //! | 414 | the target is longer than [`URI_BYTES_MAX`] |
 //! | 421 | another listener is for the host than for the name that the connection was made for (RFC 9110, section 15.5.20) |
 //! | 431 | the head is longer than [`HEAD_BYTES_MAX`] or has more than [`HEADERS_MAX`] headers |
@@ -36,8 +40,11 @@ mod forward;
 mod headers;
 mod hosts;
 mod listen;
+mod metrics;
 mod mirror;
+mod pace;
 mod passthrough;
+mod path;
 mod pool;
 mod rule;
 mod table;
@@ -50,6 +57,7 @@ pub use self::{
     filter::{Filter, HeaderChange, Mirror, PathChange, Redirect, Rewrite},
     hosts::{HostName, Hosts},
     listen::{HttpProxy, ProxyOptions},
+    metrics::SERIES_MAX,
     rule::{
         Action, Backend, BackendProtocol, Backends, HeaderMatch, Match, PathMatch, QueryMatch, Rule, Timeouts,
     },
@@ -83,6 +91,12 @@ pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
 pub const FIRST_REQUEST_MAX: Duration = Duration::from_secs(30);
 /// How long a client may take from the end of one request to the end of the next one's head.
 pub const IDLE_CLIENT_MAX: Duration = Duration::from_secs(90);
+/// How long a client may pause within the body of a request, unless it is a stream of gRPC.
+pub const BODY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// How many bytes a second a body has to bring, on average over the time that the client was waited for, after [`BODY_GRACE`].
+pub const BODY_RATE_MIN: u64 = 240;
+/// How long a body may be slower than that.
+pub const BODY_GRACE: Duration = Duration::from_secs(30);
 /// How long connecting to an endpoint may take before another one is tried.
 pub const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How often a request is tried in all.

@@ -24,6 +24,7 @@ pub mod http_proxy;
 pub mod ingress;
 pub mod loopback;
 pub mod network;
+mod nft;
 pub mod policy;
 mod program;
 pub mod proxy;

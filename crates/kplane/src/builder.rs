@@ -1,10 +1,9 @@
 //! Putting a cluster together.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use kapi::{ApiServer, ApiServerBuilder, ServiceAddresses};
 use kcore::{Clock, TokioClock};
-use knet::{ProxyAgent, ServiceProxy, rules::Place};
 use kreconcile::{Informers, Manager, Runnable, Start, controllers};
 use kruntime::{ContainerRuntime, NodeAgent, NodeConfig};
 use ksched::{Profile, Scheduler};
@@ -16,13 +15,18 @@ use crate::{
     ca::{Ca, CaError, Credentials},
     certificates::Named,
     cluster::Cluster,
-    defaults, identities,
+    defaults,
+    gateway::{self, OpenedGateway},
+    identities,
     ingress::{IngressAddresses, OpenedIngress, make_class},
     network::LocalNetwork,
     nodes::LocalNodes,
     serve::Tasks,
+    services::{Ground, ProxyMode, ServedNode, ServiceOptions, Services},
     usage::LocalUsage,
 };
+
+mod networking;
 
 /// How many nodes a cluster may start with.
 pub const NODES_MAX: usize = 10_000;
@@ -66,10 +70,11 @@ pub struct ClusterBuilder {
     local: Option<LocalNetwork>,
     #[cfg(all(feature = "containers", target_os = "linux"))]
     containers: Option<crate::containers::Containers>,
-    proxy: Option<Arc<dyn ServiceProxy>>,
+    services: ServiceOptions,
     configure_node: Option<NodeFn>,
     default_class: bool,
     ingress: Option<IngressAddresses>,
+    gateway: Option<BTreeMap<u16, SocketAddr>>,
 }
 
 /// Why a cluster could not be started.
@@ -93,7 +98,28 @@ pub enum StartError {
     IngressClass(#[source] kube::Error),
     /// Ingresses can't be served there.
     #[error("ingresses can't be served")]
-    Ingress(#[source] std::io::Error),
+    Ingress(#[source] io::Error),
+    /// The service proxy can't work here.
+    #[error("the service proxy {mode} can't be used")]
+    Proxy {
+        /// Which one.
+        mode: ProxyMode,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The service proxy's health can't be served there.
+    #[error("the health of the service proxy can't be served")]
+    ProxyHealth(#[source] io::Error),
+    /// NetworkPolicies can't be enforced here.
+    #[error("network policies can't be enforced")]
+    Policies(#[source] io::Error),
+    /// Gateways can't be served there.
+    #[error("gateways can't be served")]
+    Gateway(#[source] io::Error),
+    /// The kinds of the Gateway API, or the class, can't be made.
+    #[error("the kinds of the Gateway API can't be made")]
+    GatewayKinds(#[source] kube::Error),
     /// A part of the cluster can't be given the rights that it needs.
     #[error("the rights of a part of the cluster can't be written")]
     Rights(#[source] kube::Error),
@@ -110,7 +136,7 @@ pub enum StartError {
     },
     /// The runtime can't be used.
     #[error("the runtime can't be used")]
-    Runtime(#[source] std::io::Error),
+    Runtime(#[source] io::Error),
     /// More nodes than [`NODES_MAX`].
     #[error("{asked} nodes are asked for, {NODES_MAX} are allowed")]
     TooManyNodes {
@@ -146,10 +172,11 @@ impl ClusterBuilder {
             local: None,
             #[cfg(all(feature = "containers", target_os = "linux"))]
             containers: None,
-            proxy: None,
+            services: ServiceOptions::default(),
             configure_node: None,
             default_class: false,
             ingress: None,
+            gateway: None,
         }
     }
 
@@ -251,7 +278,7 @@ impl ClusterBuilder {
     ///
     /// # Errors
     /// When no block of loopback addresses is free or no directory can be made.
-    pub fn processes(mut self) -> std::io::Result<Self> {
+    pub fn processes(mut self) -> io::Result<Self> {
         self.local = Some(LocalNetwork::claim()?);
         Ok(self)
     }
@@ -272,25 +299,11 @@ impl ClusterBuilder {
         self
     }
 
-    /// Brings connections to services this way. Without it a cluster of processes has the userspace proxy, any other none.
-    pub fn proxy(mut self, proxy: Arc<dyn ServiceProxy>) -> Self {
-        self.proxy = Some(proxy);
-        self
-    }
-
     /// Makes a StorageClass [`standard`](defaults::STORAGE_CLASS) that is the default: claims get directories of this
     /// machine, from [`LocalProvisioner`](controllers::LocalProvisioner). With processes they go with the cluster, unless
     /// [`Settings::local_volumes`](controllers::Settings::local_volumes) says where to keep them.
     pub fn default_storage_class(mut self) -> Self {
         self.default_class = true;
-        self
-    }
-
-    /// Serves Ingresses there (port 0 picks a free one), and makes an IngressClass [`kplane`](defaults::INGRESS_CLASS) that is the
-    /// default. Requests go straight to the pods, so those have to be reachable from this process: as processes or real
-    /// containers. [`Cluster::ingress`] says where they are served.
-    pub fn ingress(mut self, addresses: IngressAddresses) -> Self {
-        self.ingress = Some(addresses);
         self
     }
 
@@ -406,7 +419,13 @@ impl ClusterBuilder {
         }
         let mut nodes = None;
         let mut notes = Vec::new();
-        let mut node_addresses = Vec::new();
+        let mut served = Vec::new();
+        // Policies are enforced where pods' packets come by: those of real containers and of runtimes that are not known here.
+        let mut are_forwarded = self.runtime.is_some();
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        {
+            are_forwarded |= containers.is_some();
+        }
         if self.nodes > 0 {
             #[cfg(all(feature = "containers", target_os = "linux"))]
             let real = containers.as_ref().map(|opened| Arc::clone(&opened.runtime));
@@ -437,7 +456,10 @@ impl ClusterBuilder {
                 if let Some(change) = &self.configure_node {
                     change(&mut config);
                 }
-                node_addresses.extend(config.addresses.first());
+                served.push(ServedNode {
+                    name: config.name.to_string(),
+                    address: config.addresses.first().copied(),
+                });
                 configs.push(config);
             }
             identities::admit_nodes(&client).await.map_err(StartError::Rights)?;
@@ -449,20 +471,31 @@ impl ClusterBuilder {
             nodes = Some(agent);
             startup.done("nodes");
         }
-        let userspace = || {
-            self.local
-                .as_ref()
-                .map(|local| Arc::new(local.proxy(node_addresses.clone())) as Arc<dyn ServiceProxy>)
-        };
+        let mut ground = self.local.as_ref().map_or_else(Ground::default, LocalNetwork::ground);
+        let mut mode = if self.local.is_some() { ProxyMode::Userspace } else { ProxyMode::Disabled };
         #[cfg(all(feature = "containers", target_os = "linux"))]
-        let kernel = containers.as_ref().map(|opened| Arc::clone(&opened.proxy) as Arc<dyn ServiceProxy>);
-        #[cfg(not(all(feature = "containers", target_os = "linux")))]
-        let kernel = None;
-        if let Some(proxy) = self.proxy.or(kernel).or_else(userspace) {
-            let proxy_informers = Informers::new(component(identities::PROXY));
-            let agent = ProxyAgent::new(&proxy_informers, proxy, Place::default());
-            manager = manager.add(Start::Always, agent).informers(&proxy_informers);
+        if let Some(opened) = &containers {
+            (ground, mode) = (opened.ground.clone(), ProxyMode::Nftables);
+        }
+        let options = self.services;
+        let mut services = Services::open(&options, &ground, self.local.as_ref(), &served, mode).await?;
+        let proxy_informers = Informers::new(component(identities::PROXY));
+        if let Some((proxy, ports)) = services.agents(&options, &proxy_informers, &clock, &served).await? {
+            manager = manager.add(Start::Always, proxy).add(Start::Always, ports).informers(&proxy_informers);
             startup.done("service proxy");
+        }
+        if let Some(existing) = options.policies {
+            if !are_forwarded {
+                let why = "pods that are processes, or simulated, have no network of their own";
+                return Err(StartError::Policies(io::Error::other(why)));
+            }
+            identities::admit_policies(&client).await.map_err(StartError::Rights)?;
+            let policy_informers = Informers::new(component(identities::POLICIES));
+            let agent = services.policies(existing, &ground, &policy_informers).await?;
+            manager = manager.add(Start::Always, agent).informers(&policy_informers);
+            #[cfg(all(feature = "containers", target_os = "linux"))]
+            notes.extend(containers.as_ref().and_then(crate::containers::Opened::policy_limitation));
+            startup.done("network policies");
         }
         let mut dns = None;
         if let Some(local) = &self.local {
@@ -494,6 +527,16 @@ impl ClusterBuilder {
             ingress = Some(opened);
             startup.done("ingress controller");
         }
+        let mut gateway = None;
+        if let Some(wanted) = self.gateway {
+            identities::admit_gateway(&client).await.map_err(StartError::Rights)?;
+            gateway::make_kinds(&client).await.map_err(StartError::GatewayKinds)?;
+            let redirects = self.local.as_ref().map(|local| local.redirects.clone()).unwrap_or_default();
+            let opened = OpenedGateway::open(&wanted, &server, &ca, redirects).await?;
+            manager = manager.add(Start::Always, opened.agent(&clock)).informers(&opened.informers);
+            gateway = Some(opened);
+            startup.done("gateway controller");
+        }
         let running = Some(manager.start());
         Ok(Cluster {
             scheduler_metrics,
@@ -507,8 +550,10 @@ impl ClusterBuilder {
             running,
             nodes,
             _dns: dns,
+            services,
             ingress,
-            node_addresses,
+            gateway,
+            node_addresses: served.iter().filter_map(|node| node.address).collect(),
             serving: std::sync::Mutex::default(),
             notes,
             startup: startup.steps,

@@ -26,10 +26,12 @@ use tokio::{net::TcpListener, sync::watch};
 use crate::{
     ca::{Ca, CaError, RENEWAL},
     certificates::Named,
+    gateway::OpenedGateway,
     ingress::{IngressAddresses, OpenedIngress},
     kubeconfig,
     network::LocalNetwork,
     serve::{self, Serving, Tasks},
+    services::Services,
 };
 
 /// How long a shutdown lets connections end by themselves before it ends them.
@@ -53,7 +55,9 @@ pub struct Cluster {
     pub(crate) running: Option<Running>,
     pub(crate) nodes: Option<Arc<kruntime::NodeAgent>>,
     pub(crate) _dns: Option<(knet::dns::DnsServer, Informers)>,
+    pub(crate) services: Services,
     pub(crate) ingress: Option<OpenedIngress>,
+    pub(crate) gateway: Option<OpenedGateway>,
     pub(crate) node_addresses: Vec<IpAddr>,
     pub(crate) serving: std::sync::Mutex<Option<Serving>>,
     pub(crate) notes: Vec<String>,
@@ -153,6 +157,18 @@ impl Cluster {
     #[must_use]
     pub fn ingress(&self) -> Option<IngressAddresses> {
         self.ingress.as_ref().map(|ingress| ingress.addresses)
+    }
+
+    /// The ports that Gateways may have, and where each is served; empty unless they are.
+    #[must_use]
+    pub fn gateway(&self) -> BTreeMap<u16, SocketAddr> {
+        self.gateway.as_ref().map(|gateway| gateway.ports.clone()).unwrap_or_default()
+    }
+
+    /// Where the service proxy's health is served, if it is.
+    #[must_use]
+    pub fn proxy_health(&self) -> Option<SocketAddr> {
+        self.services.health_address()
     }
 
     /// What was started, and how long each took.
@@ -302,6 +318,14 @@ impl Cluster {
         self.running.as_ref().map(Running::health).unwrap_or_default()
     }
 
+    /// What the proxies of Ingresses and Gateways count, as Prometheus reads it; see
+    /// [`HttpProxy::metrics`](knet::http_proxy::HttpProxy::metrics). Empty where neither is served.
+    #[must_use]
+    pub fn http_metrics(&self) -> String {
+        let ingress = self.ingress.iter().map(|ingress| ingress.proxy.metrics("ingress"));
+        ingress.chain(self.gateway.iter().map(|gateway| gateway.proxy.metrics("gateway"))).collect()
+    }
+
     /// Ends everything in order: controllers, scheduler and nodes first, then connections.
     ///
     /// # Errors
@@ -312,12 +336,16 @@ impl Cluster {
         if let Some(ingress) = &self.ingress {
             ingress.proxy.shutdown(DRAIN_MAX).await;
         }
+        if let Some(gateway) = &self.gateway {
+            gateway.proxy.shutdown(DRAIN_MAX).await;
+        }
         if let Some(running) = self.running.take()
             && tokio::time::timeout(SHUTDOWN_MAX, running.stop()).await.is_err()
         {
             late.push("controllers, scheduler and nodes");
         }
         self.informers.stop().await;
+        self.services.end().await;
         #[cfg(all(feature = "containers", target_os = "linux"))]
         if let Some(opened) = &self.containers {
             opened.end().await;

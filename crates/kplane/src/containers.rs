@@ -11,9 +11,11 @@ use kcore::Clock;
 use knet::{
     AddressRange, PodNetwork, Redirects,
     dns::{DnsServer, InformerZone, system_resolvers},
-    network::bridge::{BridgeNetwork, BridgeOptions, Overlay},
+    network::{
+        bridge::{BridgeNetwork, BridgeOptions, Overlay},
+        cni::{CniNetwork, CniOptions},
+    },
     policy::Cidr,
-    proxy::nftables::{NftablesConfig, NftablesProxy},
 };
 use kreconcile::Informers;
 use kruntime::{
@@ -25,7 +27,7 @@ use kruntime::{
     },
 };
 
-use crate::network::CLUSTER_DOMAIN;
+use crate::{network::CLUSTER_DOMAIN, services::Ground};
 
 /// Where pods get their addresses with an OCI runtime.
 pub const POD_RANGE: &str = "10.244.0.0/16";
@@ -36,14 +38,16 @@ const UNUSED_RANGE: &str = "127.64.0.0/16";
 
 /// Real containers for all nodes of a cluster: for [`ClusterBuilder::containers`](crate::ClusterBuilder::containers). Linux, as root.
 ///
-/// With an OCI runtime pods are connected by a bridge of this machine, with a CRI server by whatever it is set up with. In both
-/// cases Services are made by nftables, and the cluster's DNS and API are reached at the node's address.
+/// With an OCI runtime pods are connected by a bridge of this machine or by CNI plug-ins, with a CRI server by whatever it is set up with.
+/// Services are made by nftables unless [`service_proxy`](crate::ClusterBuilder::service_proxy) says otherwise, and the cluster's DNS and
+/// API are reached at the node's address.
 #[derive(Clone, Debug)]
 pub struct Containers {
     engine: Engine,
     dir: PathBuf,
-    pod_range: String,
+    pod_range: Option<String>,
     bridge: String,
+    cni: Option<CniOptions>,
     images: Vec<PathBuf>,
     /// What was set that a CRI server decides itself.
     servers_own: Option<&'static str>,
@@ -72,8 +76,9 @@ impl Containers {
         Self {
             engine,
             dir,
-            pod_range: POD_RANGE.to_owned(),
+            pod_range: None,
             bridge: BRIDGE.to_owned(),
+            cni: None,
             images: Vec::new(),
             servers_own: None,
         }
@@ -90,19 +95,32 @@ impl Containers {
         self
     }
 
-    /// Where pods get their addresses with an OCI runtime: [`POD_RANGE`] by default. A CRI server has its own network, and the cluster
-    /// does not start with this.
+    /// Where pods get their addresses with an OCI runtime: [`POD_RANGE`] by default. With [`cni`](Self::cni) the plug-ins decide that, and
+    /// what is said here is whose traffic keeps its source on the way to Services: everybody's by default. A CRI server has its own
+    /// network, and the cluster does not start with this.
     #[must_use]
     pub fn pod_range(mut self, range: impl Into<String>) -> Self {
         if matches!(self.engine, Engine::Cri { .. }) {
             self.servers_own = Some("which addresses pods get");
         }
-        self.pod_range = range.into();
+        self.pod_range = Some(range.into());
         self
     }
 
-    /// The name of the bridge between pods with an OCI runtime: [`BRIDGE`] by default. Of several clusters on a machine each needs one
-    /// of its own, and a range.
+    /// Connects pods by the plug-ins of the Container Network Interface instead of the built-in bridge, with an OCI runtime. The
+    /// configuration has to be there when the cluster starts. The API and DNS are reached at the machine's own address. A CRI server has
+    /// its own network, and the cluster does not start with this.
+    #[must_use]
+    pub fn cni(mut self, options: CniOptions) -> Self {
+        if matches!(self.engine, Engine::Cri { .. }) {
+            self.servers_own = Some("how pods are connected");
+        }
+        self.cni = Some(options);
+        self
+    }
+
+    /// The name of the bridge between pods with an OCI runtime: [`BRIDGE`] by default. Tables of the kernel are named after it, too. Of
+    /// several clusters on a machine each needs one of its own, and a range.
     #[must_use]
     pub fn bridge(mut self, name: impl Into<String>) -> Self {
         self.bridge = name.into();
@@ -129,18 +147,17 @@ impl Containers {
     }
 
     async fn open_oci(self, program: PathBuf, clock: &Arc<dyn Clock>) -> io::Result<Opened> {
-        let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
-        let range = Cidr::parse(&self.pod_range).ok_or_else(|| wrong("the range of pods is none"))?;
-        let IpAddr::V4(first) = range.network else { return Err(wrong("the range of pods is not of IPv4")) };
-        let gateway = Ipv4Addr::from(first.to_bits().saturating_add(1));
-        let mut bridge = BridgeOptions::new(vec![range]);
-        bridge.state_dir = self.dir.join("network");
-        bridge.bridge.clone_from(&self.bridge);
-        bridge.table = format!("{}-pods", self.bridge);
-        bridge.overlay = Overlay::None;
-        let network = Arc::new(BridgeNetwork::new(bridge).map_err(io::Error::other)?);
-        // The bridge has the address that the API and DNS are served on, so it is there before the first pod.
-        network.ready().await.map_err(io::Error::other)?;
+        let (network, parts, address, pod_ranges) = match self.cni.clone() {
+            Some(options) => {
+                let network = Arc::new(CniNetwork::new(options));
+                network.ready().await.map_err(io::Error::other)?;
+                (network as Arc<dyn PodNetwork>, Parts::Plugins, own_address(), self.pod_range.clone())
+            }
+            None => {
+                let (bridge, range, address) = self.open_bridge().await?;
+                (Arc::clone(&bridge) as _, Parts::Bridge { network: bridge }, address, Some(range))
+            }
+        };
         let images =
             ContentStore::open(self.dir.join("images"), Arc::clone(clock)).map_err(io::Error::other)?;
         for path in &self.images {
@@ -151,11 +168,29 @@ impl Containers {
             OciOptions::new(self.dir.join("containers"), images, Arc::new(unused), Arc::clone(clock));
         options.program = program;
         options.registry = Some(Registry::new(trusting_roots()?));
-        options.network = Some(Arc::clone(&network) as _);
+        options.network = Some(network);
         let runtime = Arc::new(OciRuntime::open(options).await?);
-        let proxy = Arc::new(proxy(&self.bridge, vec![self.pod_range]));
-        let parts = Parts::Oci { network };
-        Ok(Opened { runtime, parts, proxy, address: gateway.into(), dir: self.dir })
+        let ground =
+            Ground { name: self.bridge, pod_ranges: pod_ranges.into_iter().collect(), ..Ground::default() };
+        Ok(Opened { runtime, parts, ground, address, dir: self.dir })
+    }
+
+    /// The built-in network, the range of its pods, and its address.
+    async fn open_bridge(&self) -> io::Result<(Arc<BridgeNetwork>, String, IpAddr)> {
+        let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
+        let text = self.pod_range.clone().unwrap_or_else(|| POD_RANGE.to_owned());
+        let range = Cidr::parse(&text).ok_or_else(|| wrong("the range of pods is none"))?;
+        let IpAddr::V4(first) = range.network else { return Err(wrong("the range of pods is not of IPv4")) };
+        let gateway = Ipv4Addr::from(first.to_bits().saturating_add(1));
+        let mut options = BridgeOptions::new(vec![range]);
+        options.state_dir = self.dir.join("network");
+        options.bridge.clone_from(&self.bridge);
+        options.table = format!("{}-pods", self.bridge);
+        options.overlay = Overlay::None;
+        let network = Arc::new(BridgeNetwork::new(options).map_err(io::Error::other)?);
+        // The bridge has the address that the API and DNS are served on, so it is there before the first pod.
+        network.ready().await.map_err(io::Error::other)?;
+        Ok((network, text, gateway.into()))
     }
 
     async fn open_cri(self, socket: PathBuf, clock: &Arc<dyn Clock>) -> io::Result<Opened> {
@@ -166,16 +201,9 @@ impl Containers {
         let options = CriOptions::new(socket, self.dir.join("cri"), Arc::clone(clock));
         let server = Arc::new(CriRuntime::connect(options).await?);
         let runtime = Arc::clone(&server) as Arc<dyn ContainerRuntime>;
-        let proxy = Arc::new(proxy(&self.bridge, Vec::new()));
-        Ok(Opened { runtime, parts: Parts::Cri { server }, proxy, address: own_address(), dir: self.dir })
+        let ground = Ground { name: self.bridge, ..Ground::default() };
+        Ok(Opened { runtime, parts: Parts::Cri { server }, ground, address: own_address(), dir: self.dir })
     }
-}
-
-fn proxy(name: &str, pod_ranges: Vec<String>) -> NftablesProxy {
-    let mut config = NftablesConfig::default();
-    config.table = format!("{name}-services");
-    config.pod_ranges = pod_ranges;
-    NftablesProxy::new(config)
 }
 
 /// The address that this machine has towards others; the loopback address when it has none.
@@ -187,6 +215,13 @@ fn own_address() -> IpAddr {
         Ok(socket.local_addr()?.ip())
     };
     ask().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// Whether the kernel shows the network layer what goes from pod to pod over one bridge. The bridge of this crate's own network has
+/// each pod on a link of its own, so that there the question does not arise.
+fn bridged_packets_are_seen() -> bool {
+    let read = std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables");
+    read.is_ok_and(|value| value.trim() == "1")
 }
 
 /// TLS that trusts whom the machine trusts. Without any such file only registries that speak plainly are reached.
@@ -205,7 +240,7 @@ fn trusting_roots() -> io::Result<rustls::ClientConfig> {
 pub(crate) struct Opened {
     pub(crate) runtime: Arc<dyn ContainerRuntime>,
     parts: Parts,
-    pub(crate) proxy: Arc<NftablesProxy>,
+    pub(crate) ground: Ground,
     /// The node's address, which pods reach.
     pub(crate) address: IpAddr,
     dir: PathBuf,
@@ -213,7 +248,8 @@ pub(crate) struct Opened {
 
 #[derive(Debug)]
 enum Parts {
-    Oci { network: Arc<BridgeNetwork> },
+    Bridge { network: Arc<BridgeNetwork> },
+    Plugins,
     Cri { server: Arc<CriRuntime> },
 }
 
@@ -230,6 +266,15 @@ impl Opened {
         DnsServer::start(address, CLUSTER_DOMAIN, zone, system_resolvers(), &Redirects::default()).await
     }
 
+    /// What network policies can't do with this network, for people.
+    pub(crate) fn policy_limitation(&self) -> Option<String> {
+        let seen = matches!(self.parts, Parts::Bridge { .. }) || bridged_packets_are_seen();
+        (!seen).then(|| {
+            "network policies don't see what goes over one bridge: net.bridge.bridge-nf-call-iptables is not 1"
+                .to_owned()
+        })
+    }
+
     /// Takes away what outlives the process: pods of a server, devices and rules.
     pub(crate) async fn end(&self) {
         let pods = self.runtime.pods();
@@ -238,11 +283,9 @@ impl Opened {
                 tracing::warn!(%pod, %error, "a pod is left");
             }
         }
-        if let Err(error) = self.proxy.remove().await {
-            tracing::warn!(%error, "the rules of services are left");
-        }
         match &self.parts {
-            Parts::Oci { network } => {
+            Parts::Plugins => {}
+            Parts::Bridge { network } => {
                 if let Err(error) = network.remove().await {
                     tracing::warn!(%error, "the pods' network is left");
                 }
@@ -265,6 +308,7 @@ mod tests {
         for (containers, expected) in [
             (cri().program("crun"), "a CRI server decides itself which OCI runtime is used"),
             (cri().pod_range("10.0.0.0/16"), "a CRI server decides itself which addresses pods get"),
+            (cri().cni(CniOptions::default()), "a CRI server decides itself how pods are connected"),
             (cri().image("layout"), "a CRI server decides itself which images there are"),
         ] {
             assert_eq!(containers.open(&clock).await.unwrap_err().to_string(), expected);

@@ -11,7 +11,11 @@
 //! | runtime | simulated | [`ClusterBuilder::runtime`](crate::ClusterBuilder::runtime), [`ClusterBuilder::processes`](crate::ClusterBuilder::processes), [`ClusterBuilder::containers`](crate::ClusterBuilder) |
 //! | storage class | none | [`ClusterBuilder::default_storage_class`](crate::ClusterBuilder::default_storage_class) |
 //! | ingress controller | none | [`ClusterBuilder::ingress`](crate::ClusterBuilder::ingress) |
-//! | service proxy | none; userspace with processes; nftables with real containers | [`ClusterBuilder::proxy`](crate::ClusterBuilder::proxy) |
+//! | gateways | none | [`ClusterBuilder::gateway`](crate::ClusterBuilder::gateway) |
+//! | service proxy | none; userspace with processes; nftables with real containers | [`ClusterBuilder::service_proxy`](crate::ClusterBuilder::service_proxy), [`ClusterBuilder::proxy`](crate::ClusterBuilder::proxy) |
+//! | the proxy's health | not served | [`ClusterBuilder::proxy_health`](crate::ClusterBuilder::proxy_health) |
+//! | NetworkPolicies | not enforced | [`ClusterBuilder::network_policies`](crate::ClusterBuilder::network_policies) |
+//! | pod network | none; a bridge with an OCI runtime; the server's with a CRI server | [`Containers::cni`](crate::Containers) |
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -32,6 +36,9 @@ pub const STORAGE_CLASS: &str = "standard";
 
 /// The name of the default IngressClass, if Ingresses are served.
 pub const INGRESS_CLASS: &str = "kplane";
+
+/// The name of the GatewayClass, if Gateways are served.
+pub const GATEWAY_CLASS: &str = "kplane";
 
 /// What runs containers: nothing really runs, so a cluster in a test needs nothing of its machine.
 #[must_use]

@@ -2,8 +2,8 @@
 //!
 //! The users are upstream's, so that the bootstrap policy already says what they may do; a controller is the service account
 //! of upstream's controller of the same task. The agent of all nodes together and the cluster's DNS have no counterpart
-//! there: the one is bound to upstream's role for a node, the other to the role that kubeadm makes for it; the ingress
-//! controller has a role of its own. Controllers of
+//! there: the one is bound to upstream's role for a node, the other to the role that kubeadm makes for it; the
+//! controllers of Ingresses and Gateways and what enforces network policies have roles of their own. Controllers of
 //! the embedder's own, and a scheduler with profiles of theirs, are administrators, since nobody else knows what they need.
 
 use std::{fmt::Debug, sync::Arc};
@@ -29,6 +29,10 @@ pub(crate) const NODES: &str = "kplane:nodes";
 pub(crate) const DNS: &str = "system:serviceaccount:kube-system:coredns";
 /// The user of the ingress controller.
 pub(crate) const INGRESS: &str = "system:serviceaccount:kube-system:ingress-controller";
+/// The user of what enforces network policies.
+pub(crate) const POLICIES: &str = "system:serviceaccount:kube-system:network-policy";
+/// The user of the controller of Gateways.
+pub(crate) const GATEWAY: &str = "system:serviceaccount:kube-system:gateway-controller";
 /// The group of the controllers within the process, which no token has; and its role.
 const CONTROLLERS: &str = "kplane:controllers";
 /// The role of the controller that makes the objects of services' addresses.
@@ -211,6 +215,49 @@ pub(crate) async fn admit_ingress(admin: &Client) -> Result<(), kube::Error> {
     make::<ClusterRole>(admin, role).await?;
     let account = json!({"kind": "ServiceAccount", "name": "ingress-controller", "namespace": "kube-system"});
     bind(admin, "kplane:ingress", "kplane:ingress", account).await
+}
+
+/// Lets what enforces network policies read them, and whom they are about.
+///
+/// # Errors
+/// When role or binding can't be made.
+pub(crate) async fn admit_policies(admin: &Client) -> Result<(), kube::Error> {
+    let role = json!({
+        "metadata": {"name": "kplane:network-policy"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "watch"]},
+        ],
+    });
+    make::<ClusterRole>(admin, role).await?;
+    let account = json!({"kind": "ServiceAccount", "name": "network-policy", "namespace": "kube-system"});
+    bind(admin, "kplane:network-policy", "kplane:network-policy", account).await
+}
+
+/// Lets the controller of Gateways read what it serves by, and say what became of it.
+///
+/// # Errors
+/// When role or binding can't be made.
+pub(crate) async fn admit_gateway(admin: &Client) -> Result<(), kube::Error> {
+    let statuses = [
+        "gatewayclasses/status",
+        "gateways/status",
+        "httproutes/status",
+        "grpcroutes/status",
+        "tlsroutes/status",
+    ];
+    let role = json!({
+        "metadata": {"name": "kplane:gateway"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["services", "secrets", "namespaces"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["*"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["gateway.networking.k8s.io"], "resources": statuses, "verbs": ["patch"]},
+        ],
+    });
+    make::<ClusterRole>(admin, role).await?;
+    let account = json!({"kind": "ServiceAccount", "name": "gateway-controller", "namespace": "kube-system"});
+    bind(admin, "kplane:gateway", "kplane:gateway", account).await
 }
 
 async fn bind(admin: &Client, name: &str, role: &str, subject: Value) -> Result<(), kube::Error> {

@@ -14,12 +14,14 @@ pub mod containers;
 pub mod defaults;
 pub mod explain;
 pub mod faces;
+mod gateway;
 mod identities;
 mod ingress;
 mod kubeconfig;
 mod network;
 mod nodes;
 mod serve;
+mod services;
 mod usage;
 
 #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -30,6 +32,7 @@ pub use self::{
     cluster::{Cluster, DRAIN_MAX, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
     ingress::IngressAddresses,
     serve::{CONNECTIONS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Serving},
+    services::ProxyMode,
 };
 
 // The crates that a cluster is made of, so that one dependency is enough.

@@ -13,11 +13,15 @@ use knet::{
 use kreconcile::{Informers, cloud::LocalCloud};
 use kruntime::runtime::process::{ProcessOptions, ProcessRuntime};
 
+use crate::services::Ground;
+
 /// The prefix of the range of cluster IPs within a block.
 const SERVICES_PREFIX: u8 = 20;
 /// Where the nodes' addresses begin in a block, and how many there are before they repeat.
 const NODES_OFFSET: u32 = 4096;
 const NODE_ADDRESSES: usize = 2048;
+/// The prefix of the range of these addresses.
+const NODES_PREFIX: u8 = 21;
 /// Where the addresses of load balancers begin in a block, and how many there are.
 const BALANCERS_OFFSET: u32 = 6144;
 const BALANCERS: u32 = 2048;
@@ -63,6 +67,13 @@ impl LocalNetwork {
     pub(crate) fn node_address(&self, number: usize) -> std::net::IpAddr {
         let offset = u32::try_from(number % NODE_ADDRESSES).unwrap_or(0);
         self.block.nth(NODES_OFFSET + offset)
+    }
+
+    /// What kernel rules for this cluster are made for. The nodes' addresses are loopback ones, which serve node ports only if told.
+    pub(crate) fn ground(&self) -> Ground {
+        let name = format!("kplane-{}", self.block.nth(0)).replace('.', "-");
+        let nodes = format!("{}/{NODES_PREFIX}", self.block.nth(NODES_OFFSET));
+        Ground { name, pod_ranges: Vec::new(), node_port_addresses: vec![nodes], is_loopback: true }
     }
 
     /// The provider of load balancers: from the range between those of the nodes and of the pods.

@@ -27,11 +27,13 @@ mod kubectl_tokens;
 mod kubectl_top;
 mod leaks;
 mod mini_cluster;
+mod namespace;
 mod nodes;
 #[cfg(target_os = "linux")]
 mod oci;
 mod paused_time;
 mod pod_tokens;
+mod proxies;
 mod scenarios;
 mod scheduling;
 mod schemathesis;

@@ -7,31 +7,28 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{
-    op::{Message, Query, ResponseCode},
-    rr::{Name, RecordType},
-};
+use hickory_proto::op::Message;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
     sync::Semaphore,
+    time::timeout,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{Answer, Zone, answer};
+use super::{
+    Zone,
+    forward::Others,
+    packet::{Reaction, TCP_BYTES_MAX, encode, respond, udp_limit},
+};
 use crate::redirect::{Redirects, Transport, bind};
 
 /// How many questions wait for other servers at the same time; more are dropped, and their clients ask again.
 pub const FORWARDS_MAX: usize = 256;
-/// How long another server may take.
-const FORWARD_WAIT_MAX: Duration = Duration::from_secs(2);
-/// How many TCP connections there are at the same time.
-const CONNECTIONS_MAX: usize = 256;
-/// How long a TCP connection may be silent.
+/// How many TCP connections there are at the same time; more wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 256;
+/// How long a TCP connection may be silent, or not take an answer.
 const IDLE_MAX: Duration = Duration::from_secs(10);
-/// The largest answer over UDP to a client that doesn't say what it takes.
-const PLAIN_BYTES_MAX: u16 = 512;
-const DATAGRAM_BYTES_MAX: usize = 65_535;
 
 /// The cluster's DNS server. Dropping it ends it.
 ///
@@ -57,7 +54,7 @@ pub struct DnsServer {
 struct Shared {
     domain: String,
     zone: Arc<dyn Zone>,
-    others: Vec<SocketAddr>,
+    others: Others,
     forwards: Arc<Semaphore>,
 }
 
@@ -97,10 +94,12 @@ impl DnsServer {
             redirects.set(Transport::Udp, address, bound);
             redirects.set(Transport::Tcp, address, bound);
         }
+        // The machine may use this very server: it would ask itself.
+        let others = others.into_iter().filter(|other| *other != address && *other != bound).collect();
         let shared = Arc::new(Shared {
             domain: domain.trim_matches('.').to_lowercase(),
             zone,
-            others,
+            others: Others::new(others),
             forwards: Arc::new(Semaphore::new(FORWARDS_MAX)),
         });
         let stop = CancellationToken::new();
@@ -131,38 +130,26 @@ impl Drop for DnsServer {
 
 async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, stop: CancellationToken) {
     let socket = Arc::new(socket);
-    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
+    let mut buffer = vec![0; TCP_BYTES_MAX];
     loop {
         // An error is about an answer that was sent before.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        let Ok(question) = Message::from_vec(&buffer[..length]) else { continue };
-        let limit =
-            question.edns.as_ref().map_or(PLAIN_BYTES_MAX, |edns| edns.max_payload().max(PLAIN_BYTES_MAX));
-        match answer(&question, &shared.domain, &*shared.zone) {
-            Answer::Final(reply) => send(&socket, client, &reply, limit).await,
+        match respond(&buffer[..length], &shared.domain, &*shared.zone) {
+            Reaction::Ignore => {}
+            Reaction::Reply(reply, limit) => shared.send(&socket, client, *reply, limit).await,
             // What must be asked elsewhere does not hold up the others.
-            other => {
+            Reaction::Ask(question, so_far) => {
                 let Ok(permit) = Arc::clone(&shared.forwards).try_acquire_owned() else { continue };
                 let (socket, shared) = (Arc::clone(&socket), Arc::clone(&shared));
                 let forward = async move {
-                    let reply = shared.finish(&question, other).await;
-                    send(&socket, client, &reply, limit).await;
+                    let reply = shared.others.finish(&question, so_far).await;
+                    shared.send(&socket, client, reply, udp_limit(&question)).await;
                     drop(permit);
                 };
                 tokio::spawn(stop.clone().run_until_cancelled_owned(forward));
             }
         }
     }
-}
-
-async fn send(socket: &UdpSocket, client: SocketAddr, reply: &Message, limit: u16) {
-    let Ok(mut bytes) = reply.to_vec() else { return };
-    if bytes.len() > usize::from(limit) {
-        // The client asks again over TCP.
-        let Ok(short) = reply.truncate().to_vec() else { return };
-        bytes = short;
-    }
-    let _ = socket.send_to(&bytes, client).await;
 }
 
 async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
@@ -190,86 +177,31 @@ async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             stream.read_exact(&mut bytes).await?;
             io::Result::Ok(bytes)
         };
-        let bytes = tokio::time::timeout(IDLE_MAX, read).await??;
-        let question = Message::from_vec(&bytes).map_err(io::Error::other)?;
-        let reply = match answer(&question, &shared.domain, &*shared.zone) {
-            Answer::Final(reply) => *reply,
-            other => shared.finish(&question, other).await,
+        let bytes = timeout(IDLE_MAX, read).await??;
+        let reply = match respond(&bytes, &shared.domain, &*shared.zone) {
+            Reaction::Ignore => return Ok(()),
+            Reaction::Reply(reply, _) => *reply,
+            Reaction::Ask(question, so_far) => shared.others.finish(&question, so_far).await,
         };
-        let bytes = reply.to_vec().map_err(io::Error::other)?;
-        stream.write_u16(u16::try_from(bytes.len()).map_err(io::Error::other)?).await?;
-        stream.write_all(&bytes).await?;
+        let Some(bytes) = encode(&shared.finished(reply), TCP_BYTES_MAX) else { return Ok(()) };
+        let length = u16::try_from(bytes.len()).map_err(io::Error::other)?;
+        // Together, so that they are one packet.
+        let mut framed = length.to_be_bytes().to_vec();
+        framed.extend_from_slice(&bytes);
+        timeout(IDLE_MAX, stream.write_all(&framed)).await??;
     }
 }
 
 impl Shared {
-    /// What other servers have to say.
-    async fn finish(&self, question: &Message, so_far: Answer) -> Message {
-        match so_far {
-            Answer::Final(reply) => *reply,
-            Answer::Outside => match self.ask_others(question).await {
-                Some(reply) => reply,
-                None => {
-                    let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
-                    reply.queries = question.queries.clone();
-                    let refused = self.others.is_empty();
-                    reply.metadata.response_code =
-                        if refused { ResponseCode::Refused } else { ResponseCode::ServFail };
-                    reply
-                }
-            },
-            Answer::Alias(mut reply, target) => {
-                let wanted = question.queries.first().map_or(RecordType::A, Query::query_type);
-                if let Some(rest) = self.ask_others(&about(target, wanted)).await {
-                    reply.add_answers(rest.answers);
-                }
-                *reply
-            }
-        }
+    /// The answer with what is true of all of them.
+    fn finished(&self, mut reply: Message) -> Message {
+        reply.metadata.recursion_available = self.others.are_there();
+        reply
     }
 
-    async fn ask_others(&self, question: &Message) -> Option<Message> {
-        for server in &self.others {
-            if let Ok(Ok(reply)) = tokio::time::timeout(FORWARD_WAIT_MAX, ask(*server, question)).await {
-                return Some(reply);
-            }
+    async fn send(&self, socket: &UdpSocket, client: SocketAddr, reply: Message, limit: usize) {
+        if let Some(bytes) = encode(&self.finished(reply), limit) {
+            let _ = socket.send_to(&bytes, client).await;
         }
-        None
     }
-}
-
-fn about(name: Name, wanted: RecordType) -> Message {
-    let mut question = Message::query();
-    question.metadata.recursion_desired = true;
-    question.add_query(Query::query(name, wanted));
-    question
-}
-
-/// Asks another server, over TCP when the answer is too long for UDP.
-async fn ask(server: SocketAddr, question: &Message) -> io::Result<Message> {
-    let bytes = question.to_vec().map_err(io::Error::other)?;
-    let any = if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(server).await?;
-    socket.send(&bytes).await?;
-    let mut buffer = vec![0; DATAGRAM_BYTES_MAX];
-    loop {
-        let length = socket.recv(&mut buffer).await?;
-        let Ok(reply) = Message::from_vec(&buffer[..length]) else { continue };
-        // A late answer to an earlier question, or somebody's guess.
-        if reply.metadata.id != question.metadata.id || reply.queries != question.queries {
-            continue;
-        }
-        if !reply.metadata.truncation {
-            return Ok(reply);
-        }
-        break;
-    }
-    let mut stream = TcpStream::connect(server).await?;
-    stream.write_u16(u16::try_from(bytes.len()).map_err(io::Error::other)?).await?;
-    stream.write_all(&bytes).await?;
-    let length = stream.read_u16().await?;
-    let mut bytes = vec![0; usize::from(length)];
-    stream.read_exact(&mut bytes).await?;
-    Message::from_vec(&bytes).map_err(io::Error::other)
 }

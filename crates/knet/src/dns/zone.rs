@@ -4,11 +4,11 @@ use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::{
     core::v1::{Namespace, Service},
-    discovery::v1::EndpointSlice,
+    discovery::v1::{Endpoint, EndpointSlice},
 };
 use kreconcile::{Index, Informer, Informers, Selection};
 
-use super::Zone;
+use super::{Zone, is_ready};
 use crate::agent::{BY_SERVICE, index_slices};
 
 const BY_ADDRESS: &str = "address";
@@ -76,7 +76,8 @@ impl Zone for InformerZone {
         for slice in self.slices.by_index(BY_ADDRESS, &text) {
             let namespace = slice.metadata.namespace.clone().unwrap_or_default();
             let Some(service) = crate::rules::slice_service(&slice) else { continue };
-            for endpoint in slice.endpoints.iter().flatten().filter(|e| e.addresses.contains(&text)) {
+            let own = |endpoint: &&Endpoint| is_ready(endpoint) && endpoint.addresses.contains(&text);
+            for endpoint in slice.endpoints.iter().flatten().filter(own) {
                 if let Some(host) = &endpoint.hostname {
                     hosts.push((namespace.clone(), service.to_owned(), host.clone()));
                 }

@@ -102,41 +102,68 @@ fn reply((namespace, name): &(String, String), endpoints: usize, healthy: bool) 
     Reply::json(endpoints > 0 && healthy, body).weight(endpoints)
 }
 
-/// Follows Services and EndpointSlices and keeps a node's health check ports up to date.
+/// Follows Services and EndpointSlices and keeps the health check ports of nodes up to date.
 #[derive(Debug)]
 pub struct ServiceHealthAgent {
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
+    nodes: Vec<NodePorts>,
+}
+
+/// The ports at one address, and the nodes that it is the address of.
+#[derive(Debug)]
+struct NodePorts {
     health: ServiceHealth,
-    node: String,
+    nodes: BTreeSet<String>,
 }
 
 impl ServiceHealthAgent {
-    /// An agent for the ports of `node`.
+    /// An agent for no node.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     #[must_use]
-    pub fn new(informers: &Informers, health: ServiceHealth, node: String) -> Self {
+    pub fn new(informers: &Informers) -> Self {
         let slices = informers.of::<EndpointSlice>(Selection::all());
         index_slices(&slices);
-        Self { services: informers.of::<Service>(Selection::all()), slices, health, node }
+        Self { services: informers.of::<Service>(Selection::all()), slices, nodes: Vec::new() }
     }
 
-    /// What a Service's port has to say; `None` when it has none.
-    fn local(&self, service: &Service) -> Option<((String, String), (u16, usize))> {
-        let port = check_port(service)?;
-        let namespace = service.metadata.namespace.clone().unwrap_or_default();
-        let name = service.metadata.name.clone()?;
-        let slices = self.slices.by_index(BY_SERVICE, &format!("{namespace}/{name}"));
-        Some(((namespace, name), (port, local_ready(&slices, &self.node))))
+    /// Tells `health` how many endpoints these nodes have: usually one; several when they share their address.
+    #[must_use]
+    pub fn nodes(mut self, health: ServiceHealth, nodes: impl IntoIterator<Item = String>) -> Self {
+        self.nodes.push(NodePorts { health, nodes: nodes.into_iter().collect() });
+        self
+    }
+
+    /// What a Service's port has to say at each address; `None` when it has none.
+    fn local(&self, key: &(String, String)) -> Option<(u16, Vec<usize>)> {
+        let service = self.services.get(&key.0, &key.1)?;
+        let port = check_port(&service)?;
+        let slices = self.slices.by_index(BY_SERVICE, &format!("{}/{}", key.0, key.1));
+        Some((port, self.nodes.iter().map(|ports| local_ready(&slices, &ports.nodes)).collect()))
+    }
+
+    /// Tells all; whether some port is refused.
+    async fn tell(&self, wanted: &BTreeMap<(String, String), (u16, Vec<usize>)>) -> bool {
+        let mut failed = false;
+        for (index, ports) in self.nodes.iter().enumerate() {
+            let own = wanted.iter().filter_map(|(name, (port, endpoints))| {
+                Some((name.clone(), (*port, endpoints.get(index).copied()?)))
+            });
+            for ((namespace, name), error) in ports.health.sync(&own.collect()).await {
+                tracing::warn!(namespace, name, %error, "a health check port is not served yet");
+                failed = true;
+            }
+        }
+        failed
     }
 
     async fn follow(&self) {
         let (mut services, mut slices) = (self.services.subscribe(), self.slices.subscribe());
         self.services.synced().await;
         self.slices.synced().await;
-        let mut wanted: LocalEndpoints = BTreeMap::new();
+        let mut wanted = BTreeMap::new();
         let mut failed = false;
         loop {
             let mut dirty = BTreeSet::new();
@@ -159,21 +186,15 @@ impl ServiceHealthAgent {
             }
             let mut changed = failed;
             for key in dirty {
-                let found = self.services.get(&key.0, &key.1).and_then(|service| self.local(&service));
-                let before = wanted.get(&key).copied();
-                let now = found.map(|(_, state)| state);
-                changed |= before != now;
+                let now = self.local(&key);
+                changed |= wanted.get(&key) != now.as_ref();
                 match now {
                     Some(state) => wanted.insert(key, state),
                     None => wanted.remove(&key),
                 };
             }
             if changed {
-                let refused = self.health.sync(&wanted).await;
-                failed = !refused.is_empty();
-                for ((namespace, name), error) in refused {
-                    tracing::warn!(namespace, name, %error, "a health check port is not served yet");
-                }
+                failed = self.tell(&wanted).await;
             }
         }
     }
@@ -188,12 +209,12 @@ fn check_port(service: &Service) -> Option<u16> {
     (local && balancer && port > 0).then_some(port)
 }
 
-/// How many addresses of a node are ready.
-fn local_ready(slices: &[Arc<EndpointSlice>], node: &str) -> usize {
+/// How many addresses of these nodes are ready.
+fn local_ready(slices: &[Arc<EndpointSlice>], nodes: &BTreeSet<String>) -> usize {
     let endpoints = slices.iter().flat_map(|slice| slice.endpoints.iter().flatten());
     let ready = endpoints.filter(|endpoint| {
         let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true);
-        ready && endpoint.node_name.as_deref() == Some(node)
+        ready && endpoint.node_name.as_ref().is_some_and(|node| nodes.contains(node))
     });
     ready.filter_map(|endpoint| endpoint.addresses.first()).collect::<BTreeSet<_>>().len()
 }
@@ -238,6 +259,8 @@ mod tests {
             endpoint("10.0.0.1", "a", true), endpoint("10.0.0.1", "a", true), endpoint("10.0.0.2", "a", false),
             endpoint("10.0.0.3", "b", true), endpoint("10.0.0.4", "a", true)]});
         let slice: Arc<EndpointSlice> = Arc::new(serde_json::from_value(slice).unwrap());
-        assert_eq!(local_ready(&[slice], "a"), 2);
+        let nodes = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        assert_eq!(local_ready(std::slice::from_ref(&slice), &nodes(&["a"])), 2);
+        assert_eq!(local_ready(&[slice], &nodes(&["a", "b", "c"])), 3);
     }
 }

@@ -11,7 +11,7 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
 
-use super::MIRROR_FRAMES_MAX;
+use super::{MIRROR_FRAMES_MAX, pace::Pace};
 
 /// A body that is handed on as it comes, or a short one of the proxy's own.
 pub(super) struct ProxyBody {
@@ -20,6 +20,8 @@ pub(super) struct ProxyBody {
     keep: Option<Box<dyn Keep>>,
     /// Who gets a copy of what passes.
     mirrors: Vec<mpsc::Sender<Copied>>,
+    /// How fast it has to come, if that matters.
+    pace: Option<Pace>,
 }
 
 enum Inner {
@@ -50,7 +52,13 @@ impl ProxyBody {
     }
 
     fn new(inner: Inner) -> Self {
-        Self { inner, keep: None, mirrors: Vec::new() }
+        Self { inner, keep: None, mirrors: Vec::new(), pace: None }
+    }
+
+    /// Fails when it comes too slowly.
+    pub(super) fn paced(mut self, pace: Pace) -> Self {
+        self.pace = Some(pace);
+        self
     }
 
     /// A body that gets what passes here. It fails when its reader falls behind by more than [`MIRROR_FRAMES_MAX`], so that nobody waits
@@ -108,7 +116,7 @@ impl Body for ProxyBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        let polled = match &mut self.inner {
+        let mut polled = match &mut self.inner {
             Inner::Passing(body) => Pin::new(body).poll_frame(context).map_err(io::Error::other),
             Inner::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
             Inner::Copy(receiver) => receiver.poll_recv(context).map(|copied| match copied {
@@ -117,6 +125,16 @@ impl Body for ProxyBody {
                 None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
             }),
         };
+        if let Some(pace) = &mut self.pace {
+            let is_late = match &polled {
+                Poll::Pending => pace.poll_pause(context).is_ready(),
+                Poll::Ready(Some(Ok(frame))) => !pace.note(frame.data_ref().map_or(0, Bytes::len)),
+                Poll::Ready(_) => false,
+            };
+            if is_late {
+                polled = Poll::Ready(Some(Err(io::ErrorKind::TimedOut.into())));
+            }
+        }
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && !self.mirrors.is_empty()
         {

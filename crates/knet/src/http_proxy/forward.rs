@@ -1,6 +1,15 @@
 //! One request, from its head to the head of its answer.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
@@ -19,7 +28,10 @@ use super::{
     filter::{self, Filter},
     headers::{self, Forwarded},
     listen::Shared,
+    metrics::OfRule,
     mirror,
+    pace::Pace,
+    path::{self, BadPath, NormalPath},
     pool::{Failure, Lease},
     rule::{Action, Backend, BackendProtocol, Backends, Rule},
     table::{Asked, RouteTable},
@@ -81,7 +93,7 @@ pub(super) async fn answer(
     arrival: &Arrival,
     request: Request<Incoming>,
 ) -> Response<ProxyBody> {
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     if parts.uri.path_and_query().map_or(0, |target| target.as_str().len()) > URI_BYTES_MAX {
         return reply(StatusCode::URI_TOO_LONG);
     }
@@ -93,12 +105,71 @@ pub(super) async fn answer(
     {
         return reply(StatusCode::MISDIRECTED_REQUEST);
     }
-    let rule = shared.table.borrow().select(arrival.port, &Asked::of(&parts, &name)).cloned();
+    let decoded = if shared.options.keeps_paths {
+        None
+    } else {
+        match normalize(&mut parts) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                tracing::debug!(%error, client = %arrival.client, "a path is refused");
+                return reply(StatusCode::BAD_REQUEST);
+            }
+        }
+    };
+    let (rule, is_same) = {
+        let table = shared.table.borrow();
+        let asked = Asked::of(&parts, &name);
+        let rule = table.select(arrival.port, &asked);
+        // With its slashes decoded it could be for a rule that it is to pass by.
+        let is_same = decoded.as_deref().is_none_or(|path| {
+            let other = table.select(arrival.port, &Asked { path, ..asked });
+            match (rule, other) {
+                (Some(rule), Some(other)) => Arc::ptr_eq(rule, other),
+                (None, None) => true,
+                _ => false,
+            }
+        });
+        (rule.cloned(), is_same)
+    };
+    if !is_same {
+        return reply(StatusCode::BAD_REQUEST);
+    }
     let Some(rule) = rule else { return reply(StatusCode::NOT_FOUND) };
+    let of_rule = OfRule(Arc::clone(&rule.name));
+    let mut response = act(shared, arrival, &rule, host, &name, parts, body).await;
+    response.extensions_mut().insert(of_rule);
+    response
+}
+
+/// Brings the path into its one form; gives the one that it has when slashes are decoded, where that is another one.
+fn normalize(parts: &mut Parts) -> Result<Option<String>, BadPath> {
+    let NormalPath { path, decoded } = path::normal(parts.uri.path())?;
+    if let Cow::Owned(path) = path {
+        let target = match parts.uri.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        };
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        uri.path_and_query = Some(target.parse().map_err(|_| BadPath::Encoding)?);
+        parts.uri = Uri::from_parts(uri).map_err(|_| BadPath::Encoding)?;
+    }
+    Ok(decoded)
+}
+
+/// Does what a rule says.
+async fn act(
+    shared: &Shared,
+    arrival: &Arrival,
+    rule: &Rule,
+    host: HeaderValue,
+    name: &str,
+    parts: Parts,
+    body: Incoming,
+) -> Response<ProxyBody> {
     match &rule.action {
         Action::Redirect(redirect) => {
             let location =
-                redirect.location(&parts.uri, &rule.matches.path, arrival.scheme(), &name, arrival.port);
+                redirect.location(&parts.uri, &rule.matches.path, arrival.scheme(), name, arrival.port);
             let Ok(location) = HeaderValue::from_str(&location) else {
                 return reply(StatusCode::INTERNAL_SERVER_ERROR);
             };
@@ -107,8 +178,13 @@ pub(super) async fn answer(
             filter::change_response(&rule.filters, response.headers_mut());
             response
         }
-        Action::Forward(backends) => forward(shared, arrival, &rule, backends, host, parts, body).await,
+        Action::Forward(backends) => forward(shared, arrival, rule, backends, host, parts, body).await,
     }
+}
+
+fn is_grpc(parts: &Parts) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    kind.is_some_and(|kind| kind.starts_with("application/grpc"))
 }
 
 async fn forward(
@@ -142,7 +218,12 @@ async fn forward(
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
         parts.headers.insert(header::UPGRADE, protocol.clone());
     }
+    let late = Arc::new(AtomicBool::new(false));
     let mut body = ProxyBody::passing(body);
+    // A stream of gRPC may be silent for as long as it likes; whether its client is there is found by pings.
+    if !is_grpc(&parts) && !body.is_end_stream() {
+        body = body.paced(Pace::new(Arc::clone(&late)));
+    }
     if upgrade.is_none() {
         for filter in rule.filters.iter().chain(&backend.filters) {
             if let Filter::Mirror(mirror) = filter {
@@ -161,6 +242,11 @@ async fn forward(
             tracing::debug!(rule = %rule.name, backend = %backend.name, %error, "a backend failed");
             let timed_out = error.kind() == io::ErrorKind::TimedOut
                 && error.get_ref().is_some_and(|e| e.is::<TimedOut>());
+            if late.load(Ordering::Relaxed) {
+                let mut response = reply(StatusCode::REQUEST_TIMEOUT);
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                return response;
+            }
             return reply(if timed_out { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::BAD_GATEWAY });
         }
     };
@@ -257,6 +343,7 @@ impl Trying<'_> {
             };
             let Failure { request: unsent, reused, error: why } = failure;
             tracing::debug!(%endpoint, error = %why, "an endpoint failed");
+            self.shared.metrics.failures.fetch_add(1, Ordering::Relaxed);
             error = why;
             if !reused {
                 self.tried.push(endpoint);

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore, watch},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{
@@ -24,6 +24,7 @@ use super::{
     CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_CLIENT_MAX,
     MIRRORS_MAX, STREAMS_MAX, TUNNELS_MAX,
     forward::{self, Arrival},
+    metrics::{Metrics, OfRule},
     passthrough,
     pool::Pool,
     table::RouteTable,
@@ -46,6 +47,9 @@ pub struct ProxyOptions {
     pub default_certificate: Option<Certificate>,
     /// Whether `X-Forwarded-*` and `Forwarded` of clients are believed: when another proxy stands before this one.
     pub trusts_forwarded: bool,
+    /// Whether paths are compared and handed on as they were sent, for backends that tell `//` from `/`. Then another spelling of a path
+    /// can pass a rule by. Default: no.
+    pub keeps_paths: bool,
 }
 
 /// What all connections share.
@@ -56,6 +60,7 @@ pub(super) struct Shared {
     pub(super) tunnels: Arc<Semaphore>,
     pub(super) mirrors: Arc<Semaphore>,
     pub(super) options: ProxyOptions,
+    pub(super) metrics: Metrics,
     /// Ends everything.
     pub(super) stop: CancellationToken,
     /// Ends what takes new requests.
@@ -89,6 +94,7 @@ impl HttpProxy {
             tunnels: Arc::new(Semaphore::new(TUNNELS_MAX)),
             mirrors: Arc::new(Semaphore::new(MIRRORS_MAX)),
             options,
+            metrics: Metrics::default(),
             closing: stop.child_token(),
             stop: stop.clone(),
             permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -160,6 +166,14 @@ impl HttpProxy {
         Ok(address)
     }
 
+    /// What is counted, as Prometheus reads it, with `name` as the label `proxy`: requests by rule and status, how long the heads of answers
+    /// take, tries that failed, connections. At most [`SERIES_MAX`](super::SERIES_MAX) pairs of rule and status are told apart.
+    #[must_use]
+    pub fn metrics(&self, name: &str) -> String {
+        let tunnels = TUNNELS_MAX.saturating_sub(self.shared.tunnels.available_permits());
+        self.shared.metrics.text(name, self.shared.connections.len(), tunnels)
+    }
+
     /// Takes no new connections and requests, and waits until those that run have ended, at most so long. Then all ends, upgraded
     /// connections too.
     pub async fn shutdown(&self, longest: Duration) {
@@ -210,7 +224,13 @@ where
     let service = service_fn(move |request: Request<Incoming>| {
         asks.notify_one();
         let (shared, arrival) = (Arc::clone(&shared), arrival.clone());
-        async move { Ok::<_, Infallible>(forward::answer(&shared, &arrival, request).await) }
+        async move {
+            let began = Instant::now();
+            let mut response = forward::answer(&shared, &arrival, request).await;
+            let rule = response.extensions_mut().remove::<OfRule>();
+            shared.metrics.answered(rule.as_ref(), response.status(), began.elapsed());
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let http1 = &mut builder.http1();

@@ -9,7 +9,7 @@ use super::{
     table::Asked,
 };
 
-/// Which paths a rule is for. Paths are compared as they were sent, in their case, without decoding.
+/// Which paths a rule is for. Paths are compared in one form, in their case: see [`http_proxy`](super). Those of rules have to have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathMatch {
     /// This path alone.

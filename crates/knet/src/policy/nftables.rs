@@ -3,7 +3,7 @@
 //! There is one table. A forwarded packet finds the isolated pod that it comes from, and the one that it goes to, in verdict maps
 //! by address; these lead to a chain of what that pod may do, which all pods with the same rules share, and peers are sets of
 //! addresses that chains look into. So a pod that comes or goes beside ten thousand others adds or deletes a few elements, in one
-//! transaction of `nft`, and no chain is written anew.
+//! transaction, by netlink, and no chain is written anew; where chains change, `nft` does it.
 //!
 //! Only forwarded packets are looked at, so that traffic between a pod and its own node is always allowed. Pods of
 //! `BridgeNetwork` reach each other through their node, so they are filtered always; pods that share
@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 
 use self::state::State;
 use super::{EnforceError, PolicyChange, PolicyEnforcer, PolicyTable};
-use crate::program;
+use crate::nft::{self, Transactions};
 
 /// What becomes of connections that are no longer allowed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,13 +87,14 @@ pub struct NftablesPolicies {
     config: NftablesPolicyConfig,
     /// What the kernel has; `None` when that is not known.
     state: Mutex<Option<State>>,
+    transactions: Transactions,
 }
 
 impl NftablesPolicies {
     /// An enforcer with these settings.
     #[must_use]
     pub fn new(config: NftablesPolicyConfig) -> Self {
-        Self { config, state: Mutex::default() }
+        Self { config, ..Self::default() }
     }
 
     /// Takes all its rules away: nobody is isolated any more.
@@ -106,8 +107,16 @@ impl NftablesPolicies {
         self.run(&script::removal(&self.config)).await
     }
 
+    /// Whether it can work here: changes nothing.
+    ///
+    /// # Errors
+    /// When `nft` is not there, the kernel has no nftables, or the right to change the network is lacking.
+    pub async fn check(&self) -> io::Result<()> {
+        nft::check(&self.config.nft).await
+    }
+
     async fn run(&self, script: &str) -> io::Result<()> {
-        program::run(&self.config.nft, ["-f", "-"], script).await.map(drop)
+        self.transactions.run(&self.config.nft, script).await
     }
 }
 

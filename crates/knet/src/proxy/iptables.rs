@@ -36,6 +36,9 @@ pub struct IptablesConfig {
     pub pod_ranges: Vec<String>,
     /// The ranges of the node's addresses that serve node ports (`--nodeport-addresses`). Default: none, which means all.
     pub node_port_addresses: Vec<String>,
+    /// Whether endpoints may have loopback addresses, as pods that are processes have: what goes there keeps its source, since the kernel finds
+    /// no other address for it, and answers come back here in any case. Default: no, as with upstream.
+    pub loopback_endpoints: bool,
     /// The program for IPv4; `-restore` and `-save` are added to its name. Default: `iptables`.
     pub iptables: PathBuf,
     /// The program for IPv6. Default: `ip6tables`.
@@ -50,6 +53,7 @@ impl Default for IptablesConfig {
             masquerade_mark: 0x4000,
             pod_ranges: Vec::new(),
             node_port_addresses: Vec::new(),
+            loopback_endpoints: false,
             iptables: "iptables".into(),
             ip6tables: "ip6tables".into(),
             conntrack: "conntrack".into(),
@@ -104,6 +108,17 @@ impl IptablesProxy {
         for v4 in FAMILIES {
             let saved = self.saved(v4).await?;
             self.restore(v4, &state::removal(&saved)).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether it can work here: changes nothing.
+    ///
+    /// # Errors
+    /// When a program is not there, the kernel has no such tables, or the right to change the network is lacking.
+    pub async fn check(&self) -> io::Result<()> {
+        for v4 in FAMILIES {
+            self.saved(v4).await?;
         }
         Ok(())
     }

@@ -4,9 +4,11 @@
 //! Connections find their Service in a map by address, protocol and port, and their endpoint in another one, by the same: there
 //! is one for each turn, and all Services with as many endpoints share the chain that says whose turn it is. So there are few
 //! chains however many Services there are (upstream has several for each), and a change of one Service writes that Service's
-//! elements only, in one transaction of `nft`: it costs the same beside ten thousand others as beside ten. Only a Service with
+//! elements only, in one transaction: it costs the same beside ten thousand others as beside ten. Only a Service with
 //! session affinity or source ranges has a chain of its own, and with affinity each endpoint has one, too, with a set of the
 //! clients that stay with it. What has no endpoints is refused, or dropped where only local endpoints would do.
+//!
+//! Where only elements change, the transaction goes to the kernel by netlink; all others are done by `nft`.
 //!
 //! It needs the program `nft`, the right to change the network of the namespace it runs in, and the program `conntrack` for UDP
 //! flows to endpoints that are gone; without that, such flows end only when they are idle.
@@ -26,7 +28,11 @@ use tokio::sync::Mutex;
 
 use self::state::State;
 use super::{RuleError, ServiceProxy, SyncError, conntrack};
-use crate::{program, redirect::Transport, rules::Table};
+use crate::{
+    nft::{self, Transactions},
+    redirect::Transport,
+    rules::Table,
+};
 
 /// What can be set, with its defaults.
 #[derive(Clone, Debug)]
@@ -41,6 +47,9 @@ pub struct NftablesConfig {
     pub pod_ranges: Vec<String>,
     /// The ranges of the node's addresses that serve node ports (`--nodeport-addresses`). Default: none, which means all.
     pub node_port_addresses: Vec<String>,
+    /// Whether endpoints may have loopback addresses, as pods that are processes have: what goes there keeps its source, since the kernel finds
+    /// no other address for it, and answers come back here in any case. Default: no, as with upstream.
+    pub loopback_endpoints: bool,
     /// The program that changes the rules. Default: `nft`.
     pub nft: PathBuf,
     /// The program that ends UDP flows. Default: `conntrack`.
@@ -54,6 +63,7 @@ impl Default for NftablesConfig {
             masquerade_mark: 0x4000,
             pod_ranges: Vec::new(),
             node_port_addresses: Vec::new(),
+            loopback_endpoints: false,
             nft: "nft".into(),
             conntrack: "conntrack".into(),
         }
@@ -76,13 +86,14 @@ pub struct NftablesProxy {
     config: NftablesConfig,
     /// What the kernel has; `None` when that is not known.
     state: Mutex<Option<State>>,
+    transactions: Transactions,
 }
 
 impl NftablesProxy {
     /// A proxy with these settings.
     #[must_use]
     pub fn new(config: NftablesConfig) -> Self {
-        Self { config, state: Mutex::default() }
+        Self { config, ..Self::default() }
     }
 
     /// Takes all its rules away.
@@ -95,8 +106,16 @@ impl NftablesProxy {
         self.run_nft(&state::removal(&self.config)).await
     }
 
+    /// Whether it can work here: changes nothing.
+    ///
+    /// # Errors
+    /// When `nft` is not there, the kernel has no nftables, or the right to change the network is lacking.
+    pub async fn check(&self) -> io::Result<()> {
+        nft::check(&self.config.nft).await
+    }
+
     async fn run_nft(&self, script: &str) -> io::Result<()> {
-        program::run(&self.config.nft, ["-f", "-"], script).await.map(drop)
+        self.transactions.run(&self.config.nft, script).await
     }
 }
 

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Watches of an API server, within the process: first what there is, then what is sent.
 #[derive(Default)]
-struct Server {
+pub(crate) struct Server {
     first: BTreeMap<&'static str, Vec<Value>>,
     watches: Mutex<BTreeMap<String, mpsc::UnboundedSender<LocalEvent>>>,
     /// What was written: paths and bodies.
@@ -38,18 +38,18 @@ struct Server {
     writes: tokio::sync::Notify,
 }
 
-fn stored(mut object: Value, revision: u64) -> Arc<Stored> {
+pub(crate) fn stored(mut object: Value, revision: u64) -> Arc<Stored> {
     object["metadata"]["resourceVersion"] = revision.to_string().into();
     object["metadata"]["uid"] = object["metadata"]["name"].clone();
     Arc::new(Stored::from_value(object).unwrap())
 }
 
 impl Server {
-    fn new(first: impl IntoIterator<Item = (&'static str, Vec<Value>)>) -> Arc<Self> {
+    pub(crate) fn new(first: impl IntoIterator<Item = (&'static str, Vec<Value>)>) -> Arc<Self> {
         Arc::new(Self { first: first.into_iter().collect(), ..Self::default() })
     }
 
-    fn informers(self: &Arc<Self>) -> Informers {
+    pub(crate) fn informers(self: &Arc<Self>) -> Informers {
         let server = Arc::clone(self);
         let service = tower::service_fn(move |request: Request<Body>| {
             let server = Arc::clone(&server);
@@ -89,7 +89,7 @@ impl Server {
         response
     }
 
-    fn send(&self, plural: &str, event: LocalEvent) {
+    pub(crate) fn send(&self, plural: &str, event: LocalEvent) {
         self.watches.lock().unwrap()[plural].send(event).unwrap();
     }
 }
@@ -206,7 +206,7 @@ async fn health_follows_services_and_the_proxy() {
     let mut tables = proxy.tables();
     let _proxy = run(ProxyAgent::new(&informers, proxy, Place::default()).health(Arc::clone(&health)));
     let ports = ServiceHealth::new(vec![[127, 0, 0, 1].into()], Arc::clone(&health));
-    let _health = run(ServiceHealthAgent::new(&informers, ports, "here".into()));
+    let _health = run(ServiceHealthAgent::new(&informers).nodes(ports, ["here".to_owned()]));
     tables.wait_for(|table| table.rules().count() > 0).await.unwrap();
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     // It listens as soon as the agent has heard of it.

@@ -1,6 +1,7 @@
 //! The HTTP proxy over real sockets: what clients and backends see of each other.
 
 mod parts;
+mod paths;
 mod rollover;
 mod tls;
 

@@ -3,6 +3,7 @@
 mod agents;
 mod bridge;
 mod cni;
+mod dns;
 mod health;
 mod http_proxy;
 mod iptables;

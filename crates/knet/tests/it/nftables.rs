@@ -7,7 +7,7 @@ use std::{
 
 use knet::{
     ServiceProxy, Transport,
-    proxy::nftables::NftablesProxy,
+    proxy::nftables::{NftablesConfig, NftablesProxy},
     rules::{Frontend, Rule, Table},
     testing::{check_service_proxy, rule, table},
 };
@@ -124,4 +124,66 @@ fn sorted(listings: &[String]) -> Vec<Vec<String>> {
         blocks
     };
     listings.iter().map(blocks).collect()
+}
+
+/// Elements alone change without the program, by netlink; and to what the program would have made of it.
+#[tokio::test]
+async fn elements_change_without_the_program() {
+    if !inside("nftables::elements_change_without_the_program") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = |name: &str| {
+        let mut config = NftablesConfig::default();
+        config.nft = dir.path().join(name);
+        config
+    };
+    std::os::unix::fs::symlink(
+        String::from_utf8_lossy(&Command::new("which").arg("nft").output().unwrap().stdout).trim(),
+        dir.path().join("nft"),
+    )
+    .unwrap();
+    let four = |address: &str, transport, last: u16| {
+        let endpoints: Vec<SocketAddr> =
+            (1..=2).map(|host| SocketAddr::from(([10, 0, 0, host], last))).collect();
+        rule(address.parse().unwrap(), transport, &endpoints)
+    };
+    let six = |last: u16| {
+        let endpoints = [SocketAddr::new("fd00::9".parse().unwrap(), last)];
+        rule("[fd00::1]:80".parse().unwrap(), Transport::Tcp, &endpoints)
+    };
+    let node = |last| Rule {
+        frontend: Frontend::Node,
+        external: true,
+        ..four("10.96.0.1:30080", Transport::Tcp, last)
+    };
+    let before = table(vec![four("10.96.0.1:80", Transport::Tcp, 8000), six(1), node(8000)]);
+    let tables = [
+        table(vec![four("10.96.0.1:80", Transport::Tcp, 8001), six(2), node(8001)]),
+        // A Service comes, with endpoints or without any; others go.
+        table(vec![
+            four("10.96.0.1:80", Transport::Tcp, 8001),
+            four("10.96.0.2:53", Transport::Udp, 53),
+            rule("10.96.0.3:80".parse().unwrap(), Transport::Tcp, &[]),
+            six(2),
+            node(8001),
+        ]),
+        before.clone(),
+    ];
+    let proxy = NftablesProxy::new(config("nft"));
+    proxy.sync(&before).await.unwrap();
+    for (index, table) in tables.iter().enumerate() {
+        std::fs::rename(dir.path().join("nft"), dir.path().join("hidden")).unwrap();
+        proxy.sync(table).await.unwrap_or_else(|error| panic!("{index}: {:?}", error.0));
+        std::fs::rename(dir.path().join("hidden"), dir.path().join("nft")).unwrap();
+        let after = [listed("ip"), listed("ip6")];
+        NftablesProxy::default().sync(table).await.unwrap();
+        assert_eq!(sorted(&after), sorted(&[listed("ip"), listed("ip6")]), "{index}");
+    }
+    // What the kernel refuses, since somebody has flushed the table, is told with `nft`'s words, and made anew by the next call.
+    assert!(nft(&["flush", "ruleset"]).status.success());
+    let error = proxy.sync(&tables[0]).await.unwrap_err();
+    assert!(error.0[0].source.to_string().contains("No such file or directory"), "{error:?}");
+    proxy.sync(&tables[0]).await.unwrap();
+    assert!(listed("ip").contains("10.0.0.1 . 8001"));
 }

@@ -5,8 +5,9 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use kplane::{
-    Cluster,
+    Cluster, ClusterBuilder, IngressAddresses, ProxyMode,
     faces::{self, Face, Flags},
+    knet::policy::nftables,
 };
 use kube::{
     Client, Config,
@@ -66,9 +67,41 @@ struct Up {
     /// The OCI runtime's program; runc by default.
     #[arg(long)]
     oci_runtime: Option<PathBuf>,
+    /// What brings connections to Services: userspace with processes, nftables with real containers by default; those in the kernel need
+    /// root.
+    #[arg(long, value_enum)]
+    proxy_mode: Option<Proxy>,
+    /// Where the service proxy's health is served, with `/healthz`, `/livez` and `/proxyMode`; nowhere by default.
+    #[arg(long, value_name = "ADDRESS")]
+    proxy_health: Option<SocketAddr>,
+    /// Enforce NetworkPolicies, for real containers; connections that exist are kept, or cut when they are no longer allowed.
+    #[arg(long, value_enum, value_name = "EXISTING")]
+    network_policy: Option<Existing>,
+    /// Connect pods by CNI plug-ins, for the OCI runtime, by the configuration in this directory.
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where CNI plug-ins are; may be repeated.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin_dir: Vec<PathBuf>,
+    /// Serve Ingresses here, in the clear.
+    #[arg(long, value_name = "ADDRESS", requires = "ingress_https")]
+    ingress_http: Option<SocketAddr>,
+    /// Serve Ingresses here, over TLS.
+    #[arg(long, value_name = "ADDRESS", requires = "ingress_http")]
+    ingress_https: Option<SocketAddr>,
+    /// Serve a port of Gateways at an address, such as `80=127.0.0.1:8080`; may be repeated.
+    #[arg(long, value_name = "PORT=ADDRESS", value_parser = gateway_port)]
+    gateway: Vec<(u16, SocketAddr)>,
     /// An OCI layout or archive to take images from, for the OCI runtime; may be repeated.
     #[arg(long)]
     image: Vec<PathBuf>,
+}
+
+/// Reads `80=127.0.0.1:8080`.
+fn gateway_port(text: &str) -> Result<(u16, SocketAddr), String> {
+    let (port, address) = text.split_once('=').ok_or("a port, `=` and an address are needed")?;
+    let port = port.parse().map_err(|error| format!("{port}: {error}"))?;
+    Ok((port, address.parse().map_err(|error| format!("{address}: {error}"))?))
 }
 
 #[derive(clap::Args)]
@@ -104,6 +137,46 @@ enum Runtime {
     Oci,
     /// Images by a server of the Container Runtime Interface, such as containerd, as root.
     Cri,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Proxy {
+    /// None.
+    Disabled,
+    /// Sockets of the cluster's process, without root: with processes only.
+    Userspace,
+    /// Maps in the kernel, by nft.
+    Nftables,
+    /// Rules in the kernel, by iptables.
+    Iptables,
+}
+
+impl From<Proxy> for ProxyMode {
+    fn from(proxy: Proxy) -> Self {
+        match proxy {
+            Proxy::Disabled => Self::Disabled,
+            Proxy::Userspace => Self::Userspace,
+            Proxy::Nftables => Self::Nftables,
+            Proxy::Iptables => Self::Iptables,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Existing {
+    /// Connections go on.
+    Kept,
+    /// Connections end.
+    Cut,
+}
+
+impl From<Existing> for nftables::Existing {
+    fn from(existing: Existing) -> Self {
+        match existing {
+            Existing::Kept => Self::Kept,
+            Existing::Cut => Self::Cut,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -219,6 +292,9 @@ async fn run(up: &Up) -> Result<()> {
     if !is_real && (up.oci_runtime.is_some() || !up.image.is_empty()) {
         bail!("--oci-runtime and --image are for --runtime oci");
     }
+    if up.cni_conf_dir.is_some() && up.runtime != Runtime::Oci {
+        bail!("--cni-conf-dir is for --runtime oci");
+    }
     println!("starting a cluster with {nodes} node{}", if nodes == 1 { "" } else { "s" });
     let mut builder = Cluster::builder().nodes(usize::from(nodes));
     builder = match up.runtime {
@@ -228,7 +304,7 @@ async fn run(up: &Up) -> Result<()> {
         Runtime::Simulated => builder,
         Runtime::Oci | Runtime::Cri => with_containers(builder, up)?,
     };
-    let cluster = builder.start().await.context("the cluster could not be started")?;
+    let cluster = with_network(builder, up).start().await.context("the cluster could not be started")?;
     for (part, took) in cluster.startup() {
         report(part, *took);
     }
@@ -256,18 +332,44 @@ async fn run(up: &Up) -> Result<()> {
     Ok(())
 }
 
+fn with_network(mut builder: ClusterBuilder, up: &Up) -> ClusterBuilder {
+    if let Some(mode) = up.proxy_mode {
+        builder = builder.service_proxy(mode.into());
+    }
+    if let Some(address) = up.proxy_health {
+        builder = builder.proxy_health(address);
+    }
+    if let Some(existing) = up.network_policy {
+        builder = builder.network_policies(existing.into());
+    }
+    if let (Some(http), Some(https)) = (up.ingress_http, up.ingress_https) {
+        builder = builder.ingress(IngressAddresses { http, https });
+    }
+    if !up.gateway.is_empty() {
+        builder = builder.gateway(up.gateway.iter().copied());
+    }
+    builder
+}
+
 #[cfg(all(feature = "containers", target_os = "linux"))]
-fn with_containers(builder: kplane::ClusterBuilder, up: &Up) -> Result<kplane::ClusterBuilder> {
+fn with_containers(builder: ClusterBuilder, up: &Up) -> Result<ClusterBuilder> {
     let containers = match up.runtime {
         Runtime::Cri => kplane::Containers::cri(&up.cri_socket, &up.dir),
         _ => kplane::Containers::oci(&up.dir),
     };
     let containers = up.oci_runtime.iter().fold(containers, kplane::Containers::program);
+    let containers = up.cni_conf_dir.iter().fold(containers, |containers, dir| {
+        let mut options = kplane::knet::network::cni::CniOptions::default();
+        options.config_dir.clone_from(dir);
+        options.plugin_dirs.clone_from(&up.cni_bin_dir);
+        options.cache_dir = up.dir.join("cni");
+        containers.cni(options)
+    });
     Ok(builder.containers(up.image.iter().fold(containers, kplane::Containers::image)))
 }
 
 #[cfg(not(all(feature = "containers", target_os = "linux")))]
-fn with_containers(_: kplane::ClusterBuilder, _: &Up) -> Result<kplane::ClusterBuilder> {
+fn with_containers(_: ClusterBuilder, _: &Up) -> Result<ClusterBuilder> {
     bail!("real containers need Linux and a build with the feature containers")
 }
 

@@ -204,6 +204,10 @@ impl State {
         FILTER.iter().for_each(|chain| input.chain("filter", chain));
         NAT.iter().for_each(|chain| input.chain("nat", chain));
         let mark = config.masquerade_mark;
+        let own = if v4 { "127.0.0.0/8" } else { "::1/128" };
+        if config.loopback_endpoints {
+            input.rule("nat", &format!("-A KUBE-POSTROUTING -d {own} -j RETURN"));
+        }
         for line in [
             format!("-A KUBE-POSTROUTING -m mark ! --mark {mark:#x}/{mark:#x} -j RETURN"),
             format!("-A KUBE-POSTROUTING -j MARK --xor-mark {mark:#x}"),
@@ -217,7 +221,6 @@ impl State {
             fragment.filter.iter().for_each(|line| input.rule("filter", line));
             fragment.nat.iter().for_each(|line| input.rule("nat", line));
         }
-        let own = if v4 { "127.0.0.0/8" } else { "::1/128" };
         let ranges = config.node_port_addresses.iter().filter_map(|range| Cidr::parse(range));
         let ranges: Vec<Cidr> = ranges.filter(|range| range.network.is_ipv4() == v4).collect();
         let mut destinations: Vec<String> =

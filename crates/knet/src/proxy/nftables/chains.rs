@@ -189,6 +189,9 @@ impl Writer<'_> {
         }
         self.rule("nat-prerouting", format_args!("jump services"));
         self.rule("nat-output", format_args!("jump services"));
+        if self.config.loopback_endpoints {
+            self.rule("nat-postrouting", format_args!("{header} daddr {loopback} return"));
+        }
         self.rule(
             "nat-postrouting",
             format_args!(

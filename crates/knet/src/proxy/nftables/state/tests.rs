@@ -296,3 +296,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn differences_are_found_side_by_side() {
+    let rules = |port: u16| -> Arc<[Rule]> {
+        Arc::from([crate::testing::rule(([10, 96, 0, 1], port).into(), Transport::Tcp, &[])])
+    };
+    let map = |text: &str| -> Services {
+        let pairs = text.split_whitespace().map(|pair| pair.split_once('=').unwrap());
+        pairs.map(|(name, port)| (Arc::from(name), rules(port.parse().unwrap()))).collect()
+    };
+    for (before, after, expected_gone, expected_changed) in [
+        ("", "", "", ""),
+        ("", "a=1 b=2", "", "a+ b+"),
+        ("a=1 b=2", "", "a b", ""),
+        ("a=1 b=2 c=3", "a=1 b=2 c=3", "", ""),
+        ("a=1 b=2 c=3", "a=1 b=9 c=3", "", "b"),
+        ("a=1 c=3 e=5", "b=2 c=4 d=4 e=5", "a", "b+ c d+"),
+    ] {
+        let (gone, changed) = differences(&map(before), &map(after));
+        let gone: Vec<_> = gone.iter().map(|(name, _)| name.to_string()).collect();
+        let changed: Vec<_> = changed
+            .iter()
+            .map(|(name, old, _)| format!("{name}{}", if old.is_some() { "" } else { "+" }))
+            .collect();
+        assert_eq!(
+            (gone.join(" "), changed.join(" ")),
+            (expected_gone.to_owned(), expected_changed.to_owned())
+        );
+    }
+}
