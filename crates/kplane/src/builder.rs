@@ -19,9 +19,8 @@ use crate::{
     defaults, identities,
     ingress::{IngressAddresses, OpenedIngress, make_class},
     network::LocalNetwork,
-    nodes::LocalNodes,
+    nodes::{Nodes, NodesUsage},
     serve::Tasks,
-    usage::LocalUsage,
 };
 
 /// How many nodes a cluster may start with.
@@ -29,6 +28,25 @@ pub const NODES_MAX: usize = 10_000;
 
 /// Makes the things that act on a cluster, from a context with its informers, clock and event recorder.
 pub type ReconcilersFn = Box<dyn FnOnce(&controllers::Context) -> Vec<Arc<dyn Runnable>> + Send>;
+
+/// Whose serving certificates of nodes elsewhere are believed: for [`ClusterBuilder::kubelet_authority`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum KubeletAuthority {
+    /// The cluster's own, which signs what nodes ask for.
+    Cluster,
+    /// This one, in PEM.
+    Pem(String),
+}
+
+impl KubeletAuthority {
+    fn pem(self, ca: &Ca) -> String {
+        match self {
+            Self::Cluster => ca.certificate_pem().to_owned(),
+            Self::Pem(pem) => pem,
+        }
+    }
+}
 
 type SettingsFn = Box<dyn FnOnce(&mut controllers::Settings) + Send>;
 type NodeFn = Box<dyn Fn(&mut NodeConfig) + Send>;
@@ -62,6 +80,7 @@ pub struct ClusterBuilder {
     schedules: bool,
     nodes: usize,
     node_prefix: String,
+    kubelet_authority: Option<KubeletAuthority>,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
     #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -142,6 +161,7 @@ impl ClusterBuilder {
             schedules: true,
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
+            kubelet_authority: None,
             runtime: None,
             local: None,
             #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -240,6 +260,15 @@ impl ClusterBuilder {
         self
     }
 
+    /// Believes only nodes elsewhere whose serving certificate this authority has signed
+    /// (`--kubelet-certificate-authority`). Without it their certificates are not looked at, as upstream: what a node makes for itself is
+    /// signed by nobody. Nodes that ask for a certificate ([`NodeCertificate::Requested`](crate::node::NodeCertificate)) have one
+    /// of the cluster's own authority, [`Cluster::ca_pem`], once somebody has approved it.
+    pub fn kubelet_authority(mut self, authority: KubeletAuthority) -> Self {
+        self.kubelet_authority = Some(authority);
+        self
+    }
+
     /// What runs the containers of all nodes.
     pub fn runtime(mut self, runtime: Arc<dyn ContainerRuntime>) -> Self {
         self.runtime = Some(runtime);
@@ -318,12 +347,12 @@ impl ClusterBuilder {
             Some(containers) => Some(containers.open(&clock).await.map_err(StartError::Runtime)?),
             None => None,
         };
-        let dialer = Arc::new(LocalNodes::new(tasks.clone()));
+        let kubelet_authority = self.kubelet_authority.map(|authority| authority.pem(&ca));
+        let dialer = Arc::new(Nodes::new(tasks.clone(), Arc::clone(&ca), kubelet_authority));
         let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
-        let usage = Arc::new(LocalUsage::default());
-        if self.nodes > 0 {
-            api = api.usage(Arc::clone(&usage) as _);
-        }
+        let (usage, remote_usage) = NodesUsage::new();
+        let usage = Arc::new(usage);
+        api = api.usage(Arc::clone(&usage) as _);
         if let Some(store) = self.store {
             api = api.store(store);
         }
@@ -340,6 +369,7 @@ impl ClusterBuilder {
         startup.done("API server");
         let component = |name: &str| identities::client(&server, name);
         let client = Client::new(server.as_user(identities::admin()), "default");
+        identities::admit_kubelet_client(&client).await.map_err(StartError::Rights)?;
         if self.default_class {
             defaults::make_storage_class(&client).await.map_err(StartError::StorageClass)?;
             startup.done("storage class");
@@ -449,6 +479,8 @@ impl ClusterBuilder {
             nodes = Some(agent);
             startup.done("nodes");
         }
+        let as_dialer = Arc::clone(&dialer) as Arc<dyn kapi::node::NodeDialer>;
+        tasks.spawn(remote_usage.run(client.clone(), as_dialer, nodes.clone()));
         let userspace = || {
             self.local
                 .as_ref()

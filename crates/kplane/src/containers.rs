@@ -45,6 +45,10 @@ pub struct Containers {
     pod_range: String,
     bridge: String,
     images: Vec<PathBuf>,
+    /// Whether the bridge connects pods of an OCI runtime.
+    connected: bool,
+    /// Whether pods of an OCI runtime go on when the process ends in order.
+    outlive: bool,
     /// What was set that a CRI server decides itself.
     servers_own: Option<&'static str>,
 }
@@ -75,6 +79,8 @@ impl Containers {
             pod_range: POD_RANGE.to_owned(),
             bridge: BRIDGE.to_owned(),
             images: Vec::new(),
+            connected: true,
+            outlive: false,
             servers_own: None,
         }
     }
@@ -109,6 +115,23 @@ impl Containers {
         self
     }
 
+    /// Connects the pods of an OCI runtime to nothing: each has a loopback device only, and is reached by probes, exec and port-forward.
+    /// A CRI server has its own network, and the cluster does not start with this.
+    #[must_use]
+    pub fn without_network(mut self) -> Self {
+        if matches!(self.engine, Engine::Cri { .. }) {
+            self.servers_own = Some("how pods are connected");
+        }
+        self.connected = false;
+        self
+    }
+
+    /// Lets the pods of an OCI runtime go on when the process ends in order, as a node agent's do.
+    pub(crate) fn outliving(mut self) -> Self {
+        self.outlive = true;
+        self
+    }
+
     /// Loads an image from an OCI layout or an archive before the first node starts, with an OCI runtime. A CRI server's images are
     /// loaded by its own tools, and the cluster does not start with this.
     #[must_use]
@@ -132,15 +155,20 @@ impl Containers {
         let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, why.to_owned());
         let range = Cidr::parse(&self.pod_range).ok_or_else(|| wrong("the range of pods is none"))?;
         let IpAddr::V4(first) = range.network else { return Err(wrong("the range of pods is not of IPv4")) };
-        let gateway = Ipv4Addr::from(first.to_bits().saturating_add(1));
-        let mut bridge = BridgeOptions::new(vec![range]);
-        bridge.state_dir = self.dir.join("network");
-        bridge.bridge.clone_from(&self.bridge);
-        bridge.table = format!("{}-pods", self.bridge);
-        bridge.overlay = Overlay::None;
-        let network = Arc::new(BridgeNetwork::new(bridge).map_err(io::Error::other)?);
-        // The bridge has the address that the API and DNS are served on, so it is there before the first pod.
-        network.ready().await.map_err(io::Error::other)?;
+        let mut address = own_address();
+        let mut network = None;
+        if self.connected {
+            address = Ipv4Addr::from(first.to_bits().saturating_add(1)).into();
+            let mut bridge = BridgeOptions::new(vec![range]);
+            bridge.state_dir = self.dir.join("network");
+            bridge.bridge.clone_from(&self.bridge);
+            bridge.table = format!("{}-pods", self.bridge);
+            bridge.overlay = Overlay::None;
+            let made = Arc::new(BridgeNetwork::new(bridge).map_err(io::Error::other)?);
+            // The bridge has the address that the API and DNS are served on, so it is there before the first pod.
+            made.ready().await.map_err(io::Error::other)?;
+            network = Some(made);
+        }
         let images =
             ContentStore::open(self.dir.join("images"), Arc::clone(clock)).map_err(io::Error::other)?;
         for path in &self.images {
@@ -151,11 +179,12 @@ impl Containers {
             OciOptions::new(self.dir.join("containers"), images, Arc::new(unused), Arc::clone(clock));
         options.program = program;
         options.registry = Some(Registry::new(trusting_roots()?));
-        options.network = Some(Arc::clone(&network) as _);
+        options.network = network.clone().map(|network| network as _);
+        options.outlive = self.outlive;
         let runtime = Arc::new(OciRuntime::open(options).await?);
         let proxy = Arc::new(proxy(&self.bridge, vec![self.pod_range]));
         let parts = Parts::Oci { network };
-        Ok(Opened { runtime, parts, proxy, address: gateway.into(), dir: self.dir })
+        Ok(Opened { runtime, parts, proxy, address, dir: self.dir })
     }
 
     async fn open_cri(self, socket: PathBuf, clock: &Arc<dyn Clock>) -> io::Result<Opened> {
@@ -179,7 +208,7 @@ fn proxy(name: &str, pod_ranges: Vec<String>) -> NftablesProxy {
 }
 
 /// The address that this machine has towards others; the loopback address when it has none.
-fn own_address() -> IpAddr {
+pub(crate) fn own_address() -> IpAddr {
     let ask = || -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         // Nothing is sent: connecting chooses the way, and with it the address (RFC 5737 keeps this one free).
@@ -213,7 +242,7 @@ pub(crate) struct Opened {
 
 #[derive(Debug)]
 enum Parts {
-    Oci { network: Arc<BridgeNetwork> },
+    Oci { network: Option<Arc<BridgeNetwork>> },
     Cri { server: Arc<CriRuntime> },
 }
 
@@ -242,7 +271,8 @@ impl Opened {
             tracing::warn!(%error, "the rules of services are left");
         }
         match &self.parts {
-            Parts::Oci { network } => {
+            Parts::Oci { network: None } => {}
+            Parts::Oci { network: Some(network) } => {
                 if let Err(error) = network.remove().await {
                     tracing::warn!(%error, "the pods' network is left");
                 }
@@ -265,6 +295,7 @@ mod tests {
         for (containers, expected) in [
             (cri().program("crun"), "a CRI server decides itself which OCI runtime is used"),
             (cri().pod_range("10.0.0.0/16"), "a CRI server decides itself which addresses pods get"),
+            (cri().without_network(), "a CRI server decides itself how pods are connected"),
             (cri().image("layout"), "a CRI server decides itself which images there are"),
         ] {
             assert_eq!(containers.open(&clock).await.unwrap_err().to_string(), expected);

@@ -18,17 +18,18 @@ mod identities;
 mod ingress;
 mod kubeconfig;
 mod network;
+pub mod node;
 mod nodes;
 mod serve;
-mod usage;
 
 #[cfg(all(feature = "containers", target_os = "linux"))]
 pub use self::containers::Containers;
 pub use self::{
-    builder::{ClusterBuilder, NODES_MAX, ReconcilersFn, StartError},
+    builder::{ClusterBuilder, KubeletAuthority, NODES_MAX, ReconcilersFn, StartError},
     ca::{CaError, Credentials},
     cluster::{Cluster, DRAIN_MAX, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
     ingress::IngressAddresses,
+    node::{Node, NodeOptions},
     serve::{CONNECTIONS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Serving},
 };
 

@@ -1,12 +1,19 @@
 //! `kplane up`: a Kubernetes cluster in one process, without root.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
+use k8s_openapi::api::core::v1::Taint;
 use kplane::{
-    Cluster,
+    Cluster, Credentials, KubeletAuthority, Node, NodeOptions,
     faces::{self, Face, Flags},
+    node::{self, NodeCertificate, NodeRuntime},
 };
 use kube::{
     Client, Config,
@@ -29,6 +36,8 @@ struct Arguments {
 enum Command {
     /// Start a cluster and keep it running until Ctrl-C or SIGTERM.
     Up(Up),
+    /// Be a node of a cluster elsewhere, until Ctrl-C or SIGTERM: run its pods and answer for them.
+    Node(Box<NodeArguments>),
     /// Put `kube-apiserver` and `etcd` into a folder, for KUBEBUILDER_ASSETS.
     Assets {
         /// The folder; kubectl is not among them.
@@ -54,12 +63,27 @@ struct Up {
     /// Where the kubeconfig is written.
     #[arg(long, default_value = "kplane.kubeconfig")]
     kubeconfig: PathBuf,
-    /// What runs the containers.
-    #[arg(long, value_enum, default_value_t = Runtime::Process)]
-    runtime: Runtime,
+    #[command(flatten)]
+    engine: Engine,
     /// Where real containers, their images and volumes are kept.
     #[arg(long, default_value = "/var/lib/kplane")]
     dir: PathBuf,
+    /// Let a node in another process join: writes kubeconfig and ca.crt for `kplane node` of this name into the folder; may be
+    /// repeated.
+    #[arg(long, value_name = "NAME=FOLDER", value_parser = pair)]
+    join: Vec<(String, String)>,
+    /// Whose serving certificates of nodes elsewhere are believed: a file, or `cluster` for the cluster's own authority. Without it
+    /// they are not looked at.
+    #[arg(long, value_name = "FILE|cluster")]
+    kubelet_certificate_authority: Option<PathBuf>,
+}
+
+/// What runs containers, of a cluster or of one node.
+#[derive(clap::Args)]
+struct Engine {
+    /// What runs the containers.
+    #[arg(long, value_enum, default_value_t = Runtime::Process)]
+    runtime: Runtime,
     /// The socket of the CRI server.
     #[arg(long, default_value = "/run/containerd/containerd.sock")]
     cri_socket: PathBuf,
@@ -69,6 +93,80 @@ struct Up {
     /// An OCI layout or archive to take images from, for the OCI runtime; may be repeated.
     #[arg(long)]
     image: Vec<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct NodeArguments {
+    /// How the cluster is reached, and who the node is to it: `system:node:NAME` in `system:nodes`, or who else may do as much.
+    #[arg(long)]
+    kubeconfig: PathBuf,
+    /// How to ask for a kubeconfig where that one is not there yet, such as with a bootstrap token.
+    #[arg(long)]
+    bootstrap_kubeconfig: Option<PathBuf>,
+    /// The node's name; the machine's by default.
+    #[arg(long)]
+    name: Option<String>,
+    /// Where the node's API is served; port 0 picks a free one.
+    #[arg(long, default_value = "0.0.0.0:10250")]
+    listen: SocketAddr,
+    /// The address that others reach the node at; found out by default.
+    #[arg(long)]
+    node_ip: Option<IpAddr>,
+    #[command(flatten)]
+    engine: Engine,
+    /// Where the node's state is kept; one for each node.
+    #[arg(long, default_value = "/var/lib/kplane-node")]
+    dir: PathBuf,
+    /// Where pods get their addresses, with the OCI runtime; each node of a cluster needs a range of its own.
+    #[arg(long)]
+    pod_cidr: Option<String>,
+    /// Connect the pods of the OCI runtime to nothing.
+    #[arg(long, conflicts_with = "pod_cidr")]
+    no_pod_network: bool,
+    /// A file or a directory of pods that the node runs by itself.
+    #[arg(long)]
+    static_pods: Option<PathBuf>,
+    /// Whose client certificates are believed; without it nobody's, and the API server can't reach the node's pods.
+    #[arg(long)]
+    client_ca_file: Option<PathBuf>,
+    /// The serving certificate, instead of one that the node makes for itself.
+    #[arg(long, requires = "tls_private_key_file")]
+    tls_cert_file: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, requires = "tls_cert_file")]
+    tls_private_key_file: Option<PathBuf>,
+    /// Ask the cluster for a serving certificate, which somebody has to approve there.
+    #[arg(long, conflicts_with = "tls_cert_file")]
+    request_certificate: bool,
+    /// A DNS server of the cluster; may be repeated.
+    #[arg(long)]
+    cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// A label of the node; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
+    label: Vec<(String, String)>,
+    /// A taint to register with; may be repeated.
+    #[arg(long, value_name = "KEY[=VALUE]:EFFECT", value_parser = taint)]
+    taint: Vec<Taint>,
+    /// Whether pods are evicted when the machine is short of something; with real containers by default.
+    #[arg(long)]
+    evict: Option<bool>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("there is no =")?;
+    if key.is_empty() { Err("there is nothing before =".to_owned()) } else { Ok((key.into(), value.into())) }
+}
+
+fn taint(text: &str) -> Result<Taint, String> {
+    let (key, effect) = text.rsplit_once(':').ok_or("there is no :EFFECT")?;
+    if !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(format!("{effect:?} is none of NoSchedule, PreferNoSchedule and NoExecute"));
+    }
+    let (key, value) = key.split_once('=').map_or((key, None), |(key, value)| (key, Some(value.to_owned())));
+    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
 }
 
 #[derive(clap::Args)]
@@ -118,7 +216,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let command = arguments.command;
     match &command {
-        Command::Up(_) | Command::Explain(_) => {}
+        Command::Up(_) | Command::Node(_) | Command::Explain(_) => {}
         Command::Assets { folder } => return install(folder),
         // Only reached when a flag of kplane's own comes before the word.
         Command::Etcd => return serve_face(Face::Etcd, &Flags::default()),
@@ -135,6 +233,7 @@ fn main() -> ExitCode {
         match &command {
             Command::Explain(explain) => explained(explain).await,
             Command::Up(up) => run(up).await,
+            Command::Node(arguments) => be_node(arguments).await,
             Command::Assets { .. } | Command::Etcd | Command::ApiServer => Ok(()),
         }
     });
@@ -214,19 +313,24 @@ async fn run(up: &Up) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let begin = Instant::now();
-    let is_real = matches!(up.runtime, Runtime::Oci | Runtime::Cri);
-    let nodes = up.nodes.unwrap_or(if is_real { 1 } else { 3 });
-    if !is_real && (up.oci_runtime.is_some() || !up.image.is_empty()) {
-        bail!("--oci-runtime and --image are for --runtime oci");
-    }
+    let nodes = up.nodes.unwrap_or(if up.engine.is_real()? { 1 } else { 3 });
     println!("starting a cluster with {nodes} node{}", if nodes == 1 { "" } else { "s" });
     let mut builder = Cluster::builder().nodes(usize::from(nodes));
-    builder = match up.runtime {
+    if let Some(path) = &up.kubelet_certificate_authority {
+        builder = builder.kubelet_authority(match path.to_str() {
+            Some("cluster") => KubeletAuthority::Cluster,
+            _ => KubeletAuthority::Pem(read(path)?),
+        });
+    }
+    builder = match up.engine.runtime {
         Runtime::Process => {
             builder.processes().context("the process runtime can't be used; try --runtime simulated")?
         }
         Runtime::Simulated => builder,
-        Runtime::Oci | Runtime::Cri => with_containers(builder, up)?,
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        Runtime::Oci | Runtime::Cri => builder.containers(up.engine.containers(&up.dir)),
+        #[cfg(not(all(feature = "containers", target_os = "linux")))]
+        Runtime::Oci | Runtime::Cri => bail!(NO_CONTAINERS),
     };
     let cluster = builder.start().await.context("the cluster could not be started")?;
     for (part, took) in cluster.startup() {
@@ -239,6 +343,16 @@ async fn run(up: &Up) -> Result<()> {
     let serving = cluster.serve(up.listen).await?;
     write_private(&up.kubeconfig, &serving.kubeconfig)
         .with_context(|| format!("{} can't be written", up.kubeconfig.display()))?;
+    for (name, folder) in &up.join {
+        let folder = Path::new(folder);
+        std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        for (file, text) in
+            [("kubeconfig", cluster.node_kubeconfig(name)?), ("ca.crt", cluster.ca_pem().to_owned())]
+        {
+            let path = folder.join(file);
+            write_private(&path, &text).with_context(|| format!("{} can't be written", path.display()))?;
+        }
+    }
     report(&format!("https://{}", serving.address), before.elapsed());
     report("ready", begin.elapsed());
     println!(
@@ -256,19 +370,130 @@ async fn run(up: &Up) -> Result<()> {
     Ok(())
 }
 
-#[cfg(all(feature = "containers", target_os = "linux"))]
-fn with_containers(builder: kplane::ClusterBuilder, up: &Up) -> Result<kplane::ClusterBuilder> {
-    let containers = match up.runtime {
-        Runtime::Cri => kplane::Containers::cri(&up.cri_socket, &up.dir),
-        _ => kplane::Containers::oci(&up.dir),
-    };
-    let containers = up.oci_runtime.iter().fold(containers, kplane::Containers::program);
-    Ok(builder.containers(up.image.iter().fold(containers, kplane::Containers::image)))
+#[cfg(not(all(feature = "containers", target_os = "linux")))]
+const NO_CONTAINERS: &str = "real containers need Linux and a build with the feature containers";
+
+impl Engine {
+    /// Whether containers are real.
+    fn is_real(&self) -> Result<bool> {
+        let is_real = matches!(self.runtime, Runtime::Oci | Runtime::Cri);
+        if !is_real && (self.oci_runtime.is_some() || !self.image.is_empty()) {
+            bail!("--oci-runtime and --image are for --runtime oci");
+        }
+        Ok(is_real)
+    }
+
+    #[cfg(all(feature = "containers", target_os = "linux"))]
+    fn containers(&self, dir: &Path) -> kplane::Containers {
+        let containers = match self.runtime {
+            Runtime::Cri => kplane::Containers::cri(&self.cri_socket, dir),
+            _ => kplane::Containers::oci(dir),
+        };
+        let containers = self.oci_runtime.iter().fold(containers, kplane::Containers::program);
+        self.image.iter().fold(containers, kplane::Containers::image)
+    }
 }
 
-#[cfg(not(all(feature = "containers", target_os = "linux")))]
-fn with_containers(_: kplane::ClusterBuilder, _: &Up) -> Result<kplane::ClusterBuilder> {
-    bail!("real containers need Linux and a build with the feature containers")
+impl NodeArguments {
+    fn runtime(&self) -> Result<NodeRuntime> {
+        let is_real = self.engine.is_real()?;
+        if !is_real && (self.no_pod_network || self.pod_cidr.is_some()) {
+            bail!("--no-pod-network and --pod-cidr are for --runtime oci");
+        }
+        Ok(match self.engine.runtime {
+            Runtime::Process => NodeRuntime::Processes,
+            Runtime::Simulated => NodeRuntime::Simulated,
+            #[cfg(all(feature = "containers", target_os = "linux"))]
+            Runtime::Oci | Runtime::Cri => {
+                let mut containers = self.engine.containers(&self.dir);
+                containers = self.pod_cidr.iter().fold(containers, kplane::Containers::pod_range);
+                NodeRuntime::Containers(if self.no_pod_network {
+                    containers.without_network()
+                } else {
+                    containers
+                })
+            }
+            #[cfg(not(all(feature = "containers", target_os = "linux")))]
+            Runtime::Oci | Runtime::Cri => bail!(NO_CONTAINERS),
+        })
+    }
+
+    fn options(&self, name: &str) -> Result<NodeOptions> {
+        let mut options = NodeOptions::new(name, &self.dir);
+        options.listen = self.listen;
+        options.address = self.node_ip;
+        options.runtime = self.runtime()?;
+        options.static_pods = self.static_pods.clone();
+        options.client_ca_pem = self.client_ca_file.as_deref().map(read).transpose()?;
+        options.certificate = match (&self.tls_cert_file, &self.tls_private_key_file) {
+            (Some(certificate), Some(key)) => NodeCertificate::Given(Credentials {
+                certificate_pem: read(certificate)?,
+                key_pem: read(key)?,
+            }),
+            _ if self.request_certificate => NodeCertificate::Requested,
+            _ => NodeCertificate::SelfMade,
+        };
+        options.cluster_dns.clone_from(&self.cluster_dns);
+        options.cluster_domain.clone_from(&self.cluster_domain);
+        options.labels = self.label.iter().cloned().collect();
+        options.taints.clone_from(&self.taint);
+        options.evicts = self.evict;
+        Ok(options)
+    }
+}
+
+async fn config_of(path: &Path) -> Result<Config> {
+    let file = Kubeconfig::read_from(path)?;
+    Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
+}
+
+/// Runs as a node until a signal comes.
+async fn be_node(arguments: &NodeArguments) -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => read(Path::new("/proc/sys/kernel/hostname"))?.trim().to_lowercase(),
+    };
+    let options = arguments.options(&name)?;
+    let started = async {
+        if let Some(bootstrap) = arguments.bootstrap_kubeconfig.as_deref()
+            && !arguments.kubeconfig.exists()
+        {
+            println!("asking for a certificate as system:node:{name}");
+            let joined = node::join(config_of(bootstrap).await?, &name).await?;
+            write_private(&arguments.kubeconfig, &joined)
+                .with_context(|| format!("{} can't be written", arguments.kubeconfig.display()))?;
+        }
+        if options.client_ca_pem.is_none() {
+            println!(
+                "note: without --client-ca-file no client certificate is believed, the API server's neither"
+            );
+        }
+        let node = Node::start(config_of(&arguments.kubeconfig).await?, options).await?;
+        for note in node.notes() {
+            println!("note: {note}");
+        }
+        println!("node {name} is served at {}", node.address());
+        Ok::<_, anyhow::Error>(node)
+    };
+    // Somebody may have to approve the certificate first: that can be waited for no longer, too.
+    let started = tokio::select! {
+        started = started => Some(started?),
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+    };
+    let Some(node) = started else { return Ok(()) };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    node.stop().await;
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))
 }
 
 fn report(what: &str, took: Duration) {
