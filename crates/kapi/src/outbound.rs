@@ -7,7 +7,7 @@
 mod pool;
 mod remote;
 
-use std::{fmt::Debug, io, sync::Arc, time::Duration};
+use std::{fmt::Debug, io, net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -208,9 +208,7 @@ impl Target {
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
         if self.insecure {
-            let verifier = Arc::new(Unverified(provider));
-            let builder = builder.dangerous().with_custom_certificate_verifier(verifier);
-            return with_credentials(builder, credentials);
+            return with_credentials(without_verification(builder, provider), credentials);
         }
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&self.authority) {
@@ -233,7 +231,27 @@ impl Target {
     }
 }
 
-fn with_credentials(
+/// Neither the server's own machine, unless the whole cluster is there, nor what is only near it (upstream's `IsProxyableIP`): for
+/// addresses that somebody wrote into a status or an endpoint.
+pub(crate) fn may_be_reached(address: IpAddr, loopback: bool) -> bool {
+    let address = address.to_canonical();
+    let near = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_multicast(),
+        IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80 || v6.is_multicast(),
+    };
+    !near && !address.is_unspecified() && (loopback || !address.is_loopback())
+}
+
+/// TLS that takes any certificate.
+pub(crate) fn without_verification(
+    builder: rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+) -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
+    builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+}
+
+/// TLS that shows this certificate, if there is one.
+pub(crate) fn with_credentials(
     builder: rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>,
     credentials: Option<&ProxyCredentials>,
 ) -> Result<ClientConfig, String> {
@@ -293,13 +311,12 @@ impl ServerCertVerifier for Unverified {
 /// What went wrong, in words.
 pub(crate) async fn unverified(
     stream: TcpStream,
-    address: std::net::IpAddr,
+    address: IpAddr,
 ) -> Result<Box<dyn NodeConnection>, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
     let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
-    let verifier = Arc::new(Unverified(provider));
-    let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let config = without_verification(builder, provider).with_no_client_auth();
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector.connect(ServerName::IpAddress(address.into()), stream).await;
     stream.map(|stream| Box::new(stream) as Box<dyn NodeConnection>).map_err(|error| error.to_string())
@@ -463,6 +480,25 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_is_near_the_server_is_not_reached() {
+        for (address, loopback, expected) in [
+            ("10.0.0.1", false, true),
+            ("127.0.0.1", false, false),
+            ("127.0.0.1", true, true),
+            ("169.254.169.254", true, false),
+            ("224.0.0.1", false, false),
+            ("0.0.0.0", true, false),
+            ("fe80::1", true, false),
+            ("::1", false, false),
+            ("2001:db8::1", false, true),
+            ("::ffff:127.0.0.1", false, false),
+            ("::ffff:169.254.169.254", true, false),
+        ] {
+            assert_eq!(may_be_reached(address.parse().unwrap(), loopback), expected, "{address}");
+        }
+    }
 
     #[test]
     fn targets_are_read_as_upstream_does() {

@@ -20,10 +20,9 @@ use crate::{
     identities,
     ingress::{IngressAddresses, OpenedIngress, make_class},
     network::LocalNetwork,
-    nodes::LocalNodes,
+    nodes::{KubeletAuthority, Nodes, NodesUsage},
     serve::Tasks,
     services::{Ground, ProxyMode, ServedNode, ServiceOptions, Services},
-    usage::LocalUsage,
 };
 
 mod networking;
@@ -66,6 +65,7 @@ pub struct ClusterBuilder {
     schedules: bool,
     nodes: usize,
     node_prefix: String,
+    kubelet_authority: Option<KubeletAuthority>,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
     #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -168,6 +168,7 @@ impl ClusterBuilder {
             schedules: true,
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
+            kubelet_authority: None,
             runtime: None,
             local: None,
             #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -331,12 +332,12 @@ impl ClusterBuilder {
             Some(containers) => Some(containers.open(&clock).await.map_err(StartError::Runtime)?),
             None => None,
         };
-        let dialer = Arc::new(LocalNodes::new(tasks.clone()));
+        let kubelet_authority = self.kubelet_authority.map(|authority| authority.pem(&ca));
+        let dialer = Arc::new(Nodes::new(tasks.clone(), Arc::clone(&ca), kubelet_authority));
         let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
-        let usage = Arc::new(LocalUsage::default());
-        if self.nodes > 0 {
-            api = api.usage(Arc::clone(&usage) as _);
-        }
+        let (usage, remote_usage) = NodesUsage::new();
+        let usage = Arc::new(usage);
+        api = api.usage(Arc::clone(&usage) as _);
         if let Some(store) = self.store {
             api = api.store(store);
         }
@@ -353,6 +354,7 @@ impl ClusterBuilder {
         startup.done("API server");
         let component = |name: &str| identities::client(&server, name);
         let client = Client::new(server.as_user(identities::admin()), "default");
+        identities::admit_kubelet_client(&client).await.map_err(StartError::Rights)?;
         if self.default_class {
             defaults::make_storage_class(&client).await.map_err(StartError::StorageClass)?;
             startup.done("storage class");
@@ -471,6 +473,8 @@ impl ClusterBuilder {
             nodes = Some(agent);
             startup.done("nodes");
         }
+        let as_dialer = Arc::clone(&dialer) as Arc<dyn kapi::node::NodeDialer>;
+        tasks.spawn(remote_usage.run(client.clone(), as_dialer, nodes.clone()));
         let mut ground = self.local.as_ref().map_or_else(Ground::default, LocalNetwork::ground);
         let mut mode = if self.local.is_some() { ProxyMode::Userspace } else { ProxyMode::Disabled };
         #[cfg(all(feature = "containers", target_os = "linux"))]

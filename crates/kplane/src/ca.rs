@@ -146,7 +146,7 @@ impl CertificateSigner for Ca {
 }
 
 /// A certificate as text.
-fn to_pem(certificate: &[u8]) -> String {
+pub(crate) fn to_pem(certificate: &[u8]) -> String {
     let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
     for line in STANDARD.encode(certificate).as_bytes().chunks(PEM_LINE_LENGTH) {
         text.push_str(&String::from_utf8_lossy(line));

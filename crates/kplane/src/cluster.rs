@@ -84,9 +84,22 @@ pub enum ServeError {
     /// A certificate could not be made.
     #[error(transparent)]
     Certificate(#[from] CaError),
+    /// The API is not served yet.
+    #[error("the API is not served yet")]
+    NotServed,
     /// The service `default/kubernetes` could not be told.
     #[error("the endpoint of the service default/kubernetes could not be written")]
     Publish(#[from] kube::Error),
+}
+
+/// Where a listener is reached from this machine: one on all addresses by the loopback address.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = if address.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { address.ip() };
+    SocketAddr::new(ip, address.port())
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("https://{}", reachable(address))
 }
 
 /// A condition did not come true in time.
@@ -199,8 +212,7 @@ impl Cluster {
             TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
         let address = listener.local_addr().map_err(|source| ServeError::Listen { address, source })?;
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        // A listener on all addresses is reached by the loopback address from here.
-        let reachable = if address.ip().is_unspecified() { loopback } else { address.ip() };
+        let reachable = reachable(address).ip();
         let names = [
             "localhost",
             "kubernetes",
@@ -224,8 +236,7 @@ impl Cluster {
             self.tasks.spawn(serve::listen(server, listener, configs, tasks));
         }
         let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
-        let url = format!("https://{}", SocketAddr::new(reachable, address.port()));
-        let kubeconfig = kubeconfig::render(&url, self.ca.certificate_pem(), &user);
+        let kubeconfig = kubeconfig::render(&url(address), self.ca.certificate_pem(), &user);
         self.publish(SocketAddr::new(inside, address.port())).await?;
         let serving = Serving { address, kubeconfig };
         *self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(serving.clone());
@@ -258,6 +269,18 @@ impl Cluster {
     pub fn kubeconfig(&self) -> Option<String> {
         let serving = self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         serving.as_ref().map(|serving| serving.kubeconfig.clone())
+    }
+
+    /// A kubeconfig by which a node of this name joins from another process or machine ([`Node`](crate::Node), `kplane node`), for the
+    /// address that was served last. It holds a key.
+    ///
+    /// # Errors
+    /// [`ServeError::NotServed`] before [`serve`](Self::serve), or when a certificate can't be made.
+    pub fn node_kubeconfig(&self, name: &str) -> Result<String, ServeError> {
+        let serving = self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let address = serving.as_ref().ok_or(ServeError::NotServed)?.address;
+        let user = self.ca.client(&format!("system:node:{name}"), &["system:nodes"])?;
+        Ok(kubeconfig::render(&url(address), self.ca.certificate_pem(), &user))
     }
 
     /// Waits until an object is as wanted; the condition gets `None` while the object is not there. It is asked after each

@@ -49,6 +49,10 @@ pub struct Containers {
     bridge: String,
     cni: Option<CniOptions>,
     images: Vec<PathBuf>,
+    /// Whether the bridge connects pods of an OCI runtime.
+    connected: bool,
+    /// Whether pods of an OCI runtime go on when the process ends in order.
+    outlive: bool,
     /// What was set that a CRI server decides itself.
     servers_own: Option<&'static str>,
 }
@@ -80,6 +84,8 @@ impl Containers {
             bridge: BRIDGE.to_owned(),
             cni: None,
             images: Vec::new(),
+            connected: true,
+            outlive: false,
             servers_own: None,
         }
     }
@@ -127,6 +133,23 @@ impl Containers {
         self
     }
 
+    /// Connects the pods of an OCI runtime to nothing: each has a loopback device only, and is reached by probes, exec and port-forward.
+    /// A CRI server has its own network, and the cluster does not start with this.
+    #[must_use]
+    pub fn without_network(mut self) -> Self {
+        if matches!(self.engine, Engine::Cri { .. }) {
+            self.servers_own = Some("how pods are connected");
+        }
+        self.connected = false;
+        self
+    }
+
+    /// Lets the pods of an OCI runtime go on when the process ends in order, as a node agent's do.
+    pub(crate) fn outliving(mut self) -> Self {
+        self.outlive = true;
+        self
+    }
+
     /// Loads an image from an OCI layout or an archive before the first node starts, with an OCI runtime. A CRI server's images are
     /// loaded by its own tools, and the cluster does not start with this.
     #[must_use]
@@ -148,14 +171,15 @@ impl Containers {
 
     async fn open_oci(self, program: PathBuf, clock: &Arc<dyn Clock>) -> io::Result<Opened> {
         let (network, parts, address, pod_ranges) = match self.cni.clone() {
+            _ if !self.connected => (None, Parts::Unconnected, own_address(), self.pod_range.clone()),
             Some(options) => {
                 let network = Arc::new(CniNetwork::new(options));
                 network.ready().await.map_err(io::Error::other)?;
-                (network as Arc<dyn PodNetwork>, Parts::Plugins, own_address(), self.pod_range.clone())
+                (Some(network as Arc<dyn PodNetwork>), Parts::Plugins, own_address(), self.pod_range.clone())
             }
             None => {
                 let (bridge, range, address) = self.open_bridge().await?;
-                (Arc::clone(&bridge) as _, Parts::Bridge { network: bridge }, address, Some(range))
+                (Some(Arc::clone(&bridge) as _), Parts::Bridge { network: bridge }, address, Some(range))
             }
         };
         let images =
@@ -168,7 +192,8 @@ impl Containers {
             OciOptions::new(self.dir.join("containers"), images, Arc::new(unused), Arc::clone(clock));
         options.program = program;
         options.registry = Some(Registry::new(trusting_roots()?));
-        options.network = Some(network);
+        options.network = network;
+        options.outlive = self.outlive;
         let runtime = Arc::new(OciRuntime::open(options).await?);
         let ground =
             Ground { name: self.bridge, pod_ranges: pod_ranges.into_iter().collect(), ..Ground::default() };
@@ -207,7 +232,7 @@ impl Containers {
 }
 
 /// The address that this machine has towards others; the loopback address when it has none.
-fn own_address() -> IpAddr {
+pub(crate) fn own_address() -> IpAddr {
     let ask = || -> io::Result<IpAddr> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         // Nothing is sent: connecting chooses the way, and with it the address (RFC 5737 keeps this one free).
@@ -250,6 +275,7 @@ pub(crate) struct Opened {
 enum Parts {
     Bridge { network: Arc<BridgeNetwork> },
     Plugins,
+    Unconnected,
     Cri { server: Arc<CriRuntime> },
 }
 
@@ -284,7 +310,7 @@ impl Opened {
             }
         }
         match &self.parts {
-            Parts::Plugins => {}
+            Parts::Plugins | Parts::Unconnected => {}
             Parts::Bridge { network } => {
                 if let Err(error) = network.remove().await {
                     tracing::warn!(%error, "the pods' network is left");
@@ -309,6 +335,7 @@ mod tests {
             (cri().program("crun"), "a CRI server decides itself which OCI runtime is used"),
             (cri().pod_range("10.0.0.0/16"), "a CRI server decides itself which addresses pods get"),
             (cri().cni(CniOptions::default()), "a CRI server decides itself how pods are connected"),
+            (cri().without_network(), "a CRI server decides itself how pods are connected"),
             (cri().image("layout"), "a CRI server decides itself which images there are"),
         ] {
             assert_eq!(containers.open(&clock).await.unwrap_err().to_string(), expected);

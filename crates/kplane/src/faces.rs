@@ -73,6 +73,9 @@ pub enum FaceError {
     /// TLS could not be set up.
     #[error("TLS could not be set up")]
     Tls(#[from] crate::CaError),
+    /// Nodes can't be reached with what the flags name.
+    #[error("--kubelet-client-certificate or --kubelet-certificate-authority: {0}")]
+    Kubelet(#[from] kapi::node::KubeletDialerError),
     /// The API server could not be made.
     #[error("the API server could not be made")]
     Build(#[from] kapi::BuildError),

@@ -25,6 +25,8 @@ pub(crate) const SCHEDULER: &str = "system:kube-scheduler";
 pub(crate) const PROXY: &str = "system:kube-proxy";
 /// The user of the agent of all nodes.
 pub(crate) const NODES: &str = "kplane:nodes";
+/// The user that the API server is to nodes elsewhere, as kubeadm names it.
+pub(crate) const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 /// The user of the DNS server, as kubeadm names it.
 pub(crate) const DNS: &str = "system:serviceaccount:kube-system:coredns";
 /// The user of the ingress controller.
@@ -162,6 +164,16 @@ pub(crate) async fn admit_controllers(admin: &Client) -> Result<(), kube::Error>
     make::<ClusterRole>(admin, role).await?;
     let account = json!({"kind": "ServiceAccount", "name": "ipallocator-repair-controller", "namespace": "kube-system"});
     bind(admin, ADDRESSES, ADDRESSES, account).await
+}
+
+/// Lets the API server ask nodes elsewhere for everything that their agents serve, by upstream's role for that and no more: the
+/// certificate has no group, where kubeadm's has one that may do anything in the cluster.
+///
+/// # Errors
+/// When the binding can't be made.
+pub(crate) async fn admit_kubelet_client(admin: &Client) -> Result<(), kube::Error> {
+    let user = json!({"apiGroup": GROUP, "kind": "User", "name": KUBELET_CLIENT});
+    bind(admin, "kplane:kubelet-client", "system:kubelet-api-admin", user).await
 }
 
 /// Lets the agent of the nodes do what a node may.

@@ -19,10 +19,10 @@ mod identities;
 mod ingress;
 mod kubeconfig;
 mod network;
+pub mod node;
 mod nodes;
 mod serve;
 mod services;
-mod usage;
 
 #[cfg(all(feature = "containers", target_os = "linux"))]
 pub use self::containers::Containers;
@@ -31,6 +31,8 @@ pub use self::{
     ca::{CaError, Credentials},
     cluster::{Cluster, DRAIN_MAX, SHUTDOWN_MAX, ServeError, ShutdownError, WaitError},
     ingress::IngressAddresses,
+    node::{Node, NodeOptions},
+    nodes::KubeletAuthority,
     serve::{CONNECTIONS_MAX, FIRST_REQUEST_TIMEOUT, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, Serving},
     services::ProxyMode,
 };

@@ -1,49 +1,115 @@
-//! The way from the API server to the nodes of the same process.
+//! The way from the API server to the nodes: to those of this process without a socket, to others by TLS.
+
+mod usage;
 
 use std::{
     fmt, io,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
 use async_trait::async_trait;
-use kapi::node::{NodeConnection, NodeDialer};
+use kapi::node::{KubeletDialer, KubeletOptions, NodeConnection, NodeDialer, NodeTarget};
 use kruntime::{NodeAgent, serve::kubelet_service};
+use tokio::time::Instant;
 
-use crate::serve::{DUPLEX_BYTES, Tasks};
+use crate::{
+    ca::{Ca, RENEWAL},
+    identities,
+    serve::{DUPLEX_BYTES, Tasks},
+};
 
-/// Connects to a node's agent in this process, without a socket.
-pub(crate) struct LocalNodes {
+pub(crate) use self::usage::NodesUsage;
+
+/// Whose serving certificates of nodes elsewhere are believed: for [`ClusterBuilder::kubelet_authority`](crate::ClusterBuilder::kubelet_authority).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum KubeletAuthority {
+    /// The cluster's own, which signs what nodes ask for.
+    Cluster,
+    /// This one, in PEM.
+    Pem(String),
+}
+
+impl KubeletAuthority {
+    pub(crate) fn pem(self, ca: &Ca) -> String {
+        match self {
+            Self::Cluster => ca.certificate_pem().to_owned(),
+            Self::Pem(pem) => pem,
+        }
+    }
+}
+
+/// Connects to a node's agent, in this process or elsewhere.
+pub(crate) struct Nodes {
     /// Weak, because the agent's clients hold the server, and the server holds this.
     agent: OnceLock<Weak<NodeAgent>>,
+    remote: Remote,
     tasks: Tasks,
 }
 
-impl LocalNodes {
-    pub(crate) fn new(tasks: Tasks) -> Self {
-        Self { agent: OnceLock::new(), tasks }
-    }
+/// Connects to nodes elsewhere, as a user that the cluster's authority vouches for.
+struct Remote {
+    ca: Arc<Ca>,
+    /// Whose serving certificates are believed; `None`: any.
+    authority_pem: Option<String>,
+    /// Made at the first use, and again before its certificate ends.
+    made: Mutex<Option<(Instant, KubeletDialer)>>,
+}
 
-    /// Tells which agent the nodes have; only the first one counts.
-    pub(crate) fn set(&self, agent: &Arc<NodeAgent>) {
-        self.agent.get_or_init(|| Arc::downgrade(agent));
+impl Remote {
+    fn dialer(&self) -> io::Result<KubeletDialer> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, dialer)) = &*made
+            && at.elapsed() < RENEWAL
+        {
+            return Ok(dialer.clone());
+        }
+        let user = self.ca.client(identities::KUBELET_CLIENT, &[]).map_err(io::Error::other)?;
+        let options = KubeletOptions {
+            identity: Some((user.certificate_pem, user.key_pem)),
+            authority_pem: self.authority_pem.clone(),
+            // Nodes may be processes of this machine.
+            loopback: true,
+            ..KubeletOptions::default()
+        };
+        let dialer = KubeletDialer::new(options).map_err(io::Error::other)?;
+        *made = Some((Instant::now(), dialer.clone()));
+        Ok(dialer)
     }
 }
 
-impl fmt::Debug for LocalNodes {
+impl Nodes {
+    /// `authority_pem`: whose serving certificates of nodes elsewhere are believed; `None`: any.
+    pub(crate) fn new(tasks: Tasks, ca: Arc<Ca>, authority_pem: Option<String>) -> Self {
+        let remote = Remote { ca, authority_pem, made: Mutex::default() };
+        Self { agent: OnceLock::new(), remote, tasks }
+    }
+
+    /// Tells which agent the nodes of this process have; only the first one counts.
+    pub(crate) fn set(&self, agent: &Arc<NodeAgent>) {
+        self.agent.get_or_init(|| Arc::downgrade(agent));
+    }
+
+    /// The agent, if it has the node.
+    fn local(&self, node: &str) -> Option<Arc<NodeAgent>> {
+        let agent = self.agent.get()?.upgrade()?;
+        agent.nodes().iter().any(|name| **name == *node).then_some(agent)
+    }
+}
+
+impl fmt::Debug for Nodes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalNodes").finish_non_exhaustive()
+        f.debug_struct("Nodes").finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl NodeDialer for LocalNodes {
-    async fn dial(&self, node: &str) -> io::Result<Box<dyn NodeConnection>> {
-        let agent = self.agent.get().and_then(Weak::upgrade);
-        let agent = agent.filter(|agent| agent.nodes().iter().any(|name| **name == *node));
-        let agent = agent.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotConnected, format!("node {node} is not in this process"))
-        })?;
-        let service = kubelet_service(&agent, node);
+impl NodeDialer for Nodes {
+    async fn dial(&self, node: &NodeTarget) -> io::Result<Box<dyn NodeConnection>> {
+        let Some(agent) = self.local(&node.name) else {
+            return self.remote.dialer()?.dial(node).await;
+        };
+        let service = kubelet_service(&agent, &*node.name);
         let (near, far) = tokio::io::duplex(DUPLEX_BYTES);
         self.tasks.spawn(async move {
             if let Err(error) = service.serve(far).await {

@@ -34,7 +34,7 @@ const ALIVE_TIMEOUT: Duration = Duration::from_secs(15);
 /// The buffer of a connection within the process, in bytes each way.
 pub(crate) const DUPLEX_BYTES: usize = 64 * 1024;
 /// How long a listener that can't accept waits before it tries again.
-const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// What the tasks of one cluster share: they are counted and told when to end.
 #[derive(Clone, Debug, Default)]

@@ -7,11 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use http::Request;
+use http_body_util::Full;
+use hyper_util::rt::TokioIo;
 use k8s_openapi::{
-    api::core::v1::{Container, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler, TCPSocketAction},
+    api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, TCPSocketAction},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -21,6 +21,10 @@ use crate::{
     agent::PodEntry,
     runtime::{ExecRequest, RuntimeError},
 };
+
+mod grpc;
+
+pub(crate) use grpc::grpc;
 
 /// So much of an answer is kept for messages.
 pub(crate) const ANSWER_BYTES_MAX: usize = 10 * 1024;
@@ -40,8 +44,6 @@ pub(crate) enum HandlerError {
     Exit { code: i32, output: String },
     #[error("HTTP probe failed with statuscode: {0}")]
     Status(u16),
-    #[error("service unhealthy (responded with {0:?})")]
-    Unhealthy(&'static str),
     #[error("{0}")]
     Bad(String),
 }
@@ -176,45 +178,5 @@ pub(crate) async fn http_get(
     match response.status().as_u16() {
         200..=399 => Ok(()),
         status => Err(HandlerError::Status(status)),
-    }
-}
-
-/// `grpc.health.v1.Health/Check` has to answer SERVING. The two messages have one field each, so they are written and
-/// read here without a protobuf library.
-pub(crate) async fn grpc(entry: &PodEntry, action: &GRPCAction) -> Result<(), HandlerError> {
-    let port = u16::try_from(action.port).map_err(|_| HandlerError::Bad("invalid port".to_owned()))?;
-    let stream = dial(entry, None, port).await?;
-    let service = action.service.as_deref().unwrap_or_default();
-    let length = u8::try_from(service.len())
-        .ok()
-        .filter(|length| *length < 0x80)
-        .ok_or_else(|| HandlerError::Bad("the service's name is too long".to_owned()))?;
-    let mut message = Vec::new();
-    if length > 0 {
-        message.extend([0x0a, length]);
-        message.extend(service.as_bytes());
-    }
-    let mut body = vec![0];
-    body.extend(u32::try_from(message.len()).unwrap_or_default().to_be_bytes());
-    body.extend(message);
-    let request = Request::post(format!("http://{}:{port}/grpc.health.v1.Health/Check", pod_address(entry)?))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("user-agent", "kube-probe/1.37")
-        .body(Full::new(Bytes::from(body)))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let response = sender.send_request(request).await?;
-    if response.status() != StatusCode::OK {
-        return Err(HandlerError::Status(response.status().as_u16()));
-    }
-    let collected = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-    let answer = collected.map_err(|error| HandlerError::Bad(error.to_string()))?.to_bytes();
-    match answer.get(5..7) {
-        Some([0x08, 1]) => Ok(()),
-        Some([0x08, 2]) => Err(HandlerError::Unhealthy("NOT_SERVING")),
-        Some([0x08, 3]) => Err(HandlerError::Unhealthy("SERVICE_UNKNOWN")),
-        _ => Err(HandlerError::Unhealthy("UNKNOWN")),
     }
 }

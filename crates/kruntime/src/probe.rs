@@ -112,6 +112,9 @@ async fn ask(entry: &PodEntry, container: &Container, kind: ProbeKind, probe: &P
     };
     match tokio::time::timeout(timeout, asked).await {
         Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) if probe.grpc.is_some() => {
+            Err(format!("timeout: health rpc did not complete within {}s", timeout.as_secs()))
+        }
         Err(_) => Err(format!("command timed out after {}s", timeout.as_secs())),
     }
 }

@@ -1,8 +1,9 @@
 //! The node's own API: logs, exec, attach and port-forward, as the API server asks the kubelet for them.
 //!
 //! [`KubeletService`] is a service for hyper's HTTP/1.1 server. It works over anything that carries bytes: the API server
-//! in the same process speaks to it through [`tokio::io::duplex`], one elsewhere through a socket. It trusts its caller;
-//! whoever lets a socket reach it checks who is there.
+//! in the same process speaks to it through [`tokio::io::duplex`], one elsewhere through a socket. By itself it trusts its caller;
+//! whoever lets a socket reach it gives it a [`Guard`](access::Guard) for each connection, which finds out who is there and
+//! whether they may do what they ask for.
 //!
 //! | path | what |
 //! |---|---|
@@ -10,19 +11,22 @@
 //! | `/exec/{namespace}/{pod}/{container}` | WebSocket, `v5.channel.k8s.io` and before; SPDY/3.1, `v4.channel.k8s.io` and before |
 //! | `/attach/{namespace}/{pod}/{container}` | the same |
 //! | `/portForward/{namespace}/{pod}` | WebSocket, `SPDY/3.1+portforward.k8s.io`, or `v4.channel.k8s.io` with `ports`; SPDY/3.1, `portforward.k8s.io` |
+//! | `/run/{namespace}/{pod}/{container}` | POST: runs the words of `cmd` and answers with what they print |
 //! | `/pods` | the pods of the node as a PodList |
 //! | `/stats/summary` | what the node and its pods use |
 //! | `/metrics/resource` | the same as Prometheus reads it, which is what metrics-server asks for |
+//! | `/metrics` | the node's name and how much runs on it |
+//! | `/logs` | refused with 405, as by a kubelet whose handler for the machine's logs is turned off |
 //! | `/healthz` | `ok` |
 
-use std::{convert::Infallible, io, sync::Arc};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture};
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
 use hyper::body::{Frame, Incoming};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,13 +37,19 @@ use crate::{
     runtime::{LogOptions, ObservedContainer, RuntimeError},
 };
 
+pub mod access;
 mod channel;
 mod forward;
 mod pairs;
+mod run;
 mod stream;
 mod tunnel;
 mod upgrade;
 mod usage;
+
+/// How long the head of a request may take, from the end of the one before (upstream's `ReadHeaderTimeout` of the API server): for
+/// callers who are guarded against.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(32);
 
 /// What an answer carries.
 pub type KubeletBody = BoxBody<Bytes, io::Error>;
@@ -59,15 +69,22 @@ pub type KubeletBody = BoxBody<Bytes, io::Error>;
 pub struct KubeletService {
     inner: Arc<Inner>,
     node: Arc<str>,
+    guard: Option<access::Guard>,
 }
 
 /// The API of the agent's node `node`. A node that isn't there answers 404 to everything about pods.
 #[must_use]
 pub fn kubelet_service(agent: &NodeAgent, node: impl Into<Arc<str>>) -> KubeletService {
-    KubeletService { inner: Arc::clone(&agent.inner), node: node.into() }
+    KubeletService { inner: Arc::clone(&agent.inner), node: node.into(), guard: None }
 }
 
 impl KubeletService {
+    /// Answers only to whom the guard lets in. It is one for each connection, since it knows the certificate of the caller.
+    #[must_use]
+    pub fn guarded(self, guard: access::Guard) -> Self {
+        Self { guard: Some(guard), ..self }
+    }
+
     /// Serves one connection to its end, upgrades included.
     ///
     /// # Errors
@@ -76,10 +93,11 @@ impl KubeletService {
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<(), hyper::Error> {
-        hyper::server::conn::http1::Builder::new()
-            .serve_connection(TokioIo::new(stream), self)
-            .with_upgrades()
-            .await
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        if self.guard.is_some() {
+            builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+        }
+        builder.serve_connection(TokioIo::new(stream), self).with_upgrades().await
     }
 }
 
@@ -212,8 +230,16 @@ impl KubeletService {
         let path = decode(request.uri().path());
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
         let query = Query::of(request.uri());
+        // By the same parts of the path as below, so that nothing is allowed as one thing and done as another.
+        if let Some(guard) = &self.guard {
+            guard.check(&self.node, request.method(), &parts, request.headers()).await?;
+        }
         match (&parts[..], request.method()) {
             (["healthz"], &Method::GET) => Ok(text("ok")),
+            (["metrics"], &Method::GET) => Ok(text(usage::metrics(&self.node, &self.entries()))),
+            (["logs", ..], _) => {
+                Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled."))
+            }
             (["pods"], &Method::GET) => Ok(self.pods()),
             (["stats", "summary"], &Method::GET) => {
                 Ok(answer_json(&usage::summary(&self.inner, &self.node, &self.entries()).await))
@@ -230,6 +256,9 @@ impl KubeletService {
             }
             (["attach", namespace, pod, container] | ["attach", namespace, pod, _, container], _) => {
                 stream::attach(&self.inner, self.pod(namespace, pod)?, container, &query, request).await
+            }
+            (["run", namespace, pod, container] | ["run", namespace, pod, _, container], &Method::POST) => {
+                run::run(&*self.pod(namespace, pod)?, container, &query).await
             }
             (["portForward", namespace, pod] | ["portForward", namespace, pod, _], _) => {
                 forward::forward(&self.inner, self.pod(namespace, pod)?, &query, request)

@@ -23,7 +23,7 @@ use super::{connect, resource::Request, tunnel};
 use crate::{
     body::Body,
     error::{ApiError, ApiResult},
-    node::NodeConnection,
+    node::{NodeConnection, NodeTarget},
     objects::stored,
     outbound,
     registry::Resource,
@@ -167,7 +167,8 @@ impl Request<'_> {
         if def.plural == "nodes" {
             let dialer =
                 self.server.nodes.as_ref().ok_or_else(|| unavailable("nodes can't be reached from here"))?;
-            return Ok((dialer.dial(asked.name).await.map_err(unavailable)?, asked.name.to_owned()));
+            let node = NodeTarget::of(asked.name, Some(&object.value().map_err(Status::internal)?));
+            return Ok((dialer.dial(&node).await.map_err(unavailable)?, asked.name.to_owned()));
         }
         let value = object.value().map_err(Status::internal)?;
         let address = match def.plural.as_str() {
@@ -175,7 +176,7 @@ impl Request<'_> {
             _ => self.endpoint(&object, &value, asked)?,
         };
         let ip = address.ip();
-        if !may_be_reached(ip, self.server.addresses.loopback) {
+        if !outbound::may_be_reached(ip, self.server.addresses.loopback) {
             return Err(Status::bad_request("address not allowed").into());
         }
         let stream = TcpStream::connect(address).await.map_err(unavailable)?;
@@ -229,16 +230,6 @@ impl Request<'_> {
     }
 }
 
-/// Whether an address that somebody wrote into a status or an endpoint may be reached by the server (`IsProxyableIP`):
-/// neither the server's own machine, unless the whole cluster is there, nor what is only near it.
-fn may_be_reached(address: IpAddr, loopback: bool) -> bool {
-    let near = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_multicast(),
-        IpAddr::V6(v6) => v6.segments()[0] & 0xffc0 == 0xfe80 || v6.is_multicast(),
-    };
-    !near && !address.is_unspecified() && (loopback || !address.is_loopback())
-}
-
 fn unavailable_service(name: &str) -> ApiError {
     Status::failure(503, "ServiceUnavailable", format!("no endpoints available for service {name:?}")).into()
 }
@@ -273,23 +264,6 @@ fn is_dropped(name: &HeaderName) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_near_the_server_is_not_reached() {
-        for (address, loopback, expected) in [
-            ("10.0.0.1", false, true),
-            ("127.0.0.1", false, false),
-            ("127.0.0.1", true, true),
-            ("169.254.169.254", true, false),
-            ("224.0.0.1", false, false),
-            ("0.0.0.0", true, false),
-            ("fe80::1", true, false),
-            ("::1", false, false),
-            ("2001:db8::1", false, true),
-        ] {
-            assert_eq!(may_be_reached(address.parse().unwrap(), loopback), expected, "{address}");
-        }
-    }
 
     #[test]
     fn names_may_carry_a_scheme_and_a_port() {

@@ -19,6 +19,7 @@ use super::{resource::Request, tunnel};
 use crate::{
     body::Body,
     error::{ApiError, ApiResult},
+    node::NodeTarget,
     registry::Resource,
     request::RequestInfo,
 };
@@ -72,7 +73,9 @@ where
     let unreachable = |error: &dyn fmt::Display| {
         ApiError::from(Status::failure(502, "BadGateway", format!("error dialing node {node}: {error}")))
     };
-    let connection = dialer.dial(node).await.map_err(|error| unreachable(&error))?;
+    let object = request.server.objects.find("", "v1", "nodes", "", node).and_then(|node| node.value().ok());
+    let connection =
+        dialer.dial(&NodeTarget::of(node, object.as_ref())).await.map_err(|error| unreachable(&error))?;
     let (mut sender, connection) =
         http1::handshake(TokioIo::new(connection)).await.map_err(|error| unreachable(&error))?;
     let driver = AbortOnDrop(tokio::spawn(async move {

@@ -5,9 +5,18 @@ use std::{net::SocketAddr, sync::Arc};
 use knet::{ServiceProxy, policy::nftables::Existing};
 
 use super::ClusterBuilder;
-use crate::{ingress::IngressAddresses, services::ProxyMode};
+use crate::{ingress::IngressAddresses, nodes::KubeletAuthority, services::ProxyMode};
 
 impl ClusterBuilder {
+    /// Believes only nodes elsewhere whose serving certificate this authority has signed
+    /// (`--kubelet-certificate-authority`). Without it their certificates are not looked at, as upstream: what a node makes for itself is
+    /// signed by nobody. Nodes that ask for a certificate ([`NodeCertificate::Requested`](crate::node::NodeCertificate)) have one
+    /// of the cluster's own authority, [`Cluster::ca_pem`], once somebody has approved it.
+    pub fn kubelet_authority(mut self, authority: KubeletAuthority) -> Self {
+        self.kubelet_authority = Some(authority);
+        self
+    }
+
     /// Brings connections to services this way. [`service_proxy`](Self::service_proxy) is for those that are built in.
     pub fn proxy(mut self, proxy: Arc<dyn ServiceProxy>) -> Self {
         self.services.proxy = Some(proxy);

@@ -16,6 +16,7 @@ use kapi::{
         jwt::{SigningKey, VerifyingKey},
     },
     authz::AuthorizationMode,
+    node::{KubeletDialer, KubeletOptions},
 };
 use kcore::SystemClock;
 use kstore::{EtcdStore, EtcdTls, Store};
@@ -59,6 +60,13 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("etcd-keyfile", "The key of --etcd-certfile."),
     ("etcd-prefix", "Under which keys of etcd objects are kept. Default /registry."),
     ("etcd-servers", "Where objects are kept; without it, in memory."),
+    ("kubelet-certificate-authority", "Whose serving certificates of nodes are believed. Default: any are."),
+    ("kubelet-client-certificate", "The certificate that nodes know the server by."),
+    ("kubelet-client-key", "The key of --kubelet-client-certificate."),
+    (
+        "kubelet-preferred-address-types",
+        "Which of a node's addresses is taken. Default Hostname,InternalDNS,InternalIP,ExternalDNS,ExternalIP.",
+    ),
     ("secure-port", "The port to serve TLS on. Default 6443."),
     ("service-account-issuer", "Who tokens of service accounts say they are of; more than one are believed."),
     (
@@ -135,8 +143,34 @@ async fn server(flags: &Flags) -> Result<(ApiServer, Beside), FaceError> {
     if let Some(path) = flags.get("token-auth-file") {
         builder = builder.authenticator(Arc::new(tokens(&read(path)?)));
     }
+    builder = builder.nodes(Arc::new(kubelets(flags)?));
     let (builder, beside) = access::apply(flags, builder)?;
     Ok((builder.build()?, beside))
+}
+
+/// The way to the nodes, by upstream's flags and defaults.
+fn kubelets(flags: &Flags) -> Result<KubeletDialer, FaceError> {
+    let identity = match (flags.get("kubelet-client-certificate"), flags.get("kubelet-client-key")) {
+        (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+        (None, None) => None,
+        (found, _) => {
+            let flag = if found.is_some() { "kubelet-client-key" } else { "kubelet-client-certificate" };
+            let wanted = "there beside the other of the pair";
+            return Err(FaceError::Flag { flag, value: String::new(), wanted });
+        }
+    };
+    let mut types: Vec<String> = flags.list("kubelet-preferred-address-types").map(str::to_owned).collect();
+    if types.is_empty() {
+        types =
+            ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"].map(str::to_owned).into();
+    }
+    Ok(KubeletDialer::new(KubeletOptions {
+        identity,
+        authority_pem: flags.get("kubelet-certificate-authority").map(read).transpose()?,
+        address_types: types,
+        // A server for this machine alone has its nodes here, too.
+        loopback: address(flags)?.ip().is_loopback(),
+    })?)
 }
 
 /// The store over the etcd that was given.

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     agent::{Inner, PodEntry},
-    runtime::PodUid,
+    runtime::{ContainerPhase, PodUid},
     stats::PodStats,
 };
 
@@ -80,8 +80,7 @@ pub(super) async fn resource(inner: &Inner, node: &str, entries: &[Arc<PodEntry>
             cpu.push(format!("{{{labels}}} {} {at}", seconds(container.cpu_nanoseconds)));
             memory.push(format!("{{{labels}}} {} {at}", container.memory_bytes));
             let since = observed.containers.iter().find(|known| known.name == container.name);
-            if let Some(crate::runtime::ContainerPhase::Running { started_at }) = since.map(|one| &one.phase)
-            {
+            if let Some(ContainerPhase::Running { started_at }) = since.map(|one| &one.phase) {
                 started.push(format!("{{{labels}}} {}", started_at.as_second()));
             }
         }
@@ -131,6 +130,36 @@ pub(super) async fn resource(inner: &Inner, node: &str, entries: &[Arc<PodEntry>
         "gauge",
         "1 if there was an error while getting container metrics, 0 otherwise",
         &[" 0".to_owned()],
+    );
+    text
+}
+
+/// The text of `/metrics`: what a kubelet counts of that, under its names (`pkg/kubelet/metrics`).
+pub(super) fn metrics(node: &str, entries: &[Arc<PodEntry>]) -> String {
+    let (mut pods, mut running, mut exited) = (0_u64, 0_u64, 0_u64);
+    for entry in entries {
+        let observed = entry.node.config.runtime.observe(&entry.uid);
+        pods += u64::from(observed.addresses.is_some());
+        for container in &observed.containers {
+            match container.phase {
+                ContainerPhase::Running { .. } => running += 1,
+                ContainerPhase::Exited(_) => exited += 1,
+            }
+        }
+    }
+    let mut text = format!(
+        "# HELP kubelet_node_name The name of the node; its value is always 1\n# TYPE kubelet_node_name gauge\n\
+         kubelet_node_name{{node=\"{node}\"}} 1\n\
+         # HELP kubelet_running_containers The containers on the node, by state\n\
+         # TYPE kubelet_running_containers gauge\n"
+    );
+    for (state, count) in [("exited", exited), ("running", running)] {
+        let _ = writeln!(text, "kubelet_running_containers{{container_state=\"{state}\"}} {count}");
+    }
+    let _ = write!(
+        text,
+        "# HELP kubelet_running_pods The pods whose sandbox runs\n# TYPE kubelet_running_pods gauge\n\
+         kubelet_running_pods {pods}\n"
     );
     text
 }

@@ -9,6 +9,7 @@ mod images;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod oci;
 mod pressure;
+mod probes;
 mod process;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod registry;

@@ -54,15 +54,17 @@ pub(crate) struct ServiceAccountTokens {
 /// A token whose signature is good, with all of it that is the same for each request.
 enum Checked {
     /// One that was asked for with `TokenRequest`.
-    Bound {
-        claims: Claims,
-        /// The caller that it stands for, as long as what it is bound to is there.
-        user: Arc<UserInfo>,
-        /// Those of the API server's own audiences that it is for.
-        own: Option<Arc<[String]>>,
-    },
+    Bound(Box<Bound>),
     /// One that a secret holds.
     Secret(Value),
+}
+
+struct Bound {
+    claims: Claims,
+    /// The caller that it stands for, as long as what it is bound to is there.
+    user: Arc<UserInfo>,
+    /// Those of the API server's own audiences that it is for.
+    own: Option<Arc<[String]>>,
 }
 
 impl ServiceAccountTokens {
@@ -98,7 +100,8 @@ impl ServiceAccountTokens {
             let claims =
                 Claims::read(&token.claims).ok_or_else(|| refused("the token names no service account"))?;
             let own = self.audiences(&claims.audiences, self.issuer.audiences()).ok();
-            Checked::Bound { user: in_their_group(Arc::new(bound_user(&claims))), own, claims }
+            let user = in_their_group(Arc::new(bound_user(&claims)));
+            Checked::Bound(Box::new(Bound { user, own, claims }))
         });
         let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
         if checked.len() >= CHECKED_MAX {
@@ -275,7 +278,8 @@ impl Authenticator for ServiceAccountTokens {
         let now = self.objects.clock().now();
         let wanted = parts.extensions.get::<RequestedAudiences>().map(|wanted| &*wanted.0);
         match &*checked {
-            Checked::Bound { claims, user, own } => {
+            Checked::Bound(bound) => {
+                let Bound { claims, user, own } = &**bound;
                 let audiences = match own {
                     Some(own) if wanted.is_none() => Arc::clone(own),
                     _ => self.audiences(&claims.audiences, wanted.unwrap_or(self.issuer.audiences()))?,

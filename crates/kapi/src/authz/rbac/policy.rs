@@ -247,19 +247,23 @@ fn role_namespace<'n>(namespace: &'n str, kind: &str) -> Option<&'n str> {
 impl Policy {
     /// Forgets the roles, or the bindings, of all namespaces or of the cluster.
     pub(super) fn clear(&mut self, roles: bool, namespaced: bool) {
-        let (names, remove): (Vec<(Box<str>, Box<str>)>, fn(&mut Self, &str, &str)) = if roles {
-            let all = self.roles.places.iter();
-            let all =
-                all.flat_map(|(namespace, names)| names.keys().map(|name| (namespace.clone(), name.clone())));
-            (all.collect(), Self::remove_role)
+        let concerns = |namespace: &str| namespace.is_empty() != namespaced;
+        let named = |namespace: &str, name: &str| (namespace.to_owned(), name.to_owned());
+        let (mut gone_roles, mut gone_bindings) = (Vec::new(), Vec::new());
+        if roles {
+            for (namespace, names) in self.roles.places.iter().filter(|(namespace, _)| concerns(namespace)) {
+                gone_roles.extend(names.keys().map(|name| named(namespace, name)));
+            }
         } else {
-            let all = self.bindings.iter();
-            let all = all
-                .flat_map(|(namespace, own)| own.named.keys().map(|name| (namespace.clone(), name.clone())));
-            (all.collect(), Self::remove_binding)
-        };
-        for (namespace, name) in names.iter().filter(|(namespace, _)| namespace.is_empty() != namespaced) {
-            remove(self, namespace, name);
+            for (namespace, own) in self.bindings.iter().filter(|(namespace, _)| concerns(namespace)) {
+                gone_bindings.extend(own.named.keys().map(|name| named(namespace, name)));
+            }
+        }
+        for (namespace, name) in gone_roles {
+            self.remove_role(&namespace, &name);
+        }
+        for (namespace, name) in gone_bindings {
+            self.remove_binding(&namespace, &name);
         }
     }
 

@@ -1,11 +1,18 @@
 //! `kplane up`: a Kubernetes cluster in one process, without root.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+mod agent;
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum};
 use kplane::{
-    Cluster, ClusterBuilder, IngressAddresses, ProxyMode,
+    Cluster, ClusterBuilder, IngressAddresses, KubeletAuthority, ProxyMode,
     faces::{self, Face, Flags},
     knet::policy::nftables,
 };
@@ -30,6 +37,8 @@ struct Arguments {
 enum Command {
     /// Start a cluster and keep it running until Ctrl-C or SIGTERM.
     Up(Up),
+    /// Be a node of a cluster elsewhere, until Ctrl-C or SIGTERM: run its pods and answer for them.
+    Node(Box<agent::NodeArguments>),
     /// Put `kube-apiserver` and `etcd` into a folder, for KUBEBUILDER_ASSETS.
     Assets {
         /// The folder; kubectl is not among them.
@@ -55,18 +64,19 @@ struct Up {
     /// Where the kubeconfig is written.
     #[arg(long, default_value = "kplane.kubeconfig")]
     kubeconfig: PathBuf,
-    /// What runs the containers.
-    #[arg(long, value_enum, default_value_t = Runtime::Process)]
-    runtime: Runtime,
+    #[command(flatten)]
+    engine: Engine,
     /// Where real containers, their images and volumes are kept.
     #[arg(long, default_value = "/var/lib/kplane")]
     dir: PathBuf,
-    /// The socket of the CRI server.
-    #[arg(long, default_value = "/run/containerd/containerd.sock")]
-    cri_socket: PathBuf,
-    /// The OCI runtime's program; runc by default.
-    #[arg(long)]
-    oci_runtime: Option<PathBuf>,
+    /// Let a node in another process join: writes kubeconfig and ca.crt for `kplane node` of this name into the folder; may be
+    /// repeated.
+    #[arg(long, value_name = "NAME=FOLDER", value_parser = pair)]
+    join: Vec<(String, String)>,
+    /// Whose serving certificates of nodes elsewhere are believed: a file, or `cluster` for the cluster's own authority. Without it
+    /// they are not looked at.
+    #[arg(long, value_name = "FILE|cluster")]
+    kubelet_certificate_authority: Option<PathBuf>,
     /// What brings connections to Services: userspace with processes, nftables with real containers by default; those in the kernel need
     /// root.
     #[arg(long, value_enum)]
@@ -77,12 +87,6 @@ struct Up {
     /// Enforce NetworkPolicies, for real containers; connections that exist are kept, or cut when they are no longer allowed.
     #[arg(long, value_enum, value_name = "EXISTING")]
     network_policy: Option<Existing>,
-    /// Connect pods by CNI plug-ins, for the OCI runtime, by the configuration in this directory.
-    #[arg(long, value_name = "DIR")]
-    cni_conf_dir: Option<PathBuf>,
-    /// Where CNI plug-ins are; may be repeated.
-    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
-    cni_bin_dir: Vec<PathBuf>,
     /// Serve Ingresses here, in the clear.
     #[arg(long, value_name = "ADDRESS", requires = "ingress_https")]
     ingress_http: Option<SocketAddr>,
@@ -92,6 +96,26 @@ struct Up {
     /// Serve a port of Gateways at an address, such as `80=127.0.0.1:8080`; may be repeated.
     #[arg(long, value_name = "PORT=ADDRESS", value_parser = gateway_port)]
     gateway: Vec<(u16, SocketAddr)>,
+}
+
+/// What runs containers, of a cluster or of one node.
+#[derive(clap::Args)]
+struct Engine {
+    /// What runs the containers.
+    #[arg(long, value_enum, default_value_t = Runtime::Process)]
+    runtime: Runtime,
+    /// The socket of the CRI server.
+    #[arg(long, default_value = "/run/containerd/containerd.sock")]
+    cri_socket: PathBuf,
+    /// The OCI runtime's program; runc by default.
+    #[arg(long)]
+    oci_runtime: Option<PathBuf>,
+    /// Connect pods by CNI plug-ins, for the OCI runtime, by the configuration in this directory.
+    #[arg(long, value_name = "DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    /// Where CNI plug-ins are; may be repeated.
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    cni_bin_dir: Vec<PathBuf>,
     /// An OCI layout or archive to take images from, for the OCI runtime; may be repeated.
     #[arg(long)]
     image: Vec<PathBuf>,
@@ -102,6 +126,11 @@ fn gateway_port(text: &str) -> Result<(u16, SocketAddr), String> {
     let (port, address) = text.split_once('=').ok_or("a port, `=` and an address are needed")?;
     let port = port.parse().map_err(|error| format!("{port}: {error}"))?;
     Ok((port, address.parse().map_err(|error| format!("{address}: {error}"))?))
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("there is no =")?;
+    if key.is_empty() { Err("there is nothing before =".to_owned()) } else { Ok((key.into(), value.into())) }
 }
 
 #[derive(clap::Args)]
@@ -191,7 +220,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let command = arguments.command;
     match &command {
-        Command::Up(_) | Command::Explain(_) => {}
+        Command::Up(_) | Command::Node(_) | Command::Explain(_) => {}
         Command::Assets { folder } => return install(folder),
         // Only reached when a flag of kplane's own comes before the word.
         Command::Etcd => return serve_face(Face::Etcd, &Flags::default()),
@@ -208,6 +237,7 @@ fn main() -> ExitCode {
         match &command {
             Command::Explain(explain) => explained(explain).await,
             Command::Up(up) => run(up).await,
+            Command::Node(arguments) => agent::be_node(arguments).await,
             Command::Assets { .. } | Command::Etcd | Command::ApiServer => Ok(()),
         }
     });
@@ -287,22 +317,24 @@ async fn run(up: &Up) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let begin = Instant::now();
-    let is_real = matches!(up.runtime, Runtime::Oci | Runtime::Cri);
-    let nodes = up.nodes.unwrap_or(if is_real { 1 } else { 3 });
-    if !is_real && (up.oci_runtime.is_some() || !up.image.is_empty()) {
-        bail!("--oci-runtime and --image are for --runtime oci");
-    }
-    if up.cni_conf_dir.is_some() && up.runtime != Runtime::Oci {
-        bail!("--cni-conf-dir is for --runtime oci");
-    }
+    let nodes = up.nodes.unwrap_or(if up.engine.is_real()? { 1 } else { 3 });
     println!("starting a cluster with {nodes} node{}", if nodes == 1 { "" } else { "s" });
     let mut builder = Cluster::builder().nodes(usize::from(nodes));
-    builder = match up.runtime {
+    if let Some(path) = &up.kubelet_certificate_authority {
+        builder = builder.kubelet_authority(match path.to_str() {
+            Some("cluster") => KubeletAuthority::Cluster,
+            _ => KubeletAuthority::Pem(read(path)?),
+        });
+    }
+    builder = match up.engine.runtime {
         Runtime::Process => {
             builder.processes().context("the process runtime can't be used; try --runtime simulated")?
         }
         Runtime::Simulated => builder,
-        Runtime::Oci | Runtime::Cri => with_containers(builder, up)?,
+        #[cfg(all(feature = "containers", target_os = "linux"))]
+        Runtime::Oci | Runtime::Cri => builder.containers(up.engine.containers(&up.dir)),
+        #[cfg(not(all(feature = "containers", target_os = "linux")))]
+        Runtime::Oci | Runtime::Cri => bail!(NO_CONTAINERS),
     };
     let cluster = with_network(builder, up).start().await.context("the cluster could not be started")?;
     for (part, took) in cluster.startup() {
@@ -315,6 +347,16 @@ async fn run(up: &Up) -> Result<()> {
     let serving = cluster.serve(up.listen).await?;
     write_private(&up.kubeconfig, &serving.kubeconfig)
         .with_context(|| format!("{} can't be written", up.kubeconfig.display()))?;
+    for (name, folder) in &up.join {
+        let folder = Path::new(folder);
+        std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        for (file, text) in
+            [("kubeconfig", cluster.node_kubeconfig(name)?), ("ca.crt", cluster.ca_pem().to_owned())]
+        {
+            let path = folder.join(file);
+            write_private(&path, &text).with_context(|| format!("{} can't be written", path.display()))?;
+        }
+    }
     report(&format!("https://{}", serving.address), before.elapsed());
     report("ready", begin.elapsed());
     println!(
@@ -351,26 +393,42 @@ fn with_network(mut builder: ClusterBuilder, up: &Up) -> ClusterBuilder {
     builder
 }
 
-#[cfg(all(feature = "containers", target_os = "linux"))]
-fn with_containers(builder: ClusterBuilder, up: &Up) -> Result<ClusterBuilder> {
-    let containers = match up.runtime {
-        Runtime::Cri => kplane::Containers::cri(&up.cri_socket, &up.dir),
-        _ => kplane::Containers::oci(&up.dir),
-    };
-    let containers = up.oci_runtime.iter().fold(containers, kplane::Containers::program);
-    let containers = up.cni_conf_dir.iter().fold(containers, |containers, dir| {
-        let mut options = kplane::knet::network::cni::CniOptions::default();
-        options.config_dir.clone_from(dir);
-        options.plugin_dirs.clone_from(&up.cni_bin_dir);
-        options.cache_dir = up.dir.join("cni");
-        containers.cni(options)
-    });
-    Ok(builder.containers(up.image.iter().fold(containers, kplane::Containers::image)))
+#[cfg(not(all(feature = "containers", target_os = "linux")))]
+const NO_CONTAINERS: &str = "real containers need Linux and a build with the feature containers";
+
+impl Engine {
+    /// Whether containers are real.
+    fn is_real(&self) -> Result<bool> {
+        let is_real = matches!(self.runtime, Runtime::Oci | Runtime::Cri);
+        if !is_real && (self.oci_runtime.is_some() || !self.image.is_empty()) {
+            bail!("--oci-runtime and --image are for --runtime oci");
+        }
+        if self.cni_conf_dir.is_some() && self.runtime != Runtime::Oci {
+            bail!("--cni-conf-dir is for --runtime oci");
+        }
+        Ok(is_real)
+    }
+
+    #[cfg(all(feature = "containers", target_os = "linux"))]
+    fn containers(&self, dir: &Path) -> kplane::Containers {
+        let containers = match self.runtime {
+            Runtime::Cri => kplane::Containers::cri(&self.cri_socket, dir),
+            _ => kplane::Containers::oci(dir),
+        };
+        let containers = self.oci_runtime.iter().fold(containers, kplane::Containers::program);
+        let containers = self.cni_conf_dir.iter().fold(containers, |containers, folder| {
+            let mut options = kplane::knet::network::cni::CniOptions::default();
+            options.config_dir.clone_from(folder);
+            options.plugin_dirs.clone_from(&self.cni_bin_dir);
+            options.cache_dir = dir.join("cni");
+            containers.cni(options)
+        });
+        self.image.iter().fold(containers, kplane::Containers::image)
+    }
 }
 
-#[cfg(not(all(feature = "containers", target_os = "linux")))]
-fn with_containers(_: ClusterBuilder, _: &Up) -> Result<ClusterBuilder> {
-    bail!("real containers need Linux and a build with the feature containers")
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("{} can't be read", path.display()))
 }
 
 fn report(what: &str, took: Duration) {
