@@ -31,7 +31,9 @@ mod nodes;
 #[cfg(target_os = "linux")]
 mod oci;
 mod paused_time;
+mod peer;
 mod pod_tokens;
+mod real_server;
 mod scenarios;
 mod scheduling;
 mod schemathesis;
