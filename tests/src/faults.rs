@@ -64,6 +64,7 @@ struct Watcher {
     sets: Informer<ReplicaSet>,
     claims: Informer<PersistentVolumeClaim>,
     deployments: Informer<Deployment>,
+    jobs: Informer<Job>,
     disks: Disks,
     seen: Mutex<Seen>,
 }
@@ -77,6 +78,7 @@ impl Watcher {
             claims: self.claims.in_namespace("default"),
             disks: self.disks.there(),
             web: self.deployments.get("default", "web"),
+            work: self.jobs.get("default", "work"),
         };
         lock(&self.seen).observe(&self.scenario, &view);
     }
@@ -85,6 +87,7 @@ impl Watcher {
     async fn watch(self: Arc<Self>) {
         let (mut pods, mut sets) = (self.pods.subscribe(), self.sets.subscribe());
         let (mut claims, mut deployments) = (self.claims.subscribe(), self.deployments.subscribe());
+        let mut jobs = self.jobs.subscribe();
         loop {
             let more = tokio::select! {
                 biased;
@@ -92,6 +95,7 @@ impl Watcher {
                 batch = sets.next() => batch.is_some(),
                 batch = claims.next() => batch.is_some(),
                 batch = deployments.next() => batch.is_some(),
+                batch = jobs.next() => batch.is_some(),
             };
             if !more {
                 return;
@@ -157,6 +161,7 @@ pub async fn run(seed: u64, faults: Option<Faults>, is_printed: bool) -> Result<
         sets: informers.of(Selection::all()),
         claims: informers.of(Selection::all()),
         deployments: informers.of(Selection::all()),
+        jobs: informers.of(Selection::all()),
         disks: disks.clone(),
         seen: Mutex::default(),
     });
@@ -171,7 +176,7 @@ pub async fn run(seed: u64, faults: Option<Faults>, is_printed: bool) -> Result<
         Err(error) => Err(error),
     };
     let gone = match &at_rest {
-        Ok(_) => rest::clear_away(&watcher, &client, &mut dice).await,
+        Ok(_) => clear_away(&mut world, &watcher, &client, &mut dice).await,
         Err(_) => Ok(()),
     };
     watching.abort();
@@ -247,6 +252,29 @@ async fn play(
         source.stop();
     }
     Ok(())
+}
+
+/// Deletes everything, under faults again where there are any, and sees that it goes.
+async fn clear_away(
+    world: &mut World,
+    watcher: &Watcher,
+    client: &Client,
+    dice: &mut Dice,
+) -> Result<(), String> {
+    let mut restarts = Dice(watcher.scenario.seed ^ 4);
+    if let Some(source) = &world.source {
+        source.resume();
+    }
+    rest::delete_all(client, dice).await?;
+    if let Some(source) = world.source.clone() {
+        for _ in 0..restarts.between(0, RESTARTS_MAX) {
+            tokio::time::sleep(Duration::from_millis(restarts.between(0, 5_000))).await;
+            disturb(world, &watcher.scenario, &mut restarts).await;
+        }
+        tokio::time::sleep(Duration::from_millis(restarts.between(0, 5_000))).await;
+        source.stop();
+    }
+    rest::nothing_is_left(watcher, client).await
 }
 
 /// Ends the controllers, or lets others run beside them for a moment. Each request takes its time, so that wherever a reconcile

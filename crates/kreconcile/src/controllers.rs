@@ -147,6 +147,9 @@ pub struct Settings {
     pub force_detach: bool,
     /// How many ended pods are kept in the cluster (`--terminated-pod-gc-threshold`); 0 keeps all. Default: 12,500.
     pub terminated_pods_max: usize,
+    /// How long the token of a Secret that was made for an account by itself must not have been used before it is marked, and how long it
+    /// stays marked before it goes (`--legacy-service-account-token-clean-up-period`). Default: [`LEGACY_TOKEN_AGE_MAX`].
+    pub legacy_token_age: Duration,
     /// Where [`LocalProvisioner`] makes volumes. Default: nowhere, and there is none.
     pub local_volumes: Option<PathBuf>,
     /// Who signs certificates. Default: nobody, and certificate requests are only approved.
@@ -175,6 +178,7 @@ impl Default for Settings {
             node_monitor_period: Duration::from_secs(5),
             force_detach: true,
             terminated_pods_max: 12_500,
+            legacy_token_age: LEGACY_TOKEN_AGE_MAX,
             local_volumes: None,
             signer: None,
             cloud: None,

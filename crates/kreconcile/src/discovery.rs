@@ -1,6 +1,6 @@
 //! Which kinds a server has.
 
-use http::{Method, Request, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use kube::client::Body;
 use serde_json::Value;
 
@@ -30,15 +30,56 @@ pub(crate) struct Discovery {
     pub(crate) failures: Vec<(String, String)>,
 }
 
+/// Asks again and again: an answer that has not changed is neither sent nor read again where the server has tags for it (KEP-3352).
+#[derive(Debug, Default)]
+pub(crate) struct Repeated {
+    known: [Option<Tagged>; 2],
+}
+
+/// An aggregated answer and its tag.
+#[derive(Debug)]
+struct Tagged {
+    tag: HeaderValue,
+    answer: Value,
+}
+
+impl Repeated {
+    /// What the server has; `None` when that is what it had the last time.
+    pub(crate) async fn discover(&mut self, requests: &Requests) -> Result<Option<Discovery>, kube::Error> {
+        let mut new = false;
+        for (root, known) in ROOTS.into_iter().zip(&mut self.known) {
+            match ask(requests, root, known.as_ref().map(|known| &known.tag)).await? {
+                Answer::Known => {}
+                Answer::New { answer, tag } => {
+                    let is_aggregated = answer["kind"] == AGGREGATED_KIND;
+                    *known = tag.filter(|_| is_aggregated).map(|tag| Tagged { tag, answer });
+                    new = true;
+                }
+            }
+        }
+        let [Some(core), Some(others)] = &self.known else { return Ok(Some(discover(requests).await?)) };
+        if !new {
+            return Ok(None);
+        }
+        let mut discovery = Discovery::default();
+        for known in [core, others] {
+            read_aggregated(&known.answer, &mut discovery);
+        }
+        Ok(Some(discovery))
+    }
+}
+
+const ROOTS: [&str; 2] = ["/api", "/apis"];
+const AGGREGATED_KIND: &str = "APIGroupDiscoveryList";
 const AGGREGATED: &str =
     "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;q=0.9";
 
 /// Asks the server what it has: in two requests where it knows aggregated discovery (KEP-3352), else in one per group.
 pub(crate) async fn discover(requests: &Requests) -> Result<Discovery, kube::Error> {
     let mut discovery = Discovery::default();
-    for root in ["/api", "/apis"] {
-        let answer = ask(requests, root).await?;
-        if answer["kind"] == "APIGroupDiscoveryList" {
+    for root in ROOTS {
+        let Answer::New { answer, .. } = ask(requests, root, None).await? else { continue };
+        if answer["kind"] == AGGREGATED_KIND {
             read_aggregated(&answer, &mut discovery);
         } else {
             ask_each(requests, root, &answer, &mut discovery).await;
@@ -47,11 +88,29 @@ pub(crate) async fn discover(requests: &Requests) -> Result<Discovery, kube::Err
     Ok(discovery)
 }
 
-async fn ask(requests: &Requests, path: &str) -> Result<Value, kube::Error> {
-    let request = Request::builder().method(Method::GET).uri(path).header(header::ACCEPT, AGGREGATED);
+/// What a server answers to a caller who may have the answer already.
+enum Answer {
+    New {
+        answer: Value,
+        tag: Option<HeaderValue>,
+    },
+    /// What the caller's tag stands for.
+    Known,
+}
+
+async fn ask(requests: &Requests, path: &str, known: Option<&HeaderValue>) -> Result<Answer, kube::Error> {
+    let mut request = Request::builder().method(Method::GET).uri(path).header(header::ACCEPT, AGGREGATED);
+    if let Some(tag) = known {
+        request = request.header(header::IF_NONE_MATCH, tag);
+    }
     let request = request.body(Body::empty()).map_err(kube::Error::HttpError)?;
-    let bytes = request::body_of(requests.client().send(request).await?).await?;
-    serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)
+    let response = requests.client().send(request).await?;
+    if known.is_some() && response.status() == StatusCode::NOT_MODIFIED {
+        return Ok(Answer::Known);
+    }
+    let tag = response.headers().get(header::ETAG).cloned();
+    let bytes = request::body_of(response).await?;
+    Ok(Answer::New { answer: serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)?, tag })
 }
 
 fn items<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
@@ -145,6 +204,50 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    /// A server with tags is read again when it has something new; one without, each time.
+    #[tokio::test]
+    async fn what_has_not_changed_is_not_read_again() {
+        use std::sync::{Arc, Mutex};
+
+        for tagged in [true, false] {
+            let state = Arc::new(Mutex::new(("1".to_owned(), Vec::<String>::new())));
+            let shared = Arc::clone(&state);
+            let service = tower::service_fn(move |request: Request<Body>| {
+                let mut state = shared.lock().unwrap();
+                let asked = request.headers().get(header::IF_NONE_MATCH).and_then(|tag| tag.to_str().ok());
+                let is_known = tagged && asked == Some(&*state.0);
+                let mut response = http::Response::builder();
+                if tagged {
+                    response = response.header(header::ETAG, &*state.0);
+                }
+                let body = json!({"kind": AGGREGATED_KIND, "items": [{"metadata": {"name": "g"}, "versions": [{"version": "v1",
+                    "resources": [{"resource": format!("things{}", state.0), "scope": "Cluster", "responseKind": {"kind": "Thing"}, "verbs": ["list"]}]}]}]});
+                let (code, body) =
+                    if is_known { (304, Vec::new()) } else { (200, body.to_string().into_bytes()) };
+                state.1.push(format!("{} {code}", request.uri().path()));
+                let response = response.status(code).body(Body::from(body)).unwrap();
+                async move { Ok::<_, std::convert::Infallible>(response) }
+            });
+            let requests = Requests::new(kube::Client::new(service, "default"));
+            let mut repeated = Repeated::default();
+            let mut kinds = async || {
+                let found = repeated.discover(&requests).await.unwrap();
+                found.map(|found| {
+                    found.resources.iter().map(|one| one.resource.plural.clone()).collect::<Vec<_>>()
+                })
+            };
+            assert_eq!(kinds().await.as_deref(), Some(&["things1".to_owned()][..]));
+            let again = kinds().await;
+            assert_eq!(again.is_none(), tagged, "{again:?}");
+            state.lock().unwrap().0 = "2".to_owned();
+            assert_eq!(kinds().await.as_deref(), Some(&["things2".to_owned()][..]));
+            if tagged {
+                let expected = ["/api 200", "/apis 200", "/api 304", "/apis 304", "/api 200", "/apis 200"];
+                assert_eq!(state.lock().unwrap().1, expected);
+            }
+        }
+    }
 
     #[test]
     fn the_preferred_version_of_each_kind_is_taken() {

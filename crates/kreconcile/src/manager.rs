@@ -268,8 +268,9 @@ impl Running {
         self.health().values().all(|health| !matches!(health, Health::Failing(_)))
     }
 
-    /// What the controllers count, as Prometheus reads it: `workqueue_depth`, `_adds_total`, `_retries_total` and
-    /// `_work_duration_seconds` as client-go has them, `controller_runtime_reconcile_total`, `_reconcile_errors_total`,
+    /// What the controllers count, as Prometheus reads it: `workqueue_depth`, `_adds_total`, `_retries_total`,
+    /// `_queue_duration_seconds`, `_work_duration_seconds`, `_unfinished_work_seconds` and `_longest_running_processor_seconds` as
+    /// client-go has them, `controller_runtime_reconcile_total`, `_reconcile_errors_total`,
     /// `_reconcile_panics_total` and `_active_workers` as controller-runtime. Counters begin with the manager, not with a term of the
     /// leader.
     #[must_use]

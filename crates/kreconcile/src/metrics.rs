@@ -5,15 +5,17 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::controller::ControllerStats;
 
-/// The bounds of durations in seconds: powers of ten from 10 ns on, as client-go's.
+/// The bounds of durations in seconds: powers of ten from 10 ns on, as controller-runtime's; client-go's end at 10 s.
 const BOUNDS: [&str; 12] =
     ["1e-08", "1e-07", "1e-06", "1e-05", "0.0001", "0.001", "0.01", "0.1", "1", "10", "100", "1000"];
 /// The first of them in nanoseconds.
@@ -56,8 +58,50 @@ pub(crate) struct QueueCounts {
     pub(crate) adds: AtomicU64,
     /// Items that were added after a failure.
     pub(crate) retries: AtomicU64,
-    /// Items that can be taken.
+    /// Items that were added and not taken since, those that are being worked on among them.
     pub(crate) depth: AtomicU64,
+    /// How long items waited from when they were added until they were taken.
+    pub(crate) waits: Durations,
+    under_way: Mutex<UnderWay>,
+}
+
+/// Names the work on one item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct WorkNumber(u64);
+
+/// When the work began that has not ended yet. There are as many entries as a controller has workers, at most.
+#[derive(Debug, Default)]
+struct UnderWay {
+    last: u64,
+    began: BTreeMap<WorkNumber, Instant>,
+}
+
+impl QueueCounts {
+    fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Work on an item begins.
+    pub(crate) fn begin(&self, now: Instant) -> WorkNumber {
+        let mut under_way = self.under_way();
+        under_way.last += 1;
+        let number = WorkNumber(under_way.last);
+        under_way.began.insert(number, now);
+        number
+    }
+
+    /// It has ended.
+    pub(crate) fn end(&self, number: WorkNumber) {
+        self.under_way().began.remove(&number);
+    }
+
+    /// How long all work that is under way has taken together, and the longest of it.
+    fn unfinished(&self, now: Instant) -> (Duration, Duration) {
+        let times = |began: &Instant| now.saturating_duration_since(*began);
+        let under_way = self.under_way();
+        let longest = under_way.began.values().map(times).max();
+        (under_way.began.values().map(times).sum(), longest.unwrap_or_default())
+    }
 }
 
 /// The sums over the loops of one controller.
@@ -70,12 +114,45 @@ struct Sums {
     ended: u64,
     failures: u64,
     panics: u64,
+    waits: Histogram,
+    work: Histogram,
+    unfinished: Duration,
+    longest: Duration,
+}
+
+/// The sums of [`Durations`].
+#[derive(Default)]
+struct Histogram {
     buckets: [u64; BOUNDS.len()],
+    count: u64,
     nanos: u64,
 }
 
+impl Histogram {
+    fn add(&mut self, durations: &Durations) {
+        let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
+        self.count += read(&durations.count);
+        self.nanos += read(&durations.sum_nanos);
+        for (sum, bucket) in self.buckets.iter_mut().zip(&durations.buckets) {
+            *sum += read(bucket);
+        }
+    }
+
+    fn write(&self, out: &mut String, name: &str, controller: &str) {
+        let mut below = 0;
+        for (bound, bucket) in BOUNDS.iter().zip(self.buckets) {
+            below += bucket;
+            let _ = writeln!(out, "{name}_bucket{{name={controller:?},le=\"{bound}\"}} {below}");
+        }
+        let _ = writeln!(out, "{name}_bucket{{name={controller:?},le=\"+Inf\"}} {}", self.count);
+        let seconds = Duration::from_nanos(self.nanos).as_secs_f64();
+        let _ = writeln!(out, "{name}_sum{{name={controller:?}}} {seconds}");
+        let _ = writeln!(out, "{name}_count{{name={controller:?}}} {}", self.count);
+    }
+}
+
 impl Sums {
-    fn add(&mut self, stats: &ControllerStats) {
+    fn add(&mut self, stats: &ControllerStats, now: Instant) {
         let read = |number: &AtomicU64| number.load(Ordering::Relaxed);
         self.depth += read(&stats.queue.depth);
         self.adds += read(&stats.queue.adds);
@@ -85,18 +162,20 @@ impl Sums {
         self.ended += read(&stats.work.count);
         self.started += read(&stats.reconciles);
         self.panics += read(&stats.panics);
-        self.nanos += read(&stats.work.sum_nanos);
-        for (sum, bucket) in self.buckets.iter_mut().zip(&stats.work.buckets) {
-            *sum += read(bucket);
-        }
+        self.waits.add(&stats.queue.waits);
+        self.work.add(&stats.work);
+        let (unfinished, longest) = stats.queue.unfinished(now);
+        self.unfinished += unfinished;
+        self.longest = self.longest.max(longest);
     }
 }
 
 /// The counters of these controllers as text; those of one name are added up.
 pub(crate) fn text(controllers: &[(Arc<str>, Arc<ControllerStats>)]) -> String {
     let mut all: BTreeMap<&str, Sums> = BTreeMap::new();
+    let now = Instant::now();
     for (name, stats) in controllers {
-        all.entry(name).or_default().add(stats);
+        all.entry(name).or_default().add(stats, now);
     }
     let mut out = String::new();
     let mut family = |name: &str, kind: &str, help: &str, line: &dyn Fn(&mut String, &str, &Sums)| {
@@ -107,7 +186,7 @@ pub(crate) fn text(controllers: &[(Arc<str>, Arc<ControllerStats>)]) -> String {
     };
     type Number = fn(&Sums) -> u64;
     let plain: [(&str, &str, &str, &str, Number); 6] = [
-        ("workqueue_depth", "gauge", "name", "Items that can be taken.", |sums| sums.depth),
+        ("workqueue_depth", "gauge", "name", "Items that were added and not taken since.", |sums| sums.depth),
         ("workqueue_adds_total", "counter", "name", "Items that were added.", |sums| sums.adds),
         ("workqueue_retries_total", "counter", "name", "Items that were added after a failure.", |sums| {
             sums.retries
@@ -141,24 +220,37 @@ pub(crate) fn text(controllers: &[(Arc<str>, Arc<ControllerStats>)]) -> String {
         let _ = writeln!(out, "{name}{{controller={controller:?},result=\"error\"}} {}", sums.failures);
         let _ = writeln!(out, "{name}{{controller={controller:?},result=\"success\"}} {good}");
     });
-    let name = "workqueue_work_duration_seconds";
-    family(name, "histogram", "How long it takes to work on an item.", &|out, controller, sums| {
-        let mut below = 0;
-        for (bound, bucket) in BOUNDS.iter().zip(sums.buckets) {
-            below += bucket;
-            let _ = writeln!(out, "{name}_bucket{{name={controller:?},le=\"{bound}\"}} {below}");
-        }
-        let _ = writeln!(out, "{name}_bucket{{name={controller:?},le=\"+Inf\"}} {}", sums.ended);
-        let seconds = Duration::from_nanos(sums.nanos).as_secs_f64();
-        let _ = writeln!(out, "{name}_sum{{name={controller:?}}} {seconds}");
-        let _ = writeln!(out, "{name}_count{{name={controller:?}}} {}", sums.ended);
-    });
+    type Time = fn(&Sums) -> Duration;
+    let times: [(&str, &str, Time); 2] = [
+        ("workqueue_unfinished_work_seconds", "How long all work that is under way has taken.", |sums| {
+            sums.unfinished
+        }),
+        (
+            "workqueue_longest_running_processor_seconds",
+            "How long the longest work that is under way has taken.",
+            |sums| sums.longest,
+        ),
+    ];
+    for (name, help, time) in times {
+        family(name, "gauge", help, &|out, controller, sums| {
+            let _ = writeln!(out, "{name}{{name={controller:?}}} {}", time(sums).as_secs_f64());
+        });
+    }
+    type Which = fn(&Sums) -> &Histogram;
+    let histograms: [(&str, &str, Which); 2] = [
+        ("workqueue_queue_duration_seconds", "How long an item waits to be taken.", |sums| &sums.waits),
+        ("workqueue_work_duration_seconds", "How long it takes to work on an item.", |sums| &sums.work),
+    ];
+    for (name, help, which) in histograms {
+        family(name, "histogram", help, &|out, controller, sums| which(sums).write(out, name, controller));
+    }
     out
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::WorkQueue;
 
     #[test]
     fn loops_of_one_name_are_added_up() {
@@ -184,8 +276,62 @@ mod tests {
             "workqueue_work_duration_seconds_bucket{name=\"twins\",le=\"1000\"} 3",
             "workqueue_work_duration_seconds_bucket{name=\"twins\",le=\"+Inf\"} 4",
             "workqueue_work_duration_seconds_sum{name=\"twins\"} 1003",
+            "# TYPE workqueue_queue_duration_seconds histogram",
+            "workqueue_queue_duration_seconds_count{name=\"twins\"} 0",
         ] {
             assert!(told.lines().any(|known| known == line), "{line}\n{told}");
         }
+    }
+
+    /// By client-go's rules: an item waits from when it was first added, also while it is being worked on; work that was taken and not
+    /// done is unfinished, until the queue itself is gone.
+    #[tokio::test(start_paused = true)]
+    async fn waits_and_unfinished_work_are_told() {
+        let (one, other) = (Arc::<ControllerStats>::default(), Arc::<ControllerStats>::default());
+        let both: [(Arc<str>, _); 2] = [("x".into(), Arc::clone(&one)), ("x".into(), Arc::clone(&other))];
+        let told = |expected: &[&str]| {
+            let text = text(&both);
+            for line in expected {
+                assert!(text.lines().any(|known| known == *line), "{line}\n{text}");
+            }
+        };
+        let (queue, second) =
+            (WorkQueue::counting(Arc::clone(&one.queue)), WorkQueue::counting(Arc::clone(&other.queue)));
+        let pass = async |seconds| tokio::time::sleep(Duration::from_secs(seconds)).await;
+        queue.add("a");
+        pass(2).await;
+        queue.add("a");
+        pass(3).await;
+        queue.take().await;
+        second.add("b");
+        second.take().await;
+        pass(4).await;
+        queue.add("a");
+        pass(6).await;
+        told(&[
+            "# TYPE workqueue_unfinished_work_seconds gauge",
+            "workqueue_queue_duration_seconds_bucket{name=\"x\",le=\"1e-08\"} 1",
+            "workqueue_queue_duration_seconds_bucket{name=\"x\",le=\"1\"} 1",
+            "workqueue_queue_duration_seconds_bucket{name=\"x\",le=\"10\"} 2",
+            "workqueue_queue_duration_seconds_sum{name=\"x\"} 5",
+            "workqueue_depth{name=\"x\"} 1",
+            "workqueue_unfinished_work_seconds{name=\"x\"} 20",
+            "workqueue_longest_running_processor_seconds{name=\"x\"} 10",
+        ]);
+        queue.done(&"a");
+        queue.take().await;
+        pass(1).await;
+        told(&[
+            "workqueue_queue_duration_seconds_sum{name=\"x\"} 11",
+            "workqueue_queue_duration_seconds_count{name=\"x\"} 3",
+            "workqueue_depth{name=\"x\"} 0",
+            "workqueue_unfinished_work_seconds{name=\"x\"} 12",
+            "workqueue_longest_running_processor_seconds{name=\"x\"} 11",
+        ]);
+        drop((queue, second));
+        told(&[
+            "workqueue_unfinished_work_seconds{name=\"x\"} 0",
+            "workqueue_longest_running_processor_seconds{name=\"x\"} 0",
+        ]);
     }
 }

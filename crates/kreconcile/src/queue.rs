@@ -1,7 +1,7 @@
 //! The work queue: each item once, never twice at the same time.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     fmt,
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
@@ -11,7 +11,11 @@ use std::{
 use ahash::RandomState;
 use tokio::{sync::Notify, time::Instant};
 
-use crate::{backoff::RateLimiter, key::ObjectKey, metrics::QueueCounts};
+use crate::{
+    backoff::RateLimiter,
+    key::ObjectKey,
+    metrics::{QueueCounts, WorkNumber},
+};
 
 /// The most items that wait for their time. Beyond it an item is made ready at once: too early does no harm to work
 /// that is idempotent, and lost would.
@@ -50,9 +54,9 @@ pub struct WorkQueue<T = ObjectKey> {
 struct State<T> {
     /// What can be taken: highest priority first, then in order of arrival.
     ready: BTreeMap<(std::cmp::Reverse<i32>, u64), T>,
-    /// What must still be worked on: the place in `ready`, or the priority for items that are being worked on now.
-    dirty: HashMap<T, (i32, Option<u64>), RandomState>,
-    processing: HashSet<T, RandomState>,
+    /// What must still be worked on.
+    dirty: HashMap<T, Waiting, RandomState>,
+    processing: HashMap<T, WorkNumber, RandomState>,
     delayed: BTreeMap<(Instant, u64), (T, i32)>,
     /// The place in `delayed`, so that an item waits once, until its earliest time.
     delayed_at: HashMap<T, (Instant, u64), RandomState>,
@@ -60,6 +64,23 @@ struct State<T> {
     sequence: u64,
     shutting_down: bool,
     counts: Arc<QueueCounts>,
+}
+
+/// An item that must still be worked on.
+struct Waiting {
+    priority: i32,
+    /// The place in `ready`; none as long as the item is being worked on.
+    place: Option<u64>,
+    since: Instant,
+}
+
+impl<T> Drop for State<T> {
+    /// What was taken and is dropped with the queue is not under way any more.
+    fn drop(&mut self) {
+        for (_, number) in self.processing.drain() {
+            self.counts.end(number);
+        }
+    }
 }
 
 impl<T> fmt::Debug for WorkQueue<T> {
@@ -86,31 +107,31 @@ impl<T: Clone + Eq + Hash> State<T> {
         }
         self.sequence += 1;
         match self.dirty.get_mut(&item) {
-            Some((known, place)) => {
-                if priority <= *known {
+            Some(waiting) => {
+                if priority <= waiting.priority {
                     return;
                 }
-                if let Some(at) = *place
-                    && let Some(item) = self.ready.remove(&(std::cmp::Reverse(*known), at))
+                if let Some(at) = waiting.place
+                    && let Some(item) = self.ready.remove(&(std::cmp::Reverse(waiting.priority), at))
                 {
                     self.ready.insert((std::cmp::Reverse(priority), at), item);
                 }
-                *known = priority;
+                waiting.priority = priority;
             }
             None => {
                 self.counts.adds.fetch_add(1, Ordering::Relaxed);
-                let place = (!self.processing.contains(&item)).then_some(self.sequence);
+                let place = (!self.processing.contains_key(&item)).then_some(self.sequence);
                 if let Some(at) = place {
                     self.ready.insert((std::cmp::Reverse(priority), at), item.clone());
                 }
-                self.dirty.insert(item, (priority, place));
+                self.dirty.insert(item, Waiting { priority, place, since: now() });
                 self.note_depth();
             }
         }
     }
 
     fn note_depth(&self) {
-        self.counts.depth.store(self.ready.len() as u64, Ordering::Relaxed);
+        self.counts.depth.store(self.dirty.len() as u64, Ordering::Relaxed);
     }
 
     fn add_at(&mut self, item: T, at: Instant, priority: i32) {
@@ -142,8 +163,12 @@ impl<T: Clone + Eq + Hash> State<T> {
 
     fn pop(&mut self) -> Option<T> {
         let (_, item) = self.ready.pop_first()?;
-        self.dirty.remove(&item);
-        self.processing.insert(item.clone());
+        let now = now();
+        if let Some(waiting) = self.dirty.remove(&item) {
+            self.counts.waits.note(now.saturating_duration_since(waiting.since));
+        }
+        let number = self.counts.begin(now);
+        self.processing.insert(item.clone(), number);
         self.note_depth();
         Some(item)
     }
@@ -162,7 +187,7 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
         let state = State {
             ready: BTreeMap::new(),
             dirty: HashMap::default(),
-            processing: HashSet::default(),
+            processing: HashMap::default(),
             delayed: BTreeMap::new(),
             delayed_at: HashMap::default(),
             limiter,
@@ -277,14 +302,17 @@ impl<T: Clone + Eq + Hash> WorkQueue<T> {
     /// The item has been worked on. If it was added in the meantime it can be taken again.
     pub fn done(&self, item: &T) {
         let mut state = self.state();
-        state.processing.remove(item);
+        if let Some(number) = state.processing.remove(item) {
+            state.counts.end(number);
+        }
         let sequence = state.sequence + 1;
-        if let Some((priority, place @ None)) = state.dirty.get_mut(item) {
-            *place = Some(sequence);
-            let key = (std::cmp::Reverse(*priority), sequence);
+        if let Some(waiting) = state.dirty.get_mut(item)
+            && waiting.place.is_none()
+        {
+            waiting.place = Some(sequence);
+            let key = (std::cmp::Reverse(waiting.priority), sequence);
             state.ready.insert(key, item.clone());
             state.sequence = sequence;
-            state.note_depth();
         }
         let idle = state.processing.is_empty();
         drop(state);

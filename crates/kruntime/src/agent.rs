@@ -12,6 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -86,6 +87,13 @@ pub struct NodeConfig {
     /// A file, or a directory of files, each with a pod that the node runs by itself (upstream's `staticPodPath`); see
     /// [`static_pods`](crate::static_pods). None by default.
     pub static_pods: Option<PathBuf>,
+    /// How long the node's Lease holds, whole seconds; it is renewed when a quarter of that has passed, but not more than once in a second
+    /// (upstream's `nodeLeaseDurationSeconds`). Whoever makes it longer gives the node lifecycle controller more patience, too.
+    /// [`LEASE_DEFAULT`](crate::node::LEASE_DEFAULT) by default.
+    pub lease: Duration,
+    /// How often a status that has not changed is written, not more than once in a second (upstream's
+    /// `nodeStatusReportFrequency`). [`STATUS_EVERY_DEFAULT`](crate::node::STATUS_EVERY_DEFAULT) by default.
+    pub status_every: Duration,
 }
 
 impl NodeConfig {
@@ -110,6 +118,8 @@ impl NodeConfig {
             events,
             eviction: None,
             static_pods: None,
+            lease: node::LEASE_DEFAULT,
+            status_every: node::STATUS_EVERY_DEFAULT,
         }
     }
 }

@@ -20,12 +20,15 @@ use crate::{
     eviction::Pressure,
 };
 
-/// How often a node renews its Lease (a quarter of its duration, as upstream).
-pub const LEASE_EVERY: Duration = Duration::from_secs(10);
-/// How long a Lease holds.
-pub const LEASE_SECONDS: i32 = 40;
-/// How often a status that has not changed is written (upstream's `nodeStatusReportFrequency`).
-pub const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// How long a Lease holds where a node's configuration says nothing else (upstream's `nodeLeaseDurationSeconds`).
+pub const LEASE_DEFAULT: Duration = Duration::from_secs(40);
+/// A Lease is renewed when this part of its time has passed, as upstream.
+const RENEWALS_PER_LEASE: u32 = 4;
+/// How often a status that has not changed is written where a node's configuration says nothing else (upstream's
+/// `nodeStatusReportFrequency`).
+pub const STATUS_EVERY_DEFAULT: Duration = Duration::from_secs(300);
+/// How long it takes at most until nodes are looked at again that have come meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How soon a failed write is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked who is due: one look at all nodes costs less than a look for each.
@@ -68,7 +71,7 @@ pub(crate) async fn run(inner: &Inner) {
         beats.extend(done);
         let next = nodes.iter().filter_map(|node| beats.get(&node.config.name));
         let next = next.map(|beat| beat.lease_at.min(beat.status_at)).min();
-        let next = next.unwrap_or_else(|| now + LEASE_EVERY).max(now + TICK);
+        let next = next.unwrap_or_else(|| now + LOOK_EVERY).max(now + TICK);
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = inner.node_changed.notified() => {}
@@ -90,7 +93,7 @@ async fn beat_once(inner: &Inner, node: &Node, mut beat: Beat) -> Beat {
         match written {
             Ok(()) => {
                 beat.registered = true;
-                beat.status_at = now + STATUS_EVERY;
+                beat.status_at = now + node.config.status_every.max(RETRY_AFTER);
             }
             Err(error) => {
                 // A node that somebody deleted registers again.
@@ -101,9 +104,10 @@ async fn beat_once(inner: &Inner, node: &Node, mut beat: Beat) -> Beat {
         }
     }
     if beat.registered && beat.lease_at <= now {
+        let renewed_every = (node.config.lease / RENEWALS_PER_LEASE).max(RETRY_AFTER);
         beat.lease_at = match renew(inner, node).await {
-            Ok(()) if first => now + LEASE_EVERY.mul_f64(rand::rng().random_range(0.1..1.0)),
-            Ok(()) => now + LEASE_EVERY,
+            Ok(()) if first => now + renewed_every.mul_f64(rand::rng().random_range(0.1..1.0)),
+            Ok(()) => now + renewed_every,
             Err(error) => {
                 tracing::debug!(node = %node.config.name, %error, "the node's lease is not renewed yet");
                 now + RETRY_AFTER
@@ -143,7 +147,7 @@ async fn renew(inner: &Inner, node: &Node) -> Result<(), WriteError> {
     let name = &*node.config.name;
     let now = format_micro_time(inner.clock.now());
     let patch = json!({"spec": {
-        "renewTime": now, "holderIdentity": name, "leaseDurationSeconds": LEASE_SECONDS,
+        "renewTime": now, "holderIdentity": name, "leaseDurationSeconds": node.config.lease.as_secs().max(1),
     }});
     let path = format!("{LEASES}/{name}");
     match send(inner, Method::PATCH, path, "application/merge-patch+json", &patch).await {

@@ -7,6 +7,7 @@ use std::{
 
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet},
+    batch::v1::Job,
     core::v1::{PersistentVolumeClaim, Pod},
 };
 use kube::ResourceExt as _;
@@ -22,6 +23,7 @@ pub(super) struct View {
     /// The volumes whose storage is there.
     pub(super) disks: BTreeSet<String>,
     pub(super) web: Option<Arc<Deployment>>,
+    pub(super) work: Option<Arc<Job>>,
 }
 
 /// What has been seen of a run, through a client without faults.
@@ -32,6 +34,8 @@ pub(super) struct Seen {
     pub(super) ended: BTreeMap<String, Option<bool>>,
     /// The controller that each pod was first seen with, by the uids of both.
     owners: BTreeMap<String, String>,
+    /// What the job has counted: succeeded and failed.
+    counted: [i32; 2],
     /// The claims by name, with their uid and their volume, once it is known.
     claims: BTreeMap<String, (String, Option<String>)>,
     /// Whether the user has begun to delete claims.
@@ -79,6 +83,24 @@ impl Seen {
         self.check_owners(view);
         self.check_claims(view);
         self.check_rollout(scenario, view);
+        self.check_counts(view);
+    }
+
+    /// What a job has counted it does not take back, and what is to be counted is there once: a pod is counted once. That each is
+    /// counted at all is seen at rest ([`counts_fit`](Self::counts_fit)).
+    fn check_counts(&mut self, view: &View) {
+        let Some(status) = view.work.as_ref().and_then(|work| work.status.as_ref()) else { return };
+        let now = [status.succeeded, status.failed].map(Option::unwrap_or_default);
+        if now[0] < self.counted[0] || now[1] < self.counted[1] {
+            self.broken.insert(format!("the job counted {:?}, and then {now:?}", self.counted));
+        }
+        self.counted = now;
+        let uncounted = status.uncounted_terminated_pods.iter();
+        let uids: Vec<&String> =
+            uncounted.flat_map(|all| all.succeeded.iter().chain(&all.failed).flatten()).collect();
+        if uids.iter().collect::<BTreeSet<_>>().len() < uids.len() {
+            self.broken.insert(format!("a pod is to be counted twice: {uids:?}"));
+        }
     }
 
     /// How the pods of the job end, with which its counts are compared at rest.
@@ -204,6 +226,7 @@ mod tests {
             claims: all(&or_none("claims")),
             disks: serde_json::from_value(or_none("disks")).unwrap(),
             web: value.get("web").map(|web| Arc::new(serde_json::from_value(web.clone()).unwrap())),
+            work: value.get("work").map(|work| Arc::new(serde_json::from_value(work.clone()).unwrap())),
         }
     }
 
@@ -228,6 +251,11 @@ mod tests {
 
     fn web(replicas: u64) -> Value {
         json!({"metadata": {"name": "web"}, "spec": {"replicas": replicas, "selector": {}, "template": {}}})
+    }
+
+    fn work(succeeded: i32, failed: i32, uncounted: [&[&str]; 2]) -> Value {
+        let uncounted = json!({"succeeded": uncounted[0], "failed": uncounted[1]});
+        json!({"work": {"status": {"succeeded": succeeded, "failed": failed, "uncountedTerminatedPods": uncounted}}})
     }
 
     /// A calm run with `maxSurge` 1 and `maxUnavailable` 1.
@@ -272,6 +300,13 @@ mod tests {
                 ],
                 Some("belonged to a, and then to None"),
             ),
+            ("a job counts", vec![work(0, 1, [&["a"], &["b"]]), work(1, 2, [&[], &[]])], None),
+            (
+                "a job takes back",
+                vec![work(2, 1, [&[], &[]]), work(3, 0, [&[], &[]])],
+                Some("counted [2, 1], and then [3, 0]"),
+            ),
+            ("a pod that ended both ways", vec![work(0, 0, [&["a"], &["a"]])], Some("twice")),
             (
                 "a claim finds its volume",
                 vec![

@@ -27,7 +27,7 @@ use super::{
 /// How long everything may take to come to rest, in the cluster's time.
 const REST_MAX: Duration = Duration::from_secs(4 * 3600);
 /// How often it is looked whether everything is at rest.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// Waits until everything is as its specification says, and gives it in words.
 pub(super) async fn rest(watcher: &Watcher, client: &Client) -> Result<String, String> {
@@ -179,9 +179,8 @@ fn names<K: Resource>(objects: Vec<K>) -> Vec<String> {
     objects.iter().map(|object| object.name_any()).collect()
 }
 
-/// Deletes everything in one way or another; nothing may be left, but the claims until they are deleted too, and then neither their
-/// volumes nor what was stored.
-pub(super) async fn clear_away(watcher: &Watcher, client: &Client, dice: &mut Dice) -> Result<(), String> {
+/// Deletes everything but the claims, in one way or another.
+pub(super) async fn delete_all(client: &Client, dice: &mut Dice) -> Result<(), String> {
     let mut how = || {
         let policies = [PropagationPolicy::Background, PropagationPolicy::Foreground];
         let policy = policies[usize::from(dice.between(0, 1) == 1)].clone();
@@ -193,9 +192,21 @@ pub(super) async fn clear_away(watcher: &Watcher, client: &Client, dice: &mut Di
     for name in ["pair-a", "pair-b"] {
         Api::<ReplicaSet>::default_namespaced(client.clone()).delete(name, &how()).await.map_err(text)?;
     }
+    Ok(())
+}
+
+/// Of what was deleted nothing may be left, but the claims until they are deleted too, and then neither their volumes nor what was
+/// stored.
+pub(super) async fn nothing_is_left(watcher: &Watcher, client: &Client) -> Result<(), String> {
     until_none(|| async {
         let (pods, sets) = (names(all::<Pod>(client).await?), names(all::<ReplicaSet>(client).await?));
-        Ok([pods, sets, names(all::<ControllerRevision>(client).await?)].concat())
+        // Deletions in the foreground wait for what belongs to them.
+        let owners = [
+            names(all::<Deployment>(client).await?),
+            names(all::<StatefulSet>(client).await?),
+            names(all::<Job>(client).await?),
+        ];
+        Ok([pods, sets, names(all::<ControllerRevision>(client).await?), owners.concat()].concat())
     })
     .await?;
     watcher.check();

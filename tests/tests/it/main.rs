@@ -32,8 +32,10 @@ mod nodes;
 #[cfg(target_os = "linux")]
 mod oci;
 mod paused_time;
+mod peer;
 mod pod_tokens;
 mod proxies;
+mod real_server;
 mod scenarios;
 mod scheduling;
 mod schemathesis;

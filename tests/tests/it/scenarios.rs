@@ -14,6 +14,9 @@
 //! - `show KIND POINTER...`: each object's name with the values at these JSON pointers; `count KIND POINTER...`: how many objects have
 //!   which values. Behind KIND `?QUERY` narrows the list down. `[Type]` at a list of conditions stands for the one of that type;
 //!   a pointer with `?` at its end tells only whether something is there.
+//!
+//! With `KPLANE_PEER_CONTROLLER_MANAGER=PROGRAM` Kubernetes' own controllers play the part of kplane's, in real time and without what is
+//! `set`: what then differs from the file is where the two differ.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,11 +27,17 @@ use std::{
     time::Duration,
 };
 
+use kcore::{Clock, SystemClock, TokioClock};
 use kplane::{Cluster, ClusterBuilder};
 use kreconcile::{cloud::LocalCloud, controllers};
-use kruntime::runtime::simulated::SimulatedRuntime;
+use kruntime::runtime::{
+    ContainerConfig, SandboxConfig,
+    simulated::{AnnotationScript, Plan, Script, SimulatedRuntime},
+};
 use kube::Client;
 use serde_json::{Value, json};
+
+use crate::peer::{self, Peer};
 
 /// The kinds that scenarios are about: `plural group/version Kind`, with `*` at those without a namespace.
 const KINDS: &str = "
@@ -108,8 +117,13 @@ enum Setting {
     Ranges(String),
     /// `cloud`: load balancers get addresses from 203.0.113.1 on.
     Cloud,
-    /// `only NAME...`: these controllers and no scheduler, for times that are long where the others look around each few seconds.
+    /// `only NAME...`: these controllers, and a scheduler if it is named too, for times that are long where others look around each few
+    /// seconds.
     Only(Vec<String>),
+    /// `beat TIME`: nodes show that they are alive each TIME only, and are missed five times later: for times that are long.
+    Beat(Duration),
+    /// `token-age TIME`: so long legacy tokens must not have been used, and then be marked.
+    TokenAge(Duration),
     /// `ended-pods N`: so many pods that have ended are kept.
     EndedPods(usize),
 }
@@ -121,6 +135,8 @@ impl Setting {
             ("cloud", "") => Self::Cloud,
             ("only", names) => Self::Only(names.split_whitespace().map(str::to_owned).collect()),
             ("ranges", range) => Self::Ranges(range.to_owned()),
+            ("token-age", text) => Self::TokenAge(time(text)),
+            ("beat", text) => Self::Beat(time(text)),
             ("ended-pods", count) => Self::EndedPods(count.parse().unwrap()),
             _ => panic!("there is no setting {text}"),
         }
@@ -141,15 +157,49 @@ impl Setting {
                 settings.cloud = Some(Arc::new(LocalCloud::new(addresses)));
             }),
             Self::Only(names) => {
-                builder.without_controllers().without_scheduler().reconcilers(move |context| {
+                let (scheduler, names): (Vec<_>, Vec<_>) =
+                    names.into_iter().partition(|name| name == "scheduler");
+                let builder = builder.without_controllers();
+                let builder = if scheduler.is_empty() { builder.without_scheduler() } else { builder };
+                builder.reconcilers(move |context| {
                     let mut all = controllers::defaults(context);
                     all.retain(|controller| names.iter().any(|name| name == controller.name()));
                     assert_eq!(all.len(), names.len(), "controllers that are there: {names:?}");
                     all
                 })
             }
+            Self::TokenAge(age) => builder.settings(move |settings| settings.legacy_token_age = age),
+            Self::Beat(every) => builder
+                .configure_node(move |node| {
+                    node.lease = 4 * every;
+                    node.status_every = every;
+                })
+                .settings(move |settings| {
+                    settings.node_monitor_grace = 5 * every;
+                    settings.node_monitor_period = every;
+                }),
             Self::EndedPods(count) => builder.settings(move |settings| settings.terminated_pods_max = count),
         }
+    }
+}
+
+/// What containers do, by annotations; two more than elsewhere are about pods of indexed Jobs. Both are a number: the indexes that it
+/// divides are meant.
+///
+/// - `scenario/fails-each`: they fail, as often as they are tried;
+/// - `scenario/fails-first`: they fail at their first try.
+#[derive(Debug)]
+struct ByIndex;
+
+impl Script for ByIndex {
+    fn plan(&self, pod: &SandboxConfig, container: &ContainerConfig) -> Plan {
+        let plan = AnnotationScript.plan(pod, container);
+        let number = |key: &str| pod.annotations.get(key).map(|text| text.parse::<u32>().unwrap());
+        let Some(index) = number("batch.kubernetes.io/job-completion-index") else { return plan };
+        let is_first = number("batch.kubernetes.io/job-index-failure-count").unwrap_or(0) == 0;
+        let fails = |key| number(key).is_some_and(|step| index % step == 0);
+        let fails = fails("scenario/fails-each") || is_first && fails("scenario/fails-first");
+        Plan { exit_code: if fails { 1 } else { plan.exit_code }, ..plan }
     }
 }
 
@@ -184,21 +234,29 @@ fn at<'a>(value: &'a Value, pointer: &str) -> &'a Value {
 struct Stage {
     cluster: Cluster,
     client: Client,
+    _peer: Option<Peer>,
     texts: BTreeMap<String, String>,
     seen: String,
 }
 
 impl Stage {
     async fn start(nodes: usize, begin: &str, settings: Vec<Setting>, folder: &Path) -> Self {
-        let clock = kcore::TokioClock::starting_at(begin.parse().unwrap());
-        let clock: Arc<dyn kcore::Clock> = Arc::new(clock);
-        let runtime = SimulatedRuntime::new(Arc::clone(&clock));
+        let program = peer::program();
+        // A program beside this one knows no time but the real one.
+        let begin = if program.is_some() { SystemClock.now() } else { begin.parse().unwrap() };
+        let clock: Arc<dyn Clock> = Arc::new(TokioClock::starting_at(begin));
+        let runtime = SimulatedRuntime::with_script(Arc::clone(&clock), Arc::new(ByIndex));
         let builder = Cluster::builder().clock(clock).runtime(Arc::new(runtime)).nodes(nodes);
         let builder = settings.into_iter().fold(builder, |builder, setting| setting.apply(builder, folder));
+        let builder = if program.is_some() { builder.without_controllers() } else { builder };
         let cluster = builder.start().await.unwrap();
+        let peer = match program {
+            Some(program) => Some(Peer::start(program, &cluster).await),
+            None => None,
+        };
         // The controllers have made what every namespace has.
         tokio::time::sleep(Duration::from_secs(30)).await;
-        Self { client: cluster.client(), cluster, texts: BTreeMap::new(), seen: String::new() }
+        Self { client: cluster.client(), cluster, _peer: peer, texts: BTreeMap::new(), seen: String::new() }
     }
 
     async fn ask(&self, method: &str, path: &str, kind: &str, body: String) -> Result<Value, kube::Error> {
@@ -322,8 +380,8 @@ fn check(path: &Path) {
     let settings = starts("set").map(Setting::read).collect();
     let is_start = |line: &&str| ["nodes ", "at ", "set "].iter().any(|key| line.starts_with(key));
     let folder = tempfile::tempdir().unwrap();
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(peer::program().is_none()).build().unwrap();
     let seen = runtime.block_on(async {
         let mut stage = Stage::start(nodes, begin, settings, folder.path()).await;
         for line in lines().filter(|line| !is_start(line)) {
@@ -377,7 +435,9 @@ scenarios! {
     endpoints_by_hand_are_mirrored,
     groups_of_pods_in_use,
     job_of_a_thousand_indexes,
+    jobs_of_a_thousand_indexes_with_failures,
     jobs_that_fail_each_in_its_way,
+    legacy_tokens_that_nobody_uses,
     migrations_that_end_well_and_not,
     namespace_with_a_stuck_finalizer,
     networks_of_services,

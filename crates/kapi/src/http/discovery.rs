@@ -8,7 +8,7 @@ use kcore::Status;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{bytes_response, json_response, negotiate};
+use super::{json_response, negotiate};
 use crate::{
     aggregate,
     body::Body,
@@ -88,7 +88,7 @@ pub(super) async fn serve(
     let value = match segments {
         ["api" | "apis"] => {
             if let Some(version) = aggregated_version(headers) {
-                return Ok(aggregated(server, segments[0] == "api", version).await);
+                return Ok(aggregated(server, segments[0] == "api", version, headers).await);
             }
             if segments[0] == "api" { core_versions() } else { group_list(&all_groups(server)) }
         }
@@ -229,7 +229,13 @@ fn aggregated_version(headers: &HeaderMap) -> Option<&'static str> {
     })?
 }
 
-async fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> Response<Body> {
+/// The aggregated document, or "not modified" if the caller has it already (KEP-3352, "ETag").
+async fn aggregated(
+    server: &Arc<Inner>,
+    core: bool,
+    version: &'static str,
+    headers: &HeaderMap,
+) -> Response<Body> {
     let registry = server.objects.registry();
     let revision = registry.revision();
     let make = || {
@@ -240,7 +246,11 @@ async fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> R
         json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {}, "items": items})
     };
     let make = || serde_json::to_vec(&make()).unwrap_or_default();
-    let mut bytes = server.documents.bytes(&format!("discovery/{version}/{core}"), revision, make);
+    let name = format!("discovery/{version}/{core}");
+    let mut bytes = server.documents.bytes(&name, revision, make);
+    // Clients ask again and again: what has not changed is hashed once.
+    let hash_of = |bytes: &[u8]| hex(&Sha256::digest(bytes));
+    let mut hash = server.documents.bytes(&format!("{name}/hash"), revision, || hash_of(&bytes).into_bytes());
     let remotes = server.aggregation.all(&server.objects);
     if !core && !remotes.is_empty() {
         // What other servers say is asked anew each time: nobody tells when it changes.
@@ -250,15 +260,12 @@ async fn aggregated(server: &Arc<Inner>, core: bool, version: &'static str) -> R
             add_remote(&mut document["items"], &remote.group, aggregate::aggregated(&remote, list.as_ref()));
         }
         bytes = serde_json::to_vec(&document).unwrap_or_default().into();
+        hash = hash_of(&bytes).into_bytes().into();
     }
-    let hash = hex(&Sha256::digest(&bytes));
-    let mut response = bytes_response(StatusCode::OK, bytes);
+    let mut response = super::openapi::tagged_json(headers, bytes, &String::from_utf8_lossy(&hash));
     let kind = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
-    if let (Ok(kind), Ok(tag)) = (HeaderValue::from_str(&kind), HeaderValue::from_str(&format!("\"{hash}\"")))
-    {
+    if let (Ok(kind), StatusCode::OK) = (HeaderValue::from_str(&kind), response.status()) {
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response.headers_mut().insert(header::ETAG, tag);
-        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
     }
     response
 }

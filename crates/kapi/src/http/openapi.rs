@@ -172,6 +172,11 @@ fn takes_protobuf(headers: &HeaderMap, spec: Spec) -> ApiResult<bool> {
     form.ok_or_else(|| Status::failure(406, "NotAcceptable", message).into())
 }
 
+/// A document of JSON, or "not modified" if the caller has it already.
+pub(super) fn tagged_json(headers: &HeaderMap, bytes: Bytes, hash: &str) -> Response<Body> {
+    tagged(headers, bytes, hash, None)
+}
+
 /// The answer, in protobuf's form of a version or as JSON, or "not modified" if the caller has it already.
 fn tagged(headers: &HeaderMap, bytes: Bytes, hash: &str, protobuf: Option<Spec>) -> Response<Body> {
     let tag = format!("\"{hash}\"");

@@ -257,3 +257,27 @@ async fn a_new_kind_is_in_the_next_document() {
     let (_, document) = get(&server, path).await;
     assert!(document["paths"]["/apis/batch/v1/namespaces/{namespace}/chores"]["get"].is_object());
 }
+
+/// Whoever has the newest aggregated discovery is not sent it again (KEP-3352); a kind that comes changes the tag.
+#[tokio::test]
+async fn discovery_that_is_known_is_not_sent_again() {
+    let server = server().await;
+    let accept = ("accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    for root in ["/api", "/apis"] {
+        let response = ask(&server, root, &[accept]).await;
+        assert_eq!(response.status(), 200, "{root}");
+        let tag = response.headers()["etag"].to_str().unwrap().to_owned();
+        for (known, status) in
+            [(tag.clone(), 304), (format!("\"other\", W/{tag}"), 304), ("\"other\"".to_owned(), 200)]
+        {
+            let again = ask(&server, root, &[accept, ("if-none-match", &known)]).await;
+            assert_eq!(
+                (again.status().as_u16(), again.headers()["etag"].to_str().unwrap()),
+                (status, &*tag),
+                "{root} {known}"
+            );
+            let body = again.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(body.is_empty(), status == 304, "{root} {known}");
+        }
+    }
+}

@@ -225,7 +225,7 @@ impl EndpointSlices {
             let relabel = unlabelled.into_iter().filter(|name| !packing.delete.contains(name));
             let mut patches: BTreeMap<String, Value> = relabel.map(|name| (name, json!({}))).collect();
             for slice in packing.update {
-                patches.insert(slice.name, json!({"endpoints": slice.endpoints}));
+                patches.insert(slice.name, json!({"endpoints": list_or_null(slice.endpoints)}));
             }
             for (name, patch) in patches {
                 self.update(key, owned, &name, &labels, patch).await?;
@@ -277,7 +277,7 @@ impl EndpointSlices {
                 "ownerReferences": [controller_reference(&self.resource, stored.header())],
             },
             "addressType": family.0,
-            "endpoints": endpoints,
+            "endpoints": list_or_null(endpoints),
             "ports": ports,
         });
         let path = self.slice_resource.path(&key.namespace, "");
@@ -333,4 +333,8 @@ fn slice_labels(service: &Service) -> BTreeMap<String, String> {
     labels.insert(SERVICE_NAME.to_owned(), service.metadata.name.clone().unwrap_or_default());
     labels.insert(MANAGED_BY.to_owned(), MANAGER.to_owned());
     labels
+}
+/// A slice without endpoints has `null`, as the Go type of upstream has no list then.
+fn list_or_null(endpoints: Vec<Value>) -> Option<Vec<Value>> {
+    (!endpoints.is_empty()).then_some(endpoints)
 }

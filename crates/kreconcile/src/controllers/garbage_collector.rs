@@ -111,10 +111,12 @@ impl GarbageCollector {
     async fn watch_kinds(&self) {
         let mut readers = JoinSet::new();
         let mut running: HashMap<ResourceType, AbortHandle, RandomState> = HashMap::default();
+        let mut discovery = discovery::Repeated::default();
         loop {
-            match self.collector.find_kinds().await {
+            match self.collector.find_kinds(&mut discovery).await {
                 Err(error) => tracing::warn!(%error, "the server's kinds can't be found"),
-                Ok((kinds, complete)) => {
+                Ok(None) => {}
+                Ok(Some((kinds, complete))) => {
                     // A group that does not answer is not one that is gone.
                     let gone = |kind: &ResourceType| complete && !kinds.contains(kind);
                     running.retain(|kind, reader| {
@@ -205,17 +207,20 @@ struct Collector {
     absent: Mutex<HashSet<Box<str>, RandomState>>,
 }
 
+/// The kinds that can be collected, and whether those are all.
+type Kinds = (HashSet<ResourceType, RandomState>, bool);
+
 impl Collector {
-    /// Every kind that can be collected, and whether all groups have answered.
-    async fn find_kinds(&self) -> Result<(HashSet<ResourceType, RandomState>, bool), kube::Error> {
-        let found = discovery::discover(&self.requests).await?;
+    /// Every kind that can be collected, and whether all groups have answered; `None` if nothing has changed.
+    async fn find_kinds(&self, discovery: &mut discovery::Repeated) -> Result<Option<Kinds>, kube::Error> {
+        let Some(found) = discovery.discover(&self.requests).await? else { return Ok(None) };
         let complete = found.failures.is_empty();
         let collectable = found.resources.into_iter().filter(|found| {
             let events =
                 found.resource.plural == "events" && matches!(&*found.resource.group, "" | "events.k8s.io");
             !events && ["list", "watch", "delete"].iter().all(|verb| found.can(verb))
         });
-        Ok((collectable.map(|found| found.resource).collect(), complete))
+        Ok(Some((collectable.map(|found| found.resource).collect(), complete)))
     }
 
     fn add(&self, kind: &ResourceType) -> Informer<()> {

@@ -19,8 +19,7 @@ use crate::{
     trigger::Trigger,
 };
 
-/// How long a token must not have been used before it is marked, and how long it stays marked before its Secret is deleted
-/// (`--legacy-service-account-token-clean-up-period`).
+/// The default of [`Settings::legacy_token_age`](super::Settings::legacy_token_age): a year.
 pub const LEGACY_TOKEN_AGE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often tokens are looked at (upstream's `DefaultCleanerSyncInterval`).
 pub const LEGACY_TOKENS_PERIOD: Duration = Duration::from_secs(24 * 3600);
@@ -30,7 +29,7 @@ const INVALID_SINCE: &str = "kubernetes.io/legacy-token-invalid-since";
 const TRACKED_SINCE: &str = "kube-apiserver-legacy-service-account-token-tracking";
 
 /// The controller `legacy-serviceaccount-token-cleaner-controller`: marks the Secret of a token that was made for a service account by
-/// itself and has not been used for [`LEGACY_TOKEN_AGE_MAX`] as invalid, and deletes it when it has been so for as long.
+/// itself and has not been used for [`Settings::legacy_token_age`](super::Settings::legacy_token_age) as invalid, and deletes it when it has been so for as long.
 ///
 /// Whether tokens are used an API server says, in labels of the Secrets, and since when it does so in the ConfigMap
 /// `kube-apiserver-legacy-service-account-token-tracking`. Without that nothing is touched.
@@ -39,6 +38,7 @@ pub fn legacy_tokens(context: &Context) -> Controller {
     let reconciler = LegacyTokens {
         requests: context.requests(NAME),
         clock: Arc::clone(context.clock()),
+        age: SignedDuration::try_from(context.settings.legacy_token_age).unwrap_or(SignedDuration::MAX),
         secrets: context.informers().of(Selection::all()),
         accounts: context.informers().of(Selection::all()),
         pods: context.informers().of(Selection::all()),
@@ -79,8 +79,7 @@ enum Step {
 }
 
 /// What the labels and the age of a Secret say. What depends on other objects is asked after that.
-fn by_labels(secret: &Secret, now: Timestamp) -> Step {
-    let age = SignedDuration::try_from(LEGACY_TOKEN_AGE_MAX).unwrap_or(SignedDuration::MAX);
+fn by_labels(secret: &Secret, now: Timestamp, age: SignedDuration) -> Step {
     let limit = now.checked_sub(age).unwrap_or(Timestamp::MIN);
     let metadata = &secret.metadata;
     let young = metadata.creation_timestamp.as_ref().is_none_or(|time| time.0 >= limit);
@@ -160,13 +159,14 @@ struct LegacyTokens {
     pods: Informer<Pod>,
     requests: Requests,
     clock: Arc<dyn Clock>,
+    /// How long a token must not have been used, and then be marked.
+    age: SignedDuration,
 }
 
 #[async_trait]
 impl Reconciler for LegacyTokens {
     async fn reconcile(&self, _key: &ObjectKey) -> Result<Action, ReconcileError> {
-        let now = self.clock.now();
-        let age = SignedDuration::try_from(LEGACY_TOKEN_AGE_MAX).unwrap_or(SignedDuration::MAX);
+        let (now, age) = (self.clock.now(), self.age);
         let tracked = self.tracked_since().await?.map(|since| now.duration_since(since));
         if tracked.is_none_or(|tracked| tracked < age) {
             return Ok(Action::Done);
@@ -181,7 +181,7 @@ impl Reconciler for LegacyTokens {
                 continue;
             }
             let secret = stored.typed::<Secret>()?;
-            match by_labels(&secret, now) {
+            match by_labels(&secret, now, age) {
                 Step::Keep => {}
                 step if !self.is_wanted(stored.header(), &secret) => {
                     // Other tokens don't wait for one that can't be written.
@@ -250,6 +250,7 @@ mod tests {
     fn unused_tokens_are_marked_and_deleted() {
         let now: Timestamp = "2030-06-15T12:00:00Z".parse().unwrap();
         let old = "2028-01-01T00:00:00Z";
+        let age = SignedDuration::try_from(LEGACY_TOKEN_AGE_MAX).unwrap();
         let cases = [
             (old, json!({}), Step::Mark),
             ("2030-01-01T00:00:00Z", json!({}), Step::Keep),
@@ -269,9 +270,9 @@ mod tests {
                 .unwrap()
             };
             let token = "kubernetes.io/service-account-token";
-            assert_eq!(by_labels(&read(token, Value::Null), now), expected, "{created} {labels}");
-            assert_eq!(by_labels(&read("Opaque", Value::Null), now), Step::Keep);
-            assert_eq!(by_labels(&read(token, old.into()), now), Step::Keep);
+            assert_eq!(by_labels(&read(token, Value::Null), now, age), expected, "{created} {labels}");
+            assert_eq!(by_labels(&read("Opaque", Value::Null), now, age), Step::Keep);
+            assert_eq!(by_labels(&read(token, old.into()), now, age), Step::Keep);
         }
     }
 

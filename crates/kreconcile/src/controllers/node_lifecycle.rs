@@ -123,6 +123,11 @@ impl Reconciler for Nodes {
         };
         let mut node = (*stored.typed::<Node>()?).clone();
         let now = self.clock.now();
+        if !self.memory().records.contains_key(&*key.name) {
+            let about = Regarding::of(&stored, &self.resource);
+            let message = format!("Node {name} event: Registered Node {name} in Controller", name = key.name);
+            self.recorder.record(&about, EventType::Normal, "RegisteredNode", message);
+        }
         let record = self.note(&key.name, &node, now);
         let grace = Grace {
             monitor: SignedDuration::try_from(self.settings.node_monitor_grace)

@@ -117,8 +117,16 @@ struct Evictions {
     requests: Requests,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
-    /// By pod its uid, and since when it has been seen with taints that it does not tolerate for ever (upstream's `CreatedAt` of what is timed).
-    since: Mutex<HashMap<ObjectKey, (Arc<str>, Timestamp)>>,
+    since: Mutex<HashMap<ObjectKey, Seen>>,
+}
+
+/// What is known of a pod.
+struct Seen {
+    uid: Arc<str>,
+    /// Since when it has been seen with taints that it does not tolerate for ever (upstream's `CreatedAt` of what is timed).
+    since: Timestamp,
+    /// When it is to go, if that has been decided.
+    leaves_at: Option<Timestamp>,
 }
 
 #[async_trait]
@@ -140,12 +148,23 @@ impl Reconciler for Evictions {
         // A taint that does not say since when it is there counts from the first look.
         let since = self.seen_since(key, &stored.header().uid, now);
         let Some(at) = leaves_at(&taints, tolerations, since) else {
-            self.since().remove(key);
+            let known = self.since().remove(key);
+            if known.is_some_and(|known| known.leaves_at.is_some()) {
+                self.tell_cancelled(key, &stored);
+            }
             return Ok(Action::Done);
         };
         if at > now {
+            if let Some(known) = self.since().get_mut(key) {
+                known.leaves_at = Some(at);
+            }
             let wait = Duration::try_from(at.duration_since(now)).unwrap_or_default();
             return Ok(Action::After(wait));
+        }
+        // It was to go later, and has to go now.
+        let planned = self.since().get_mut(key).and_then(|known| known.leaves_at.take());
+        if planned.is_some_and(|planned| planned > now) {
+            self.tell_cancelled(key, &stored);
         }
         self.evict(key, &stored, &pod).await?;
         self.since().remove(key);
@@ -154,18 +173,26 @@ impl Reconciler for Evictions {
 }
 
 impl Evictions {
-    fn since(&self) -> MutexGuard<'_, HashMap<ObjectKey, (Arc<str>, Timestamp)>> {
+    fn since(&self) -> MutexGuard<'_, HashMap<ObjectKey, Seen>> {
         self.since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Since when a pod is looked at; one of the same name begins anew.
     fn seen_since(&self, key: &ObjectKey, uid: &str, now: Timestamp) -> Timestamp {
         let mut since = self.since();
-        let entry = since.entry(key.clone()).or_insert_with(|| (uid.into(), now));
-        if *entry.0 != *uid {
-            *entry = (uid.into(), now);
+        let fresh = || Seen { uid: uid.into(), since: now, leaves_at: None };
+        let entry = since.entry(key.clone()).or_insert_with(fresh);
+        if *entry.uid != *uid {
+            *entry = fresh();
         }
-        entry.1
+        entry.since
+    }
+
+    /// What was planned is not done; upstream tells so (`cancelWorkWithEvent`).
+    fn tell_cancelled(&self, key: &ObjectKey, stored: &Stored) {
+        let about = Regarding::of(stored, &self.resource);
+        let message = format!("Cancelling deletion of Pod {key}");
+        self.recorder.record(&about, EventType::Normal, "TaintManagerEviction", message);
     }
 
     async fn evict(&self, key: &ObjectKey, stored: &Stored, pod: &Pod) -> Result<(), ReconcileError> {

@@ -88,6 +88,11 @@ impl FaultSource {
         self.shared.stopped.store(true, Ordering::Release);
     }
 
+    /// From now on things go wrong again.
+    pub fn resume(&self) {
+        self.shared.stopped.store(false, Ordering::Release);
+    }
+
     /// A client over `client` that meets with faults.
     ///
     /// # Panics

@@ -1,5 +1,5 @@
 //! Runs controllers under faults: `fault_runs 7` runs one seed in this process, the same way each time; `fault_runs 0..10000` runs many,
-//! each in a process of its own and as many at once as there are cores (or `THREADS`). The seeds that fail are printed with what did
+//! each in a process of its own and as many at once as there are cores (or `--jobs N`). The seeds that fail are printed with what did
 //! not hold and the command that repeats them. `fault_runs 7 --trace` prints every write.
 
 mod random;
@@ -15,18 +15,26 @@ use std::{
 use kplane_tests::faults;
 
 fn main() -> ExitCode {
-    let asked = std::env::args().nth(1).unwrap_or_else(|| "0..100".to_owned());
-    let is_traced = std::env::args().any(|argument| argument == "--trace");
+    let mut arguments = std::env::args().skip(1);
+    let (mut asked, mut is_traced, mut jobs) = ("0..100".to_owned(), false, None);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--trace" => is_traced = true,
+            "--jobs" => jobs = arguments.next().and_then(|text| text.parse().ok()).filter(|jobs| *jobs > 0),
+            _ => asked = argument,
+        }
+    }
     if let Ok(seed) = asked.parse() {
         return one(seed, is_traced);
     }
     let range =
         asked.split_once("..").and_then(|(first, end)| Some((first.parse().ok()?, end.parse().ok()?)));
     let Some((first, end)) = range else {
-        eprintln!("usage: fault_runs SEED [--trace] | FIRST..END");
+        eprintln!("usage: fault_runs SEED [--trace] | FIRST..END [--jobs N]");
         return ExitCode::from(2);
     };
-    many(first, end)
+    let jobs = jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    many(first, end, jobs)
 }
 
 fn one(seed: u64, is_traced: bool) -> ExitCode {
@@ -43,16 +51,14 @@ fn one(seed: u64, is_traced: bool) -> ExitCode {
     }
 }
 
-fn many(first: u64, end: u64) -> ExitCode {
+fn many(first: u64, end: u64, jobs: usize) -> ExitCode {
     let Ok(program) = std::env::current_exe() else {
         eprintln!("this program does not know where it is");
         return ExitCode::from(2);
     };
     let next = Arc::new(AtomicU64::new(first));
     let failed = Arc::new(AtomicU64::new(0));
-    let threads = std::env::var("THREADS").ok().and_then(|text| text.parse().ok());
-    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let workers: Vec<_> = (0..threads)
+    let workers: Vec<_> = (0..jobs)
         .map(|_| {
             let (next, failed, program) = (Arc::clone(&next), Arc::clone(&failed), program.clone());
             std::thread::spawn(move || {
