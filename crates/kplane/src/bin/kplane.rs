@@ -29,7 +29,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Start a cluster and keep it running until Ctrl-C or SIGTERM.
-    Up(Up),
+    Up(Box<Up>),
     /// Put `kube-apiserver` and `etcd` into a folder, for KUBEBUILDER_ASSETS.
     Assets {
         /// The folder; kubectl is not among them.
