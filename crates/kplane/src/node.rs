@@ -41,7 +41,7 @@ pub enum NodeRuntime {
     Processes,
     /// Images, by an OCI runtime or a CRI server.
     #[cfg(all(feature = "containers", target_os = "linux"))]
-    Containers(crate::containers::Containers),
+    Containers(Box<crate::containers::Containers>),
     /// Something of one's own.
     Other(Arc<dyn ContainerRuntime>),
 }
@@ -201,7 +201,7 @@ async fn open(options: &NodeOptions, clock: &Arc<dyn Clock>) -> io::Result<Opene
         }
         #[cfg(all(feature = "containers", target_os = "linux"))]
         NodeRuntime::Containers(containers) => {
-            let opened = containers.clone().outliving().open(clock).await?;
+            let opened = containers.as_ref().clone().outliving().open(clock).await?;
             let address = crate::containers::own_address();
             Ok(Opened { runtime: opened.runtime, local: None, address, is_real: true })
         }

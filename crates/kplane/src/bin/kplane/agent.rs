@@ -101,11 +101,10 @@ impl NodeArguments {
             Runtime::Oci | Runtime::Cri => {
                 let mut containers = self.engine.containers(&self.dir);
                 containers = self.pod_cidr.iter().fold(containers, kplane::Containers::pod_range);
-                NodeRuntime::Containers(if self.no_pod_network {
-                    containers.without_network()
-                } else {
-                    containers
-                })
+                if self.no_pod_network {
+                    containers = containers.without_network();
+                }
+                NodeRuntime::Containers(Box::new(containers))
             }
             #[cfg(not(all(feature = "containers", target_os = "linux")))]
             Runtime::Oci | Runtime::Cri => bail!(crate::NO_CONTAINERS),

@@ -36,7 +36,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Start a cluster and keep it running until Ctrl-C or SIGTERM.
-    Up(Up),
+    Up(Box<Up>),
     /// Be a node of a cluster elsewhere, until Ctrl-C or SIGTERM: run its pods and answer for them.
     Node(Box<agent::NodeArguments>),
     /// Put `kube-apiserver` and `etcd` into a folder, for KUBEBUILDER_ASSETS.
