@@ -37,6 +37,7 @@ use crate::{
 
 mod act;
 mod images;
+mod orphans;
 mod pod;
 mod pressure;
 mod resize;
@@ -86,6 +87,9 @@ pub struct NodeConfig {
     /// A file, or a directory of files, each with a pod that the node runs by itself (upstream's `staticPodPath`); see
     /// [`static_pods`](crate::static_pods). None by default.
     pub static_pods: Option<PathBuf>,
+    /// Whether nobody else has pods in the runtime: those that it has from before and the API no longer knows, as they were deleted while
+    /// no agent was there, are then removed. No by default.
+    pub owns_runtime: bool,
 }
 
 impl NodeConfig {
@@ -110,6 +114,7 @@ impl NodeConfig {
             events,
             eviction: None,
             static_pods: None,
+            owns_runtime: false,
         }
     }
 }
@@ -438,7 +443,8 @@ impl Runnable for NodeAgent {
                 node::run(inner),
                 stats::run(inner),
                 pressure::run(inner),
-                statics::run(inner)
+                statics::run(inner),
+                orphans::run(inner)
             );
         };
         tokio::select! {
