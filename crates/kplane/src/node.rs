@@ -263,6 +263,8 @@ impl Node {
         node.kubelet_port = address.port().into();
         node.state_dir = Some(volumes);
         node.static_pods = options.static_pods.clone();
+        // A runtime of the embedder's own may have other users.
+        node.owns_runtime = !matches!(options.runtime, NodeRuntime::Other(_));
         node.cluster_dns = options.cluster_dns.clone();
         node.cluster_domain = options.cluster_domain.clone();
         node.labels = options.labels.clone();

@@ -38,6 +38,7 @@ use crate::{
 
 mod act;
 mod images;
+mod orphans;
 mod pod;
 mod pressure;
 mod resize;
@@ -94,6 +95,9 @@ pub struct NodeConfig {
     /// How often a status that has not changed is written, not more than once in a second (upstream's
     /// `nodeStatusReportFrequency`). [`STATUS_EVERY_DEFAULT`](crate::node::STATUS_EVERY_DEFAULT) by default.
     pub status_every: Duration,
+    /// Whether nobody else has pods in the runtime: those that it has from before and the API no longer knows, as they were deleted while
+    /// no agent was there, are then removed. No by default.
+    pub owns_runtime: bool,
 }
 
 impl NodeConfig {
@@ -120,6 +124,7 @@ impl NodeConfig {
             static_pods: None,
             lease: node::LEASE_DEFAULT,
             status_every: node::STATUS_EVERY_DEFAULT,
+            owns_runtime: false,
         }
     }
 }
@@ -448,7 +453,8 @@ impl Runnable for NodeAgent {
                 node::run(inner),
                 stats::run(inner),
                 pressure::run(inner),
-                statics::run(inner)
+                statics::run(inner),
+                orphans::run(inner)
             );
         };
         tokio::select! {

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node as NodeObject, Pod};
 use kreconcile::{Change, EventType};
 use kube::{Api, client::Body};
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Node, PodEntry, WriteError};
 use crate::{
@@ -31,6 +32,8 @@ pub(crate) struct Statics {
     known: Mutex<Known>,
     /// A mirror has come, changed or gone, or a static pod has ended.
     changed: Notify,
+    /// Ends when the files of all nodes have been read once.
+    pub(super) were_read: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -120,6 +123,7 @@ pub(super) async fn run(inner: &Inner) {
                 next = next.min(Instant::now() + RETRY_AFTER);
             }
         }
+        inner.statics.were_read.cancel();
         tokio::select! {
             () = tokio::time::sleep_until(next) => {}
             () = inner.statics.changed.notified() => {}

@@ -56,6 +56,13 @@ fn difference(old: &Value, new: Value) -> Option<Map<String, Value>> {
             conditions.iter_mut().for_each(clear_texts);
             conditions.extend(gone.iter().map(|type_| json!({"$patch": "delete", "type": type_})));
         }
+        // Addresses are merged by themselves: those of an earlier sandbox would stay, and two of a family are refused.
+        if let ("podIPs" | "hostIPs", Value::Array(addresses), Some(Value::Array(_))) =
+            (key.as_str(), &mut *value, before)
+            && !addresses.is_empty()
+        {
+            addresses.insert(0, json!({"$patch": "replace"}));
+        }
         value.as_array().is_none_or(|list| !list.is_empty())
     });
     (!patch.is_empty()).then_some(patch)
@@ -143,6 +150,11 @@ mod tests {
         let ready = json!({"type": "Ready", "status": "True", "reason": null, "message": null});
         assert_eq!(patch, json!({"phase": "Running", "conditions": [ready], "reason": null}));
         assert_eq!(difference(&new.clone(), new), None);
+        // A pod whose sandbox was made anew has other addresses, and none of the old ones.
+        let (old, new) = (json!({"podIPs": [{"ip": "10.0.0.1"}]}), json!({"podIPs": [{"ip": "10.0.0.2"}]}));
+        let patch = difference(&old, new.clone()).map(Value::Object).unwrap();
+        assert_eq!(patch, json!({"podIPs": [{"$patch": "replace"}, {"ip": "10.0.0.2"}]}));
+        assert_eq!(difference(&json!({}), new.clone()).map(Value::Object), Some(new));
         // A condition that is there only while it is true is taken away, others' are left.
         let old = json!({"conditions": [{"type": "PodResizePending", "status": "True"}, {"type": "A", "status": "True"}]});
         let patch = difference(&old, json!({"conditions": [{"type": "B", "status": "True"}]})).unwrap();
