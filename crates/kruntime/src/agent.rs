@@ -45,6 +45,7 @@ mod resize;
 mod security;
 mod shutdown;
 mod statics;
+mod storage;
 mod write;
 
 pub(crate) use pod::PodEntry;

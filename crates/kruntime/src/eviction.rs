@@ -10,8 +10,11 @@ use std::{cmp::Ordering, collections::BTreeMap};
 use jiff::{SignedDuration, Timestamp};
 use kcore::{Quantity, quantity::Format};
 
+mod local;
 mod options;
 
+pub(crate) use local::EPHEMERAL_STORAGE;
+pub use local::{PodDisk, excess, is_limited};
 pub use options::{EvictionOptions, is_critical, is_static, refusal};
 
 /// How often figures are taken (upstream's `evictionMonitoringPeriod`).

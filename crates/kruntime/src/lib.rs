@@ -9,6 +9,7 @@
 
 pub mod agent;
 mod demand;
+mod disk;
 pub mod downward;
 pub mod env;
 pub mod eviction;

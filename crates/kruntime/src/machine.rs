@@ -207,6 +207,8 @@ pub struct NodeEnd {
     pub grace_seconds: Option<u64>,
     /// Whether the pod never began: then its status tells of nothing else, and of no disruption.
     pub is_refusal: bool,
+    /// Whether it is no fault of the pod's own: only then its status tells of a disruption.
+    pub is_disruption: bool,
 }
 
 impl PodMachine {

@@ -249,6 +249,17 @@ pub struct ContainerReading {
     pub memory_bytes: u64,
 }
 
+/// What a container has on the node's disks beside its volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ContainerDisk {
+    /// The container's name in the pod.
+    pub name: Arc<str>,
+    /// What it wrote over its image, in bytes.
+    pub root_bytes: u64,
+    /// Its logs, in bytes.
+    pub log_bytes: u64,
+}
+
 /// Why a runtime could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -492,6 +503,12 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
     /// node is short of memory. By default nothing
     /// is known.
     async fn usage(&self, _pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerReading>)> {
+        Vec::new()
+    }
+
+    /// What the containers of these pods have on disks, in any order; what is not known is left out. Asked every ten seconds for pods
+    /// with limits, and for all when the node is short of disk. By default nothing is known.
+    async fn disk(&self, _pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerDisk>)> {
         Vec::new()
     }
 

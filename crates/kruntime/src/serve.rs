@@ -241,9 +241,15 @@ impl KubeletService {
                 Err(Failure::new(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled."))
             }
             (["pods"], &Method::GET) => Ok(self.pods()),
-            (["stats", "summary"], &Method::GET) => {
-                Ok(answer_json(&usage::summary(&self.inner, &self.node, &self.entries()).await))
-            }
+            (["stats", "summary"], &Method::GET) => Ok(answer_json(
+                &usage::summary(
+                    &self.inner,
+                    &self.node,
+                    &self.entries(),
+                    query.is_set("only_cpu_and_memory"),
+                )
+                .await,
+            )),
             (["metrics", "resource"], &Method::GET) => {
                 Ok(text(usage::resource(&self.inner, &self.node, &self.entries()).await))
             }

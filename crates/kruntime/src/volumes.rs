@@ -107,6 +107,11 @@ impl Volumes {
         self.dir.join("pods").join(uid.as_str())
     }
 
+    /// Where the volume of this name is if it is a directory of the pod's own.
+    pub(crate) fn own_dir(&self, uid: &PodUid, name: &str) -> PathBuf {
+        self.pod_dir(uid).join("volumes").join(name)
+    }
+
     /// Whether any of the pod's volumes follows another object.
     #[must_use]
     pub fn is_live(&self, pod: &Pod) -> bool {
@@ -148,7 +153,7 @@ impl Volumes {
                 volume,
                 facts: Facts { pod, pod_ips: &[], host_ips: &node.addresses, allocatable: &node.capacity },
                 sources,
-                dir: self.pod_dir(&uid).join("volumes").join(&volume.name),
+                dir: self.own_dir(&uid, &volume.name),
                 now,
             };
             let path = plugin.set_up(&request).await?;

@@ -225,7 +225,7 @@ async fn summary(dialer: &Arc<dyn NodeDialer>, target: &NodeTarget) -> io::Resul
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let _connection = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(connection));
-    let request = http::Request::get("/stats/summary").header("host", &target.name);
+    let request = http::Request::get("/stats/summary?only_cpu_and_memory=true").header("host", &target.name);
     let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
     let answer = sender.send_request(request).await.map_err(io::Error::other)?;
     if !answer.status().is_success() {

@@ -14,15 +14,15 @@ use super::{Inner, Node, PodEntry};
 use crate::{
     demand,
     eviction::{
-        Candidate, Eviction, EvictionMachine, EvictionOptions, Figure, LOOK_EVERY, Pressure, Signal, Use,
-        is_static, refusal,
+        Candidate, EPHEMERAL_STORAGE, Eviction, EvictionMachine, EvictionOptions, Figure, LOOK_EVERY,
+        Pressure, Signal, Use, is_static, refusal,
     },
     machine::NodeEnd,
     runtime::{ContainerPhase, PodUid},
 };
 
 /// The reason of pods that had to go, and of those that are not taken.
-const EVICTED: &str = "Evicted";
+pub(super) const EVICTED: &str = "Evicted";
 /// How often it is looked whether an evicted pod has ended (upstream's `podCleanupPollFreq`).
 const ENDED_EVERY: Duration = Duration::from_secs(1);
 /// How long that is waited for before the next look (`podCleanupTimeout`).
@@ -90,6 +90,10 @@ impl Inner {
         // Who uses what is asked only when something is short.
         let first = machine.step::<PodUid>(&figures, &[], now);
         self.set_pressures(node, &first.pressures);
+        // Limits of pods come first: what that frees may be enough.
+        if self.limit_storage(node).await {
+            return None;
+        }
         let short_of = first.short_of?;
         let resource = short_of.signal.resource();
         self.node_event(
@@ -137,7 +141,17 @@ impl Inner {
                 used.insert(uid, readings.into_iter().map(|r| (r.name, r.memory_bytes)).collect());
             }
         }
-        here.iter().map(|entry| candidate(&entry.uid, &entry.pod(), used.get(&entry.uid))).collect()
+        let mut candidates: Vec<_> =
+            here.iter().map(|entry| candidate(&entry.uid, &entry.pod(), used.get(&entry.uid))).collect();
+        if matches!(signal, Signal::NodeFs | Signal::ImageFs) {
+            for ((candidate, entry), disk) in candidates.iter_mut().zip(&here).zip(self.disks(&here).await) {
+                let pod = entry.pod();
+                let requested = pod.spec.as_ref().map_or(0, |spec| demand::request(spec, EPHEMERAL_STORAGE));
+                let requested = u64::try_from(requested).unwrap_or(0);
+                candidate.disk = Some(Use { used: disk.total(&pod), requested });
+            }
+        }
+        candidates
     }
 
     fn evict(&self, entry: &PodEntry, eviction: Eviction<PodUid>, options: &EvictionOptions) {
@@ -149,6 +163,7 @@ impl Inner {
             message: eviction.message,
             grace_seconds: Some(grace_seconds),
             is_refusal: false,
+            is_disruption: true,
         });
         self.queue.add(entry.uid.clone());
     }
@@ -186,6 +201,7 @@ impl Inner {
             message: format!("Pod was rejected: {message}"),
             grace_seconds: Some(1),
             is_refusal: true,
+            is_disruption: false,
         });
     }
 

@@ -83,6 +83,7 @@ impl NodeAgent {
                     message: MESSAGE.to_owned(),
                     grace_seconds: Some(grace.as_secs()),
                     is_refusal: false,
+                    is_disruption: true,
                 });
                 self.inner.queue.add(entry.uid.clone());
             }

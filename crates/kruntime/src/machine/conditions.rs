@@ -166,7 +166,7 @@ impl PodMachine {
                 conditions.push(condition(input, old, RESIZE[1], Verdict { status: true, reason, message }));
             }
         }
-        if let Some(end) = self.ended.as_ref().filter(|_| phase == "Failed") {
+        if let Some(end) = self.ended.as_ref().filter(|end| end.is_disruption && phase == "Failed") {
             conditions.retain(|condition| condition.type_ != DISRUPTION);
             let message = Some(end.message.clone());
             let verdict = Verdict { status: true, reason: Some("TerminationByKubelet"), message };

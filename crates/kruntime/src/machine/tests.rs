@@ -433,6 +433,7 @@ fn a_pod_that_the_node_ends_fails_when_nothing_runs_any_more() {
         message: "why".to_owned(),
         grace_seconds,
         is_refusal: false,
+        is_disruption: true,
     };
     for (grace, expected) in [(Some(1), "-a(1)"), (Some(600), "-a(30)"), (None, "-a(30)"), (Some(0), "-a(1)")]
     {

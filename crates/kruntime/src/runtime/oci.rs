@@ -21,9 +21,9 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    ChangeStream, ContainerConfig, ContainerReading, ContainerRuntime, ExecRequest, ImagePresence,
-    LogOptions, LogStream, ObservedPod, PodUid, Resources, RuntimeError, RuntimeInfo, SandboxConfig, Session,
-    changes::Changes, check_handler, output::attach, process::launch::Launcher,
+    ChangeStream, ContainerConfig, ContainerDisk, ContainerReading, ContainerRuntime, ExecRequest,
+    ImagePresence, LogOptions, LogStream, ObservedPod, PodUid, Resources, RuntimeError, RuntimeInfo,
+    SandboxConfig, Session, changes::Changes, check_handler, output::attach, process::launch::Launcher,
 };
 use crate::{
     images::{CollectPolicy, ContentStore, Credentials, Digest, Image, ImageError, Reference, Registry},
@@ -393,6 +393,16 @@ impl ContainerRuntime for OciRuntime {
                 })
                 .collect()
         };
+        let all = move || known.into_iter().map(|(uid, pod)| (uid, read(&pod))).collect();
+        tokio::task::spawn_blocking(all).await.unwrap_or_default()
+    }
+
+    async fn disk(&self, pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerDisk>)> {
+        let known: Vec<_> = {
+            let all = self.shared.pods();
+            pods.iter().filter_map(|uid| Some((uid.clone(), Arc::clone(all.get(uid)?)))).collect()
+        };
+        let read = |pod: &Pod| pod.containers().iter().map(|container| container.disk()).collect();
         let all = move || known.into_iter().map(|(uid, pod)| (uid, read(&pod))).collect();
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
     }

@@ -20,9 +20,9 @@ use kcore::Clock;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    ChangeStream, ContainerConfig, ContainerPhase, ContainerReading, ContainerRuntime, ExecRequest, Exit,
-    LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, Resources, RuntimeError,
-    RuntimeInfo, SandboxConfig, Session, changes::Changes, check_handler,
+    ChangeStream, ContainerConfig, ContainerDisk, ContainerPhase, ContainerReading, ContainerRuntime,
+    ExecRequest, Exit, LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, Resources,
+    RuntimeError, RuntimeInfo, SandboxConfig, Session, changes::Changes, check_handler,
 };
 use crate::logs;
 use load::Meter;
@@ -455,6 +455,25 @@ impl ContainerRuntime for SimulatedRuntime {
                 memory_bytes: container.memory.at(load::since(started_at, now)),
             });
             readings.collect()
+        };
+        pods.iter().filter_map(|uid| Some((uid.clone(), read(state.pods.get(uid)?)))).collect()
+    }
+
+    async fn disk(&self, pods: &[PodUid]) -> Vec<(PodUid, Vec<ContainerDisk>)> {
+        let now = self.shared.clock.now();
+        let state = self.shared.state();
+        let read = |pod: &SimulatedPod| {
+            let all = pod.containers.iter().map(|container| {
+                // What one that has ended wrote stays.
+                let after = match &container.observed.phase {
+                    ContainerPhase::Running { started_at } => load::since(*started_at, now),
+                    ContainerPhase::Exited(exit) => load::since(exit.started_at, exit.finished_at),
+                };
+                let name = Arc::clone(&container.observed.name);
+                let log_bytes = u64::try_from(container.log.len()).unwrap_or(u64::MAX);
+                ContainerDisk { name, root_bytes: container.plan.disk.at(after), log_bytes }
+            });
+            all.collect()
         };
         pods.iter().filter_map(|uid| Some((uid.clone(), read(state.pods.get(uid)?)))).collect()
     }

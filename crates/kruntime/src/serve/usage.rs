@@ -3,10 +3,13 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use crate::{
     agent::{Inner, PodEntry},
+    eviction::PodDisk,
     runtime::{ContainerPhase, PodUid},
     stats::PodStats,
 };
@@ -16,10 +19,17 @@ async fn pods(inner: &Inner, entries: &[Arc<PodEntry>]) -> Vec<Option<PodStats>>
     inner.pod_stats(&uids).await
 }
 
-/// The document of `/stats/summary`.
-pub(super) async fn summary(inner: &Inner, node: &str, entries: &[Arc<PodEntry>]) -> Value {
+/// The document of `/stats/summary`; `only_cpu_and_memory` leaves out what is on disks.
+pub(super) async fn summary(
+    inner: &Inner,
+    node: &str,
+    entries: &[Arc<PodEntry>],
+    only_cpu_and_memory: bool,
+) -> Value {
     let stats = pods(inner, entries).await;
-    let pods = entries.iter().zip(stats).map(|(entry, stats)| {
+    let disks = if only_cpu_and_memory { Vec::new() } else { inner.disks(entries).await };
+    let disks = disks.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+    let pods = entries.iter().zip(stats).zip(disks).map(|((entry, stats), disk)| {
         let pod = entry.pod();
         let meta = &pod.metadata;
         let mut value = json!({
@@ -48,6 +58,9 @@ pub(super) async fn summary(inner: &Inner, node: &str, entries: &[Arc<PodEntry>]
             value["memory"] = whole["memory"].clone();
             value["containers"] = json!(containers);
         }
+        if let Some(disk) = disk {
+            add_disk(&mut value, &pod, &disk, inner.clock.now());
+        }
         value
     });
     let pods: Vec<Value> = pods.collect();
@@ -59,6 +72,25 @@ pub(super) async fn summary(inner: &Inner, node: &str, entries: &[Arc<PodEntry>]
         document["node"]["memory"] = json!({"time": at, "usageBytes": memory, "workingSetBytes": memory});
     }
     document
+}
+
+/// Adds what a pod has on disks.
+fn add_disk(value: &mut Value, pod: &Pod, disk: &PodDisk, now: Timestamp) {
+    let at = kcore::clock::format_time(now);
+    let of = |bytes: u64| json!({"time": at, "usedBytes": bytes});
+    value["ephemeral-storage"] = of(disk.total(pod));
+    let volumes = disk.volumes.iter().map(|(name, bytes)| {
+        let mut volume = of(*bytes);
+        volume["name"] = json!(name);
+        volume
+    });
+    value["volume"] = volumes.collect();
+    for container in value["containers"].as_array_mut().into_iter().flatten() {
+        if let Some(disk) = disk.containers.iter().find(|disk| container["name"] == *disk.name) {
+            container["rootfs"] = of(disk.root_bytes);
+            container["logs"] = of(disk.log_bytes);
+        }
+    }
 }
 
 /// The text of `/metrics/resource`. What a node uses is what its pods use.

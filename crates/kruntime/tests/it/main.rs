@@ -18,3 +18,4 @@ mod serve;
 mod simulated;
 mod spdy;
 mod static_pods;
+mod storage;

@@ -24,11 +24,12 @@ use super::{
     rootfs,
 };
 use crate::{
+    disk,
     images::Digest,
     logs::{FILE_BYTES_MAX, LogWriter, Progress},
     runtime::{
-        ContainerConfig, ContainerPhase, Exit, ObservedContainer, PodUid, Reader, Resize, RuntimeError,
-        Writer,
+        ContainerConfig, ContainerDisk, ContainerPhase, Exit, ObservedContainer, PodUid, Reader, Resize,
+        RuntimeError, Writer,
         output::{
             ATTACHED_BEHIND_MAX, DRAIN_MAX, Joinable, pump, remove_logs_before, terminal_ends,
             termination_message,
@@ -170,6 +171,17 @@ impl Container {
 
     pub(super) fn log_path(&self, attempt: u32) -> PathBuf {
         self.dir.join(format!("{attempt}.log"))
+    }
+
+    /// What it has on disks: the layer over its image, where there is one, and its logs. Blocks.
+    pub(super) fn disk(&self) -> ContainerDisk {
+        let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let logs = files.filter(|file| file.file_name().to_string_lossy().contains(".log"));
+        ContainerDisk {
+            name: Arc::clone(&self.name),
+            root_bytes: disk::taken(&self.bundle().join("upper")),
+            log_bytes: logs.map(|file| disk::taken(&file.path())).sum(),
+        }
     }
 
     pub(super) fn kill(&self) {

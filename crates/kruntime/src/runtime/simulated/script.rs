@@ -28,6 +28,8 @@ pub struct Plan {
     pub cpu: Load,
     /// The memory that it holds, in bytes.
     pub memory: Load,
+    /// What it has on disks beside its volumes, in bytes.
+    pub disk: Load,
     /// What it writes to its log at its start.
     pub log: String,
 }
@@ -64,6 +66,7 @@ const _: Option<&dyn Script> = None;
 /// | `startup`, `liveness`, `readiness` | how long after the start the probe succeeds, or `never` | `0s` |
 /// | `cpu` | the processor time that it takes, such as `250m`, or in steps after its start, such as `100m,60s=2,5m=0` | `0` |
 /// | `memory` | the memory that it holds, such as `64Mi`, or in steps | `0` |
+/// | `disk` | what it has on disks beside its volumes, such as `1Gi`, or in steps | `0` |
 /// | `log` | the text of its log | empty |
 ///
 /// `exit-code.web` is for the container `web` only. Durations are as in Go: `1.5s`, `200ms`, `2m`. What can't be read is
@@ -98,6 +101,7 @@ impl Script for AnnotationScript {
             memory: get("memory")
                 .and_then(|text| Load::parse(text, |memory| memory.value()))
                 .unwrap_or_default(),
+            disk: get("disk").and_then(|text| Load::parse(text, |disk| disk.value())).unwrap_or_default(),
             log: get("log").cloned().unwrap_or_default(),
         }
     }
