@@ -11,7 +11,7 @@ impl ClusterBuilder {
     /// Believes only nodes elsewhere whose serving certificate this authority has signed
     /// (`--kubelet-certificate-authority`). Without it their certificates are not looked at, as upstream: what a node makes for itself is
     /// signed by nobody. Nodes that ask for a certificate ([`NodeCertificate::Requested`](crate::node::NodeCertificate)) have one
-    /// of the cluster's own authority, [`Cluster::ca_pem`], once somebody has approved it.
+    /// of the cluster's own authority, [`Cluster::ca_pem`](crate::Cluster::ca_pem), once somebody has approved it.
     pub fn kubelet_authority(mut self, authority: KubeletAuthority) -> Self {
         self.kubelet_authority = Some(authority);
         self
