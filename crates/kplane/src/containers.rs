@@ -77,6 +77,8 @@ impl Containers {
     }
 
     fn new(engine: Engine, dir: PathBuf) -> Self {
+        // Programs that are started for containers may be in another directory.
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
         Self {
             engine,
             dir,

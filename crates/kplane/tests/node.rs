@@ -82,9 +82,9 @@ impl Subject {
     fn start(&self, further: &[&str]) -> (Program, String) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kplane"));
         command.args(["node", "--name", "away", "--listen", "127.0.0.1:0"]);
-        for (flag, file) in [("--kubeconfig", "node"), ("--client-ca-file", "ca.crt"), ("--dir", "state")] {
-            command.args([flag, &self.path(file)]);
-        }
+        // Given as they are from where the node is started.
+        command.current_dir(self.folder.path());
+        command.args(["--kubeconfig", "node", "--client-ca-file", "ca.crt", "--dir", "state"]);
         let mut program =
             Program(command.args(further).env("RUST_LOG", "warn").stdout(Stdio::piped()).spawn().unwrap());
         let mut lines = BufReader::new(program.0.stdout.take().unwrap()).lines();

@@ -94,6 +94,8 @@ impl Volumes {
     /// As [`new`](Self::new), with `plugins` asked before the built-in ones.
     #[must_use]
     pub fn with_plugins(dir: PathBuf, mut plugins: Vec<Arc<dyn VolumePlugin>>) -> Self {
+        // Whoever mounts the volumes may be in another directory.
+        let dir = std::path::absolute(&dir).unwrap_or(dir);
         plugins.extend([
             Arc::new(EmptyDir) as Arc<dyn VolumePlugin>,
             Arc::new(HostPath),
