@@ -65,7 +65,7 @@ pub struct ClusterBuilder {
     schedules: bool,
     nodes: usize,
     node_prefix: String,
-    kubelet_authority: Option<KubeletAuthority>,
+    kubelet_authority: KubeletAuthority,
     runtime: Option<Arc<dyn ContainerRuntime>>,
     local: Option<LocalNetwork>,
     #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -168,7 +168,7 @@ impl ClusterBuilder {
             schedules: true,
             nodes: defaults::NODES,
             node_prefix: defaults::NODE_PREFIX.to_owned(),
-            kubelet_authority: None,
+            kubelet_authority: KubeletAuthority::default(),
             runtime: None,
             local: None,
             #[cfg(all(feature = "containers", target_os = "linux"))]
@@ -332,7 +332,7 @@ impl ClusterBuilder {
             Some(containers) => Some(containers.open(&clock).await.map_err(StartError::Runtime)?),
             None => None,
         };
-        let kubelet_authority = self.kubelet_authority.map(|authority| authority.pem(&ca));
+        let kubelet_authority = self.kubelet_authority.pem(&ca);
         let dialer = Arc::new(Nodes::new(tasks.clone(), Arc::clone(&ca), kubelet_authority));
         let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
         let (usage, remote_usage) = NodesUsage::new();

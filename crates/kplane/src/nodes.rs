@@ -21,20 +21,24 @@ use crate::{
 pub(crate) use self::usage::NodesUsage;
 
 /// Whose serving certificates of nodes elsewhere are believed: for [`ClusterBuilder::kubelet_authority`](crate::ClusterBuilder::kubelet_authority).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum KubeletAuthority {
     /// The cluster's own, which signs what nodes ask for.
+    #[default]
     Cluster,
     /// This one, in PEM.
     Pem(String),
+    /// Any certificate is taken, as upstream does by default: who can answer at a node's address sees what is sent to its pods.
+    Unchecked,
 }
 
 impl KubeletAuthority {
-    pub(crate) fn pem(self, ca: &Ca) -> String {
+    pub(crate) fn pem(self, ca: &Ca) -> Option<String> {
         match self {
-            Self::Cluster => ca.certificate_pem().to_owned(),
-            Self::Pem(pem) => pem,
+            Self::Cluster => Some(ca.certificate_pem().to_owned()),
+            Self::Pem(pem) => Some(pem),
+            Self::Unchecked => None,
         }
     }
 }

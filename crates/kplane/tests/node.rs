@@ -55,6 +55,11 @@ impl Drop for Program {
     }
 }
 
+/// A cluster that takes the certificates that nodes make for themselves.
+fn unchecked() -> kplane::ClusterBuilder {
+    Cluster::builder().nodes(0).kubelet_authority(kplane::KubeletAuthority::Unchecked)
+}
+
 /// A cluster without nodes, served, and the files of a node elsewhere.
 struct Subject {
     cluster: Cluster,
@@ -211,7 +216,7 @@ async fn kubectl_reaches_the_pods_of_a_node_elsewhere() {
     if kubectl_program().is_none() {
         return;
     }
-    let subject = Subject::new(Cluster::builder().nodes(0).start().await.unwrap()).await;
+    let subject = Subject::new(unchecked().start().await.unwrap()).await;
     let (program, address) = subject.start(&["--label", "example.com/where=away"]);
     let ready = |node: Option<&Node>| is_ready(&serde_json::to_value(node).unwrap());
     let node = subject.cluster.wait_until::<Node>("", "away", PATIENCE, ready).await.unwrap();
@@ -396,8 +401,7 @@ async fn strangers_are_refused(subject: &Subject, address: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_joins_by_a_bootstrap_token() {
     let cluster = Cluster::builder().nodes(0).api(|api| api.bootstrap_tokens(true));
-    let cluster = cluster.kubelet_authority(kplane::KubeletAuthority::Cluster).start().await.unwrap();
-    let subject = Subject::new(cluster).await;
+    let subject = Subject::new(cluster.start().await.unwrap()).await;
     let secret = json!({"metadata": {"name": "bootstrap-token-abcdef"}, "type": "bootstrap.kubernetes.io/token",
         "stringData": {"token-id": "abcdef", "token-secret": "0123456789abcdef",
             "usage-bootstrap-authentication": "true"}});
@@ -506,7 +510,7 @@ mod containers {
         if kubectl_program().is_none() {
             return;
         }
-        let subject = Subject::new(Cluster::builder().nodes(0).start().await.unwrap()).await;
+        let subject = Subject::new(unchecked().start().await.unwrap()).await;
         write_busybox(&subject.folder.path().join("layout"), IMAGE, &json!({"Cmd": ["sh"]})).unwrap();
         let layout = subject.path("layout");
         let arguments = ["--runtime", "oci", "--image", &layout, "--no-pod-network", "--evict", "false"];

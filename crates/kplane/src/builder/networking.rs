@@ -8,12 +8,12 @@ use super::ClusterBuilder;
 use crate::{ingress::IngressAddresses, nodes::KubeletAuthority, services::ProxyMode};
 
 impl ClusterBuilder {
-    /// Believes only nodes elsewhere whose serving certificate this authority has signed
-    /// (`--kubelet-certificate-authority`). Without it their certificates are not looked at, as upstream: what a node makes for itself is
-    /// signed by nobody. Nodes that ask for a certificate ([`NodeCertificate::Requested`](crate::node::NodeCertificate)) have one
-    /// of the cluster's own authority, [`Cluster::ca_pem`](crate::Cluster::ca_pem), once somebody has approved it.
+    /// Whose signature the serving certificates of nodes elsewhere must have (`--kubelet-certificate-authority`). Default:
+    /// [`KubeletAuthority::Cluster`], so that nodes ask for a certificate
+    /// ([`NodeCertificate::Requested`](crate::node::NodeCertificate)), which somebody approves, or are given one that
+    /// [`Cluster::ca_pem`](crate::Cluster::ca_pem) has signed. Upstream looks at none by default.
     pub fn kubelet_authority(mut self, authority: KubeletAuthority) -> Self {
-        self.kubelet_authority = Some(authority);
+        self.kubelet_authority = authority;
         self
     }
 

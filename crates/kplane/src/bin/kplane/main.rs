@@ -73,10 +73,10 @@ struct Up {
     /// repeated.
     #[arg(long, value_name = "NAME=FOLDER", value_parser = pair)]
     join: Vec<(String, String)>,
-    /// Whose serving certificates of nodes elsewhere are believed: a file, or `cluster` for the cluster's own authority. Without it
-    /// they are not looked at.
-    #[arg(long, value_name = "FILE|cluster")]
-    kubelet_certificate_authority: Option<PathBuf>,
+    /// Whose serving certificates of nodes elsewhere are believed: a file, `cluster` for the cluster's own authority, or `none`, by
+    /// which they are not looked at.
+    #[arg(long, value_name = "FILE|cluster|none", default_value = "cluster")]
+    kubelet_certificate_authority: PathBuf,
     /// What brings connections to Services: userspace with processes, nftables with real containers by default; those in the kernel need
     /// root.
     #[arg(long, value_enum)]
@@ -320,12 +320,11 @@ async fn run(up: &Up) -> Result<()> {
     let nodes = up.nodes.unwrap_or(if up.engine.is_real()? { 1 } else { 3 });
     println!("starting a cluster with {nodes} node{}", if nodes == 1 { "" } else { "s" });
     let mut builder = Cluster::builder().nodes(usize::from(nodes));
-    if let Some(path) = &up.kubelet_certificate_authority {
-        builder = builder.kubelet_authority(match path.to_str() {
-            Some("cluster") => KubeletAuthority::Cluster,
-            _ => KubeletAuthority::Pem(read(path)?),
-        });
-    }
+    builder = builder.kubelet_authority(match up.kubelet_certificate_authority.to_str() {
+        Some("cluster") => KubeletAuthority::Cluster,
+        Some("none") => KubeletAuthority::Unchecked,
+        _ => KubeletAuthority::Pem(read(&up.kubelet_certificate_authority)?),
+    });
     builder = match up.engine.runtime {
         Runtime::Process => {
             builder.processes().context("the process runtime can't be used; try --runtime simulated")?
