@@ -18,6 +18,7 @@ use crate::types::{Catalog, DefinitionId, Field, ListKind, Object, Slot, Type};
 const TABLE: &str = include_str!("builtin.txt");
 const DEFAULTS: &str = include_str!("defaults.txt");
 const ALWAYS: &str = include_str!("always.txt");
+const POINTERS: &str = include_str!("pointers.txt");
 /// A reference to anything at all, which apply takes for one value.
 const RAW_EXTENSION: &str = "@io.k8s.apimachinery.pkg.runtime.RawExtension";
 
@@ -80,23 +81,69 @@ pub fn short_name(full: &str) -> String {
 pub(crate) fn parse_object(catalog: &Catalog, line: &'static str) -> Object {
     let mut parts = line.split('\t');
     let head = parts.next().unwrap_or_default();
-    let fields: Vec<Field> = parts.filter_map(|text| parse_field(catalog, text)).collect();
+    let mut fields: Vec<Field> = parts.filter_map(|text| parse_field(catalog, text)).collect();
     let atomic = head.split(' ').any(|mark| mark == "ma");
     let name = name_of(line);
+    let always = always_of(name);
+    let pointers = said_of(&POINTERS_BY_NAME, name);
+    for field in &mut fields {
+        let kept = always.iter().any(|(always, _)| *always == field.name) || pointers.contains(&&*field.name);
+        field.omits_empty = !kept && has_empty(&field.ty);
+    }
     Object {
         name: full_name(name).into(),
         prefixes: fields.iter().map(|field| crate::types::prefix_of(&field.name)).collect(),
         fields,
         atomic,
         defaults: defaults_of(name),
-        always: always_of(name),
+        always,
+    }
+}
+
+/// What the lines of a table say of each definition.
+type ByName = HashMap<&'static str, Vec<&'static str>, ahash::RandomState>;
+
+static ALWAYS_BY_NAME: LazyLock<ByName> = LazyLock::new(|| by_name(ALWAYS));
+static DEFAULTS_BY_NAME: LazyLock<ByName> = LazyLock::new(|| by_name(DEFAULTS));
+static POINTERS_BY_NAME: LazyLock<ByName> = LazyLock::new(|| by_name(POINTERS));
+
+fn by_name(table: &'static str) -> ByName {
+    let mut all = ByName::default();
+    for (name, rest) in table.lines().filter_map(|line| line.split_once(' ')) {
+        all.entry(name).or_default().push(rest);
+    }
+    all
+}
+
+fn said_of(table: &'static ByName, name: &str) -> &'static [&'static str] {
+    table.get(name).map_or(&[], Vec::as_slice)
+}
+
+/// Whether Go has an empty value for the type that it leaves out: lists, maps and scalars, but no structs.
+fn has_empty(ty: &Type) -> bool {
+    match ty {
+        Type::String
+        | Type::Bytes
+        | Type::Int32
+        | Type::Int64
+        | Type::Double
+        | Type::Bool
+        | Type::List(_)
+        | Type::Map(_) => true,
+        Type::Any
+        | Type::Structural(_)
+        | Type::Time
+        | Type::MicroTime
+        | Type::Quantity
+        | Type::IntOrString
+        | Type::Named(_)
+        | Type::Object(_) => false,
     }
 }
 
 /// The fields of a definition that are always there: `always.txt` has lines of a definition and `field=json` after it.
 fn always_of(name: &str) -> Vec<(Box<str>, Value)> {
-    let mut lines = ALWAYS.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    let fields = lines.next().into_iter().flat_map(|line| line.split(' '));
+    let fields = said_of(&ALWAYS_BY_NAME, name).iter().flat_map(|line| line.split(' '));
     fields
         .filter_map(|field| field.split_once('='))
         .filter_map(|(field, json)| Some((field.into(), serde_json::from_str(json).ok()?)))
@@ -105,8 +152,7 @@ fn always_of(name: &str) -> Vec<(Box<str>, Value)> {
 
 /// The defaults of a definition: `defaults.txt` has lines of a definition, a field and the value in JSON.
 fn defaults_of(name: &str) -> Vec<(Box<str>, Value)> {
-    let lines =
-        DEFAULTS.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.split_once(' '));
+    let lines = said_of(&DEFAULTS_BY_NAME, name).iter().filter_map(|line| line.split_once(' '));
     lines.filter_map(|(field, json)| Some((field.into(), serde_json::from_str(json).ok()?))).collect()
 }
 
@@ -118,6 +164,7 @@ fn parse_field(catalog: &Catalog, text: &'static str) -> Option<Field> {
         name: name.trim_end_matches('!').into(),
         ty: parse_type(catalog, ty),
         required,
+        omits_empty: false,
         list: ListKind::Unset,
         atomic: ty == RAW_EXTENSION,
         patch_merge: false,

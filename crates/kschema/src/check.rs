@@ -1,5 +1,6 @@
-//! One walk over an object that does what decoding into Go types does upstream: wrong types are refused, nulls and
-//! unknown fields are dropped (and named), quantities and times take their canonical form, and plain defaults are filled in.
+//! One walk over an object that does what decoding into Go types does upstream: wrong types are refused, nulls, scalars that say
+//! nothing (`omitempty`) and unknown fields are dropped (the last are named), quantities and times take their canonical form, and
+//! plain defaults are filled in.
 
 use std::fmt::{self, Write as _};
 
@@ -79,6 +80,9 @@ impl Walk<'_> {
             let length = self.push(key);
             self.value(&field.ty, value, Some(object))?;
             self.path.truncate(length);
+            if field.omits_empty && !matches!(field.ty, Type::Bytes) && is_zero(value) {
+                dropped.push(key.clone());
+            }
         }
         for key in dropped {
             map.remove(&key);
@@ -151,6 +155,16 @@ impl Walk<'_> {
             return TypeError(format!("json: cannot unmarshal {found} into Go value of type {expected}"));
         }
         TypeError(format!("json: cannot unmarshal {found} into Go struct field {field} of type {expected}"))
+    }
+}
+
+/// Whether a scalar is one that Go doesn't tell from an absent one.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Bool(set) => !set,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Null | Value::Array(_) | Value::Object(_) => false,
     }
 }
 

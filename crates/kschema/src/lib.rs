@@ -15,6 +15,7 @@ pub mod check;
 pub mod fields;
 pub mod json;
 pub mod jsonpath;
+pub mod omit;
 pub mod patch;
 pub mod protobuf;
 pub use kcore::quote;

@@ -3,6 +3,7 @@
 //! Built-in kinds come from a table of facts ([`builtin`]), others bring their own [`Object`]s. Types are resolved through
 //! a [`Catalog`], which parses a definition when it is first needed.
 
+use serde_json::Value;
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
@@ -106,6 +107,9 @@ pub struct Field {
     pub ty: Type,
     /// Whether the definition lists it as required.
     pub required: bool,
+    /// Whether an empty value of it, or a zero, is not written: Go's `omitempty` on a field that is no pointer. Fields of built-in
+    /// definitions alone have it. See [`omit`](crate::omit).
+    pub omits_empty: bool,
     /// How server-side apply merges it, if it is a list.
     pub list: ListKind,
     /// Whether server-side apply treats it as one value, if it is a map or struct.
@@ -118,6 +122,21 @@ pub struct Field {
     pub retain_keys: bool,
     /// The key by which strategic merge patch matches the list's entries.
     pub merge_key: Option<Box<str>>,
+}
+
+impl Field {
+    /// Whether Go's encoder leaves the field out with this value.
+    #[must_use]
+    pub fn omits(&self, value: &Value) -> bool {
+        self.omits_empty
+            && match value {
+                Value::Array(list) => list.is_empty(),
+                Value::Object(map) => map.is_empty(),
+                // What was decoded as a list of bytes.
+                Value::String(text) => text.is_empty(),
+                Value::Null | Value::Bool(_) | Value::Number(_) => false,
+            }
+    }
 }
 
 /// `x-kubernetes-list-type`.

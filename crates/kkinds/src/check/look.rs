@@ -1,6 +1,8 @@
 //! Reading fields of a JSON object the way Go reads a struct: what is missing is the zero value.
 
-use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+use serde_json::{Map, Value, json};
 
 /// Fields of a [`Value`] by name.
 pub(crate) trait Look {
@@ -169,6 +171,20 @@ pub(crate) fn same_at(one: &Value, other: &Value, key: &str) -> bool {
         (Value::Null, value) | (value, Value::Null) => is_nothing(key, value),
         (one, other) => same(one, other),
     }
+}
+
+/// A field as Go shows it: a scalar that is missing is a zero unless it is a pointer. What was there tells the type.
+pub(crate) fn shown_at<'v>(object: &'v Value, old: &Value, key: &str) -> Cow<'v, Value> {
+    if let Some(value) = object.get(key) {
+        return Cow::Borrowed(value);
+    }
+    let is_pointer = POINTERS.contains(&key);
+    Cow::Owned(match old.get(key) {
+        Some(Value::String(_)) if !is_pointer => json!(""),
+        Some(Value::Number(_)) if !is_pointer => json!(0),
+        Some(Value::Bool(_)) if !is_pointer => json!(false),
+        _ => Value::Null,
+    })
 }
 
 #[cfg(test)]

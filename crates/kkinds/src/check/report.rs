@@ -204,7 +204,8 @@ pub(crate) trait Report {
     /// A field of the object at `path` that may not change.
     fn immutable(&mut self, object: &Value, old: &Value, path: &Path<'_>, key: &str) {
         if !super::look::same_at(object, old, key) {
-            self.invalid(&path.field(key), object.get(key), "field is immutable");
+            let shown = super::look::shown_at(object, old, key);
+            self.invalid(&path.field(key), &*shown, "field is immutable");
         }
     }
 }

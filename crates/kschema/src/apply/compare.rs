@@ -266,7 +266,7 @@ impl<S: Sink> Walk<'_, S> {
                 let always = shape.always().iter().filter(|(key, _)| !map.contains_key(&**key));
                 let always = always.map(|(key, value)| (&**key, value));
                 for (key, value) in map.iter().map(|(key, value)| (key.as_str(), value)).chain(always) {
-                    if let Some(child) = shape.child(key) {
+                    if let Some(child) = shape.child(key).filter(|child| !child.omits(value)) {
                         let below = self.whole(child, value, &at.field(key));
                         S::put_field(&mut fields, key, below);
                     }
@@ -331,7 +331,8 @@ impl<S: Sink> Walk<'_, S> {
     ) {
         // Fields that the schema doesn't know are nobody's; they are refused or dropped before they come here.
         if let Some(child) = shape.child(key) {
-            self.either(child, old, new, &at.field(key));
+            let written = |value: &&Value| !child.omits(value);
+            self.either(child, old.filter(written), new.filter(written), &at.field(key));
         }
     }
 
@@ -425,6 +426,23 @@ mod tests {
         let comparison = compare(catalog, shape, old, new).unwrap();
         let set = comparison.modified.union(&comparison.added);
         (set.to_fields_v1(), Value::Object(new_fields(catalog, shape, old, new).unwrap()))
+    }
+
+    #[test]
+    fn nobody_comes_to_own_what_is_not_written() {
+        let catalog = builtin::catalog();
+        let pod = Type::Named(catalog.find("~core.v1.Pod").unwrap());
+        let new = json!({"metadata": {"labels": {}}, "spec": {"tolerations": [], "securityContext": {},
+            "containers": [{"name": "a", "command": []}]}});
+        let got = both(&catalog, &pod, &json!({}), &new).0;
+        let container = json!({".": {}, "f:name": {}, "f:resources": {}});
+        let spec = json!({"f:securityContext": {}, "f:containers": {"k:{\"name\":\"a\"}": container}});
+        assert_eq!(got, json!({"f:spec": spec}));
+        // What was empty and is given now comes, and is not changed.
+        let (old, new) =
+            (json!({"spec": {"nodeSelector": {}}}), json!({"spec": {"nodeSelector": {"a": "b"}}}));
+        let came = compare(&catalog, Shape::of(&pod, None), &old, &new).unwrap();
+        assert!(came.modified.is_empty() && !came.added.is_empty());
     }
 
     #[test]

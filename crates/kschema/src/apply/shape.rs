@@ -209,6 +209,11 @@ impl<'a> Shape<'a> {
         }
     }
 
+    /// Whether the place is not there at all with this value, as nobody writes it.
+    pub(crate) fn omits(self, value: &Value) -> bool {
+        matches!(self, Self::Type(_, Some(field)) if field.omits(value))
+    }
+
     pub(crate) fn kinds(self) -> Kinds {
         Kinds(match self {
             Self::Deduced | Self::Opaque | Self::Type(Type::Any, _) => SCALAR | LIST | MAP,
