@@ -57,7 +57,12 @@ pub(crate) use self::{
     rounds::Rounds,
 };
 use crate::{
-    authn::UserInfo, authz::Chain, error::ApiResult, objects::Objects, registry::Resource, request::Given,
+    authn::UserInfo,
+    authz::Chain,
+    error::ApiResult,
+    objects::Objects,
+    registry::{Resource, ResourceDef},
+    request::Given,
 };
 
 /// What is asked for.
@@ -153,6 +158,11 @@ impl Operation {
     }
 }
 
+/// Whether it is this kind.
+fn is_kind(kind: &ResourceDef, group: &str, plural: &str) -> bool {
+    kind.plural == plural && kind.group == group
+}
+
 /// A step of the admission chain.
 ///
 /// The server calls [`admit`](Self::admit) of every step in the order of the chain, then checks the object, then calls
@@ -188,6 +198,12 @@ pub trait Admission: Debug + Send + Sync + 'static {
     /// all but these.
     fn handles(&self, operation: Operation) -> bool {
         operation != Operation::Connect
+    }
+
+    /// Whether the step may have something to say to writes of objects of this kind, their subresources included. A step that
+    /// says no is passed over, which costs a hundredth of being asked; default is yes.
+    fn concerns(&self, _kind: &ResourceDef) -> bool {
+        true
     }
 
     /// Changes the object, or refuses it. Not called for deletions.

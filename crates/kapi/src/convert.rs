@@ -118,6 +118,16 @@ pub(crate) fn canonical(
     Ok(unknown)
 }
 
+/// Drops what is empty and not written (Go's `omitempty`), from an object that has been checked.
+pub(crate) fn omit_empty(objects: &Objects, resource: &Resource, object: &mut Value) {
+    let catalog = objects.registry().catalog();
+    if resource.def.definition().is_none() {
+        kschema::omit::omit_empty(catalog, &hub_schema(catalog, &resource.def), object);
+    } else if let (Some(metadata), Some(id)) = (object.get_mut("metadata"), catalog.find("^ObjectMeta")) {
+        kschema::omit::omit_empty(catalog, &Type::Named(id), metadata);
+    }
+}
+
 /// A custom object in another version.
 async fn custom_in(
     objects: &Objects,

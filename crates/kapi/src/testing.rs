@@ -29,7 +29,8 @@ use crate::{
 };
 
 /// Checks the promises of [`Admission`]: a step acts on nothing but the object, does the same when it is called again or with
-/// nothing to be kept, leaves alone what an object is called, and takes objects of any form. What `server` holds is what the step may look up.
+/// nothing to be kept, leaves alone what an object is called, has nothing to say to kinds that it says don't concern it, and takes
+/// objects of any form. What `server` holds is what the step may look up.
 ///
 /// # Panics
 /// When the step breaks a promise; the message says which, and with what object.
@@ -70,6 +71,14 @@ fn resources(server: &ApiServer) -> Vec<Arc<Resource>> {
         ("", "v1", "serviceaccounts"),
         ("apps", "v1", "deployments"),
         ("scheduling.k8s.io", "v1", "priorityclasses"),
+        ("", "v1", "configmaps"),
+        ("", "v1", "persistentvolumes"),
+        ("", "v1", "persistentvolumeclaims"),
+        ("batch", "v1", "cronjobs"),
+        ("certificates.k8s.io", "v1", "certificatesigningrequests"),
+        ("networking.k8s.io", "v1", "ingresses"),
+        ("storage.k8s.io", "v1", "volumeattributesclasses"),
+        ("rbac.authorization.k8s.io", "v1", "clusterroles"),
     ];
     names.iter().filter_map(|(group, version, plural)| registry.find(group, version, plural)).collect()
 }
@@ -145,6 +154,11 @@ impl Check<'_> {
         assert_eq!(once, again, "{step}: another result for the same {operation:?} of {object}");
         let dry = self.admitted(operation, object, true).await;
         assert_eq!(once, dry, "{step}: another result when nothing is kept, for {operation:?} of {object}");
+        let concerned = self.step.concerns(&self.resource.def);
+        assert!(
+            concerned || once.as_ref() == Some(object),
+            "{step}: changes or refuses a kind that it says doesn't concern it, {operation:?} of {object}"
+        );
         let Some(once) = once else { return };
         let twice = self.admitted(operation, &once, false).await;
         assert_eq!(
@@ -171,6 +185,10 @@ impl Check<'_> {
             self.step.validate(&self.request(operation, false), &once).await.is_ok(),
         ];
         assert_eq!(verdicts[0], verdicts[1], "{step}: another verdict on the same {operation:?} of {object}");
+        assert!(
+            concerned || verdicts[0],
+            "{step}: refuses a kind that it says doesn't concern it, {operation:?} of {object}"
+        );
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     server::Inner,
 };
 
-/// How often a write that lost a race is tried again, when the caller did not name the revision it replaces.
+/// How often a write that lost a race is tried again, unless the caller named the revision it replaces.
 pub(crate) const RETRIES_MAX: usize = 16;
 
 /// One request that writes.
@@ -170,6 +170,12 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// The steps that may have something to say.
+    fn steps(&self) -> impl Iterator<Item = &dyn Admission> + Send {
+        let kind = &*self.resource.def;
+        self.admission.iter().map(|step| &**step).filter(move |step| step.concerns(kind))
+    }
+
     /// The changing half of the chain.
     pub(crate) async fn admit(
         &self,
@@ -183,7 +189,7 @@ impl<'a> Call<'a> {
         // Only others may leave what can't be kept.
         let owners = self.foreign_admission.then(|| object["metadata"]["managedFields"].clone());
         loop {
-            for step in self.admission {
+            for step in self.steps() {
                 step.admit(&request, object).await?;
             }
             if !rounds.begin_another() {
@@ -240,7 +246,7 @@ impl<'a> Call<'a> {
         bill: Option<&Bill>,
     ) -> ApiResult<()> {
         let request = self.admission_request(operation, name, old, None, bill);
-        for step in self.admission {
+        for step in self.steps() {
             step.validate(&request, object).await?;
         }
         Ok(())
@@ -302,6 +308,7 @@ impl<'a> Call<'a> {
             strategy.validate_create(&object, &mut errors);
             self.refuse(&name, &errors)?;
             self.warn(|| strategy.warnings(&object, None));
+            convert::omit_empty(self.objects, self.resource, &mut object);
             let claims = strategy.claims(&object);
             match self.commit_new(&name, &object, &claims).await? {
                 New::Is(written) => return Ok(written),
@@ -395,9 +402,8 @@ impl<'a> Call<'a> {
         Status::conflict(&def.group, &def.plural, self.name, why).into()
     }
 
-    /// Changes an object: reads it, lets `change` make the new state of the current one (both in the storage version, with
-    /// resource versions; the sets of owned fields may be texts, see [`Stored::sealed`]), and commits. A lost race is run again from the start, unless the new state names the revision it
-    /// replaces.
+    /// Changes an object: reads it, lets `change` make the new state (both in the storage version; sets of owned fields may be
+    /// texts, see [`Stored::sealed`]), and commits; again if somebody was faster, unless the new state names its revision.
     pub(crate) async fn update(
         &self,
         change: &(dyn Fn(&Value) -> ApiResult<Value> + Sync),
@@ -449,6 +455,8 @@ impl<'a> Call<'a> {
                 None => self.read_sealed().await?,
             };
             let mut object = change(&old)?;
+            // As for creation: defaults are owned, too, and have an owner before and after.
+            self.resource.def.strategy.default(&mut object);
             self.track(&old, &mut object);
             let wanted = meta::text(&object, "resourceVersion").to_owned();
             let current = stored.revision().to_string();
@@ -480,8 +488,6 @@ impl<'a> Call<'a> {
         let strategy = &def.strategy;
         meta::prepare_namespace(def, self.namespace, object)?;
         meta::keep_system_fields(def, self.name, object, old)?;
-        // As for creation: the new state has been checked where it was decoded or patched.
-        strategy.default(object);
         self.admit(Operation::Update, self.name, object, Some(old)).await?;
         self.recheck(object)?;
         if self.foreign_admission {
@@ -508,14 +514,6 @@ impl<'a> Call<'a> {
             other => strategy.prepare_subresource(other, object, old),
         }
         requester::time(def, object, old, &timestamp(self.objects));
-        let counts_status = def.definition().is_some() && !self.resource.has_subresource("status");
-        if def.traits.generation
-            && self.subresource != "status"
-            && !same_specification(object, old, counts_status)
-        {
-            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
-            object["metadata"]["generation"] = json!(generation);
-        }
         errors.extend(meta::validate(def, object));
         match self.subresource {
             "" | "scale" => strategy.validate_change(object, old, &mut errors),
@@ -528,6 +526,15 @@ impl<'a> Call<'a> {
             "" | "scale" => strategy.warnings(object, Some(old)),
             other => strategy.subresource_warnings(other, object, old),
         });
+        convert::omit_empty(self.objects, self.resource, object);
+        let counts_status = def.definition().is_some() && !self.resource.has_subresource("status");
+        if def.traits.generation
+            && self.subresource != "status"
+            && !same_specification(object, old, counts_status)
+        {
+            let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+            object["metadata"]["generation"] = json!(generation);
+        }
         let bill = Bill::default();
         self.validate(Operation::Update, self.name, object, Some(old), Some(&bill)).await?;
         Ok(bill.take())

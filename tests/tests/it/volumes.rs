@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::support::PATIENCE;
 
-/// Each start leaves a line; ready once it is there.
+/// Each start leaves a line; a pod is ready once its own is there.
 fn database() -> StatefulSet {
     serde_json::from_value(json!({"metadata": {"name": "db"}, "spec": {
         "replicas": 2, "serviceName": "db",
@@ -24,9 +24,10 @@ fn database() -> StatefulSet {
         "template": {"metadata": {"labels": {"app": "db"}}, "spec": {
             "terminationGracePeriodSeconds": 1,
             "containers": [{"name": "c", "image": "none",
-                "command": ["sh", "-c", "echo started >> /data/starts; exec sleep 1000"],
-                "readinessProbe": {"exec": {"command": ["test", "-s", "/data/starts"]}, "periodSeconds": 1},
-                "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}},
+                "command": ["sh", "-c", "echo started >> /data/starts; touch /own/up; exec sleep 1000"],
+                "readinessProbe": {"exec": {"command": ["test", "-e", "/own/up"]}, "periodSeconds": 1},
+                "volumeMounts": [{"name": "data", "mountPath": "/data"}, {"name": "own", "mountPath": "/own"}]}],
+            "volumes": [{"name": "own", "emptyDir": {}}]}},
         "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {
             "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]}}))
     .unwrap()

@@ -11,6 +11,7 @@ use crate::{
     authn::{MASTERS, UserInfo},
     authz::Chain,
     error::ApiResult,
+    registry::ResourceDef,
     request::RequestInfo,
 };
 
@@ -58,6 +59,10 @@ impl Admission for CertificateApproval {
         "CertificateApproval"
     }
 
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP
+    }
+
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
         let Some(old) = request.old.filter(|_| is_request(request, "approval")) else {
             return Ok(());
@@ -79,6 +84,10 @@ pub(crate) struct CertificateSigning(pub(crate) Chain);
 impl Admission for CertificateSigning {
     fn name(&self) -> &str {
         "CertificateSigning"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
@@ -108,6 +117,10 @@ impl Admission for TrustBundleAttest {
         "ClusterTrustBundleAttest"
     }
 
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP
+    }
+
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
         let def = &request.resource.def;
         let signer = signer(object);
@@ -134,6 +147,10 @@ pub struct SubjectRestriction;
 impl Admission for SubjectRestriction {
     fn name(&self) -> &str {
         "CertificateSubjectRestriction"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

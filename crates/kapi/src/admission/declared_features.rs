@@ -5,7 +5,7 @@ use kcore::Quantity;
 use serde_json::Value;
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `NodeDeclaredFeatureValidator`: a change that only some nodes can carry out is refused where the pod's node does
 /// not say in `status.declaredFeatures` that it can.
@@ -16,6 +16,10 @@ pub struct DeclaredFeatures;
 impl Admission for DeclaredFeatures {
     fn name(&self) -> &str {
         "NodeDeclaredFeatureValidator"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "pods")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

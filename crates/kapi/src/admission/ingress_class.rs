@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation, storage::default_class};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `DefaultIngressClass`.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,10 @@ pub struct DefaultIngressClass;
 impl Admission for DefaultIngressClass {
     fn name(&self) -> &str {
         "DefaultIngressClass"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "networking.k8s.io", "ingresses")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

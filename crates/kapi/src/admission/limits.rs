@@ -8,7 +8,7 @@ use kstore::{Range, Revision};
 use serde_json::{Map, Value, json};
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored};
+use crate::{error::ApiResult, objects::stored, registry::ResourceDef};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
@@ -60,6 +60,10 @@ fn ranges(request: &AdmissionRequest<'_>) -> Vec<Vec<Value>> {
 impl Admission for LimitRanger {
     fn name(&self) -> &str {
         "LimitRanger"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group.is_empty() && matches!(&*kind.plural, "pods" | "persistentvolumeclaims")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -5,7 +5,7 @@ use kcore::{Status, status::StatusCause};
 use serde_json::Value;
 
 use super::{Admission, AdmissionRequest, Operation};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `NamespaceLifecycle`: no creation in a missing or ending namespace, no deletion of the three namespaces that
 /// every cluster has.
@@ -18,6 +18,10 @@ const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 impl Admission for NamespaceLifecycle {
     fn name(&self) -> &str {
         "NamespaceLifecycle"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.namespaced || super::is_kind(kind, "", "namespaces")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, _object: &mut Value) -> ApiResult<()> {

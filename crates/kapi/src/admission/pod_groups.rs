@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked, storage::add_finalizer};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 const GROUP: &str = "scheduling.k8s.io";
 /// Taken off again by the controller for it when no pod of the group is left that has not ended.
@@ -32,6 +32,10 @@ impl Admission for PodGroupProtection {
         "PodGroupProtection"
     }
 
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP
+    }
+
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         if is_new_group(request, false) {
             add_finalizer(object, FINALIZER);
@@ -48,6 +52,10 @@ pub struct PodGroupWorkload;
 impl Admission for PodGroupWorkload {
     fn name(&self) -> &str {
         "PodGroupWorkloadExists"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

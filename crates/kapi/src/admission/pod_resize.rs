@@ -8,7 +8,7 @@ use serde::Deserialize as _;
 use serde_json::Value;
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `PodResizeValidator`: a pod on a node asks for no more than the node can give, and stands on Linux.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +18,10 @@ pub struct PodResize;
 impl Admission for PodResize {
     fn name(&self) -> &str {
         "PodResizeValidator"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "pods")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

@@ -20,6 +20,7 @@ use super::{Admission, AdmissionRequest, Operation};
 use crate::{
     error::{ApiResult, invalid},
     objects::stored,
+    registry::ResourceDef,
 };
 
 /// How many pods of a namespace are looked at when its level rises (`defaultNamespaceMaxPodsToCheck`).
@@ -79,6 +80,10 @@ impl PodSecurity {
 impl Admission for PodSecurity {
     fn name(&self) -> &str {
         "PodSecurity"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        matches!(&*kind.group, "" | "apps" | "batch")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

@@ -5,7 +5,7 @@ use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored};
+use crate::{error::ApiResult, objects::stored, registry::ResourceDef};
 
 const GROUP: &str = "scheduling.k8s.io";
 
@@ -17,6 +17,10 @@ pub struct Priority;
 impl Admission for Priority {
     fn name(&self) -> &str {
         "Priority"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == GROUP || super::is_kind(kind, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

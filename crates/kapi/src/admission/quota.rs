@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored, registry::Resource};
+use crate::{error::ApiResult, objects::stored, registry::Resource, registry::ResourceDef};
 
 /// A change of a quota that is committed together with the object that it is charged for.
 #[derive(Debug)]
@@ -74,20 +74,25 @@ impl Admission for ResourceQuota {
         "ResourceQuota"
     }
 
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.namespaced
+    }
+
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
         let def = &request.resource.def;
         if !def.namespaced || request.namespace.is_empty() {
             return Ok(());
         }
-        let Some(evaluator) = Evaluator::of(&def.group, &def.plural).filter(|of| handles(of, request)) else {
-            return Ok(());
-        };
         let Some(resource) = request.objects.registry().find("", "v1", "resourcequotas") else {
             return Ok(());
         };
+        // Most namespaces have none, which is found out before anything is made for the kind.
         if quotas(request, &resource).is_empty() {
             return Ok(());
         }
+        let Some(evaluator) = Evaluator::of(&def.group, &def.plural).filter(|of| handles(of, request)) else {
+            return Ok(());
+        };
         // The write before this one has to be committed before the quotas are looked at.
         let turn = self.turn(request.namespace).lock_owned().await;
         let asked = Asked::new(request, object);

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `RuntimeClass`.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,10 @@ pub struct RuntimeClass;
 impl Admission for RuntimeClass {
     fn name(&self) -> &str {
         "RuntimeClass"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -11,7 +11,7 @@ use kcore::Status;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 const DEFAULT: &str = "default";
 /// The annotation of an account whose pods may use only the secrets that the account names.
@@ -36,6 +36,10 @@ pub struct ServiceAccount;
 impl Admission for ServiceAccount {
     fn name(&self) -> &str {
         "ServiceAccount"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -7,7 +7,7 @@ use kstore::{Range, Revision};
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored};
+use crate::{error::ApiResult, objects::stored, registry::ResourceDef};
 
 /// The annotation that named a claim's class before there was a field.
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
@@ -51,6 +51,10 @@ impl Admission for DefaultStorageClass {
         "DefaultStorageClass"
     }
 
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "persistentvolumeclaims")
+    }
+
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         const MARKS: [&str; 2] = [
             "storageclass.kubernetes.io/is-default-class",
@@ -78,6 +82,11 @@ pub struct StorageProtection;
 impl Admission for StorageProtection {
     fn name(&self) -> &str {
         "StorageObjectInUseProtection"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        kind.group == "storage.k8s.io"
+            || matches!(&*kind.plural, "persistentvolumes" | "persistentvolumeclaims")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
@@ -112,6 +121,10 @@ pub struct ClaimResize;
 impl Admission for ClaimResize {
     fn name(&self) -> &str {
         "PersistentVolumeClaimResize"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "persistentvolumeclaims")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

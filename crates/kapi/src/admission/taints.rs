@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `TaintNodesByCondition`: a new node is tainted as not ready, until the node life cycle controller sees that
 /// it is.
@@ -17,6 +17,10 @@ const NOT_READY: &str = "node.kubernetes.io/not-ready";
 impl Admission for TaintNewNodes {
     fn name(&self) -> &str {
         "TaintNodesByCondition"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "nodes")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::{Admission, AdmissionRequest, Operation};
-use crate::error::ApiResult;
+use crate::{error::ApiResult, registry::ResourceDef};
 
 /// Upstream's `DefaultTolerationSeconds`: a pod that says nothing about nodes that are not ready or unreachable tolerates
 /// both for five minutes.
@@ -20,6 +20,10 @@ pub(super) const TOLERATION_SECONDS: i64 = 300;
 impl Admission for DefaultTolerations {
     fn name(&self) -> &str {
         "DefaultTolerationSeconds"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 use super::{Admission, AdmissionRequest, Operation};
-use crate::{error::ApiResult, schema::fields::child};
+use crate::{error::ApiResult, registry::ResourceDef, schema::fields::child};
 
 /// Upstream's `PodTopologyLabels`: what is bound to a node, or made with one, gets its zone and its region as labels.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +17,10 @@ const COPIED: [&str; 2] = ["topology.kubernetes.io/zone", "topology.kubernetes.i
 impl Admission for PodTopologyLabels {
     fn name(&self) -> &str {
         "PodTopologyLabels"
+    }
+
+    fn concerns(&self, kind: &ResourceDef) -> bool {
+        super::is_kind(kind, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

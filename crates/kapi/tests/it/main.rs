@@ -16,6 +16,7 @@ mod kms;
 mod loopback;
 mod metrics_api;
 mod oidc;
+mod omitted;
 mod openapi;
 mod policies;
 mod proxy;
