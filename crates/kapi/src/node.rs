@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use self::kubelet::{
     ADDRESS_TYPES, CONNECT_TIMEOUT, HANDSHAKE_TIMEOUT, KUBELET_PORT, KubeletDialer, KubeletDialerError,
-    KubeletOptions,
+    KubeletOptions, ServingAuthority,
 };
 
 /// A connection to a node's agent: HTTP/1.1 in the kubelet's paths (`/containerLogs/...`, `/exec/...`).

@@ -332,7 +332,7 @@ impl ClusterBuilder {
             Some(containers) => Some(containers.open(&clock).await.map_err(StartError::Runtime)?),
             None => None,
         };
-        let kubelet_authority = self.kubelet_authority.pem(&ca);
+        let kubelet_authority = self.kubelet_authority.serving(&ca);
         let dialer = Arc::new(Nodes::new(tasks.clone(), Arc::clone(&ca), kubelet_authority));
         let mut api = ApiServer::builder().clock(Arc::clone(&clock)).nodes(Arc::clone(&dialer) as _);
         let (usage, remote_usage) = NodesUsage::new();

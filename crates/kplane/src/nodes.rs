@@ -8,7 +8,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use kapi::node::{KubeletDialer, KubeletOptions, NodeConnection, NodeDialer, NodeTarget};
+use kapi::node::{KubeletDialer, KubeletOptions, NodeConnection, NodeDialer, NodeTarget, ServingAuthority};
 use kruntime::{NodeAgent, serve::kubelet_service};
 use tokio::time::Instant;
 
@@ -34,11 +34,11 @@ pub enum KubeletAuthority {
 }
 
 impl KubeletAuthority {
-    pub(crate) fn pem(self, ca: &Ca) -> Option<String> {
+    pub(crate) fn serving(self, ca: &Ca) -> ServingAuthority {
         match self {
-            Self::Cluster => Some(ca.certificate_pem().to_owned()),
-            Self::Pem(pem) => Some(pem),
-            Self::Unchecked => None,
+            Self::Cluster => ServingAuthority::Pem(ca.certificate_pem().to_owned()),
+            Self::Pem(pem) => ServingAuthority::Pem(pem),
+            Self::Unchecked => ServingAuthority::Unchecked,
         }
     }
 }
@@ -54,8 +54,8 @@ pub(crate) struct Nodes {
 /// Connects to nodes elsewhere, as a user that the cluster's authority vouches for.
 struct Remote {
     ca: Arc<Ca>,
-    /// Whose serving certificates are believed; `None`: any.
-    authority_pem: Option<String>,
+    /// Whose serving certificates are believed.
+    authority: ServingAuthority,
     /// Made at the first use, and again before its certificate ends.
     made: Mutex<Option<(Instant, KubeletDialer)>>,
 }
@@ -71,7 +71,7 @@ impl Remote {
         let user = self.ca.client(identities::KUBELET_CLIENT, &[]).map_err(io::Error::other)?;
         let options = KubeletOptions {
             identity: Some((user.certificate_pem, user.key_pem)),
-            authority_pem: self.authority_pem.clone(),
+            authority: self.authority.clone(),
             // Nodes may be processes of this machine.
             loopback: true,
             ..KubeletOptions::default()
@@ -83,9 +83,9 @@ impl Remote {
 }
 
 impl Nodes {
-    /// `authority_pem`: whose serving certificates of nodes elsewhere are believed; `None`: any.
-    pub(crate) fn new(tasks: Tasks, ca: Arc<Ca>, authority_pem: Option<String>) -> Self {
-        let remote = Remote { ca, authority_pem, made: Mutex::default() };
+    /// `authority`: whose serving certificates of nodes elsewhere are believed.
+    pub(crate) fn new(tasks: Tasks, ca: Arc<Ca>, authority: ServingAuthority) -> Self {
+        let remote = Remote { ca, authority, made: Mutex::default() };
         Self { agent: OnceLock::new(), remote, tasks }
     }
 

@@ -27,16 +27,28 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the TLS handshake may take (that of Go's `net/http`).
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whose serving certificates of nodes are believed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ServingAuthority {
+    /// Nobody's: nodes are not reached.
+    #[default]
+    Nobody,
+    /// Those that one of these authorities has signed, in PEM.
+    Pem(String),
+    /// A certificate is not looked at, as upstream does unless it is told otherwise, since what a kubelet makes for itself is signed
+    /// by nobody. Whoever can answer at a node's address is taken for the node then, and sees what is sent to it.
+    Unchecked,
+}
+
 /// How nodes are reached.
 #[derive(Clone)]
 pub struct KubeletOptions {
     /// The client certificate and its key, in PEM, by which nodes know the server (`--kubelet-client-certificate`,
     /// `--kubelet-client-key`). Without it they refuse everything.
     pub identity: Option<(String, String)>,
-    /// Whose serving certificates are believed, in PEM (`--kubelet-certificate-authority`). `None`, the default as upstream: a
-    /// certificate is not looked at, since what a kubelet makes for itself is signed by nobody. Whoever can answer at a node's address
-    /// is taken for the node then, and sees what is sent to it.
-    pub authority_pem: Option<String>,
+    /// Whose serving certificates are believed (`--kubelet-certificate-authority`). Default: nobody's, so that no node is reached.
+    pub authority: ServingAuthority,
     /// The types of addresses, the preferred first. Default: [`ADDRESS_TYPES`].
     pub address_types: Vec<String>,
     /// Whether loopback addresses are reached: where nodes share a machine with the server. Default: no, so that no node can have the
@@ -47,7 +59,7 @@ pub struct KubeletOptions {
 impl Default for KubeletOptions {
     fn default() -> Self {
         let address_types = ADDRESS_TYPES.map(str::to_owned).to_vec();
-        Self { identity: None, authority_pem: None, address_types, loopback: false }
+        Self { identity: None, authority: ServingAuthority::Nobody, address_types, loopback: false }
     }
 }
 
@@ -55,7 +67,7 @@ impl fmt::Debug for KubeletOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KubeletOptions")
             .field("identity", &self.identity.is_some())
-            .field("authority", &self.authority_pem.is_some())
+            .field("authority", &self.authority)
             .field("address_types", &self.address_types)
             .field("loopback", &self.loopback)
             .finish()
@@ -77,7 +89,8 @@ pub enum KubeletDialerError {
 /// Reaches nodes by the addresses and the port of their status.
 #[derive(Clone)]
 pub struct KubeletDialer {
-    connector: TlsConnector,
+    /// None: no certificate is believed.
+    connector: Option<TlsConnector>,
     address_types: Vec<String>,
     loopback: bool,
 }
@@ -101,9 +114,10 @@ impl KubeletDialer {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions().map_err(|error| wrong(&error))?;
-        let builder = match &options.authority_pem {
-            None => outbound::without_verification(builder, provider),
-            Some(pem) => {
+        let (builder, reaches) = match &options.authority {
+            ServingAuthority::Nobody => (builder.with_root_certificates(RootCertStore::empty()), false),
+            ServingAuthority::Unchecked => (outbound::without_verification(builder, provider), true),
+            ServingAuthority::Pem(pem) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
                     let certificate = certificate.map_err(|error| wrong(&error))?;
@@ -112,14 +126,14 @@ impl KubeletDialer {
                 if roots.is_empty() {
                     return Err(wrong(&"there is no certificate"));
                 }
-                builder.with_root_certificates(roots)
+                (builder.with_root_certificates(roots), true)
             }
         };
         let identity =
             options.identity.map(|(certificate_pem, key_pem)| ProxyCredentials { certificate_pem, key_pem });
         let config = outbound::with_credentials(builder, identity.as_ref());
         let config = config.map_err(KubeletDialerError::Identity)?;
-        let connector = TlsConnector::from(Arc::new(config));
+        let connector = reaches.then(|| TlsConnector::from(Arc::new(config)));
         Ok(Self { connector, address_types: options.address_types, loopback: options.loopback })
     }
 
@@ -158,10 +172,14 @@ fn preferred<'a>(node: &'a NodeTarget, types: &[String]) -> Result<&'a str, Stri
 #[async_trait]
 impl NodeDialer for KubeletDialer {
     async fn dial(&self, node: &NodeTarget) -> io::Result<Box<dyn NodeConnection>> {
+        let Some(connector) = &self.connector else {
+            let why = "no authority is given whose serving certificates of nodes are believed (--kubelet-certificate-authority)";
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+        };
         let host = preferred(node, &self.address_types).map_err(io::Error::other)?;
         let stream = self.connect(host, node.port.unwrap_or(KUBELET_PORT)).await?;
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-        let stream = timeout(HANDSHAKE_TIMEOUT, self.connector.connect(name, stream)).await??;
+        let stream = timeout(HANDSHAKE_TIMEOUT, connector.connect(name, stream)).await??;
         Ok(Box::new(stream))
     }
 }
@@ -221,7 +239,7 @@ mod tests {
     #[test]
     fn texts_that_are_no_certificates_are_refused() {
         for options in [
-            KubeletOptions { authority_pem: Some("x".to_owned()), ..KubeletOptions::default() },
+            KubeletOptions { authority: ServingAuthority::Pem("x".to_owned()), ..KubeletOptions::default() },
             KubeletOptions { identity: Some(("x".to_owned(), "y".to_owned())), ..KubeletOptions::default() },
         ] {
             let shown = format!("{options:?}");
@@ -232,12 +250,23 @@ mod tests {
     /// A node says itself where it is: it must not be able to have the server call itself, or the cloud's metadata service.
     #[tokio::test]
     async fn addresses_near_the_server_are_not_reached() {
-        let dialer = KubeletDialer::new(KubeletOptions::default()).unwrap();
+        let authority = ServingAuthority::Unchecked;
+        let dialer = KubeletDialer::new(KubeletOptions { authority, ..KubeletOptions::default() }).unwrap();
         for address in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "fe80::1", "localhost"] {
             let addresses = vec![("InternalIP".to_owned(), address.to_owned())];
             let node = NodeTarget { name: "n".to_owned(), addresses, port: Some(1) };
             let refused = dialer.dial(&node).await.err().map(|error| error.to_string());
             assert_eq!(refused.as_deref(), Some("address not allowed"), "{address}");
         }
+    }
+
+    #[tokio::test]
+    async fn without_an_authority_no_node_is_reached() {
+        let dialer =
+            KubeletDialer::new(KubeletOptions { loopback: true, ..KubeletOptions::default() }).unwrap();
+        let addresses = vec![("InternalIP".to_owned(), "127.0.0.1".to_owned())];
+        let node = NodeTarget { name: "n".to_owned(), addresses, port: Some(1) };
+        let refused = dialer.dial(&node).await.err().map(|error| error.to_string());
+        assert!(refused.is_some_and(|why| why.contains("--kubelet-certificate-authority")));
     }
 }

@@ -16,7 +16,7 @@ use kapi::{
         jwt::{SigningKey, VerifyingKey},
     },
     authz::AuthorizationMode,
-    node::{KubeletDialer, KubeletOptions},
+    node::{KubeletDialer, KubeletOptions, ServingAuthority},
 };
 use kcore::SystemClock;
 use kstore::{EtcdStore, EtcdTls, Store};
@@ -60,7 +60,10 @@ pub(super) const FLAGS: &[(&str, &str)] = &[
     ("etcd-keyfile", "The key of --etcd-certfile."),
     ("etcd-prefix", "Under which keys of etcd objects are kept. Default /registry."),
     ("etcd-servers", "Where objects are kept; without it, in memory."),
-    ("kubelet-certificate-authority", "Whose serving certificates of nodes are believed. Default: any are."),
+    (
+        "kubelet-certificate-authority",
+        "Whose serving certificates of nodes are believed; none: any is. Default: those of --client-ca-file.",
+    ),
     ("kubelet-client-certificate", "The certificate that nodes know the server by."),
     ("kubelet-client-key", "The key of --kubelet-client-certificate."),
     (
@@ -148,7 +151,8 @@ async fn server(flags: &Flags) -> Result<(ApiServer, Beside), FaceError> {
     Ok((builder.build()?, beside))
 }
 
-/// The way to the nodes, by upstream's flags and defaults.
+/// The way to the nodes, by upstream's flags, and its defaults but for one: upstream looks at no certificate of a node unless it
+/// is told whose to believe.
 fn kubelets(flags: &Flags) -> Result<KubeletDialer, FaceError> {
     let identity = match (flags.get("kubelet-client-certificate"), flags.get("kubelet-client-key")) {
         (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
@@ -164,9 +168,15 @@ fn kubelets(flags: &Flags) -> Result<KubeletDialer, FaceError> {
         types =
             ["Hostname", "InternalDNS", "InternalIP", "ExternalDNS", "ExternalIP"].map(str::to_owned).into();
     }
+    let authority = flags.get("kubelet-certificate-authority").or_else(|| flags.get("client-ca-file"));
+    let authority = match authority {
+        None => ServingAuthority::Nobody,
+        Some("none") => ServingAuthority::Unchecked,
+        Some(path) => ServingAuthority::Pem(read(path)?),
+    };
     Ok(KubeletDialer::new(KubeletOptions {
         identity,
-        authority_pem: flags.get("kubelet-certificate-authority").map(read).transpose()?,
+        authority,
         address_types: types,
         // A server for this machine alone has its nodes here, too.
         loopback: address(flags)?.ip().is_loopback(),
