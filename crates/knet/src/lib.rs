@@ -23,6 +23,7 @@ pub mod http_proxy;
 #[cfg(feature = "ingress")]
 pub mod ingress;
 pub mod loopback;
+mod netlink;
 pub mod network;
 mod nft;
 pub mod policy;

@@ -6,8 +6,10 @@ use async_trait::async_trait;
 
 use crate::{redirect::Transport, rules::Table};
 
+mod changes;
 mod conntrack;
 pub mod iptables;
+pub mod ipvs;
 pub mod nftables;
 pub mod recording;
 pub mod userspace;

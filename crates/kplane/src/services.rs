@@ -14,6 +14,7 @@ use knet::{
     policy::nftables::{Existing, NftablesPolicies, NftablesPolicyConfig},
     proxy::{
         iptables::{IptablesConfig, IptablesProxy},
+        ipvs::{IpvsConfig, IpvsProxy, Scheduler},
         nftables::{NftablesConfig, NftablesProxy},
     },
     rules::Place,
@@ -36,6 +37,9 @@ pub enum ProxyMode {
     /// Rules in the kernel, by the program `iptables-restore`, as root. The names of its chains are upstream's, so there can be one such
     /// proxy in a network namespace.
     Iptables,
+    /// Virtual servers in the kernel, as root, which choose endpoints this way; and the program `nft` for what they can't do. One such
+    /// proxy in a network namespace.
+    Ipvs(Scheduler),
 }
 
 impl fmt::Display for ProxyMode {
@@ -45,6 +49,7 @@ impl fmt::Display for ProxyMode {
             Self::Userspace => "userspace",
             Self::Nftables => "nftables",
             Self::Iptables => "iptables",
+            Self::Ipvs(_) => "ipvs",
         })
     }
 }
@@ -85,6 +90,7 @@ pub(crate) struct ServiceOptions {
 enum Kernel {
     Nftables(Arc<NftablesProxy>),
     Iptables(Arc<IptablesProxy>),
+    Ipvs(Arc<IpvsProxy>),
     Policies(Arc<NftablesPolicies>),
 }
 
@@ -93,6 +99,7 @@ impl Kernel {
         match self {
             Self::Nftables(proxy) => proxy.remove().await,
             Self::Iptables(proxy) => proxy.remove().await,
+            Self::Ipvs(proxy) => proxy.remove().await,
             Self::Policies(policies) => policies.remove().await,
         }
     }
@@ -149,6 +156,7 @@ impl Services {
                 proxy.check().await.map_err(failed)?;
                 if options.mode.is_some() {
                     left_behind("iptables", iptables(ground).remove().await);
+                    left_behind("ipvs", ipvs(ground, Scheduler::default()).remove().await);
                 }
                 services.kernel.push(Kernel::Nftables(Arc::clone(&proxy)));
                 services.proxy = Some((proxy, mode.to_string()));
@@ -157,7 +165,16 @@ impl Services {
                 let proxy = Arc::new(iptables(ground));
                 proxy.check().await.map_err(failed)?;
                 left_behind("nftables", nftables(ground).remove().await);
+                left_behind("ipvs", ipvs(ground, Scheduler::default()).remove().await);
                 services.kernel.push(Kernel::Iptables(Arc::clone(&proxy)));
+                services.proxy = Some((proxy, mode.to_string()));
+            }
+            ProxyMode::Ipvs(scheduler) => {
+                let proxy = Arc::new(ipvs(ground, scheduler));
+                proxy.check().await.map_err(failed)?;
+                left_behind("nftables", nftables(ground).remove().await);
+                left_behind("iptables", iptables(ground).remove().await);
+                services.kernel.push(Kernel::Ipvs(Arc::clone(&proxy)));
                 services.proxy = Some((proxy, mode.to_string()));
             }
         }
@@ -256,4 +273,14 @@ fn iptables(ground: &Ground) -> IptablesProxy {
     config.node_port_addresses.clone_from(&ground.node_port_addresses);
     config.loopback_endpoints = ground.is_loopback;
     IptablesProxy::new(config)
+}
+
+fn ipvs(ground: &Ground, scheduler: Scheduler) -> IpvsProxy {
+    let mut config = IpvsConfig::default();
+    config.scheduler = scheduler;
+    config.table = format!("{}-ipvs", ground.name);
+    config.pod_ranges.clone_from(&ground.pod_ranges);
+    config.node_port_addresses.clone_from(&ground.node_port_addresses);
+    config.loopback_endpoints = ground.is_loopback;
+    IpvsProxy::new(config)
 }

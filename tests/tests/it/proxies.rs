@@ -12,7 +12,10 @@ use k8s_openapi::api::{
     core::v1::{Service, ServiceAccount},
     discovery::v1::EndpointSlice,
 };
-use kplane::{Cluster, ProxyMode, StartError, knet::policy::nftables::Existing};
+use kplane::{
+    Cluster, ProxyMode, StartError,
+    knet::{policy::nftables::Existing, proxy::ipvs::Scheduler},
+};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
@@ -149,7 +152,10 @@ async fn serves_and_tells(mode: ProxyMode) {
 
 /// The chains and tables of proxies that are in the kernel.
 fn left_in_the_kernel() -> String {
-    let found = shell("nft list tables | grep kplane; iptables-save 2>/dev/null | grep KUBE");
+    let found = shell(
+        "nft list tables | grep kplane; iptables-save 2>/dev/null | grep KUBE; ip -o link | grep kube-ipvs0; \
+         grep -s : /proc/net/ip_vs | grep -v Address:Port",
+    );
     String::from_utf8_lossy(&found.stdout).into_owned()
 }
 
@@ -182,6 +188,18 @@ async fn iptables_serves_and_tells() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ipvs_serves_and_tells() {
+    // Not every kernel has it, so nobody can require it.
+    if !std::path::Path::new("/proc/net/ip_vs").exists() && !shell("modprobe ip_vs").status.success() {
+        println!("skipped: needs IPVS in the kernel");
+        return;
+    }
+    if inside("proxies::ipvs_serves_and_tells", KERNEL_TOOLS) {
+        serves_and_tells(ProxyMode::Ipvs(Scheduler::LeastConnection)).await;
+    }
+}
+
 /// Why a cluster did not start, with what is behind it.
 fn told(started: Result<Cluster, StartError>) -> String {
     let error = started.expect_err("it can't work here");
@@ -211,6 +229,10 @@ async fn what_cannot_work_here_is_told_at_the_start() {
         (
             bare().service_proxy(ProxyMode::Nftables),
             "the service proxy nftables can't be used: nft: No such file or directory",
+        ),
+        (
+            processes().service_proxy(ProxyMode::Ipvs(Scheduler::RoundRobin)),
+            "the service proxy ipvs can't be used: nft: No such file or directory",
         ),
         (
             processes().service_proxy(ProxyMode::Iptables),

@@ -6,6 +6,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::netlink::{self, ACKNOWLEDGE, CREATE, NESTED, REQUEST, attribute, bytes, fill, string};
+
 /// How many elements a batch has at most; longer scripts are `nft`'s.
 pub(super) const ELEMENTS_MAX: usize = 512;
 /// The longest name of a table, set or chain, in bytes (`NFT_NAME_MAXLEN`).
@@ -16,10 +18,6 @@ const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
-const REQUEST: u16 = 0x001;
-const ACKNOWLEDGE: u16 = 0x004;
-const CREATE: u16 = 0x400;
-const NESTED: u16 = 0x8000;
 
 const LIST_TABLE: u16 = 1;
 const LIST_SET: u16 = 2;
@@ -190,11 +188,7 @@ fn field(out: &mut Vec<u8>, text: &str) -> Option<()> {
     Some(())
 }
 
-fn fill(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(4), 0);
-}
-
-/// Writes a message with its header; the length is known when it is done.
+/// Writes a message; neither numbers nor the sender's address are looked at, since all answers are to one batch.
 fn message(
     out: &mut Vec<u8>,
     kind: u16,
@@ -203,39 +197,8 @@ fn message(
     resource: u16,
     write: impl FnOnce(&mut Vec<u8>),
 ) {
-    let begin = out.len();
-    out.extend(0_u32.to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    out.extend(flags.to_ne_bytes());
-    // Neither numbers nor the sender's address are looked at: all answers are to this batch.
-    out.extend([0; 8]);
-    out.extend([family, 0]);
-    out.extend(resource.to_be_bytes());
-    write(out);
-    let length = u32::try_from(out.len() - begin).unwrap_or(u32::MAX);
-    out[begin..begin + 4].copy_from_slice(&length.to_ne_bytes());
-}
-
-/// Writes an attribute; the length is known when it is done, and does not count what fills it up.
-fn attribute(out: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
-    let begin = out.len();
-    out.extend(0_u16.to_ne_bytes());
-    out.extend(kind.to_ne_bytes());
-    write(out);
-    let length = u16::try_from(out.len() - begin).unwrap_or(u16::MAX);
-    out[begin..begin + 2].copy_from_slice(&length.to_ne_bytes());
-    fill(out);
-}
-
-fn bytes(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    attribute(out, kind, |out| out.extend(value));
-}
-
-fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
-    attribute(out, kind, |out| {
-        out.extend(value.bytes());
-        out.push(0);
-    });
+    let [high, low] = resource.to_be_bytes();
+    netlink::message(out, kind, flags, 0, &[family, 0, high, low], write);
 }
 
 #[cfg(test)]

@@ -31,7 +31,8 @@ impl Flow {
             arguments.extend(["--orig-dst".to_owned(), address.to_string()]);
         }
         if let Some(endpoint) = self.endpoint {
-            arguments.extend(["--dst-nat".to_owned(), endpoint.to_string()]);
+            // Whoever was given a flow answers it; IPVS does not note that it has rewritten a destination.
+            arguments.extend(["--reply-src".to_owned(), endpoint.to_string()]);
         }
         arguments
     }
@@ -50,6 +51,23 @@ pub(super) fn ended<'a>(
     let mut flows: Vec<Flow> = lost.map(|one| flow(Some(one.ip()))).collect();
     if before.is_empty() && !after.is_empty() {
         flows.push(flow(None));
+    }
+    flows
+}
+
+/// The UDP flows of one family that end between two states of a Service.
+pub(super) fn between(before: &[Rule], after: &[Rule], v4: bool) -> Vec<Flow> {
+    let key = |rule: &Rule| (rule.frontend, rule.port, rule.transport);
+    let gone = before.iter().filter(|old| !after.iter().any(|new| key(new) == key(old)));
+    let gone = gone.map(|old| (Some(old), None));
+    let kept = after.iter().map(|new| (before.iter().find(|old| key(old) == key(new)), Some(new)));
+    let mut flows = Vec::new();
+    for (old, new) in gone.chain(kept) {
+        let of = |rule: Option<&Rule>| -> Vec<SocketAddr> {
+            let all = rule.into_iter().flat_map(|rule| rule.endpoints.iter());
+            all.filter(|endpoint| endpoint.is_ipv4() == v4).copied().collect()
+        };
+        flows.extend(ended(old.or(new), v4, &of(old), &of(new)));
     }
     flows
 }

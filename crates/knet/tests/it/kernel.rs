@@ -8,6 +8,7 @@ use knet::{
     ServiceProxy, Transport,
     proxy::{
         iptables::{IptablesConfig, IptablesProxy},
+        ipvs::{IpvsConfig, IpvsProxy},
         nftables::{NftablesConfig, NftablesProxy},
     },
     rules::{Frontend, Rule},
@@ -153,4 +154,17 @@ async fn iptables_shows_servers_the_right_clients() {
     config.pod_ranges = vec!["10.1.0.0/16".into(), "fd00::/64".into()];
     config.node_port_addresses = vec![format!("{}/32", NODE[0])];
     check_proxy(&IptablesProxy::new(config)).await;
+}
+
+#[tokio::test]
+async fn ipvs_shows_servers_the_right_clients() {
+    let test = "kernel::ipvs_shows_servers_the_right_clients";
+    if !crate::ipvs::inside(test, crate::SERVICES_ELSEWHERE, &["sysctl"]) {
+        return;
+    }
+    lay_out();
+    let mut config = IpvsConfig::default();
+    config.pod_ranges = vec!["10.1.0.0/16".into(), "fd00::/64".into()];
+    config.node_port_addresses = vec![format!("{}/32", NODE[0])];
+    check_proxy(&IpvsProxy::new(config)).await;
 }

@@ -7,6 +7,7 @@ mod dns;
 mod health;
 mod http_proxy;
 mod iptables;
+mod ipvs;
 mod kernel;
 mod lab;
 mod nftables;

@@ -178,7 +178,7 @@ impl State {
         for (service, rules) in steps {
             let after = chains::fragment(config, v4, &rules);
             let (known, before) = self.services.remove(&service).unwrap_or_default();
-            ended.extend(flows(&known, &rules, v4));
+            ended.extend(conntrack::between(&known, &rules, v4));
             shared_changed |= (&before.filter, &before.nat) != (&after.filter, &after.nat);
             for (name, lines) in &after.chains {
                 if before.chains.get(name) != Some(lines) {
@@ -247,18 +247,4 @@ impl State {
             input.rule("filter", &line);
         }
     }
-}
-
-/// The UDP flows that end between two states of a Service.
-fn flows(before: &[Rule], after: &[Rule], v4: bool) -> Vec<Flow> {
-    let key = |rule: &Rule| (rule.frontend, rule.port, rule.transport);
-    let gone = before.iter().filter(|old| !after.iter().any(|new| key(new) == key(old)));
-    let gone = gone.map(|old| (Some(old), None));
-    let kept = after.iter().map(|new| (before.iter().find(|old| key(old) == key(new)), Some(new)));
-    let mut flows = Vec::new();
-    for (old, new) in gone.chain(kept) {
-        let of = |rule: Option<&Rule>| rule.map(|rule| chains::endpoints(rule, v4)).unwrap_or_default();
-        flows.extend(conntrack::ended(old.or(new), v4, &of(old), &of(new)));
-    }
-    flows
 }

@@ -1,7 +1,6 @@
 //! What the kernel has been told, and the commands that bring it to another table: pure.
 
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr},
@@ -15,6 +14,7 @@ use super::{
 use crate::{
     proxy::{
         RuleError,
+        changes::differences,
         conntrack::{self, Flow},
     },
     redirect::Transport,
@@ -103,41 +103,6 @@ impl State {
         }
         change.settle(config, counts);
         change
-    }
-}
-
-/// The rules of Services by their names.
-type Services = BTreeMap<Arc<str>, Arc<[Rule]>>;
-/// A Service with its rules.
-type Gone = (Arc<str>, Arc<[Rule]>);
-/// A Service with the rules that it had, if it had any, and those that it has.
-type Changed = (Arc<str>, Option<Arc<[Rule]>>, Arc<[Rule]>);
-
-/// What one map has and the other not, and what is not the same in both. Both are gone through once, side by side, and what did not
-/// change is the same pointer: ten thousand Services cost as much as a few look-ups in a map of them.
-fn differences(before: &Services, after: &Services) -> (Vec<Gone>, Vec<Changed>) {
-    let (mut gone, mut changed) = (Vec::new(), Vec::new());
-    let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
-    loop {
-        let order = match (before.peek(), after.peek()) {
-            (None, None) => return (gone, changed),
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((old, _)), Some((new, _))) if Arc::ptr_eq(old, new) => Ordering::Equal,
-            (Some((old, _)), Some((new, _))) => old.cmp(new),
-        };
-        let old = if order.is_le() { before.next() } else { None };
-        let new = if order.is_ge() { after.next() } else { None };
-        match (old, new) {
-            (Some((service, rules)), None) => gone.push((Arc::clone(service), Arc::clone(rules))),
-            (old, Some((service, rules))) => {
-                let old = old.map(|(_, old)| old);
-                if !old.is_some_and(|old| Arc::ptr_eq(old, rules) || old == rules) {
-                    changed.push((Arc::clone(service), old.cloned(), Arc::clone(rules)));
-                }
-            }
-            (None, None) => {}
-        }
     }
 }
 

@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use kplane::{
     Cluster, ClusterBuilder, IngressAddresses, KubeletAuthority, ProxyMode,
     faces::{self, Face, Flags},
-    knet::policy::nftables,
+    knet::{policy::nftables, proxy::ipvs::Scheduler},
 };
 use kube::{
     Client, Config,
@@ -81,6 +81,9 @@ struct Up {
     /// root.
     #[arg(long, value_enum)]
     proxy_mode: Option<Proxy>,
+    /// How IPVS chooses an endpoint: rr, wrr, lc, wlc, lblc, lblcr, sh, dh, sed, nq or mh.
+    #[arg(long, value_name = "SCHEDULER", default_value = "rr")]
+    ipvs_scheduler: Scheduler,
     /// Where the service proxy's health is served, with `/healthz`, `/livez` and `/proxyMode`; nowhere by default.
     #[arg(long, value_name = "ADDRESS")]
     proxy_health: Option<SocketAddr>,
@@ -178,15 +181,18 @@ enum Proxy {
     Nftables,
     /// Rules in the kernel, by iptables.
     Iptables,
+    /// Virtual servers in the kernel.
+    Ipvs,
 }
 
-impl From<Proxy> for ProxyMode {
-    fn from(proxy: Proxy) -> Self {
-        match proxy {
-            Proxy::Disabled => Self::Disabled,
-            Proxy::Userspace => Self::Userspace,
-            Proxy::Nftables => Self::Nftables,
-            Proxy::Iptables => Self::Iptables,
+impl Proxy {
+    fn mode(self, scheduler: Scheduler) -> ProxyMode {
+        match self {
+            Self::Disabled => ProxyMode::Disabled,
+            Self::Userspace => ProxyMode::Userspace,
+            Self::Nftables => ProxyMode::Nftables,
+            Self::Iptables => ProxyMode::Iptables,
+            Self::Ipvs => ProxyMode::Ipvs(scheduler),
         }
     }
 }
@@ -375,7 +381,7 @@ async fn run(up: &Up) -> Result<()> {
 
 fn with_network(mut builder: ClusterBuilder, up: &Up) -> ClusterBuilder {
     if let Some(mode) = up.proxy_mode {
-        builder = builder.service_proxy(mode.into());
+        builder = builder.service_proxy(mode.mode(up.ipvs_scheduler));
     }
     if let Some(address) = up.proxy_health {
         builder = builder.proxy_health(address);
