@@ -296,6 +296,16 @@ pub enum RuntimeError {
     /// The pod can't be connected, or disconnected.
     #[error(transparent)]
     Network(#[from] knet::network::NetworkError),
+    /// A volume can't be had, or given back.
+    #[error("{step} for volume {volume:?} : {why}")]
+    Volume {
+        /// What failed, in upstream's words, such as `MountVolume.SetUp failed`.
+        step: &'static str,
+        /// The volume's name.
+        volume: String,
+        /// Why.
+        why: String,
+    },
     /// The operating system refused.
     #[error("{context}: {source}")]
     Io {
@@ -334,7 +344,7 @@ impl RuntimeError {
             Self::Image(_) => "ErrImagePull",
             Self::ImageNever(_) => "ErrImageNeverPull",
             Self::ImageName { .. } => "InvalidImageName",
-            Self::Config(_) => "CreateContainerConfigError",
+            Self::Config(_) | Self::Volume { .. } => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
     }

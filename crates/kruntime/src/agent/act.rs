@@ -13,6 +13,7 @@ use crate::{
     env, handler,
     machine::{Action, GRACE_MIN, StopReason},
     runtime::{ContainerConfig, RuntimeError, SandboxConfig, ports::protocol_of},
+    volumes::VolumeNote,
 };
 
 /// What came of an action.
@@ -41,10 +42,12 @@ impl Inner {
         let pod = entry.pod();
         if let Some(volumes) = &entry.node.volumes {
             let now = self.clock.now();
-            if let Err(error) = volumes.refresh(&pod, &entry.node.config, &self.sources, now).await {
-                let message = format!("MountVolume.SetUp failed: {error}");
-                self.event(entry, None, EventType::Warning, "FailedMount", message);
-                return Outcome::PodRefused;
+            match volumes.refresh(&pod, &entry.node.config, &self.sources, now).await {
+                Ok(notes) => self.tell_notes(entry, notes),
+                Err(error) => {
+                    self.event(entry, None, EventType::Warning, "FailedMount", error.to_string());
+                    return Outcome::PodRefused;
+                }
             }
         }
         let mut config = sandbox_config(&pod, entry);
@@ -58,6 +61,13 @@ impl Inner {
         match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
             Ok(_) => Outcome::Done,
             Err(error) => self.pod_refused(entry, &error),
+        }
+    }
+
+    /// Tells what there is to tell about the pod's volumes.
+    pub(super) fn tell_notes(&self, entry: &PodEntry, notes: Vec<VolumeNote>) {
+        for note in notes {
+            self.event(entry, None, note.kind, note.reason, note.message);
         }
     }
 
@@ -190,6 +200,11 @@ impl Inner {
         config.args = expanded(&container.args);
         config.working_dir = container.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
         if let Some(volumes) = &entry.node.volumes {
+            // An agent that has come back has not made them yet.
+            if !volumes.are_made(&entry.uid) {
+                let notes = volumes.refresh(pod, node, &self.sources, self.clock.now()).await?;
+                self.tell_notes(entry, notes);
+            }
             config.mounts = volumes.mounts(pod, container, &env)?;
         }
         let hostname = hostname(pod);
