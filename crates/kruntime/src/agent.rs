@@ -100,7 +100,7 @@ pub struct NodeConfig {
     /// no agent was there, are then removed. No by default.
     pub owns_runtime: bool,
     /// Whether plug-ins may register with the node, as CSI drivers do, by sockets in `plugins_registry` below `state_dir`: see
-    /// [`plugins`](crate::plugins). Needs the feature `plugins`, Linux, a `state_dir` that no other node has, and a runtime that
+    /// the module `plugins`. Needs the feature `plugins`, Linux, a `state_dir` that no other node has, and a runtime that
     /// materialises pods. No by default.
     pub plugins: bool,
 }
