@@ -160,6 +160,9 @@ pub(crate) struct Node {
     /// The volumes of its CSI drivers; `None` when it takes no plug-ins.
     #[cfg(all(feature = "plugins", target_os = "linux"))]
     pub(crate) csi: Option<Arc<crate::volumes::csi::Csi>>,
+    /// The devices that plug-ins tell of; `None` when it takes none.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) devices: Option<Arc<crate::devices::Devices>>,
 }
 
 /// Asks for a node's status to be written.
@@ -215,6 +218,26 @@ impl Node {
         return self.csi.is_some();
         #[cfg(not(all(feature = "plugins", target_os = "linux")))]
         false
+    }
+
+    /// How many devices of each resource plug-ins tell of, and how many of them are healthy.
+    pub(crate) fn device_counts(&self) -> BTreeMap<String, (usize, usize)> {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        return self.devices.as_ref().map(|devices| devices.counts()).unwrap_or_default();
+        #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+        BTreeMap::new()
+    }
+
+    /// What a pod had of the node's devices is free.
+    #[cfg_attr(
+        not(all(feature = "plugins", target_os = "linux")),
+        expect(unused_variables, reason = "there are none")
+    )]
+    pub(crate) fn release_devices(&self, pod: &PodUid) {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let Some(devices) = &self.devices {
+            devices.release(pod.as_str());
+        }
     }
 
     /// The volumes that it uses and nobody may detach, for its status.
@@ -360,6 +383,10 @@ impl NodeAgent {
             Arc::new(crate::volumes::csi::Csi::new(Arc::clone(&config.name), dir, Arc::clone(&status)))
         });
         #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let devices = dir.as_ref().filter(|_| config.plugins);
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let devices = devices.map(|dir| Arc::new(crate::devices::Devices::new(dir, Arc::clone(&status))));
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
         let volumes = dir.map(|dir| match &csi {
             Some(csi) => Volumes::with_csi(dir, csi),
             None => Volumes::new(dir),
@@ -380,6 +407,8 @@ impl NodeAgent {
             status,
             #[cfg(all(feature = "plugins", target_os = "linux"))]
             csi,
+            #[cfg(all(feature = "plugins", target_os = "linux"))]
+            devices,
             config,
         };
         if node.config.plugins && !node.takes_plugins() {

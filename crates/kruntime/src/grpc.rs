@@ -1,5 +1,7 @@
 //! Calls by gRPC to servers behind sockets of this machine.
 
+pub(crate) mod serve;
+
 use std::{
     path::{Path, PathBuf},
     time::Duration,

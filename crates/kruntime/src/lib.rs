@@ -9,6 +9,8 @@
 
 pub mod agent;
 mod demand;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub(crate) mod devices;
 mod disk;
 pub mod downward;
 pub mod env;

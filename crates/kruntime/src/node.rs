@@ -9,6 +9,7 @@ use std::{
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kcore::clock::{format_micro_time, format_time};
 use kube::client::Body;
 use rand::Rng;
@@ -260,11 +261,16 @@ fn status(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Val
     addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
     let handlers = std::iter::once("").chain(node.handlers.iter().map(String::as_str));
     let handlers: Vec<_> = handlers.map(|name| json!({"name": name})).collect();
+    let (mut capacity, mut allocatable) = (node.config.capacity.clone(), node.config.capacity.clone());
+    for (resource, (all, healthy)) in node.device_counts() {
+        capacity.insert(resource.clone(), Quantity(all.to_string()));
+        allocatable.insert(resource, Quantity(healthy.to_string()));
+    }
     let mut status = json!({
         "addresses": addresses,
         "runtimeHandlers": handlers,
-        "allocatable": node.config.capacity,
-        "capacity": node.config.capacity,
+        "allocatable": allocatable,
+        "capacity": capacity,
         "conditions": conditions,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": node.config.kubelet_port}},
         "nodeInfo": {

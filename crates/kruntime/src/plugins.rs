@@ -2,7 +2,8 @@
 //! (`pluginregistration/v1`, the protocol between upstream's plugin manager and `node-driver-registrar`).
 //!
 //! A node takes plug-ins when [`NodeConfig::plugins`](crate::NodeConfig::plugins) says so: sockets in [`REGISTRY_DIR`] below its
-//! `state_dir`. Those of CSI drivers (`CSIPlugin`) are known; a plug-in of another kind is told that nobody takes it.
+//! `state_dir`. Those of CSI drivers (`CSIPlugin`) and devices (`DevicePlugin`) are known; a plug-in of another kind is told that nobody takes it.
+//! Device plug-ins may as well register at `device-plugins/kubelet.sock`, as most do.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,6 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     agent::{Inner, Node},
+    devices,
     grpc::{SocketClient, words},
     volumes::csi,
 };
@@ -123,6 +125,10 @@ async fn watch(inner: &Inner, node: &Arc<Node>) {
         tracing::warn!(dir = %dir.display(), %error, "the directory for plug-ins can't be made");
         tokio::time::sleep(LOOK_EVERY).await;
     }
+    while let Some(Err(error)) = node.devices.as_ref().map(devices::Devices::open) {
+        tracing::warn!(node = %node.config.name, %error, "the socket for device plug-ins can't be made");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     // Drivers are listed in an object that is the node's.
     while let Err(error) = csi::ensure_csi_node(inner, node).await {
         tracing::debug!(node = %node.config.name, error, "the node has no CSINode yet");
@@ -192,7 +198,12 @@ fn handler_of(node: &Node, kind: &str) -> Option<Arc<dyn PluginHandler>> {
 }
 
 fn handlers(node: &Node) -> Vec<Arc<dyn PluginHandler>> {
-    node.csi.iter().map(|csi| Arc::clone(csi) as Arc<dyn PluginHandler>).collect()
+    let drivers = node.csi.iter().map(|csi| Arc::clone(csi) as Arc<dyn PluginHandler>);
+    let devices = node
+        .devices
+        .iter()
+        .map(|devices| Arc::new(devices::Handler(Arc::clone(devices))) as Arc<dyn PluginHandler>);
+    drivers.chain(devices).collect()
 }
 
 /// The sockets in a directory and its folders. Names that begin with a dot are left out, as upstream; so is what can't be read.

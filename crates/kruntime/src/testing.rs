@@ -13,7 +13,7 @@ use crate::runtime::{
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 pub mod csi;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
-mod grpc;
+pub mod device;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod images;
 

@@ -246,6 +246,7 @@ impl Inner {
                 self.queue.add_after(entry.uid.clone(), wait);
             }
             if self.is_over_here(entry, &step.status, &observed) {
+                entry.node.release_devices(&entry.uid);
                 // What its volumes hold is free from here on, also for the node that had to end the pod because its disk is full.
                 if let Some(volumes) = &entry.node.volumes
                     && let Err(error) = volumes.tear_down(&entry.uid).await
@@ -310,6 +311,7 @@ impl Inner {
             self.queue.add_rate_limited(entry.uid.clone());
             return;
         }
+        entry.node.release_devices(&entry.uid);
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 
-use super::grpc::{Answers, answer, decode, serve};
 use crate::{
+    grpc::serve::{Answers, answer, decode, serve},
     plugins::{
         REGISTRY_DIR,
         proto::{PluginInfo, RegistrationStatus, RegistrationStatusResponse},

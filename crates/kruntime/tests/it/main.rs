@@ -5,6 +5,8 @@ mod agent;
 mod cri;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 mod csi;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+mod devices;
 mod fake;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;

@@ -1,11 +1,11 @@
-//! A server of gRPC behind a socket, for plug-ins in tests.
+//! A server of gRPC behind a socket.
 
 use std::{convert::Infallible, io, path::Path, sync::Arc};
 
 use bytes::{Buf as _, Bytes};
 use futures::{StreamExt as _, future::BoxFuture, stream::BoxStream};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use http_body_util::{BodyExt as _, StreamBody};
+use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
@@ -13,25 +13,30 @@ use tokio::net::UnixListener;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
+use crate::plugins::MESSAGE_BYTES_MAX;
+
+/// How many connections are served at the same time; others wait.
+const CONNECTIONS_MAX: usize = 64;
+
 /// The messages of an answer.
-pub(super) type Answers = BoxStream<'static, Result<Vec<u8>, Status>>;
+pub(crate) type Answers = BoxStream<'static, Result<Vec<u8>, Status>>;
 
 /// Answers calls: the method's path and the request's message in, messages out.
-pub(super) type Handler = Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Answers> + Send + Sync>;
+pub(crate) type Handler = Arc<dyn Fn(String, Bytes) -> BoxFuture<'static, Answers> + Send + Sync>;
 
 /// One message.
-pub(super) fn answer(answer: Result<impl Message, Status>) -> Answers {
+pub(crate) fn answer(answer: Result<impl Message, Status>) -> Answers {
     let answer = answer.map(|message| message.encode_to_vec());
     futures::stream::once(async move { answer }).boxed()
 }
 
 /// Reads a request.
-pub(super) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Status> {
+pub(crate) fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Status> {
     M::decode(bytes).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
 /// Serves at a socket until the handle is dropped.
-pub(super) fn serve(socket: &Path, handler: Handler) -> io::Result<AbortOnDropHandle<()>> {
+pub(crate) fn serve(socket: &Path, handler: Handler) -> io::Result<AbortOnDropHandle<()>> {
     if let Some(dir) = socket.parent() {
         std::fs::create_dir_all(dir)?;
     }
@@ -42,6 +47,9 @@ pub(super) fn serve(socket: &Path, handler: Handler) -> io::Result<AbortOnDropHa
             let handler = Arc::clone(&handler);
             let service = hyper::service::service_fn(move |request| respond(request, Arc::clone(&handler)));
             let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            while connections.len() >= CONNECTIONS_MAX {
+                connections.join_next().await;
+            }
             connections.spawn(builder.serve_connection(TokioIo::new(stream), service));
         }
     })))
@@ -51,14 +59,14 @@ type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
 async fn respond(request: Request<Incoming>, handler: Handler) -> Result<Response<Body>, Infallible> {
     let path = request.uri().path().to_owned();
-    let answers = match request.into_body().collect().await {
+    let answers = match Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await {
         Ok(body) => {
             let mut bytes = body.to_bytes();
             // A flag for compression, which nobody asks for, and the length.
             bytes.advance(5.min(bytes.len()));
             handler(path, bytes).await
         }
-        Err(error) => answer(Err::<(), _>(Status::unknown(error.to_string()))),
+        Err(error) => answer(Err::<(), _>(Status::resource_exhausted(error.to_string()))),
     };
     let frames = futures::stream::unfold(Some(answers), |answers| async move {
         let mut answers = answers?;
