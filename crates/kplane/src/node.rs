@@ -79,7 +79,8 @@ pub struct NodeOptions {
     pub address: Option<IpAddr>,
     /// What runs its containers.
     pub runtime: NodeRuntime,
-    /// Where its state is kept: volumes, certificates, and what the runtime keeps. One for each node.
+    /// Where its state is kept: volumes, certificates, and what the runtime keeps. One for each node. With real containers, CSI drivers register
+    /// by sockets in `volumes/plugins_registry` there.
     pub dir: PathBuf,
     /// A file or directory of pods that the node runs by itself. None by default.
     pub static_pods: Option<PathBuf>,
@@ -265,6 +266,8 @@ impl Node {
         node.static_pods = options.static_pods.clone();
         // A runtime of the embedder's own may have other users.
         node.owns_runtime = !matches!(options.runtime, NodeRuntime::Other(_));
+        // What a plug-in mounts is seen by real containers alone.
+        node.plugins = cfg!(all(feature = "containers", target_os = "linux")) && opened.is_real;
         node.cluster_dns = options.cluster_dns.clone();
         node.cluster_domain = options.cluster_domain.clone();
         node.labels = options.labels.clone();

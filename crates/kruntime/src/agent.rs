@@ -5,7 +5,7 @@
 //! hook, a stop with a grace, a probe) runs beside the workers.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
     sync::{
@@ -99,6 +99,10 @@ pub struct NodeConfig {
     /// Whether nobody else has pods in the runtime: those that it has from before and the API no longer knows, as they were deleted while
     /// no agent was there, are then removed. No by default.
     pub owns_runtime: bool,
+    /// Whether plug-ins may register with the node, as CSI drivers do, by sockets in `plugins_registry` below `state_dir`: see
+    /// the module `plugins`. Needs the feature `plugins`, Linux, a `state_dir` that no other node has, and a runtime that
+    /// materialises pods. No by default.
+    pub plugins: bool,
 }
 
 impl NodeConfig {
@@ -126,6 +130,7 @@ impl NodeConfig {
             lease: node::LEASE_DEFAULT,
             status_every: node::STATUS_EVERY_DEFAULT,
             owns_runtime: false,
+            plugins: false,
         }
     }
 }
@@ -151,8 +156,28 @@ pub(crate) struct Node {
     relieved: Mutex<BTreeMap<Pressure, jiff::Timestamp>>,
     /// Since when it is shutting down.
     shutting_down: Mutex<Option<jiff::Timestamp>>,
-    /// Its status has changed and is to be written.
-    status_changed: AtomicBool,
+    status: Arc<StatusAsk>,
+    /// The volumes of its CSI drivers; `None` when it takes no plug-ins.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) csi: Option<Arc<crate::volumes::csi::Csi>>,
+    /// The devices that plug-ins tell of; `None` when it takes none.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) devices: Option<Arc<crate::devices::Devices>>,
+}
+
+/// Asks for a node's status to be written.
+#[derive(Debug)]
+pub(crate) struct StatusAsk {
+    /// It has changed and is to be written.
+    changed: AtomicBool,
+    wake: Arc<tokio::sync::Notify>,
+}
+
+impl StatusAsk {
+    pub(crate) fn ask(&self) {
+        self.changed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
 }
 
 impl Node {
@@ -184,16 +209,64 @@ impl Node {
     }
 
     fn ask_for_status(&self) {
-        self.status_changed.store(true, Ordering::Release);
+        self.status.ask();
+    }
+
+    /// Whether plug-ins may register with it.
+    pub(crate) fn takes_plugins(&self) -> bool {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        return self.csi.is_some();
+        #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+        false
+    }
+
+    /// How many devices of each resource plug-ins tell of, and how many of them are healthy.
+    pub(crate) fn device_counts(&self) -> BTreeMap<String, (usize, usize)> {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        return self.devices.as_ref().map(|devices| devices.counts()).unwrap_or_default();
+        #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+        BTreeMap::new()
+    }
+
+    /// What a pod had of the node's devices is free.
+    #[cfg_attr(
+        not(all(feature = "plugins", target_os = "linux")),
+        expect(unused_variables, reason = "there are none")
+    )]
+    pub(crate) fn release_devices(&self, pod: &PodUid) {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let Some(devices) = &self.devices {
+            devices.release(pod.as_str());
+        }
+    }
+
+    /// The volumes that it uses and nobody may detach, for its status.
+    pub(crate) fn volumes_in_use(&self) -> Option<BTreeSet<String>> {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        return self.csi.as_ref().map(|csi| csi.in_use());
+        #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+        None
+    }
+
+    /// The API knows of these.
+    #[cfg_attr(
+        not(all(feature = "plugins", target_os = "linux")),
+        expect(unused_variables, reason = "there are none")
+    )]
+    pub(crate) fn told_in_use(&self, names: Option<BTreeSet<String>>) {
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let (Some(csi), Some(names)) = (&self.csi, names) {
+            csi.set_reported(names);
+        }
     }
 
     /// Whether the status is to be written; asked for again only after the next change.
     pub(crate) fn take_status_changed(&self) -> bool {
-        self.status_changed.swap(false, Ordering::AcqRel)
+        self.status.changed.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn is_status_changed(&self) -> bool {
-        self.status_changed.load(Ordering::Acquire)
+        self.status.changed.load(Ordering::Acquire)
     }
 }
 
@@ -232,7 +305,9 @@ pub(crate) struct Inner {
     pub(crate) stats: Readings,
     pub(crate) statics: Statics,
     resizing: resize::Waiting,
-    pub(crate) node_changed: tokio::sync::Notify,
+    pub(crate) node_changed: Arc<tokio::sync::Notify>,
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) plugins: crate::plugins::Nodes,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
@@ -280,7 +355,9 @@ impl NodeAgent {
             stats: Readings::default(),
             statics: Statics::default(),
             resizing: Mutex::default(),
-            node_changed: tokio::sync::Notify::new(),
+            node_changed: Arc::default(),
+            #[cfg(all(feature = "plugins", target_os = "linux"))]
+            plugins: crate::plugins::Nodes::default(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         };
@@ -295,7 +372,27 @@ impl NodeAgent {
         for limitation in &info.limitations {
             tracing::warn!(node = %config.name, "{limitation}");
         }
-        let volumes = config.state_dir.clone().filter(|_| info.materialises).map(Volumes::new);
+        let status = Arc::new(StatusAsk {
+            changed: AtomicBool::new(false),
+            wake: Arc::clone(&self.inner.node_changed),
+        });
+        let dir = config.state_dir.clone().filter(|_| info.materialises);
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let csi = dir.as_ref().filter(|_| config.plugins).map(|dir| {
+            let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.clone());
+            Arc::new(crate::volumes::csi::Csi::new(Arc::clone(&config.name), dir, Arc::clone(&status)))
+        });
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let devices = dir.as_ref().filter(|_| config.plugins);
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let devices = devices.map(|dir| Arc::new(crate::devices::Devices::new(dir, Arc::clone(&status))));
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let volumes = dir.map(|dir| match &csi {
+            Some(csi) => Volumes::with_csi(dir, csi),
+            None => Volumes::new(dir),
+        });
+        #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+        let volumes = dir.map(Volumes::new);
         let node = Node {
             scheme: info.version.split("://").next().unwrap_or_default().to_owned(),
             version: info.version,
@@ -307,10 +404,22 @@ impl NodeAgent {
             pressures: Mutex::default(),
             relieved: Mutex::default(),
             shutting_down: Mutex::default(),
-            status_changed: AtomicBool::new(false),
+            status,
+            #[cfg(all(feature = "plugins", target_os = "linux"))]
+            csi,
+            #[cfg(all(feature = "plugins", target_os = "linux"))]
+            devices,
             config,
         };
-        self.inner.nodes().insert(Arc::clone(&node.config.name), Arc::new(node));
+        if node.config.plugins && !node.takes_plugins() {
+            tracing::warn!(node = %node.config.name, "the node takes no plug-ins: that needs the feature and a directory");
+        }
+        let node = Arc::new(node);
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if node.takes_plugins() {
+            self.inner.plugins.add(&node);
+        }
+        self.inner.nodes().insert(Arc::clone(&node.config.name), node);
         self.inner.node_changed.notify_one();
     }
 
@@ -416,6 +525,14 @@ fn is_over(pod: &Pod) -> bool {
     matches!(phase, Some("Succeeded" | "Failed")) && pod.metadata.deletion_timestamp.is_none()
 }
 
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+async fn plugins(inner: &Inner) {
+    crate::plugins::run(inner).await;
+}
+
+#[cfg(not(all(feature = "plugins", target_os = "linux")))]
+async fn plugins(_: &Inner) {}
+
 #[async_trait]
 impl Runnable for NodeAgent {
     fn name(&self) -> &str {
@@ -455,7 +572,8 @@ impl Runnable for NodeAgent {
                 stats::run(inner),
                 pressure::run(inner),
                 statics::run(inner),
-                orphans::run(inner)
+                orphans::run(inner),
+                plugins(inner)
             );
         };
         tokio::select! {

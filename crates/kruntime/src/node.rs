@@ -1,7 +1,7 @@
 //! Nodes as the API sees them: the Node object, its conditions, and the Lease that says that it lives.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -9,6 +9,7 @@ use std::{
 use futures::StreamExt;
 use http::{Method, Request, StatusCode};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kcore::clock::{format_micro_time, format_time};
 use kube::client::Body;
 use rand::Rng;
@@ -35,6 +36,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(100);
 /// How many nodes write at the same time.
 const WRITES_MAX: usize = 16;
+/// The annotation of nodes whose volumes the attach-detach controller attaches.
+const MANAGED_ATTACH: &str = "volumes.kubernetes.io/controller-managed-attach-detach";
 /// The namespace of the Leases.
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 
@@ -122,25 +125,33 @@ async fn beat_once(inner: &Inner, node: &Node, mut beat: Beat) -> Beat {
 
 /// Creates the Node with its status; one that is there already gets its labels and its status anew.
 async fn register(inner: &Inner, node: &Node) -> Result<(), WriteError> {
-    let object = object(node, inner.clock.now());
+    let in_use = node.volumes_in_use();
+    let object = object(node, inner.clock.now(), in_use.as_ref());
     match send(inner, Method::POST, "/api/v1/nodes".to_owned(), "application/json", &object).await {
         // The status of a new object is ignored by most kinds, not by Node; where it is, the next write sets it.
         Ok(()) => {}
         Err(WriteError::Refused(StatusCode::CONFLICT)) => {
-            let labels = json!({"metadata": {"labels": object["metadata"]["labels"]}});
+            let mut known = json!({"metadata": {"labels": object["metadata"]["labels"]}});
+            if let Some(annotations) = object["metadata"].get("annotations") {
+                known["metadata"]["annotations"] = annotations.clone();
+            }
             let path = format!("/api/v1/nodes/{}", node.config.name);
-            send(inner, Method::PATCH, path, "application/strategic-merge-patch+json", &labels).await?;
+            send(inner, Method::PATCH, path, "application/strategic-merge-patch+json", &known).await?;
             return write_status(inner, node).await;
         }
         Err(error) => return Err(error),
     }
+    node.told_in_use(in_use);
     Ok(())
 }
 
 async fn write_status(inner: &Inner, node: &Node) -> Result<(), WriteError> {
-    let body = json!({"status": status(node, inner.clock.now())});
+    let in_use = node.volumes_in_use();
+    let body = json!({"status": status(node, inner.clock.now(), in_use.as_ref())});
     let path = format!("/api/v1/nodes/{}/status", node.config.name);
-    send(inner, Method::PATCH, path, "application/strategic-merge-patch+json", &body).await
+    send(inner, Method::PATCH, path, "application/strategic-merge-patch+json", &body).await?;
+    node.told_in_use(in_use);
+    Ok(())
 }
 
 async fn renew(inner: &Inner, node: &Node) -> Result<(), WriteError> {
@@ -187,7 +198,7 @@ fn architecture() -> &'static str {
     }
 }
 
-fn object(node: &Node, now: Timestamp) -> Value {
+fn object(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Value {
     let name = &*node.config.name;
     let mut labels = serde_json::Map::new();
     for (key, value) in [
@@ -204,15 +215,21 @@ fn object(node: &Node, now: Timestamp) -> Value {
     if !node.config.taints.is_empty() {
         spec.insert("taints".to_owned(), serde_json::to_value(&node.config.taints).unwrap_or_default());
     }
+    let mut metadata = json!({"name": name, "labels": labels});
+    if in_use.is_some() {
+        // Its volumes are attached by a controller; it does not do so itself.
+        metadata["annotations"] = json!({MANAGED_ATTACH: "true"});
+    }
     json!({
         "apiVersion": "v1", "kind": "Node",
-        "metadata": {"name": name, "labels": labels},
+        "metadata": metadata,
         "spec": spec,
-        "status": status(node, now),
+        "status": status(node, now, in_use),
     })
 }
 
-fn status(node: &Node, now: Timestamp) -> Value {
+/// `in_use`: the volumes that nobody may detach, of a node that takes such.
+fn status(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Value {
     let now = format_time(now);
     let condition = |type_: &str, status: bool, reason: &str, message: &str, since| {
         json!({
@@ -244,11 +261,16 @@ fn status(node: &Node, now: Timestamp) -> Value {
     addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
     let handlers = std::iter::once("").chain(node.handlers.iter().map(String::as_str));
     let handlers: Vec<_> = handlers.map(|name| json!({"name": name})).collect();
-    json!({
+    let (mut capacity, mut allocatable) = (node.config.capacity.clone(), node.config.capacity.clone());
+    for (resource, (all, healthy)) in node.device_counts() {
+        capacity.insert(resource.clone(), Quantity(all.to_string()));
+        allocatable.insert(resource, Quantity(healthy.to_string()));
+    }
+    let mut status = json!({
         "addresses": addresses,
         "runtimeHandlers": handlers,
-        "allocatable": node.config.capacity,
-        "capacity": node.config.capacity,
+        "allocatable": allocatable,
+        "capacity": capacity,
         "conditions": conditions,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": node.config.kubelet_port}},
         "nodeInfo": {
@@ -263,7 +285,11 @@ fn status(node: &Node, now: Timestamp) -> Value {
             "osImage": os_image(),
             "systemUUID": file("/etc/machine-id"),
         },
-    })
+    });
+    if let Some(in_use) = in_use {
+        status["volumesInUse"] = json!(in_use);
+    }
+    status
 }
 
 /// A small file of the kernel; reading it does not block.

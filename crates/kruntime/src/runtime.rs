@@ -28,6 +28,8 @@ use tokio::{
 pub mod changes;
 #[cfg(all(feature = "cri", target_os = "linux"))]
 pub mod cri;
+mod device;
+mod mount;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod oci;
 #[cfg(target_os = "linux")]
@@ -38,6 +40,8 @@ pub mod process;
 mod security;
 pub mod simulated;
 
+pub use device::{Device, Devices};
+pub use mount::{Mount, Propagation};
 pub use security::{AppArmor, Resources, Seccomp, Security};
 
 /// A pod's uid: the name of its sandbox. A pod that is deleted and made again under the same name has another one.
@@ -118,31 +122,6 @@ pub struct SandboxConfig {
     pub annotations: Arc<BTreeMap<String, String>>,
 }
 
-/// A file or directory of the host that a container sees at `target`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Where it is on the host.
-    pub source: PathBuf,
-    /// Where the container sees it: an absolute path.
-    pub target: PathBuf,
-    /// Whether the container may only read it.
-    pub read_only: bool,
-    /// Who sees what is mounted below it later.
-    pub propagation: Propagation,
-}
-
-/// Which way later mounts go between host and container (`mountPropagation`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Propagation {
-    /// Neither way. The default.
-    #[default]
-    None,
-    /// What the host mounts is seen by the container.
-    HostToContainer,
-    /// And the other way round.
-    Bidirectional,
-}
-
 /// One container, with everything resolved: no reference to another object is left in it.
 #[derive(Clone, Debug, Default)]
 pub struct ContainerConfig {
@@ -183,6 +162,8 @@ pub struct ContainerConfig {
     pub resources: Resources,
     /// What it may do.
     pub security: Security,
+    /// The devices that it was given.
+    pub devices: Devices,
 }
 
 /// What became of a container.
@@ -296,6 +277,16 @@ pub enum RuntimeError {
     /// The pod can't be connected, or disconnected.
     #[error(transparent)]
     Network(#[from] knet::network::NetworkError),
+    /// A volume can't be had, or given back.
+    #[error("{step} for volume {volume:?} : {why}")]
+    Volume {
+        /// What failed, in upstream's words, such as `MountVolume.SetUp failed`.
+        step: &'static str,
+        /// The volume's name.
+        volume: String,
+        /// Why.
+        why: String,
+    },
     /// The operating system refused.
     #[error("{context}: {source}")]
     Io {
@@ -334,7 +325,7 @@ impl RuntimeError {
             Self::Image(_) => "ErrImagePull",
             Self::ImageNever(_) => "ErrImageNeverPull",
             Self::ImageName { .. } => "InvalidImageName",
-            Self::Config(_) => "CreateContainerConfigError",
+            Self::Config(_) | Self::Volume { .. } => "CreateContainerConfigError",
             _ => "CreateContainerError",
         }
     }

@@ -7,6 +7,7 @@ use k8s_openapi::api::{
     authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec},
     core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Pod, Secret, Service, ServiceAccount},
     node::v1::RuntimeClass,
+    storage::v1::{CSIDriver, VolumeAttachment},
 };
 use kreconcile::Informer;
 use kube::{Api, Client, api::PostParams};
@@ -24,6 +25,15 @@ impl std::fmt::Debug for Sources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sources").field("services", &self.services.is_some()).finish_non_exhaustive()
     }
+}
+
+/// A claim with the volume that it is bound to.
+#[derive(Clone, Debug)]
+pub struct ClaimedVolume {
+    /// The claim.
+    pub claim: PersistentVolumeClaim,
+    /// The volume.
+    pub volume: PersistentVolume,
 }
 
 /// A token for a service account.
@@ -88,7 +98,7 @@ impl Sources {
         }
     }
 
-    /// The volume that a claim is bound to. `owner`: the claim must be owned by the pod with this uid.
+    /// A claim with the volume that it is bound to. `owner`: the claim must be owned by the pod with this uid.
     ///
     /// # Errors
     /// [`RuntimeError::Config`] when either can't be read, or they are not bound to each other, or it is another's claim.
@@ -97,7 +107,7 @@ impl Sources {
         namespace: &str,
         name: &str,
         owner: Option<&str>,
-    ) -> Result<PersistentVolume, RuntimeError> {
+    ) -> Result<ClaimedVolume, RuntimeError> {
         let wrong =
             |why: &str| RuntimeError::Config(format!("error processing PVC {namespace}/{name}: {why}"));
         let claims = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), namespace);
@@ -123,7 +133,37 @@ impl Sources {
         if reference.is_none_or(|reference| reference.uid != claim.metadata.uid) {
             return Err(wrong("PV is bound to another claim"));
         }
-        Ok(volume)
+        Ok(ClaimedVolume { claim, volume })
+    }
+
+    /// What the cluster knows of a CSI driver; `None` when it has no object.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Config`] when it can't be read.
+    pub async fn csi_driver(&self, name: &str) -> Result<Option<CSIDriver>, RuntimeError> {
+        let found = Api::<CSIDriver>::all(self.client.clone()).get_opt(name).await;
+        found.map_err(|error| refused("csidriver", name, &error))
+    }
+
+    /// Whether a volume is attached to a node, and what was said about that.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Config`] when it can't be read, or isn't there.
+    pub async fn volume_attachment(&self, name: &str) -> Result<VolumeAttachment, RuntimeError> {
+        match Api::<VolumeAttachment>::all(self.client.clone()).get_opt(name).await {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => {
+                let group = "volumeattachments.storage.k8s.io";
+                Err(RuntimeError::Config(format!("{group} {name:?} not found")))
+            }
+            Err(error) => Err(refused("volumeattachment", name, &error)),
+        }
+    }
+
+    /// What all of it is read with.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The handler that a RuntimeClass names.

@@ -10,6 +10,10 @@ use crate::runtime::{
     PodUid, RuntimeError, SandboxConfig,
 };
 
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub mod csi;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub mod device;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod images;
 

@@ -6,13 +6,18 @@ use k8s_openapi::api::core::v1::{Container, ContainerPort, Lifecycle, Pod, PodSp
 use knet::network::PortMapping;
 use kreconcile::EventType;
 
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+use super::is_over;
 use super::{Inner, NodeConfig, PodEntry, security};
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+use crate::PodUid;
 use crate::{
     demand,
     downward::Facts,
     env, handler,
     machine::{Action, GRACE_MIN, StopReason},
     runtime::{ContainerConfig, RuntimeError, SandboxConfig, ports::protocol_of},
+    volumes::VolumeNote,
 };
 
 /// What came of an action.
@@ -39,12 +44,21 @@ impl Inner {
 
     async fn run_pod(&self, entry: &PodEntry) -> Outcome {
         let pod = entry.pod();
+        if let Err(why) = self.give_devices(entry, &pod).await {
+            let message = format!("Allocate failed due to {why}, which is unexpected");
+            self.refuse(entry, "UnexpectedAdmissionError", message);
+            // It may have been refused at once, and then nobody looks again by itself.
+            self.queue.add(entry.uid.clone());
+            return Outcome::PodRefused;
+        }
         if let Some(volumes) = &entry.node.volumes {
             let now = self.clock.now();
-            if let Err(error) = volumes.refresh(&pod, &entry.node.config, &self.sources, now).await {
-                let message = format!("MountVolume.SetUp failed: {error}");
-                self.event(entry, None, EventType::Warning, "FailedMount", message);
-                return Outcome::PodRefused;
+            match volumes.refresh(&pod, &entry.node.config, &self.sources, now).await {
+                Ok(notes) => self.tell_notes(entry, notes),
+                Err(error) => {
+                    self.event(entry, None, EventType::Warning, "FailedMount", error.to_string());
+                    return Outcome::PodRefused;
+                }
             }
         }
         let mut config = sandbox_config(&pod, entry);
@@ -58,6 +72,30 @@ impl Inner {
         match entry.node.config.runtime.run_pod(&entry.uid, &config).await {
             Ok(_) => Outcome::Done,
             Err(error) => self.pod_refused(entry, &error),
+        }
+    }
+
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    async fn give_devices(&self, entry: &PodEntry, pod: &Pod) -> Result<(), String> {
+        let Some(devices) = &entry.node.devices else { return Ok(()) };
+        devices
+            .give(pod, |uid| {
+                let is_it = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_over(pod);
+                self.entries().contains_key(&PodUid::from(uid))
+                    || self.pods.list().iter().any(|pod| is_it(pod))
+            })
+            .await
+    }
+
+    #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+    async fn give_devices(&self, _: &PodEntry, _: &Pod) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Tells what there is to tell about the pod's volumes.
+    pub(super) fn tell_notes(&self, entry: &PodEntry, notes: Vec<VolumeNote>) {
+        for note in notes {
+            self.event(entry, None, note.kind, note.reason, note.message);
         }
     }
 
@@ -190,10 +228,19 @@ impl Inner {
         config.args = expanded(&container.args);
         config.working_dir = container.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
         if let Some(volumes) = &entry.node.volumes {
+            // An agent that has come back has not made them yet.
+            if !volumes.are_made(&entry.uid) {
+                let notes = volumes.refresh(pod, node, &self.sources, self.clock.now()).await?;
+                self.tell_notes(entry, notes);
+            }
             config.mounts = volumes.mounts(pod, container, &env)?;
         }
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let Some(devices) = &entry.node.devices {
+            devices.apply(entry.uid.as_str(), &container.name, &mut config).await?;
+        }
         let hostname = hostname(pod);
-        config.env = vec![("HOSTNAME".to_owned(), hostname)];
+        config.env.push(("HOSTNAME".to_owned(), hostname));
         config.env.extend(env);
         security::set_security(&mut config, pod, container)?;
         let path = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");

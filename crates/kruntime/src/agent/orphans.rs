@@ -2,8 +2,13 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use super::{Inner, Node};
-use crate::runtime::PodUid;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::{Inner, Node, is_over};
+use crate::{
+    runtime::{ContainerPhase, ObservedContainer, PodUid},
+    volumes::Volumes,
+};
 
 /// After how long a pod is tried again that could not be removed.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -13,9 +18,8 @@ pub(super) async fn run(inner: &Inner) {
     if inner.pods.synced().await {
         inner.statics.were_read.cancelled().await;
         let nodes: Vec<Arc<Node>> = inner.nodes().values().cloned().collect();
-        for node in nodes.iter().filter(|node| node.config.owns_runtime) {
-            inner.remove_orphans(node).await;
-        }
+        let owning = nodes.iter().filter(|node| node.config.owns_runtime || node.takes_plugins());
+        futures::future::join_all(owning.map(|node| inner.remove_orphans(node))).await;
     }
     std::future::pending::<()>().await;
 }
@@ -24,19 +28,40 @@ impl Inner {
     async fn remove_orphans(&self, node: &Node) {
         let runtime = &node.config.runtime;
         loop {
-            // What the runtime has is asked first: a pod that comes after that is no orphan.
-            let there = runtime.pods();
-            let known: HashSet<String> =
-                self.pods.list().iter().filter_map(|pod| pod.metadata.uid.clone()).collect();
-            let is_known = |uid: &PodUid| known.contains(uid.as_str()) || self.entries().contains_key(uid);
+            // What there is is asked first: a pod that comes after that is no orphan.
+            let of_runtime = if node.config.owns_runtime { runtime.pods() } else { Vec::new() };
+            let with_volumes: Vec<PodUid> = match &node.volumes {
+                Some(volumes) if node.takes_plugins() => volumes.pods(),
+                _ => Vec::new(),
+            };
+            let pods = self.pods.list();
+            let uids = |pods: &[Arc<Pod>]| -> HashSet<String> {
+                pods.iter().filter_map(|pod| pod.metadata.uid.clone()).collect()
+            };
+            let known = uids(&pods);
+            let unfinished: Vec<Arc<Pod>> = pods.into_iter().filter(|pod| !is_over(pod)).collect();
+            let unfinished = uids(&unfinished);
             let mut is_left = false;
-            for uid in there.into_iter().filter(|uid| !is_known(uid)) {
+            for uid in of_runtime {
+                if known.contains(uid.as_str()) || self.entries().contains_key(&uid) {
+                    continue;
+                }
                 tracing::info!(pod = %uid, "a pod that nobody knows any more is removed");
                 if let Err(error) = runtime.remove_pod(&uid).await {
                     tracing::warn!(pod = %uid, %error, "a pod that nobody knows any more is left");
                     is_left = true;
                 } else if let Some(volumes) = &node.volumes {
-                    volumes.tear_down(&uid).await;
+                    is_left |= tear_down(volumes, &uid).await;
+                }
+            }
+            // Pods that have ended, or are gone, may have left volumes that others wait for.
+            for uid in with_volumes {
+                let runs = |seen: &ObservedContainer| matches!(seen.phase, ContainerPhase::Running { .. });
+                let is_used = unfinished.contains(uid.as_str())
+                    || self.entries().contains_key(&uid)
+                    || runtime.observe(&uid).containers.iter().any(runs);
+                if !is_used && let Some(volumes) = &node.volumes {
+                    is_left |= tear_down(volumes, &uid).await;
                 }
             }
             if !is_left {
@@ -45,4 +70,11 @@ impl Inner {
             tokio::time::sleep(RETRY_AFTER).await;
         }
     }
+}
+
+/// Says whether something is left.
+async fn tear_down(volumes: &Volumes, uid: &PodUid) -> bool {
+    let Err(error) = volumes.tear_down(uid).await else { return false };
+    tracing::warn!(pod = %uid, %error, "the volumes of a pod that has ended are left");
+    true
 }

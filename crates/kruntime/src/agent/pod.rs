@@ -246,9 +246,13 @@ impl Inner {
                 self.queue.add_after(entry.uid.clone(), wait);
             }
             if self.is_over_here(entry, &step.status, &observed) {
+                entry.node.release_devices(&entry.uid);
                 // What its volumes hold is free from here on, also for the node that had to end the pod because its disk is full.
-                if let Some(volumes) = &entry.node.volumes {
-                    volumes.tear_down(&entry.uid).await;
+                if let Some(volumes) = &entry.node.volumes
+                    && let Err(error) = volumes.tear_down(&entry.uid).await
+                {
+                    tracing::warn!(pod = %entry.uid, %error, "the volumes of a pod that has ended are left");
+                    self.queue.add_rate_limited(entry.uid.clone());
                 }
             } else {
                 self.refresh_volumes(entry).await;
@@ -300,9 +304,14 @@ impl Inner {
             self.queue.add_rate_limited(entry.uid.clone());
             return;
         }
-        if let Some(volumes) = &entry.node.volumes {
-            volumes.tear_down(&entry.uid).await;
+        if let Some(volumes) = &entry.node.volumes
+            && let Err(error) = volumes.tear_down(&entry.uid).await
+        {
+            tracing::warn!(pod = %entry.uid, %error, "the pod's volumes are not given back yet");
+            self.queue.add_rate_limited(entry.uid.clone());
+            return;
         }
+        entry.node.release_devices(&entry.uid);
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);
@@ -343,12 +352,16 @@ impl Inner {
         }
     }
 
-    /// Whether the node has ended the pod, and nothing of it runs.
+    /// Whether the pod has ended for good, or was ended by the node, and nothing of it runs.
     fn is_over_here(&self, entry: &PodEntry, status: &PodStatus, observed: &ObservedPod) -> bool {
         let runs = |container: &ObservedContainer| matches!(container.phase, ContainerPhase::Running { .. });
-        entry.is_ended_by_node()
-            && status.phase.as_deref() == Some("Failed")
-            && !observed.containers.iter().any(runs)
+        let has_ended = match status.phase.as_deref() {
+            // Without plug-ins there is nothing in a volume that others might wait for.
+            Some("Succeeded" | "Failed") if entry.node.takes_plugins() => true,
+            Some("Failed") => entry.is_ended_by_node(),
+            _ => false,
+        };
+        has_ended && !observed.containers.iter().any(runs)
     }
 
     async fn refresh_volumes(&self, entry: &Arc<PodEntry>) {
@@ -358,10 +371,14 @@ impl Inner {
             return;
         }
         let now = self.clock.now();
-        if volumes.needs_refresh(&entry.uid, now)
-            && let Err(error) = volumes.refresh(&pod, &entry.node.config, &self.sources, now).await
-        {
-            tracing::debug!(pod = %entry.uid, %error, "the pod's volumes are not fresh");
+        if volumes.needs_refresh(&entry.uid, now) {
+            match volumes.refresh(&pod, &entry.node.config, &self.sources, now).await {
+                Ok(notes) => self.tell_notes(entry, notes),
+                Err(error) => {
+                    tracing::debug!(pod = %entry.uid, %error, "the pod's volumes are not fresh");
+                    self.queue.add_rate_limited(entry.uid.clone());
+                }
+            }
         }
         self.queue.add_after(entry.uid.clone(), REFRESH);
     }

@@ -228,7 +228,6 @@ impl Inner {
         }
         if !changed.is_empty() {
             node.ask_for_status();
-            self.node_changed.notify_one();
         }
     }
 

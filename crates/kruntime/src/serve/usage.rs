@@ -3,6 +3,7 @@
 
 use std::{fmt::Write as _, sync::Arc};
 
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
@@ -12,6 +13,7 @@ use crate::{
     eviction::PodDisk,
     runtime::{ContainerPhase, PodUid},
     stats::PodStats,
+    volumes::VolumeStats,
 };
 
 async fn pods(inner: &Inner, entries: &[Arc<PodEntry>]) -> Vec<Option<PodStats>> {
@@ -29,7 +31,14 @@ pub(super) async fn summary(
     let stats = pods(inner, entries).await;
     let disks = if only_cpu_and_memory { Vec::new() } else { inner.disks(entries).await };
     let disks = disks.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-    let pods = entries.iter().zip(stats).zip(disks).map(|((entry, stats), disk)| {
+    let volumes = futures::stream::iter(entries).then(|entry| async move {
+        match entry.node.volumes.as_ref().filter(|_| !only_cpu_and_memory) {
+            Some(volumes) => volumes.stats(&entry.uid, inner.clock.now()).await,
+            None => Vec::new(),
+        }
+    });
+    let volumes: Vec<Vec<VolumeStats>> = volumes.collect().await;
+    let pods = entries.iter().zip(stats).zip(disks).zip(volumes).map(|(((entry, stats), disk), volumes)| {
         let pod = entry.pod();
         let meta = &pod.metadata;
         let mut value = json!({
@@ -61,6 +70,7 @@ pub(super) async fn summary(
         if let Some(disk) = disk {
             add_disk(&mut value, &pod, &disk, inner.clock.now());
         }
+        add_volumes(&mut value, &volumes, meta.namespace.as_deref().unwrap_or_default());
         value
     });
     let pods: Vec<Value> = pods.collect();
@@ -90,6 +100,27 @@ fn add_disk(value: &mut Value, pod: &Pod, disk: &PodDisk, now: Timestamp) {
             container["rootfs"] = of(disk.root_bytes);
             container["logs"] = of(disk.log_bytes);
         }
+    }
+}
+
+/// Adds what drivers say of their volumes.
+fn add_volumes(value: &mut Value, volumes: &[VolumeStats], namespace: &str) {
+    let shown = volumes.iter().map(|stats| {
+        let mut volume = json!({
+            "name": stats.name, "time": kcore::clock::format_time(stats.at),
+            "usedBytes": stats.used_bytes, "capacityBytes": stats.capacity_bytes,
+            "availableBytes": stats.available_bytes, "inodesUsed": stats.inodes_used, "inodes": stats.inodes,
+            "inodesFree": stats.inodes_free,
+        });
+        if let Some(claim) = &stats.claim {
+            volume["pvcRef"] = json!({"name": claim, "namespace": namespace});
+        }
+        volume
+    });
+    match value["volume"].as_array_mut() {
+        Some(all) => all.extend(shown),
+        None if volumes.is_empty() => {}
+        None => value["volume"] = shown.collect(),
     }
 }
 

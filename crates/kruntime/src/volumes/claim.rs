@@ -1,15 +1,30 @@
 use std::path::PathBuf;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{PersistentVolume, Volume};
 
-use super::{VolumePlugin, VolumeRequest, host_path};
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+use super::csi::{Csi, Spec};
+use super::{MadeVolume, VolumePlugin, VolumeRequest, host_path};
 use crate::runtime::RuntimeError;
 
-/// `persistentVolumeClaim` and `ephemeral`: the directory of the volume that the claim is bound to, if it is one of this
-/// machine (`hostPath`, `local`). The pod waits until the claim is bound.
-#[derive(Clone, Copy, Debug)]
-pub struct Claim;
+/// `persistentVolumeClaim` and `ephemeral`: the volume that the claim is bound to, if it is one of this machine (`hostPath`, `local`), or
+/// of a CSI driver of a node that takes plug-ins. The pod waits until the claim is bound.
+#[derive(Clone, Debug, Default)]
+pub struct Claim {
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    csi: Option<Arc<Csi>>,
+}
+
+impl Claim {
+    /// With the volumes of CSI drivers.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) fn with_csi(csi: &Arc<Csi>) -> Self {
+        Self { csi: Some(Arc::clone(csi)) }
+    }
+}
 
 #[async_trait]
 impl VolumePlugin for Claim {
@@ -17,7 +32,12 @@ impl VolumePlugin for Claim {
         volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some()
     }
 
-    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<PathBuf, RuntimeError> {
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    fn is_live(&self, _: &Volume) -> bool {
+        self.csi.is_some()
+    }
+
+    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<MadeVolume, RuntimeError> {
         let metadata = &request.facts.pod.metadata;
         let namespace = metadata.namespace.as_deref().unwrap_or_default();
         let named = request.volume.persistent_volume_claim.as_ref().map(|source| source.claim_name.clone());
@@ -26,8 +46,16 @@ impl VolumePlugin for Claim {
         });
         // The claim of an ephemeral volume must have been made for this pod, not just bear the name.
         let owner = request.volume.ephemeral.as_ref().and(metadata.uid.as_deref());
-        let volume = request.sources.claimed_volume(namespace, &name, owner).await?;
-        path_of(&volume)
+        let claimed = request.sources.claimed_volume(namespace, &name, owner).await?;
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let Some(csi) = &self.csi {
+            let source = request.volume.persistent_volume_claim.as_ref();
+            let read_only = source.is_some_and(|source| source.read_only == Some(true));
+            if let Some(spec) = Spec::of_claim(&claimed.volume, read_only).map_err(RuntimeError::Config)? {
+                return csi.mount(request, &spec, Some(&claimed.claim)).await;
+            }
+        }
+        path_of(&claimed.volume).map(MadeVolume::from)
     }
 }
 

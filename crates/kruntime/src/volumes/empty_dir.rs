@@ -1,9 +1,9 @@
-use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+use std::os::unix::fs::PermissionsExt;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::Volume;
 
-use super::{VolumePlugin, VolumeRequest};
+use super::{MadeVolume, VolumePlugin, VolumeRequest};
 use crate::runtime::RuntimeError;
 
 /// `emptyDir`: a directory that lives as long as the pod. The medium `Memory` gets a directory as well: a file system in
@@ -17,7 +17,7 @@ impl VolumePlugin for EmptyDir {
         volume.empty_dir.is_some()
     }
 
-    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<PathBuf, RuntimeError> {
+    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<MadeVolume, RuntimeError> {
         let made = RuntimeError::io("making an emptyDir");
         if !request.dir.exists() {
             let dir = &request.dir;
@@ -25,6 +25,6 @@ impl VolumePlugin for EmptyDir {
                 .and_then(|()| std::fs::set_permissions(dir, PermissionsExt::from_mode(0o777)))
                 .map_err(made)?;
         }
-        Ok(request.dir.clone())
+        Ok(request.dir.clone().into())
     }
 }

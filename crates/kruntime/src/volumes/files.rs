@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::{
-    VolumePlugin, VolumeRequest,
+    MadeVolume, VolumePlugin, VolumeRequest,
     atomic::{self, Payload},
     stays_below,
 };
@@ -44,11 +44,15 @@ impl VolumePlugin for Files {
         is_files(volume)
     }
 
-    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<PathBuf, RuntimeError> {
+    fn is_live(&self, _: &Volume) -> bool {
+        true
+    }
+
+    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<MadeVolume, RuntimeError> {
         let payload = self.payload(request).await?;
         let version = request.now.strftime("%Y_%m_%d_%H_%M_%S.%f").to_string();
         atomic::write(&request.dir, &payload, &version).map_err(RuntimeError::io("writing a volume"))?;
-        Ok(request.dir.clone())
+        Ok(request.dir.clone().into())
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{HostPathVolumeSource, Volume};
 
-use super::{VolumePlugin, VolumeRequest};
+use super::{MadeVolume, VolumePlugin, VolumeRequest};
 use crate::runtime::RuntimeError;
 
 /// `hostPath`: a path of the node, checked or made as its type says.
@@ -20,11 +20,11 @@ impl VolumePlugin for HostPath {
         volume.host_path.is_some()
     }
 
-    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<PathBuf, RuntimeError> {
+    async fn set_up(&self, request: &VolumeRequest<'_>) -> Result<MadeVolume, RuntimeError> {
         let Some(source) = &request.volume.host_path else {
             return Err(RuntimeError::Config("no hostPath".to_owned()));
         };
-        resolve(source)
+        resolve(source).map(MadeVolume::from)
     }
 }
 

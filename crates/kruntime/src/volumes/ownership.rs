@@ -18,6 +18,18 @@ pub(super) fn give_to_group(volume: &Path, group: u32, read_only: bool) -> io::R
     give(volume, group, read_only, DEPTH_MAX)
 }
 
+/// Whether the volume's root is as [`give_to_group`] leaves it, so that the rest is taken to be, too (`fsGroupChangePolicy:
+/// OnRootMismatch`, KEP-695).
+///
+/// # Errors
+/// When the root can't be looked at.
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub(super) fn is_of_group(volume: &Path, group: u32) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt as _;
+    let metadata = volume.metadata()?;
+    Ok(metadata.gid() == group && metadata.mode() & 0o2770 == 0o2770)
+}
+
 fn give(path: &Path, group: u32, read_only: bool, depth: usize) -> io::Result<()> {
     let metadata = path.symlink_metadata()?;
     lchown(path, None, Some(group))?;

@@ -35,6 +35,8 @@ struct State {
     pods: BTreeMap<String, Value>,
     watchers: Vec<mpsc::UnboundedSender<LocalEvent>>,
     writes: Vec<Write>,
+    /// Other objects, by their paths.
+    objects: BTreeMap<String, Value>,
     is_away: bool,
 }
 
@@ -108,6 +110,27 @@ impl FakeApi {
         state.put(pod);
     }
 
+    /// Keeps an object at a path. It is changed by those who write there.
+    pub(crate) fn put_object(&self, path: &str, object: Value) {
+        self.state().objects.insert(path.to_owned(), object);
+    }
+
+    /// The object that is kept at a path; null when there is none.
+    pub(crate) fn object(&self, path: &str) -> Value {
+        self.state().objects.get(path).cloned().unwrap_or_default()
+    }
+
+    /// Waits until `is` holds for the object that is kept at a path.
+    pub(crate) async fn until_object(&self, path: &str, is: impl Fn(&Value) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if is(&self.object(path)) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Answers nothing any more, or does so again; who watches is not told.
     pub(crate) fn set_away(&self, is_away: bool) {
         self.state().is_away = is_away;
@@ -176,14 +199,15 @@ impl FakeApi {
         let mut answer = json!({});
         if parts.method == Method::GET {
             let names: Vec<&str> = path.split('/').collect();
-            if let [.., "runtimeclasses", name] = names[..] {
+            let kept = self.state().objects.get(&path).cloned();
+            if let Some(object) = kept {
+                answer = object;
+            } else if path.starts_with("/apis/storage.k8s.io/") {
+                return not_found();
+            } else if let [.., "runtimeclasses", name] = names[..] {
                 // One class that there is, one whose handler nobody has, and no others.
                 if !["special", "other"].contains(&name) {
-                    let status =
-                        json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"});
-                    let mut response = Response::new(Full::new(status.to_string().into()));
-                    *response.status_mut() = http::StatusCode::NOT_FOUND;
-                    return response;
+                    return not_found();
                 }
                 answer = json!({"metadata": {"name": name}, "handler": format!("{name}-handler")});
             } else if let [.., "nodes", name] = names[..] {
@@ -207,12 +231,58 @@ impl FakeApi {
                     pod["status"] = json!({"phase": "Pending"});
                     state.put(pod);
                 }
-                _ => {}
+                (Method::POST, [.., "serviceaccounts", name, "token"]) => {
+                    let audiences = &body["spec"]["audiences"];
+                    answer = json!({"metadata": {}, "spec": body["spec"], "status": {
+                        "token": format!("token of {name} for {audiences}"),
+                        "expirationTimestamp": "2999-01-01T00:00:00Z",
+                    }});
+                }
+                (Method::POST, _) if path.starts_with("/apis/storage.k8s.io/") => {
+                    let name = body["metadata"]["name"].as_str().unwrap();
+                    state.objects.insert(format!("{path}/{name}"), body.clone());
+                    answer = body.clone();
+                }
+                (method, _) => {
+                    let path = path.strip_suffix("/status").unwrap_or(&path);
+                    if let Some(object) = state.objects.get_mut(path) {
+                        match method {
+                            Method::PUT => *object = body.clone(),
+                            Method::DELETE => drop(state.objects.remove(path)),
+                            _ => merge(object, &body),
+                        }
+                        answer = state.objects.get(path).cloned().unwrap_or_default();
+                    }
+                }
             }
             state.writes.push((parts.method, path, body));
         }
         self.0.changed.notify_waiters();
         Response::new(Full::new(answer.to_string().into()))
+    }
+}
+
+fn not_found() -> Response<Full<Bytes>> {
+    let status = json!({"kind": "Status", "code": 404, "reason": "NotFound", "status": "Failure"});
+    let mut response = Response::new(Full::new(status.to_string().into()));
+    *response.status_mut() = http::StatusCode::NOT_FOUND;
+    response
+}
+
+/// A merge patch (RFC 7396).
+fn merge(value: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *value = patch.clone();
+        return;
+    };
+    if !value.is_object() {
+        *value = json!({});
+    }
+    for (key, patch) in patch {
+        match patch {
+            Value::Null => drop(value.as_object_mut().unwrap().remove(key)),
+            _ => merge(&mut value[key], patch),
+        }
     }
 }
 

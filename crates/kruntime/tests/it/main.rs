@@ -3,6 +3,10 @@
 mod agent;
 #[cfg(all(feature = "cri", target_os = "linux"))]
 mod cri;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+mod csi;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+mod devices;
 mod fake;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;

@@ -8,7 +8,8 @@ use std::{
 
 use super::proto as pb;
 use crate::runtime::{
-    AppArmor, ContainerConfig, Mount, PodUid, Propagation, Resources, RuntimeError, SandboxConfig, Seccomp,
+    AppArmor, ContainerConfig, Device, Mount, PodUid, Propagation, Resources, RuntimeError, SandboxConfig,
+    Seccomp,
     oci::{MASKED, READ_ONLY},
 };
 
@@ -307,6 +308,7 @@ pub(super) fn container(
     seccomp_dir: Option<&Path>,
 ) -> Result<pb::ContainerConfig, RuntimeError> {
     let (owner, uid, sandbox) = pod;
+    let devices = &config.devices;
     let mut labels = pod_labels(owner, uid, sandbox);
     labels.insert(CONTAINER_NAME.to_owned(), config.name.to_string());
     // Later values win here; a server may take the first.
@@ -335,7 +337,12 @@ pub(super) fn container(
             .collect(),
         mounts: mounts(config, files),
         labels,
-        annotations: Traits::of(config).annotations(),
+        annotations: devices
+            .annotations
+            .clone()
+            .into_iter()
+            .chain(Traits::of(config).annotations())
+            .collect(),
         log_path: files.log.clone(),
         stdin: config.stdin,
         tty: config.tty,
@@ -343,9 +350,19 @@ pub(super) fn container(
             resources: Some(resources(&config.resources)),
             security_context: Some(security(sandbox, config, image, seccomp_dir)?),
         }),
+        devices: devices.nodes.iter().map(device).collect(),
+        cdi_devices: devices.cdi.iter().map(|name| pb::CdiDevice { name: name.clone() }).collect(),
         stop_signal: config.stop_signal.as_deref().map_or(0, signal),
         ..pb::ContainerConfig::default()
     })
+}
+
+fn device(device: &Device) -> pb::Device {
+    pb::Device {
+        container_path: device.container_path.to_string_lossy().into_owned(),
+        host_path: device.host_path.to_string_lossy().into_owned(),
+        permissions: device.permissions.clone(),
+    }
 }
 
 /// The number of a signal's name in the interface (`Signal` of `api.proto`); 0 is the image's.

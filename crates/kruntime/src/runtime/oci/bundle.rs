@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::{
     Pod, Shared, capabilities, rootfs, seccomp,
-    spec::{PATH_DEFAULT, Parts, host_devices, spec},
+    spec::{PATH_DEFAULT, Parts, given_device, host_devices, spec},
     users,
 };
 use crate::{
@@ -140,6 +140,8 @@ impl Bundle {
         let of_image = run.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let id = new_id();
         let cgroup = shared.cgroups.path(&super::file_name(uid.as_str()), &id);
+        let given = config.devices.without_cdi()?.iter().map(given_device);
+        let given = given.collect::<Result<Vec<Value>, RuntimeError>>()?;
         let parts = Parts {
             config,
             sandbox: &pod.config,
@@ -156,7 +158,7 @@ impl Bundle {
             shared_memory: &pod.dir.join("shm"),
             cgroup: &cgroup,
             unified: shared.cgroups.is_unified(),
-            devices: if config.security.privileged { host_devices() } else { Vec::new() },
+            devices: if config.security.privileged { host_devices() } else { given },
         };
         let text = spec(&parts).to_string();
         std::fs::write(bundle.join("config.json"), text).map_err(wrong())?;

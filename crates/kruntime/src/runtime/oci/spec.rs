@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::users::User;
-use crate::runtime::{AppArmor, ContainerConfig, Mount, Propagation, Resources, RuntimeError, SandboxConfig};
+use crate::runtime::{
+    AppArmor, ContainerConfig, Device, Mount, Propagation, Resources, RuntimeError, SandboxConfig,
+};
 
 /// What of `/proc` and `/sys` a container doesn't see.
 pub(in crate::runtime) const MASKED: [&str; 12] = [
@@ -52,7 +54,7 @@ pub(super) struct Parts<'a> {
     pub(super) shared_memory: &'a Path,
     pub(super) cgroup: &'a str,
     pub(super) unified: bool,
-    /// The machine's devices, for containers from which nothing is kept.
+    /// The machine's devices, for containers from which nothing is kept; for others those that they were given, in their order.
     pub(super) devices: Vec<Value>,
 }
 
@@ -71,7 +73,7 @@ pub(super) fn spec(parts: &Parts<'_>) -> Value {
         linux["maskedPaths"] = json!(MASKED);
         linux["readonlyPaths"] = json!(READ_ONLY);
     }
-    if open {
+    if !parts.devices.is_empty() {
         linux["devices"] = json!(parts.devices);
     }
     if let Some(seccomp) = parts.seccomp.as_ref().filter(|_| !open) {
@@ -131,9 +133,15 @@ fn namespaces(parts: &Parts<'_>) -> Value {
 
 fn resources(parts: &Parts<'_>) -> Value {
     let own = &parts.config.resources;
-    let mut resources = json!({
-        "devices": [{"allow": parts.config.security.privileged, "access": "rwm"}],
-    });
+    let open = parts.config.security.privileged;
+    let mut rules = vec![json!({"allow": open, "access": "rwm"})];
+    // What is not kept from the container needs no rule of its own.
+    let given = parts.devices.iter().zip(&parts.config.devices.nodes).filter(|_| !open);
+    rules.extend(given.map(|(device, given)| {
+        json!({"allow": true, "type": device["type"], "major": device["major"], "minor": device["minor"],
+            "access": given.permissions})
+    }));
+    let mut resources = json!({"devices": rules});
     let mut cpu = json!({});
     if let Some(shares) = own.cpu_shares {
         cpu["shares"] = json!(shares);
@@ -240,7 +248,6 @@ pub(super) fn has_apparmor() -> bool {
 
 /// The machine's devices below `/dev`, but terminals and what containers have of their own.
 pub(super) fn host_devices() -> Vec<Value> {
-    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
     const OWN: [&str; 6] = ["pts", "shm", "fd", "mqueue", "console", "ptmx"];
     const DEPTH_MAX: usize = 4;
     let (mut found, mut dirs) = (Vec::new(), vec![(PathBuf::from("/dev"), 0)]);
@@ -253,17 +260,33 @@ pub(super) fn host_devices() -> Vec<Value> {
             let kind = metadata.file_type();
             if kind.is_dir() && depth < DEPTH_MAX {
                 dirs.push((entry.path(), depth + 1));
-            } else if kind.is_char_device() || kind.is_block_device() {
-                let letter = if kind.is_char_device() { "c" } else { "b" };
-                found.push(
-                    json!({"path": entry.path(), "type": letter, "major": rustix::fs::major(metadata.rdev()),
-                    "minor": rustix::fs::minor(metadata.rdev()), "fileMode": metadata.mode() & 0o7777,
-                    "uid": metadata.uid(), "gid": metadata.gid()}),
-                );
+            } else {
+                found.extend(device(&entry.path(), &metadata));
             }
         }
     }
     found
+}
+
+/// A device as OCI runtimes want it, to be seen at `path`; `None` for what is none.
+fn device(path: &Path, metadata: &std::fs::Metadata) -> Option<Value> {
+    use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+    let kind = metadata.file_type();
+    let letter = match (kind.is_char_device(), kind.is_block_device()) {
+        (true, _) => "c",
+        (_, true) => "b",
+        _ => return None,
+    };
+    Some(json!({"path": path, "type": letter, "major": rustix::fs::major(metadata.rdev()),
+        "minor": rustix::fs::minor(metadata.rdev()), "fileMode": metadata.mode() & 0o7777,
+        "uid": metadata.uid(), "gid": metadata.gid()}))
+}
+
+/// A device that a container was given.
+pub(super) fn given_device(given: &Device) -> Result<Value, RuntimeError> {
+    let metadata = given.host_path.metadata().map_err(RuntimeError::io("looking at a device"))?;
+    device(&given.container_path, &metadata)
+        .ok_or_else(|| RuntimeError::Config(format!("{} is no device", given.host_path.display())))
 }
 
 #[cfg(test)]

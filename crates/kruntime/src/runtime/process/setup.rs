@@ -47,6 +47,7 @@ impl Setup {
         let wrong = |source| RuntimeError::Io { context: "preparing the container", source };
         let image = shared.options.images.config(&config.image);
         let program = command_line(config, image.as_ref())?;
+        config.devices.without_cdi()?;
         let user = identity(shared, config)?;
         let id = new_id();
         let mut env = environment(config, image.as_ref(), &id);
@@ -147,6 +148,13 @@ fn identity(shared: &Shared, config: &ContainerConfig) -> Result<Option<(u32, u3
 /// The mounts of a container: its volumes, the pod's files and the place for its termination message.
 fn all_mounts(pod: &Pod, config: &ContainerConfig, message: &Path) -> Vec<Mount> {
     let mut mounts = config.mounts.clone();
+    // A device is a file like any other; what may be done with it is as for the user.
+    mounts.extend(config.devices.nodes.iter().map(|device| Mount {
+        source: device.host_path.clone(),
+        target: device.container_path.clone(),
+        read_only: false,
+        propagation: Propagation::None,
+    }));
     let mut file = |source: PathBuf, target: &str| {
         let target = PathBuf::from(target);
         if !mounts.iter().any(|mount| mount.target == target) {

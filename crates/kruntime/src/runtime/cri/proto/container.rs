@@ -195,8 +195,17 @@ pub(in crate::runtime::cri) struct ContainerConfig {
     pub(in crate::runtime::cri) tty: bool,
     #[prost(message, optional, tag = "15")]
     pub(in crate::runtime::cri) linux: Option<LinuxContainerConfig>,
+    #[prost(message, repeated, tag = "17")]
+    pub(in crate::runtime::cri) cdi_devices: Vec<CdiDevice>,
     #[prost(int32, tag = "18")]
     pub(in crate::runtime::cri) stop_signal: i32,
+}
+
+/// A device by its name in the Container Device Interface.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(in crate::runtime::cri) struct CdiDevice {
+    #[prost(string, tag = "1")]
+    pub(in crate::runtime::cri) name: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,0 +1,172 @@
+//! Which devices a container gets, as upstream's device manager chooses where no topology is asked for. Pure.
+
+use std::collections::BTreeSet;
+
+pub(super) type Ids = BTreeSet<String>;
+
+/// What is known when a container wants devices of a resource.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) pod: &'a str,
+    pub(super) container: &'a str,
+    pub(super) resource: &'a str,
+    /// How many it wants.
+    pub(super) wanted: usize,
+    /// What it has already, from an earlier start.
+    pub(super) has: Option<&'a Ids>,
+    /// What init containers of the pod have, which have ended before it begins.
+    pub(super) reusable: &'a Ids,
+    /// The healthy ones; `None` when no plug-in has registered.
+    pub(super) healthy: Option<&'a Ids>,
+    /// What anybody has.
+    pub(super) in_use: &'a Ids,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Nothing: it has all that it wants.
+    Has,
+    /// It gets these.
+    These(Ids),
+    /// It gets `sure`, and so many of `available`, of which the plug-in may prefer some.
+    Of { sure: Ids, available: Ids, more: usize },
+}
+
+/// Errors are upstream's.
+pub(super) fn choose(asked: &Asked<'_>) -> Result<Choice, String> {
+    let Asked { pod, container, resource, wanted, .. } = *asked;
+    if let Some(has) = asked.has
+        && has.len() != wanted
+    {
+        let before = has.len();
+        return Err(format!(
+            "pod {pod:?} container {container:?} changed request for resource {resource:?} from {before} to {wanted}"
+        ));
+    }
+    let healthy = asked.healthy.ok_or_else(|| format!("cannot allocate unregistered device {resource}"))?;
+    if healthy.is_empty() {
+        return Err(format!("no healthy devices present; cannot allocate unhealthy devices {resource}"));
+    }
+    if let Some(has) = asked.has {
+        if !has.is_subset(healthy) {
+            return Err(format!(
+                "previously allocated devices are no longer healthy; cannot allocate unhealthy devices {resource}"
+            ));
+        }
+        return Ok(Choice::Has);
+    }
+    let sure: Ids = asked.reusable.iter().take(wanted).cloned().collect();
+    let more = wanted - sure.len();
+    if more == 0 {
+        return Ok(if wanted == 0 { Choice::Has } else { Choice::These(sure) });
+    }
+    let available: Ids = healthy.difference(asked.in_use).cloned().collect();
+    let left = available.len();
+    if left < more {
+        return Err(format!(
+            "requested number of devices unavailable for {resource}. Requested: {more}, Available: {left}"
+        ));
+    }
+    Ok(Choice::Of { sure, available, more })
+}
+
+/// The devices when the plug-in prefers these: first those of its choice that may be had, then others.
+pub(super) fn settle(sure: &Ids, available: &Ids, more: usize, preferred: &Ids) -> Ids {
+    let first = preferred.intersection(available);
+    let rest = available.difference(preferred);
+    sure.iter().chain(first.chain(rest).take(more)).cloned().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(text: &str) -> Ids {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn containers_get_healthy_devices_that_nobody_has() {
+        // Upstream's `TestPodContainerDeviceAllocation`, `TestDevicesToAllocate` and their like. In order: wanted, has, reusable, healthy, in use.
+        let of = |sure: &str, available: &str, more| {
+            Ok(Choice::Of { sure: ids(sure), available: ids(available), more })
+        };
+        let cases = [
+            (2, None, "", Some("a b c"), "", of("", "a b c", 2)),
+            (1, None, "", Some("a b c"), "a", of("", "b c", 1)),
+            (2, None, "a", Some("a b"), "a", of("a", "b", 1)),
+            (1, None, "a b", Some("a b"), "a b", Ok(Choice::These(ids("a")))),
+            (0, None, "", Some("a"), "", Ok(Choice::Has)),
+            (1, Some("a"), "", Some("a b"), "a", Ok(Choice::Has)),
+            (
+                2,
+                Some("a"),
+                "",
+                Some("a b"),
+                "a",
+                Err("pod \"p\" container \"c\" changed request for resource \"r\" from 1 to 2"),
+            ),
+            (1, None, "", None, "", Err("cannot allocate unregistered device r")),
+            (1, Some("a"), "", None, "a", Err("cannot allocate unregistered device r")),
+            (
+                1,
+                None,
+                "",
+                Some(""),
+                "",
+                Err("no healthy devices present; cannot allocate unhealthy devices r"),
+            ),
+            (
+                1,
+                Some("a"),
+                "",
+                Some("b"),
+                "a",
+                Err(
+                    "previously allocated devices are no longer healthy; cannot allocate unhealthy devices r",
+                ),
+            ),
+            (
+                3,
+                None,
+                "",
+                Some("a b c"),
+                "a",
+                Err("requested number of devices unavailable for r. Requested: 3, Available: 2"),
+            ),
+        ];
+        for (number, (wanted, has, reusable, healthy, in_use, expected)) in cases.into_iter().enumerate() {
+            let (has, healthy) = (has.map(ids), healthy.map(ids));
+            let asked = Asked {
+                pod: "p",
+                container: "c",
+                resource: "r",
+                wanted,
+                has: has.as_ref(),
+                reusable: &ids(reusable),
+                healthy: healthy.as_ref(),
+                in_use: &ids(in_use),
+            };
+            assert_eq!(choose(&asked), expected.map_err(str::to_owned), "{number}");
+        }
+    }
+
+    #[test]
+    fn preferences_count_where_they_can_be_met() {
+        let cases = [
+            ("", "a b c d", 2, "c d", "c d"),
+            ("", "a b c", 2, "c x", "a c"),
+            ("z", "a b c", 1, "z b", "b z"),
+            ("", "a b c", 1, "b c", "b"),
+            ("", "a b c", 2, "", "a b"),
+        ];
+        for (sure, available, more, preferred, expected) in cases {
+            assert_eq!(
+                settle(&ids(sure), &ids(available), more, &ids(preferred)),
+                ids(expected),
+                "{preferred}"
+            );
+        }
+    }
+}
