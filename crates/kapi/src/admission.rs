@@ -248,6 +248,7 @@ pub fn defaults() -> Vec<Arc<dyn Admission>> {
 pub(crate) fn registered(registered: &Arc<Registered>, authorizers: &Chain) -> Vec<Arc<dyn Admission>> {
     let (registered, authorizers) = (|| Arc::clone(registered), || authorizers.clone());
     vec![
+        Arc::new(node_restriction::TokenAudience(authorizers())),
         Arc::new(certificates::CertificateApproval(authorizers())),
         Arc::new(certificates::CertificateSigning(authorizers())),
         Arc::new(certificates::TrustBundleAttest(authorizers())),

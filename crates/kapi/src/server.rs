@@ -97,7 +97,7 @@ pub(crate) struct Inner {
 /// | admission | [`admission::defaults`], then what is added |
 /// | encryption | none, which costs nothing |
 /// | audit | none, which costs nothing |
-/// | anonymous callers | allowed, to read health and version |
+/// | anonymous callers | allowed, to read health and version; not with `AlwaysAllow` |
 /// | service addresses | 10.96.0.0/12, ports 30000-32767 |
 /// | nodes | unreachable: logs and exec answer 503 |
 /// | services | by their cluster IPs |
@@ -328,7 +328,8 @@ impl ApiServerBuilder {
         self
     }
 
-    /// Whether callers who don't say who they are are let in as `system:anonymous`.
+    /// Whether callers who don't say who they are are let in as `system:anonymous`. Never with
+    /// [`AlwaysAllow`](AuthorizationMode::AlwaysAllow) among the modes, as upstream.
     pub fn anonymous(mut self, allowed: bool) -> Self {
         self.anonymous = Anonymous { enabled: allowed, paths: Vec::new() };
         self
@@ -407,6 +408,16 @@ impl ApiServerBuilder {
             providers.map(|one| Arc::new(OidcTokens::new(one, Arc::clone(&clock))) as Arc<dyn Authenticator>),
         );
         authenticators.extend(self.authenticators);
+        let mut anonymous = self.anonymous;
+        // Upstream's `BuiltInAuthenticationOptions.ApplyAuthorization`.
+        let allows_all =
+            |way: &authz::Way| matches!(way, authz::Way::BuiltIn(AuthorizationMode::AlwaysAllow));
+        if anonymous.enabled && self.modes.iter().any(allows_all) {
+            tracing::warn!(
+                "nobody may be anonymous where everybody may do everything: anonymous callers are refused"
+            );
+            anonymous.enabled = false;
+        }
         let rbac = Arc::new(Rbac::new(Arc::clone(&objects)));
         let mut authorizers: Vec<Arc<dyn Authorizer>> = vec![Arc::new(Masters)];
         authorizers.extend(self.authorizers);
@@ -432,7 +443,7 @@ impl ApiServerBuilder {
             authorizers,
             audit: self.audit,
             nodes: self.nodes,
-            anonymous: self.anonymous,
+            anonymous,
             addresses: self.addresses,
             documents: transport::Documents::default(),
         })))

@@ -1,6 +1,7 @@
 //! What a node may write (upstream's `plugin/pkg/admission/noderestriction`): itself, the pods that it runs, and what belongs
 //! to both. What it may read, the authorizer says ([`authz::Node`](crate::authz::Node)).
 
+mod audiences;
 mod labels;
 mod pods;
 
@@ -9,6 +10,7 @@ use kcore::Status;
 use serde_json::Value;
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
+pub(crate) use self::audiences::TokenAudience;
 use super::{Admission, AdmissionRequest, Operation};
 use crate::{authz::node::node_of, error::ApiResult};
 

@@ -26,6 +26,8 @@ pub(super) async fn request(
     mut request: Value,
 ) -> ApiResult<(StatusCode, Value)> {
     let objects = call.objects;
+    // Before anything is filled in: whose audience is not said is the server's, which a node's pods need not speak of.
+    call.admit(Operation::Create, call.name, &mut request, None).await?;
     check_names(call, &request)?;
     let account = objects.get(call.resource, call.namespace, call.name).ok_or_else(|| call.not_found())?;
     complete(server, call, &mut request, &account)?;
@@ -33,7 +35,6 @@ pub(super) async fn request(
     if !errors.is_empty() {
         return Err(invalid(GROUP, KIND, "", &errors));
     }
-    call.admit(Operation::Create, call.name, &mut request, None).await?;
     call.validate(Operation::Create, call.name, &request, None, None).await?;
 
     let bound = bound(objects, call, &request["spec"]["boundObjectRef"])?;

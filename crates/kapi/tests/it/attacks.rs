@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
-use kapi::{ApiServer, authn::UserInfo};
+use kapi::{ApiServer, authn::UserInfo, authz::AuthorizationMode};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
@@ -64,6 +64,24 @@ async fn no_verb_on_any_kind_is_open_to_strangers() {
         }
     }
     assert_eq!(get(&server, "/healthz").await.0, 200);
+}
+
+/// A server that lets everybody do everything wants to know who they are (upstream's `ApplyAuthorization`).
+#[tokio::test]
+async fn nobody_is_anonymous_where_everything_is_allowed() {
+    let open = ApiServer::builder().authorization([AuthorizationMode::AlwaysAllow]).anonymous(true);
+    let server = open.build().unwrap();
+    server.bootstrap().await.unwrap();
+    let ask = async |user: Option<UserInfo>| {
+        let request = Request::get("/api/v1/namespaces/kube-system/secrets").body(Full::new(Bytes::new()));
+        let request = request.unwrap();
+        let answer = match user {
+            Some(user) => server.as_user(user).oneshot(request).await,
+            None => server.clone().oneshot(request).await,
+        };
+        answer.unwrap().status().as_u16()
+    };
+    assert_eq!((ask(None).await, ask(Some(UserInfo::new("somebody", [""; 0]))).await), (401, 200));
 }
 
 /// What is there is told from what is not by nothing but the name that was asked for.

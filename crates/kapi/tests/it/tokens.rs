@@ -14,7 +14,7 @@ use kapi::{
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
-use crate::harness::{get, json, server};
+use crate::harness::{get, json, json_as, server};
 
 const ACCOUNTS: &str = "/api/v1/namespaces/default/serviceaccounts";
 const PODS: &str = "/api/v1/namespaces/default/pods";
@@ -423,4 +423,83 @@ async fn nodes_join_by_bootstrap_tokens() {
     }
     let (code, _) = json(&server, "DELETE", &format!("{SECRETS}/bootstrap-token-foobar"), &Value::Null).await;
     assert_eq!((code, who(&server, TOKEN).await.0), (200, 401), "it is gone");
+}
+
+/// A node has tokens made for whom its pods' volumes speak of, and whom a role names (KEP-4412; upstream's `TestAdmitServiceAccount`).
+#[tokio::test]
+async fn a_node_asks_for_audiences_of_its_pods_alone() {
+    let server = furnished().await;
+    let driver =
+        json!({"metadata": {"name": "d.example.com"}, "spec": {"tokenRequests": [{"audience": "driver"}]}});
+    created(&server, "/apis/storage.k8s.io/v1/csidrivers", driver).await;
+    let volume = json!({"metadata": {"name": "v"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
+        "csi": {"driver": "d.example.com", "volumeHandle": "h"}}});
+    created(&server, "/api/v1/persistentvolumes", volume).await;
+    let claim = json!({"metadata": {"name": "c"}, "spec": {"volumeName": "v", "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}}}});
+    created(&server, "/api/v1/namespaces/default/persistentvolumeclaims", claim).await;
+    let mut uids = Vec::new();
+    for (name, volumes) in [
+        ("plain", json!([])),
+        (
+            "projected",
+            json!([{"name": "t", "projected": {"sources": [
+            {"serviceAccountToken": {"path": "token", "audience": "vault"}}]}}]),
+        ),
+        ("inline", json!([{"name": "v", "csi": {"driver": "d.example.com"}}])),
+        ("claimed", json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}])),
+        ("lost", json!([{"name": "v", "persistentVolumeClaim": {"claimName": "none"}}])),
+    ] {
+        let spec = json!({"serviceAccountName": "robot", "nodeName": "node", "volumes": volumes,
+            "automountServiceAccountToken": name == "plain", "containers": [{"name": "a", "image": "a"}]});
+        let pod = created(&server, PODS, json!({"metadata": {"name": name}, "spec": spec})).await;
+        uids.push((name, pod["metadata"]["uid"].clone()));
+    }
+    let node = UserInfo::new("system:node:node", ["system:nodes"]);
+    let ask = async |pod: &str, audiences: Value| {
+        let uid = &uids.iter().find(|(name, _)| *name == pod).unwrap().1;
+        let bound = json!({"apiVersion": "v1", "kind": "Pod", "name": pod, "uid": uid});
+        let body = json!({"spec": {"audiences": audiences, "boundObjectRef": bound}});
+        let (code, answer) =
+            json_as(&server, node.clone(), "POST", &format!("{ACCOUNTS}/robot/token"), &body).await;
+        let message = answer["message"].as_str().unwrap_or_default();
+        (code, message.split_once("forbidden: ").map_or(message, |(_, why)| why).to_owned())
+    };
+    let refused = |audience: &str| {
+        let why = "not found in pod spec volume, system:node:node is not authorized to request tokens for this audience";
+        (403, format!("audience {audience:?} {why}"))
+    };
+    let made = (201, String::new());
+    for (pod, audiences, expected) in [
+        ("plain", json!([]), made.clone()),
+        ("plain", json!(["vault"]), refused("vault")),
+        ("projected", json!(["vault"]), made.clone()),
+        ("projected", json!(["other"]), refused("other")),
+        ("projected", json!([]), refused("")),
+        ("inline", json!(["driver"]), made.clone()),
+        ("claimed", json!(["driver"]), made.clone()),
+        ("claimed", json!(["vault"]), refused("vault")),
+        ("plain", json!(["a", "b"]), (403, "node may only request 0 or 1 audiences".to_owned())),
+        (
+            "lost",
+            json!(["driver"]),
+            (403, r#"error validating audience "driver": persistentvolumeclaim "none" not found"#.to_owned()),
+        ),
+    ] {
+        assert_eq!(ask(pod, audiences.clone()).await, expected, "{pod} {audiences}");
+    }
+    let rules = json!([{"apiGroups": [""], "resources": ["vault"], "resourceNames": ["robot"],
+        "verbs": ["request-serviceaccounts-token-audience"]}]);
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    created(
+        &server,
+        &format!("{rbac}/clusterroles"),
+        json!({"metadata": {"name": "vaults"}, "rules": rules}),
+    )
+    .await;
+    let binding = json!({"metadata": {"name": "vaults"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "vaults"},
+        "subjects": [{"kind": "Group", "apiGroup": "rbac.authorization.k8s.io", "name": "system:nodes"}]});
+    created(&server, &format!("{rbac}/clusterrolebindings"), binding).await;
+    assert_eq!(ask("plain", json!(["vault"])).await, made);
 }

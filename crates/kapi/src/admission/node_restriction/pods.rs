@@ -18,7 +18,7 @@ impl Write<'_> {
         self.request.objects.find("", "v1", plural, namespace, name)?.value().ok()
     }
 
-    fn pod(&self, name: &str) -> ApiResult<Value> {
+    pub(super) fn pod(&self, name: &str) -> ApiResult<Value> {
         let found = self.find("pods", self.request.namespace, name);
         // Upstream's lister calls the kind so.
         Ok(found.ok_or_else(|| Status::not_found("", "pod", name))?)
