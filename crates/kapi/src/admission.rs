@@ -201,7 +201,7 @@ pub trait Admission: Debug + Send + Sync + 'static {
     }
 
     /// Whether the step may have something to say to writes of objects of this kind, their subresources included. A step that
-    /// says no is passed over, which costs a hundredth of being asked; default is yes.
+    /// says no is passed over, which is cheaper than asking it; default is yes.
     fn concerns(&self, _kind: &ResourceDef) -> bool {
         true
     }

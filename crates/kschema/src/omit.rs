@@ -59,8 +59,7 @@ mod tests {
     use super::*;
     use crate::{builtin, check::check};
 
-    /// What a kube-apiserver 1.36 answers to the same objects: pointers, structs and fields without `omitempty` stay, whatever
-    /// they are.
+    /// By the tags of upstream's Go types: pointers, structs and fields without `omitempty` stay, whatever they are.
     #[test]
     fn what_go_takes_for_empty_is_not_there() {
         let mut pod = json!({

@@ -3,11 +3,12 @@
 //! Built-in kinds come from a table of facts ([`builtin`]), others bring their own [`Object`]s. Types are resolved through
 //! a [`Catalog`], which parses a definition when it is first needed.
 
-use serde_json::Value;
 use std::{
     collections::HashMap,
     sync::{Arc, OnceLock},
 };
+
+use serde_json::Value;
 
 use crate::{builtin, protobuf, structural::Structural};
 

@@ -1,5 +1,5 @@
-//! What Go's encoder leaves out is neither stored nor answered nor owned, as upstream (`omitempty`). What a kube-apiserver 1.36
-//! answers to the same requests.
+//! What Go's encoder leaves out is neither stored nor answered nor owned, as upstream. What is expected follows from the
+//! `omitempty` of upstream's Go types.
 
 use serde_json::{Value, json};
 

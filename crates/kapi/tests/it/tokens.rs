@@ -425,7 +425,7 @@ async fn nodes_join_by_bootstrap_tokens() {
     assert_eq!((code, who(&server, TOKEN).await.0), (200, 401), "it is gone");
 }
 
-/// A node has tokens made for whom its pods' volumes speak of, and whom a role names (KEP-4412; upstream's `TestAdmitServiceAccount`).
+/// A node has tokens made for whom its pods' volumes speak of, and whom a role names (KEP-4412; upstream's `Test_nodePlugin_Admit`).
 #[tokio::test]
 async fn a_node_asks_for_audiences_of_its_pods_alone() {
     let server = furnished().await;

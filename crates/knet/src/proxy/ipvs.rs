@@ -123,6 +123,18 @@ impl Default for IpvsConfig {
 }
 
 impl IpvsConfig {
+    /// What is no range would be passed over, and so the servers of others taken away.
+    fn check_ranges(&self) -> io::Result<()> {
+        let all = self.exclude.iter().chain(&self.pod_ranges).chain(&self.node_port_addresses);
+        match all.into_iter().find(|range| Cidr::parse(range).is_none()) {
+            None => Ok(()),
+            Some(range) => {
+                let why = format!("{range:?} is no range of addresses, such as 10.0.0.0/8");
+                Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+            }
+        }
+    }
+
     /// Whether an address is one of those that are left alone.
     fn is_excluded(&self, address: IpAddr) -> bool {
         self.exclude.iter().filter_map(|range| Cidr::parse(range)).any(|range| range.contains(address))
@@ -188,9 +200,10 @@ impl IpvsProxy {
     /// Whether it can work here. Nothing of what it does to find out stays.
     ///
     /// # Errors
-    /// When the kernel has no IPVS or not this scheduler, `nft` is not there, or the right to change the network is lacking.
+    /// When a range of the settings is none, the kernel has no IPVS or not this scheduler, `nft` is not there, or the right to change the network is lacking.
     pub async fn check(&self) -> io::Result<()> {
         let Shared { config, inner, .. } = &*self.shared;
+        config.check_ranges()?;
         nft::check(&config.nft).await?;
         let mut inner = inner.lock().await;
         if inner.kernel.open().is_err() {
@@ -227,6 +240,7 @@ impl Shared {
         // Taken: when this call fails or is dropped, the next one begins anew.
         let known = state.take();
         let whole = |source| vec![error_of_all(source)];
+        config.check_ranges().map_err(whole)?;
         if kernel.open().is_err() {
             let _ = program::run(&config.modprobe, ["ip_vs"], "").await;
             kernel.open().map_err(whole)?;
@@ -290,5 +304,22 @@ impl ServiceProxy for IpvsProxy {
             }))
         });
         self.shared.sync(table).await.map_err(SyncError)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ranges_that_are_none_are_refused_before_anything_is_done() {
+        let config = IpvsConfig { exclude: vec!["10.0.0.0/33".to_owned()], ..IpvsConfig::default() };
+        let proxy = IpvsProxy::new(config);
+        for refused in [
+            proxy.check().await.err().map(|error| error.to_string()),
+            proxy.shared.sync(&Table::default()).await.err().map(|errors| errors[0].source.to_string()),
+        ] {
+            assert!(refused.is_some_and(|why| why.starts_with("\"10.0.0.0/33\" is no range")));
+        }
     }
 }
