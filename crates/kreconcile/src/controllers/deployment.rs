@@ -6,9 +6,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use k8s_openapi::api::{
-    apps::v1::{Deployment, DeploymentStatus, ReplicaSet},
-    core::v1::Pod,
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, DeploymentStatus, ReplicaSet},
+        core::v1::Pod,
+    },
+    apimachinery::pkg::apis::meta::v1 as meta,
 };
 use kcore::{Clock, Stored, selector::LabelSelector};
 use serde::Deserialize;
@@ -30,7 +33,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, DeleteHow, PatchKind, Requests, Written},
+    request::{self, DeleteHow, PatchKind, Query, Requests, Written},
     resource::{ResourceType, Selection},
     trigger::{MapTo, Trigger},
 };
@@ -169,11 +172,13 @@ impl Reconciler for Deployments {
             return Ok(Action::Done);
         }
         let decision = rollout::decide(view);
+        let is_first = deployment.metadata.generation == Some(1);
+        if decision.grows() && !is_first && self.is_behind(key, &stored, &selector, &owned).await? {
+            return Ok(Action::After(EXPECTATION_RECHECK));
+        }
         let applied = self.apply(key, &stored, &deployment, &owned, &decision).await;
-        if let Err(ReconcileError::Api(error)) = &applied
-            && request::is_uncertain(error)
-        {
-            self.uncertain().insert(key.clone());
+        if let Err(ReconcileError::Api(error)) = &applied {
+            self.doubt(key, error);
         }
         applied?;
         let changed = self.write_status(key, &stored, &deployment, &decision.status).await?;
@@ -181,10 +186,27 @@ impl Reconciler for Deployments {
     }
 }
 
-/// A list of which only the revisions matter.
+/// A list of which only the revisions matter, and whose the sets are.
 #[derive(Deserialize)]
 struct Revisions {
-    items: Vec<Written>,
+    items: Vec<Live>,
+}
+
+#[derive(Deserialize)]
+struct Live {
+    metadata: meta::ObjectMeta,
+}
+
+impl Live {
+    fn revision(&self) -> u64 {
+        let revision = self.metadata.resource_version.as_deref();
+        revision.and_then(|revision| revision.parse().ok()).unwrap_or_default()
+    }
+
+    fn is_of(&self, owner: &str) -> bool {
+        let mut owners = self.metadata.owner_references.iter().flatten();
+        owners.any(|one| one.controller == Some(true) && one.uid == owner)
+    }
 }
 
 impl Deployments {
@@ -192,11 +214,38 @@ impl Deployments {
         self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Remembers a write to a set that may have been done although it failed.
+    fn doubt(&self, key: &ObjectKey, error: &kube::Error) {
+        if request::is_uncertain(error) {
+            self.uncertain().insert(key.clone());
+        }
+    }
+
+    /// Whether the server has other sets than the informer shows, as when the leader before this one is still at work: it is asked
+    /// before pods are added beside others. Each set's size is guarded by its revision, but that the sizes of several together
+    /// keep to the surge is not. At a Deployment's first generation there is one set. (Upstream does not ask.)
+    async fn is_behind(
+        &self,
+        key: &ObjectKey,
+        stored: &Stored,
+        selector: &LabelSelector,
+        owned: &[Arc<Stored>],
+    ) -> Result<bool, ReconcileError> {
+        let mut query = Query::new(self.set_resource.path(&key.namespace, ""));
+        query.add_unless_empty("labelSelector", &selector.to_string());
+        let live: Revisions = self.requests.get(&query.finish()).await?;
+        let known = |set: &Live| owned.iter().any(|known| known.revision() == set.revision());
+        let unknown = live.items.iter().filter(|set| set.is_of(&stored.header().uid) && !known(set));
+        let newest = unknown.map(Live::revision).max();
+        newest.inspect(|newest| self.sized.wrote(key, *newest));
+        Ok(newest.is_some())
+    }
+
     /// Finds out which sets there are after a write that may have been done: nothing is decided before the informer shows them.
     /// (Upstream decides by what the informer shows, and can go beyond the surge that way.)
     async fn learn(&self, key: &ObjectKey) -> Result<(), ReconcileError> {
         let sets: Revisions = self.requests.get(&self.set_resource.path(&key.namespace, "")).await?;
-        if let Some(newest) = sets.items.iter().map(Written::revision).max() {
+        if let Some(newest) = sets.items.iter().map(Live::revision).max() {
             self.sized.wrote(key, newest);
         }
         self.uncertain().remove(key);
@@ -258,7 +307,9 @@ impl Deployments {
         decision: &Decision,
     ) -> Result<(), ReconcileError> {
         let about = Regarding::of(stored, &self.resource);
-        for set in &decision.sets {
+        // What is new comes before what goes, as upstream does it: if it can't be made, all stays as it is.
+        let (new, known): (Vec<&Set>, Vec<&Set>) = decision.sets.iter().partition(|set| set.object.is_none());
+        for set in new.into_iter().chain(known) {
             let Some(object) = &set.object else {
                 self.create(key, stored, deployment, set, &about).await?;
                 continue;
@@ -312,6 +363,8 @@ impl Deployments {
             Err(error) if request::is_namespace_terminating(&error) => Err(error.into()),
             Err(error) => {
                 const REASON: &str = "ReplicaSetCreateError";
+                // Before the status is written, which may fail in another way.
+                self.doubt(key, &error);
                 let why = error_message(&error);
                 let message = format!("Failed to create new replica set \"{}\": {why}", set.name);
                 if status::deadline(deployment).is_some() {

@@ -137,6 +137,9 @@ impl Reconciler for Jobs {
             owned = self.live_pods(&stored, spec).await?;
             decision = decide_on(&owned)?.0;
         }
+        if !decision.create.is_empty() && self.is_behind(key, &stored, &job, &owned).await? {
+            return Ok(Action::After(EXPECTATION_RECHECK));
+        }
         self.carry_out(key, &stored, &job, &owned, &decision).await?;
         Ok(decision.after.map_or(Action::Done, Action::After))
     }
@@ -162,6 +165,27 @@ impl Jobs {
         let owner = Owner { resource: &self.resource, header, selector };
         let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, &owner);
         claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
+    }
+
+    /// Whether the server has another Job than the informer shows. It is asked where pods are seen to be counted that this Job has not
+    /// counted, as can be after a change of the leader: it may have come to its end, and needs no more pods.
+    async fn is_behind(
+        &self,
+        key: &ObjectKey,
+        stored: &Stored,
+        job: &Job,
+        owned: &[Arc<Stored>],
+    ) -> Result<bool, ReconcileError> {
+        let pods = owned.iter().map(|pod| pod.typed()).collect::<Result<Vec<Arc<Pod>>, _>>()?;
+        if !decide::shows_more_than_counted(job, &pods) {
+            return Ok(false);
+        }
+        let live: Written = self.requests.get(&self.resource.path(&key.namespace, &key.name)).await?;
+        let is_behind = live.revision() != stored.revision();
+        if is_behind {
+            self.written.wrote(key, live.revision());
+        }
+        Ok(is_behind)
     }
 
     /// The Job's pods as the server has them. A cache of pods that is older than the Job, as it can be after a change of the leader,

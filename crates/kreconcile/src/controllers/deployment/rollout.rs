@@ -88,6 +88,14 @@ pub(super) struct Decision {
     pub(super) status: DeploymentStatus,
 }
 
+impl Decision {
+    /// Whether a set gets more replicas than it has, or is made with some.
+    pub(super) fn grows(&self) -> bool {
+        let has = |set: &Set| set.object.as_ref().map_or(0, |object| object.spec.replicas.unwrap_or(1));
+        self.sets.iter().any(|set| set.replicas > has(set))
+    }
+}
+
 pub(super) fn replicas_of(deployment: &Deployment) -> i32 {
     deployment.spec.replicas.unwrap_or(1)
 }
@@ -320,6 +328,9 @@ impl Rollout<'_> {
             let newest_old = self.old().last();
             if let Some(only) = active.first().copied().or(self.new).or(newest_old) {
                 self.resize(only, wanted);
+                // Also where it has that size already: what it says was wanted before would stop every rollout from now on, as it
+                // does upstream.
+                self.annotate(only);
             }
             return;
         }

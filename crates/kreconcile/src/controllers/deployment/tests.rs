@@ -214,6 +214,21 @@ fn a_paused_deployment_scales_but_does_not_roll_out() {
     assert_eq!(world.sets.iter().map(|set| set.spec.replicas.unwrap()).collect::<Vec<_>>(), [0, 6]);
 }
 
+/// The old set has been made smaller when the size it has then is asked for; upstream looks at what was wanted before from then on.
+#[test]
+fn a_rollout_goes_on_when_it_is_scaled_to_what_is_left() {
+    let rolling = json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}});
+    let mut world = World::new(&json!({"replicas": 2, "strategy": rolling}));
+    world.run();
+    world.update("v2");
+    world.step();
+    let sizes = |world: &World| world.sets.iter().map(|set| set.spec.replicas.unwrap()).collect::<Vec<_>>();
+    assert_eq!(sizes(&world), [1, 0]);
+    world.deployment.spec.replicas = Some(1);
+    world.run();
+    assert_eq!(sizes(&world), [0, 1]);
+}
+
 #[test]
 fn a_rollout_under_way_scales_in_proportion() {
     // Upstream's own example: 10 replicas with a surge of 3, 8 old and 5 new; 15 asked for.

@@ -135,6 +135,19 @@ pub(super) fn counts_anything(job: &Job, pods: &[Arc<Pod>], decision: &Decision)
     new.next().is_some() || waiting.iter().any(|uid| !seen.contains(uid))
 }
 
+/// Whether more pods have ended and been released than the Job has counted: somebody has counted them in a newer one.
+pub(super) fn shows_more_than_counted(job: &Job, pods: &[Arc<Pod>]) -> bool {
+    let status = job.status.clone().unwrap_or_default();
+    let uncounted = status.uncounted_terminated_pods.unwrap_or_default();
+    let released = |phase: &str| {
+        let pods = pods.iter().filter(|pod| !is_tracked(pod) && pod_state::phase(pod) == phase);
+        to_i32(pods.count())
+    };
+    let waiting = |uids: Option<Vec<String>>| to_i32(uids.map_or(0, |uids| uids.len()));
+    released("Succeeded") > status.succeeded.unwrap_or_default() + waiting(uncounted.succeeded)
+        || released("Failed") > status.failed.unwrap_or_default() + waiting(uncounted.failed)
+}
+
 struct Look<'a> {
     view: View<'a>,
     decision: Decision,

@@ -10,6 +10,27 @@ use super::{
     policy::Failures,
 };
 
+#[test]
+fn pods_tell_of_a_newer_job_than_is_known() {
+    let pod = |phase: &str, tracked: bool| {
+        let finalizers: &[&str] = if tracked { &[TRACKING] } else { &[] };
+        let pod = json!({"metadata": {"name": "p", "finalizers": finalizers}, "status": {"phase": phase}});
+        Arc::new(serde_json::from_value::<Pod>(pod).unwrap())
+    };
+    for (status, pods, expected) in [
+        (json!({}), vec![pod("Succeeded", true), pod("Failed", true), pod("Running", false)], false),
+        (json!({}), vec![pod("Succeeded", false)], true),
+        (json!({"succeeded": 1}), vec![pod("Succeeded", false)], false),
+        (json!({"succeeded": 1}), vec![pod("Failed", false)], true),
+        (json!({"uncountedTerminatedPods": {"failed": ["u"]}}), vec![pod("Failed", false)], false),
+        (json!({"failed": 2}), vec![pod("Failed", false)], false),
+    ] {
+        let mut world = World::new(json!({}));
+        world.job.status = Some(serde_json::from_value(status.clone()).unwrap());
+        assert_eq!(decide::shows_more_than_counted(&world.job, &pods), expected, "{status}");
+    }
+}
+
 /// A Job, its pods, and what the controller has done.
 struct World {
     job: Job,
