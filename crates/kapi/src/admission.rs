@@ -28,6 +28,7 @@ mod webhook;
 use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
+use kstore::Range;
 use serde_json::Value;
 
 pub(crate) use self::service_account::references::VOLUME_SECRETS;
@@ -75,8 +76,17 @@ pub enum Operation {
     /// The end of an object.
     Delete,
     /// A connection: exec, attach, port forwarding, a proxy. The object is what the caller gave as options, such as
-    /// `PodExecOptions`. Only steps that say that they [handle](Admission::handles) it are asked.
+    /// `PodExecOptions`. Only steps that say that it [concerns](Admission::concerns) them are asked.
     Connect,
+}
+
+/// A half of the chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// [`Admission::admit`].
+    Admit,
+    /// [`Admission::validate`].
+    Validate,
 }
 
 /// A request on its way through the chain.
@@ -158,6 +168,11 @@ impl Operation {
     }
 }
 
+/// The objects of a kind in the namespace of a request.
+fn in_namespace(request: &AdmissionRequest<'_>) -> Range {
+    Range::prefix([request.namespace, "/"].concat())
+}
+
 /// Whether it is this kind.
 fn is_kind(kind: &ResourceDef, group: &str, plural: &str) -> bool {
     kind.plural == plural && kind.group == group
@@ -194,16 +209,10 @@ pub trait Admission: Debug + Send + Sync + 'static {
     /// The step's name, for messages and for taking it out of the chain.
     fn name(&self) -> &str;
 
-    /// Whether the step wants to be asked. Looked at for connections alone, which most steps have nothing to say to: default is
-    /// all but these.
-    fn handles(&self, operation: Operation) -> bool {
-        operation != Operation::Connect
-    }
-
-    /// Whether the step may have something to say to writes of objects of this kind, their subresources included. A step that
-    /// says no is passed over, which is cheaper than asking it; default is yes.
-    fn concerns(&self, _kind: &ResourceDef) -> bool {
-        true
+    /// Whether the step may have something to say to such a request in this half of the chain. A step that says no is passed over,
+    /// which is cheaper than asking it. Default is yes to all but connections, which most steps have nothing to say to.
+    fn concerns(&self, request: &AdmissionRequest<'_>, _phase: Phase) -> bool {
+        request.operation != Operation::Connect
     }
 
     /// Changes the object, or refuses it. Not called for deletions.

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     ApiServer,
-    admission::{Admission, AdmissionRequest, Operation},
+    admission::{Admission, AdmissionRequest, Operation, Phase},
     authn::{Authenticator, MASTERS, RequestedAudiences, UserInfo},
     authz::Authorizer,
     registry::Resource,
@@ -154,10 +154,10 @@ impl Check<'_> {
         assert_eq!(once, again, "{step}: another result for the same {operation:?} of {object}");
         let dry = self.admitted(operation, object, true).await;
         assert_eq!(once, dry, "{step}: another result when nothing is kept, for {operation:?} of {object}");
-        let concerned = self.step.concerns(&self.resource.def);
+        let concerns = |phase| self.step.concerns(&self.request(operation, false), phase);
         assert!(
-            concerned || once.as_ref() == Some(object),
-            "{step}: changes or refuses a kind that it says doesn't concern it, {operation:?} of {object}"
+            concerns(Phase::Admit) || once.as_ref() == Some(object),
+            "{step}: changes or refuses what it says doesn't concern it, {operation:?} of {object}"
         );
         let Some(once) = once else { return };
         let twice = self.admitted(operation, &once, false).await;
@@ -186,8 +186,8 @@ impl Check<'_> {
         ];
         assert_eq!(verdicts[0], verdicts[1], "{step}: another verdict on the same {operation:?} of {object}");
         assert!(
-            concerned || verdicts[0],
-            "{step}: refuses a kind that it says doesn't concern it, {operation:?} of {object}"
+            concerns(Phase::Validate) || verdicts[0],
+            "{step}: refuses what it says doesn't concern it, {operation:?} of {object}"
         );
     }
 }

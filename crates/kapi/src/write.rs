@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use self::unchanged::{keep_all_but_status, same_specification};
 use crate::{
-    admission::{Admission, AdmissionRequest, Bill, Charges, Notes, Operation, Rounds},
+    admission::{Admission, AdmissionRequest, Bill, Charges, Notes, Operation, Phase, Rounds},
     authn::UserInfo,
     convert,
     error::{ApiError, ApiResult, FieldError, invalid},
@@ -171,9 +171,12 @@ impl<'a> Call<'a> {
     }
 
     /// The steps that may have something to say.
-    fn steps(&self) -> impl Iterator<Item = &dyn Admission> + Send {
-        let kind = &*self.resource.def;
-        self.admission.iter().map(|step| &**step).filter(move |step| step.concerns(kind))
+    fn steps<'b>(
+        &'b self,
+        request: &'b AdmissionRequest<'_>,
+        phase: Phase,
+    ) -> impl Iterator<Item = &'b dyn Admission> + Send {
+        self.admission.iter().map(|step| &**step).filter(move |step| step.concerns(request, phase))
     }
 
     /// The changing half of the chain.
@@ -189,7 +192,7 @@ impl<'a> Call<'a> {
         // Only others may leave what can't be kept.
         let owners = self.foreign_admission.then(|| object["metadata"]["managedFields"].clone());
         loop {
-            for step in self.steps() {
+            for step in self.steps(&request, Phase::Admit) {
                 step.admit(&request, object).await?;
             }
             if !rounds.begin_another() {
@@ -212,11 +215,10 @@ impl<'a> Call<'a> {
     /// Shows a connection that is asked for to the steps that want to see it: first to the changing half of the chain, then to
     /// the validating one.
     pub(crate) async fn connect(&self, options: &mut Value) -> ApiResult<()> {
-        let steps = || self.admission.iter().filter(|step| step.handles(Operation::Connect));
         let rounds = Rounds::default();
         let request = self.admission_request(Operation::Connect, self.name, None, Some(&rounds), None);
         loop {
-            for step in steps() {
+            for step in self.steps(&request, Phase::Admit) {
                 step.admit(&request, options).await?;
             }
             if !rounds.begin_another() {
@@ -224,7 +226,7 @@ impl<'a> Call<'a> {
             }
         }
         let request = self.admission_request(Operation::Connect, self.name, None, None, None);
-        for step in steps() {
+        for step in self.steps(&request, Phase::Validate) {
             step.validate(&request, options).await?;
         }
         Ok(())
@@ -246,7 +248,7 @@ impl<'a> Call<'a> {
         bill: Option<&Bill>,
     ) -> ApiResult<()> {
         let request = self.admission_request(operation, name, old, None, bill);
-        for step in self.steps() {
+        for step in self.steps(&request, Phase::Validate) {
             step.validate(&request, object).await?;
         }
         Ok(())

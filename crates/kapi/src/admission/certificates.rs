@@ -6,12 +6,11 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
 use crate::{
     authn::{MASTERS, UserInfo},
     authz::Chain,
     error::ApiResult,
-    registry::ResourceDef,
     request::RequestInfo,
 };
 
@@ -49,6 +48,13 @@ fn signer(object: &Value) -> &str {
     object["spec"]["signerName"].as_str().unwrap_or_default()
 }
 
+/// What the steps of this file look at.
+fn is_checked(request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+    phase == Phase::Validate
+        && matches!(request.operation, Operation::Create | Operation::Update)
+        && request.resource.def.group == GROUP
+}
+
 /// Upstream's `CertificateApproval`.
 #[derive(Debug)]
 pub(crate) struct CertificateApproval(pub(crate) Chain);
@@ -59,8 +65,8 @@ impl Admission for CertificateApproval {
         "CertificateApproval"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        is_checked(request, phase)
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
@@ -86,8 +92,8 @@ impl Admission for CertificateSigning {
         "CertificateSigning"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        is_checked(request, phase)
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
@@ -117,8 +123,8 @@ impl Admission for TrustBundleAttest {
         "ClusterTrustBundleAttest"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        is_checked(request, phase)
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
@@ -149,8 +155,8 @@ impl Admission for SubjectRestriction {
         "CertificateSubjectRestriction"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        is_checked(request, phase)
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use kcore::Quantity;
 use serde_json::Value;
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::error::ApiResult;
 
 /// Upstream's `NodeDeclaredFeatureValidator`: a change that only some nodes can carry out is refused where the pod's node does
 /// not say in `status.declaredFeatures` that it can.
@@ -18,8 +18,10 @@ impl Admission for DeclaredFeatures {
         "NodeDeclaredFeatureValidator"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate
+            && request.operation == Operation::Update
+            && super::is_kind(&request.resource.def, "", "pods")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation, storage::default_class};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, storage::default_class};
+use crate::error::ApiResult;
 
 /// Upstream's `DefaultIngressClass`.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,10 @@ impl Admission for DefaultIngressClass {
         "DefaultIngressClass"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "networking.k8s.io", "ingresses")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        request.operation == Operation::Create
+            && phase == Phase::Admit
+            && super::is_kind(&request.resource.def, "networking.k8s.io", "ingresses")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use kcore::Quantity;
-use kstore::{Range, Revision};
+use kstore::Revision;
 use serde_json::{Map, Value, json};
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::{error::ApiResult, objects::stored};
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
@@ -48,7 +48,7 @@ fn ranges(request: &AdmissionRequest<'_>) -> Vec<Vec<Value>> {
     if snapshot.table_revision(resource.table) == Revision::ZERO {
         return Vec::new();
     }
-    let found = snapshot.range(resource.table, Range::prefix(format!("{}/", request.namespace)));
+    let found = snapshot.range(resource.table, super::in_namespace(request));
     let limits = found.filter_map(|entry| {
         let range = stored(&resource.def, &entry).value().ok()?;
         range["spec"]["limits"].as_array().cloned()
@@ -62,8 +62,12 @@ impl Admission for LimitRanger {
         "LimitRanger"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group.is_empty() && matches!(&*kind.plural, "pods" | "persistentvolumeclaims")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        let kind = &request.resource.def;
+        (phase == Phase::Validate || kind.plural == "pods")
+            && matches!(request.operation, Operation::Create | Operation::Update)
+            && kind.group.is_empty()
+            && matches!(&*kind.plural, "pods" | "persistentvolumeclaims")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

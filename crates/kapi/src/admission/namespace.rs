@@ -4,8 +4,8 @@ use async_trait::async_trait;
 use kcore::{Status, status::StatusCause};
 use serde_json::Value;
 
-use super::{Admission, AdmissionRequest, Operation};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase};
+use crate::error::ApiResult;
 
 /// Upstream's `NamespaceLifecycle`: no creation in a missing or ending namespace, no deletion of the three namespaces that
 /// every cluster has.
@@ -20,8 +20,14 @@ impl Admission for NamespaceLifecycle {
         "NamespaceLifecycle"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.namespaced || super::is_kind(kind, "", "namespaces")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        let kind = &request.resource.def;
+        match phase {
+            Phase::Admit => request.operation == Operation::Create && kind.namespaced,
+            Phase::Validate => {
+                request.operation == Operation::Delete && super::is_kind(kind, "", "namespaces")
+            }
+        }
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, _object: &mut Value) -> ApiResult<()> {

@@ -11,7 +11,7 @@ use serde_json::Value;
 use x509_parser::{certification_request::X509CertificationRequest, prelude::FromDer as _};
 
 pub(crate) use self::audiences::TokenAudience;
-use super::{Admission, AdmissionRequest, Operation};
+use super::{Admission, AdmissionRequest, Operation, Phase};
 use crate::{authz::node::node_of, error::ApiResult};
 
 /// Keeps users that are nodes from writing what is not theirs; looks at nobody else.
@@ -44,16 +44,21 @@ impl Admission for NodeRestriction {
         "NodeRestriction"
     }
 
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        let is_asked = match phase {
+            Phase::Admit => request.operation != Operation::Connect,
+            // Deletions, and evictions, which change no object of their own.
+            Phase::Validate => request.operation == Operation::Delete || request.subresource == "eviction",
+        };
+        is_asked && node_of(request.user).is_some()
+    }
+
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         check(request, object)
     }
 
-    /// Deletions, and evictions, which change no object of their own.
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
-        if request.operation == Operation::Delete || request.subresource == "eviction" {
-            return check(request, object);
-        }
-        Ok(())
+        check(request, object)
     }
 }
 

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked, storage::add_finalizer};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked, storage::add_finalizer};
+use crate::error::ApiResult;
 
 const GROUP: &str = "scheduling.k8s.io";
 /// Taken off again by the controller for it when no pod of the group is left that has not ended.
@@ -32,8 +32,8 @@ impl Admission for PodGroupProtection {
         "PodGroupProtection"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Admit && is_new_group(request, false)
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
@@ -54,8 +54,8 @@ impl Admission for PodGroupWorkload {
         "PodGroupWorkloadExists"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate && is_new_group(request, true)
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

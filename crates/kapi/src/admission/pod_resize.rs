@@ -7,8 +7,8 @@ use kkinds::quota;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::error::ApiResult;
 
 /// Upstream's `PodResizeValidator`: a pod on a node asks for no more than the node can give, and stands on Linux.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,10 @@ impl Admission for PodResize {
         "PodResizeValidator"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate
+            && request.operation == Operation::Update
+            && super::is_kind(&request.resource.def, "", "pods")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

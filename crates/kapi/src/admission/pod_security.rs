@@ -16,11 +16,10 @@ use self::{
     checks::{Finding, evaluate},
     level::{Level, LevelVersion, Policy},
 };
-use super::{Admission, AdmissionRequest, Operation};
+use super::{Admission, AdmissionRequest, Operation, Phase};
 use crate::{
     error::{ApiResult, invalid},
     objects::stored,
-    registry::ResourceDef,
 };
 
 /// How many pods of a namespace are looked at when its level rises (`defaultNamespaceMaxPodsToCheck`).
@@ -82,8 +81,10 @@ impl Admission for PodSecurity {
         "PodSecurity"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        matches!(&*kind.group, "" | "apps" | "batch")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate
+            && matches!(request.operation, Operation::Create | Operation::Update)
+            && matches!(&*request.resource.def.group, "" | "apps" | "batch")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
@@ -144,7 +145,7 @@ impl PodSecurity {
             return Ok(());
         };
         if is_sound && policy.is_privileged() {
-            request.annotate(format!("{PREFIX}enforce-policy"), policy.enforce.to_string());
+            policy.enforce.tell(request);
             return Ok(());
         }
         if request.operation == Operation::Update
@@ -186,7 +187,7 @@ impl PodSecurity {
             (!findings.is_empty()).then(|| format!("{:?}: {}", of.to_string(), Finding::details(&findings)))
         };
         if enforce {
-            request.annotate(format!("{PREFIX}enforce-policy"), policy.enforce.to_string());
+            policy.enforce.tell(request);
         }
         let enforced = if enforce { detail(policy.enforce) } else { None };
         if let Some(why) = detail(policy.audit) {

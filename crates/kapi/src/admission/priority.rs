@@ -1,11 +1,13 @@
 //! Pods get the number that their priority class stands for.
 
+use std::borrow::Cow;
+
 use async_trait::async_trait;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::{error::ApiResult, objects::stored};
 
 const GROUP: &str = "scheduling.k8s.io";
 
@@ -19,8 +21,10 @@ impl Admission for Priority {
         "Priority"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == GROUP || super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        let kind = &request.resource.def;
+        matches!(request.operation, Operation::Create | Operation::Update)
+            && (kind.group == GROUP || phase == Phase::Admit && super::is_kind(kind, "", "pods"))
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
@@ -51,7 +55,7 @@ impl Admission for Priority {
         }
         let asked = Asked::new(request, object);
         match default_class(request) {
-            Some((name, ..)) if request.operation == Operation::Create || name != asked.name() => {
+            Some(Class { name, .. }) if request.operation == Operation::Create || name != asked.name() => {
                 let why =
                     format!("PriorityClass {name} is already marked as default. Only one default can exist");
                 Err(asked.forbidden(&why).into())
@@ -62,9 +66,16 @@ impl Admission for Priority {
 }
 
 fn admit_pod(request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
-    let (name, value, preemption) = class_for(request, object)?;
+    let Class { name, value, preemption } = class_for(request, object)?;
     let refuse = |why: &str| Err(Asked::new(request, object).forbidden(why).into());
     let spec = &object["spec"];
+    // As most pods are that come back from a template that was read from the API.
+    if spec["priority"] == value
+        && spec["preemptionPolicy"] == *preemption
+        && spec["priorityClassName"].as_str().unwrap_or_default() == name
+    {
+        return Ok(());
+    }
     if let Some(asked) = spec["priority"].as_i64().filter(|asked| *asked != value) {
         return refuse(&format!(
             "the integer value of priority ({asked}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
@@ -86,7 +97,7 @@ fn admit_pod(request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()
 
 /// A group's pods are preempted together, by the group's own priority (KEP-5710).
 fn admit_group(request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
-    let (name, value, _) = class_for(request, object)?;
+    let Class { name, value, .. } = class_for(request, object)?;
     if let Some(asked) = object["spec"]["priority"].as_i64().filter(|asked| *asked != value) {
         let why = format!(
             "priority set in the pod group ({asked}) must match the priority computed ({value}) based on the priority class set in the spec"
@@ -116,8 +127,12 @@ fn keep(request: &AdmissionRequest<'_>, object: &mut Value) {
 fn class_for(request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<Class> {
     match object["spec"]["priorityClassName"].as_str().unwrap_or_default() {
         "" => {
-            Ok(default_class(request)
-                .unwrap_or_else(|| (String::new(), 0, "PreemptLowerPriority".to_owned())))
+            let none = Class {
+                name: Cow::Borrowed(""),
+                value: 0,
+                preemption: Cow::Borrowed("PreemptLowerPriority"),
+            };
+            Ok(default_class(request).unwrap_or(none))
         }
         name => {
             let class = request.objects.find(GROUP, "v1", "priorityclasses", "", name);
@@ -128,11 +143,18 @@ fn class_for(request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<Class>
     }
 }
 
-type Class = (String, i64, String);
+/// What pods have of their class.
+struct Class {
+    name: Cow<'static, str>,
+    value: i64,
+    preemption: Cow<'static, str>,
+}
 
 fn class_of(class: &PriorityClass) -> Class {
-    let preemption = class.preemption_policy.as_deref().unwrap_or("PreemptLowerPriority").to_owned();
-    (class.metadata.name.clone().unwrap_or_default(), class.value.map_or(0, i64::from), preemption)
+    let preemption =
+        class.preemption_policy.clone().map_or(Cow::Borrowed("PreemptLowerPriority"), Cow::Owned);
+    let name = Cow::Owned(class.metadata.name.clone().unwrap_or_default());
+    Class { name, value: class.value.map_or(0, i64::from), preemption }
 }
 
 /// The class that is marked as the default; of several the one with the lowest value. Every pod without a class asks, so
@@ -145,5 +167,5 @@ fn default_class(request: &AdmissionRequest<'_>) -> Option<Class> {
     classes
         .filter(|class| class.global_default == Some(true))
         .map(|class| class_of(&class))
-        .min_by_key(|class| class.1)
+        .min_by_key(|class| class.value)
 }

@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ResourceQuota as Quota, ResourceQuotaStatus};
 use kcore::Stored;
 use kkinds::quota::{Amounts, Evaluator, add, amounts, scopes_of, written};
-use kstore::{Range, Revision};
+use kstore::Revision;
 use serde_json::{Value, json};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored, registry::Resource, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::{error::ApiResult, objects::stored, registry::Resource};
 
 /// A change of a quota that is committed together with the object that it is charged for.
 #[derive(Debug)]
@@ -74,8 +74,10 @@ impl Admission for ResourceQuota {
         "ResourceQuota"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.namespaced
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate
+            && matches!(request.operation, Operation::Create | Operation::Update)
+            && request.resource.def.namespaced
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
@@ -128,7 +130,7 @@ fn quotas(request: &AdmissionRequest<'_>, resource: &Arc<Resource>) -> Vec<Arc<S
     if snapshot.table_revision(resource.table) == Revision::ZERO {
         return Vec::new();
     }
-    let found = snapshot.range(resource.table, Range::prefix(format!("{}/", request.namespace)));
+    let found = snapshot.range(resource.table, super::in_namespace(request));
     found.map(|entry| stored(&resource.def, &entry)).collect()
 }
 

@@ -101,6 +101,12 @@ impl Registered {
         self.current.load_full()
     }
 
+    /// Whether this holds of what is registered now.
+    pub(crate) fn any(&self, objects: &Objects, holds: impl Fn(&Current) -> bool) -> bool {
+        self.sync(objects);
+        holds(&self.current.load())
+    }
+
     /// Whether anything may be asked about objects of this resource.
     pub(crate) fn concerns(&self, objects: &Objects, resource: &Resource) -> bool {
         self.sync(objects);

@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::error::ApiResult;
 
 /// Upstream's `RuntimeClass`.
 #[derive(Clone, Copy, Debug)]
@@ -16,8 +16,8 @@ impl Admission for RuntimeClass {
         "RuntimeClass"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, _phase: Phase) -> bool {
+        request.operation == Operation::Create && super::is_kind(&request.resource.def, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -7,11 +7,11 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1 as core;
-use kcore::Status;
+use kcore::{Status, Stored};
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase};
+use crate::error::ApiResult;
 
 const DEFAULT: &str = "default";
 /// The annotation of an account whose pods may use only the secrets that the account names.
@@ -38,8 +38,12 @@ impl Admission for ServiceAccount {
         "ServiceAccount"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        let is_asked = match phase {
+            Phase::Admit => request.operation == Operation::Create,
+            Phase::Validate => matches!(request.operation, Operation::Create | Operation::Update),
+        };
+        is_asked && super::is_kind(&request.resource.def, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
@@ -52,10 +56,14 @@ impl Admission for ServiceAccount {
             spec["serviceAccountName"] = json!(DEFAULT);
             spec["serviceAccount"] = json!(DEFAULT);
         }
-        if spec["serviceAccountName"] == DEFAULT {
-            await_default(request).await;
-        }
-        let account = account_of(request, object)?;
+        let waited = match spec["serviceAccountName"] == DEFAULT {
+            true => await_default(request).await,
+            false => None,
+        };
+        let account = match waited.and_then(|account| account.typed().ok()) {
+            Some(account) => account,
+            None => account_of(request, object)?,
+        };
         let spec = &mut object["spec"];
         let mounts = spec.get("automountServiceAccountToken").and_then(Value::as_bool);
         if mounts.or(account.automount_service_account_token).unwrap_or(true) {
@@ -109,13 +117,15 @@ fn is_empty(list: Option<&Value>) -> bool {
 }
 
 /// Waits until the account `default` is there, or for as long as a pod waits for it.
-async fn await_default(request: &AdmissionRequest<'_>) {
+async fn await_default(request: &AdmissionRequest<'_>) -> Option<Arc<Stored>> {
     for _ in 1..LOOKS_MAX {
-        if request.objects.find("", "v1", "serviceaccounts", request.namespace, DEFAULT).is_some() {
-            return;
+        let found = request.objects.find("", "v1", "serviceaccounts", request.namespace, DEFAULT);
+        if found.is_some() {
+            return found;
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+    None
 }
 
 /// The account that a pod names.

@@ -6,8 +6,8 @@ use kcore::Quantity;
 use kstore::{Range, Revision};
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation, matching::Asked};
-use crate::{error::ApiResult, objects::stored, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase, matching::Asked};
+use crate::{error::ApiResult, objects::stored};
 
 /// The annotation that named a claim's class before there was a field.
 const CLASS: &str = "volume.beta.kubernetes.io/storage-class";
@@ -51,8 +51,8 @@ impl Admission for DefaultStorageClass {
         "DefaultStorageClass"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "persistentvolumeclaims")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Admit && super::is_kind(&request.resource.def, "", "persistentvolumeclaims")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
@@ -84,9 +84,11 @@ impl Admission for StorageProtection {
         "StorageObjectInUseProtection"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        kind.group == "storage.k8s.io"
-            || matches!(&*kind.plural, "persistentvolumes" | "persistentvolumeclaims")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        let kind = &request.resource.def;
+        phase == Phase::Admit
+            && (kind.group == "storage.k8s.io"
+                || matches!(&*kind.plural, "persistentvolumes" | "persistentvolumeclaims"))
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
@@ -123,8 +125,10 @@ impl Admission for ClaimResize {
         "PersistentVolumeClaimResize"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "persistentvolumeclaims")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate
+            && request.operation == Operation::Update
+            && super::is_kind(&request.resource.def, "", "persistentvolumeclaims")
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {

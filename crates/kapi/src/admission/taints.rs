@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase};
+use crate::error::ApiResult;
 
 /// Upstream's `TaintNodesByCondition`: a new node is tainted as not ready, until the node life cycle controller sees that
 /// it is.
@@ -19,8 +19,10 @@ impl Admission for TaintNewNodes {
         "TaintNodesByCondition"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "nodes")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Admit
+            && request.operation == Operation::Create
+            && super::is_kind(&request.resource.def, "", "nodes")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

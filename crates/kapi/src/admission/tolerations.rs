@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::{Admission, AdmissionRequest, Operation};
-use crate::{error::ApiResult, registry::ResourceDef};
+use super::{Admission, AdmissionRequest, Operation, Phase};
+use crate::error::ApiResult;
 
 /// Upstream's `DefaultTolerationSeconds`: a pod that says nothing about nodes that are not ready or unreachable tolerates
 /// both for five minutes.
@@ -22,8 +22,10 @@ impl Admission for DefaultTolerations {
         "DefaultTolerationSeconds"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Admit
+            && request.operation != Operation::Connect
+            && super::is_kind(&request.resource.def, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

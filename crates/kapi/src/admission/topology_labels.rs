@@ -3,8 +3,8 @@
 use async_trait::async_trait;
 use serde_json::Value;
 
-use super::{Admission, AdmissionRequest, Operation};
-use crate::{error::ApiResult, registry::ResourceDef, schema::fields::child};
+use super::{Admission, AdmissionRequest, Operation, Phase};
+use crate::{error::ApiResult, schema::fields::child};
 
 /// Upstream's `PodTopologyLabels`: what is bound to a node, or made with one, gets its zone and its region as labels.
 #[derive(Clone, Copy, Debug)]
@@ -19,8 +19,10 @@ impl Admission for PodTopologyLabels {
         "PodTopologyLabels"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        super::is_kind(kind, "", "pods")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Admit
+            && request.operation != Operation::Connect
+            && super::is_kind(&request.resource.def, "", "pods")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -6,10 +6,9 @@ use serde_json::Value;
 
 use super::{Write, items};
 use crate::{
-    admission::{Admission, AdmissionRequest, Operation, is_kind},
+    admission::{Admission, AdmissionRequest, Operation, Phase, is_kind},
     authz::{Chain, node::node_of},
     error::ApiResult,
-    registry::ResourceDef,
     request::RequestInfo,
 };
 
@@ -24,8 +23,10 @@ impl Admission for TokenAudience {
         "NodeRestriction"
     }
 
-    fn concerns(&self, kind: &ResourceDef) -> bool {
-        is_kind(kind, "", "serviceaccounts")
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Admit
+            && request.operation == Operation::Create
+            && is_kind(&request.resource.def, "", "serviceaccounts")
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::PREFIX;
-use crate::error::FieldError;
+use crate::{admission::AdmissionRequest, error::FieldError};
 
 /// A level of the standard; greater is stricter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,6 +51,19 @@ impl fmt::Display for LevelVersion {
     }
 }
 
+impl LevelVersion {
+    /// Tells the audit log what is enforced.
+    pub(super) fn tell(&self, request: &AdmissionRequest<'_>) {
+        const KEY: &str = "pod-security.kubernetes.io/enforce-policy";
+        // Most namespaces have no labels, and this is told of every pod.
+        if *self == Self::default() {
+            request.annotate(KEY, "privileged:latest");
+        } else {
+            request.annotate(KEY, self.to_string());
+        }
+    }
+}
+
 fn parse_level(text: &str) -> Option<Level> {
     match text {
         "privileged" => Some(Level::Privileged),
@@ -70,36 +83,48 @@ fn parse_version(text: &str) -> Option<Version> {
     minor.parse().ok().filter(|_| is_number).map(Version::Minor)
 }
 
+/// The labels for a mode's level and version.
+macro_rules! labels {
+    ($mode:literal) => {
+        [
+            concat!("pod-security.kubernetes.io/", $mode),
+            concat!("pod-security.kubernetes.io/", $mode, "-version"),
+        ]
+    };
+}
+
+const ENFORCE: [&str; 2] = labels!("enforce");
+const AUDIT: [&str; 2] = labels!("audit");
+const WARN: [&str; 2] = labels!("warn");
+
 impl Policy {
     /// What labels say, and what is wrong with them. What can't be read is restricted where it is enforced, and nothing
     /// elsewhere.
     pub(super) fn of_labels<'l>(label: impl Fn(&str) -> Option<&'l str>) -> (Self, Vec<FieldError>) {
         let mut policy = Self::default();
         let mut errors = Vec::new();
-        let mut read = |mode: &str, place: &mut LevelVersion, failed: Level| {
-            let key = format!("{PREFIX}{mode}");
-            let level = label(&key);
+        let mut read = |[key, version_key]: [&str; 2], place: &mut LevelVersion, failed: Level| {
+            let level = label(key);
             let parsed = level.map(parse_level);
             place.level = parsed.unwrap_or(Some(Level::Privileged)).unwrap_or(failed);
             let mut fault = |key: &str, value: &str, why: &str| {
                 errors.push(FieldError::invalid_text(format!("metadata.labels[{key}]"), value, why));
             };
             if let (Some(text), Some(None)) = (level, parsed) {
-                fault(&key, text, "must be one of privileged, baseline, restricted");
+                fault(key, text, "must be one of privileged, baseline, restricted");
             }
-            let version_key = format!("{key}-version");
-            let version = label(&version_key);
+            let version = label(version_key);
             if let Some(text) = version {
                 place.version = parse_version(text).unwrap_or_else(|| {
-                    fault(&version_key, text, "must be \"latest\" or \"v1.x\"");
+                    fault(version_key, text, "must be \"latest\" or \"v1.x\"");
                     Version::Latest
                 });
             }
             (parsed.is_some(), matches!(parsed, Some(Some(_))), version.is_some())
         };
-        let (_, enforces, _) = read("enforce", &mut policy.enforce, Level::Restricted);
-        read("audit", &mut policy.audit, Level::Privileged);
-        let (warns, _, warns_version) = read("warn", &mut policy.warn, Level::Privileged);
+        let (_, enforces, _) = read(ENFORCE, &mut policy.enforce, Level::Restricted);
+        read(AUDIT, &mut policy.audit, Level::Privileged);
+        let (warns, _, warns_version) = read(WARN, &mut policy.warn, Level::Privileged);
         if !warns && enforces && policy.enforce.level > policy.warn.level {
             policy.warn.level = policy.enforce.level;
             if !warns_version {
@@ -115,12 +140,12 @@ impl Policy {
 
     /// What of it comes from labels.
     pub(super) fn labelled(&self, has: impl Fn(&str) -> bool) -> String {
-        let parts = [("enforce", self.enforce), ("audit", self.audit), ("warn", self.warn)];
-        let parts = parts.iter().filter(|(mode, of)| {
-            let key = format!("{PREFIX}{mode}");
-            of.level != Level::Privileged && (has(&key) || has(&format!("{key}-version")))
-        });
-        parts.map(|(mode, of)| format!("{mode}={of}")).collect::<Vec<_>>().join(", ")
+        let parts = [(ENFORCE, self.enforce), (AUDIT, self.audit), (WARN, self.warn)];
+        let parts = parts
+            .iter()
+            .filter(|(keys, of)| of.level != Level::Privileged && keys.iter().any(|key| has(key)));
+        let parts = parts.map(|([key, _], of)| format!("{}={of}", key.trim_start_matches(PREFIX)));
+        parts.collect::<Vec<_>>().join(", ")
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Refusal, Shown, Webhook};
 use crate::{
     admission::{
-        Admission, AdmissionRequest, Operation,
+        Admission, AdmissionRequest, Operation, Phase,
         matching::Asked,
         registered::{Current, Registered},
         rounds::Rounds,
@@ -34,28 +34,19 @@ impl Admission for MutatingWebhooks {
         "MutatingAdmissionWebhook"
     }
 
-    fn handles(&self, _operation: Operation) -> bool {
-        true
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        (phase == Phase::Admit || request.operation == Operation::Delete)
+            && self.registered.any(request.objects, |current| !current.mutating_webhooks.is_empty())
     }
 
     async fn admit(&self, request: &AdmissionRequest<'_>, object: &mut Value) -> ApiResult<()> {
         let current = self.registered.current(request.objects);
-        if current.mutating_webhooks.is_empty() {
-            return Ok(());
-        }
-        // In a place of its own, so that those who have no webhooks don't pay for it.
         Box::pin(self.dispatch(&current, request, object)).await
     }
 
     /// Of deletions they are told too; there is nothing to change.
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
-        if request.operation != Operation::Delete {
-            return Ok(());
-        }
         let current = self.registered.current(request.objects);
-        if current.mutating_webhooks.is_empty() {
-            return Ok(());
-        }
         Box::pin(self.dispatch(&current, request, &mut object.clone())).await
     }
 }

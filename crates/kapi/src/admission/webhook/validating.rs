@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Refusal, Shown};
 use crate::{
     admission::{
-        Admission, AdmissionRequest, Operation,
+        Admission, AdmissionRequest, Phase,
         matching::Asked,
         registered::{Current, Registered},
     },
@@ -30,16 +30,13 @@ impl Admission for ValidatingWebhooks {
         "ValidatingAdmissionWebhook"
     }
 
-    fn handles(&self, _operation: Operation) -> bool {
-        true
+    fn concerns(&self, request: &AdmissionRequest<'_>, phase: Phase) -> bool {
+        phase == Phase::Validate
+            && self.registered.any(request.objects, |current| !current.validating_webhooks.is_empty())
     }
 
     async fn validate(&self, request: &AdmissionRequest<'_>, object: &Value) -> ApiResult<()> {
         let current = self.registered.current(request.objects);
-        if current.validating_webhooks.is_empty() {
-            return Ok(());
-        }
-        // In a place of its own, so that those who have no webhooks don't pay for it.
         Box::pin(self.dispatch(&current, request, object)).await
     }
 }
