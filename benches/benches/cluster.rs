@@ -7,13 +7,16 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Node, ServiceAccount},
 };
 use kplane::Cluster;
-use kplane_benches::{cpu_time, figure, resident_bytes};
+use kplane_benches::{CountingAllocator, cpu_time, figure, resident_bytes};
 use kube::{
     Api,
     api::{ListParams, PostParams},
 };
 use serde_json::json;
 use tokio::time::Instant;
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const STARTS: usize = 50;

@@ -8,11 +8,14 @@ mod workloads;
 
 use std::{sync::Arc, time::Duration};
 
-use kplane_benches::{cpu_time, figure, percentile, resident_bytes};
+use kplane_benches::{CountingAllocator, cpu_time, figure, percentile, resident_bytes};
 use ksched::{Plan, Planner, PodInfo, Profile, decide};
 use tokio::time::Instant;
 
 use crate::workloads::{Churn, WORKLOADS, Workload, node, pod, too_large};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// How many pods are measured at most, and for how long at most.
 const PODS_MAX: usize = 10_000;

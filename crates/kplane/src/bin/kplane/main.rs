@@ -25,6 +25,11 @@ use tokio::{
     time::Instant,
 };
 
+/// Most of what a request allocates is small and short-lived, which glibc's allocator takes a sixth of its time for.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A Kubernetes cluster in one process.
 #[derive(Parser)]
 #[command(name = "kplane", version, about)]
