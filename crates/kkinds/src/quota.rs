@@ -7,8 +7,11 @@ use std::{borrow::Borrow, collections::BTreeMap};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{
-        PersistentVolumeClaim, Pod, ResourceQuotaSpec, ScopedResourceSelectorRequirement, Service,
+    api::{
+        core::v1::{
+            PersistentVolumeClaim, Pod, ResourceQuotaSpec, ScopedResourceSelectorRequirement, Service,
+        },
+        resource::v1::ResourceClaim,
     },
     apimachinery::pkg::api::resource,
 };
@@ -17,6 +20,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 mod claims;
+mod devices;
 mod pods;
 mod scopes;
 mod services;
@@ -24,6 +28,7 @@ mod services;
 mod tests;
 
 pub use claims::{claim_in_scope, claim_usage};
+pub use devices::device_usage;
 pub use pods::{is_charged, pod_in_scope, pod_requests, pod_usage};
 pub use services::service_usage;
 
@@ -74,6 +79,9 @@ pub fn counted_kind(resource: &str) -> Option<(&str, &str)> {
     if OLD_NAMES.contains(&resource) {
         return Some(("", resource));
     }
+    if devices::is_class_resource(resource) {
+        return Some(("resource.k8s.io", "resourceclaims"));
+    }
     let kind = resource.strip_prefix("count/")?;
     let (plural, group) = kind.split_once('.').unwrap_or((kind, ""));
     Some((group, plural))
@@ -117,6 +125,8 @@ pub enum Evaluator {
     Services,
     /// PersistentVolumeClaims and what they ask for, also by storage class.
     Claims,
+    /// ResourceClaims and the devices that they may get, by device class.
+    Devices,
     /// Any other kind: the number of its objects, under these names.
     Count(Vec<String>),
 }
@@ -129,6 +139,7 @@ impl Evaluator {
             ("", "pods") => Some(Self::Pods),
             ("", "services") => Some(Self::Services),
             ("", "persistentvolumeclaims") => Some(Self::Claims),
+            ("resource.k8s.io", "resourceclaims") => Some(Self::Devices),
             kind if IGNORED.contains(&kind) => None,
             ("", old) if OLD_NAMES.contains(&old) => {
                 Some(Self::Count(vec![count_name(group, plural), plural.to_owned()]))
@@ -144,6 +155,7 @@ impl Evaluator {
             Self::Pods => pods::is_pod_resource(name),
             Self::Services => services::SERVICE_RESOURCES.contains(&name),
             Self::Claims => claims::is_claim_resource(name),
+            Self::Devices => devices::is_device_resource(name),
             Self::Count(names) => names.iter().any(|known| known == name),
         };
         names.into_iter().map(|name| name.as_ref().to_owned()).filter(|name| charged(name)).collect()
@@ -158,6 +170,7 @@ impl Evaluator {
             Self::Pods => pod_usage(&*object.typed::<Pod>()?, now),
             Self::Services => service_usage(&*object.typed::<Service>()?),
             Self::Claims => claim_usage(&*object.typed::<PersistentVolumeClaim>()?),
+            Self::Devices => device_usage(&*object.typed::<ResourceClaim>()?),
             Self::Count(names) => one_of_each(names),
         })
     }
@@ -171,6 +184,7 @@ impl Evaluator {
             Self::Pods => pod_usage(&Pod::deserialize(object)?, now),
             Self::Services => service_usage(&Service::deserialize(object)?),
             Self::Claims => claim_usage(&PersistentVolumeClaim::deserialize(object)?),
+            Self::Devices => device_usage(&ResourceClaim::deserialize(object)?),
             Self::Count(names) => one_of_each(names),
         })
     }
@@ -194,7 +208,7 @@ impl Evaluator {
                 let claim = object.typed::<PersistentVolumeClaim>()?;
                 scopes.iter().all(|scope| claim_in_scope(&claim, scope))
             }
-            Self::Services | Self::Count(_) => false,
+            Self::Services | Self::Devices | Self::Count(_) => false,
         })
     }
 
@@ -217,7 +231,7 @@ impl Evaluator {
                 let claim = PersistentVolumeClaim::deserialize(object)?;
                 scopes.iter().all(|scope| claim_in_scope(&claim, scope))
             }
-            Self::Services | Self::Count(_) => false,
+            Self::Services | Self::Devices | Self::Count(_) => false,
         })
     }
 
@@ -229,7 +243,7 @@ impl Evaluator {
         Ok(match self {
             Self::Pods => pods::scope_facts(&*object.typed::<Pod>()?),
             Self::Claims => claims::class_names(&*object.typed::<PersistentVolumeClaim>()?),
-            Self::Services | Self::Count(_) => Vec::new(),
+            Self::Services | Self::Devices | Self::Count(_) => Vec::new(),
         })
     }
 

@@ -121,7 +121,7 @@ fn handles(evaluator: &Evaluator, request: &AdmissionRequest<'_>) -> bool {
         (evaluator, request.operation, request.subresource),
         (_, Operation::Create, "")
             | (Evaluator::Pods, Operation::Update, "resize")
-            | (Evaluator::Services | Evaluator::Claims, Operation::Update, "")
+            | (Evaluator::Services | Evaluator::Claims | Evaluator::Devices, Operation::Update, "")
     )
 }
 

@@ -60,6 +60,25 @@ async fn what_is_not_made_is_not_charged() {
 }
 
 #[tokio::test]
+async fn claims_for_devices_are_charged_by_their_classes() {
+    let (server, name) = (server().await, "gpu.deviceclass.resource.k8s.io/devices");
+    limit(&server, json!({name: "3"}), json!({name: "0"})).await;
+    let path = "/apis/resource.k8s.io/v1/namespaces/default/resourceclaims";
+    let claim = |claim: &str, count: u32| {
+        let request = json!({"name": "r", "exactly": {"deviceClassName": "gpu", "count": count}});
+        json!({"metadata": {"name": claim}, "spec": {"devices": {"requests": [request]}}})
+    };
+    let (code, answer) = send(&server, "POST", path, &claim("two", 2)).await;
+    assert_eq!((code, used(&server).await), (201, json!({name: "2"})), "{answer}");
+    let (code, answer) = send(&server, "POST", path, &claim("two-more", 2)).await;
+    let why = format!("exceeded quota: q, requested: {name}=2, used: {name}=2, limited: {name}=3");
+    assert_eq!(code, 403, "{answer}");
+    assert!(answer["message"].as_str().unwrap().ends_with(&why), "{answer}");
+    assert_eq!(send(&server, "POST", path, &claim("one", 1)).await.0, 201);
+    assert_eq!(used(&server).await, json!({name: "3"}));
+}
+
+#[tokio::test]
 async fn a_quota_that_is_not_calculated_yet_lets_nothing_pass() {
     let server = server().await;
     limit(&server, json!({"secrets": "5"}), json!({})).await;

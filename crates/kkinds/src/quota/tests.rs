@@ -1,7 +1,7 @@
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Evaluator, scopes_of, written};
+use super::{Evaluator, counted_kind, scopes_of, written};
 
 fn now() -> Timestamp {
     "2030-01-01T01:00:00Z".parse().unwrap()
@@ -191,6 +191,41 @@ fn claims_use_storage_also_of_their_class() {
     }
 }
 
+/// The rules of upstream's `claimEvaluator.Usage`.
+#[test]
+fn device_claims_use_what_they_may_get_at_most() {
+    let one = |class: &str, mode: &str, count: Value| json!({"deviceClassName": class, "allocationMode": mode, "count": count});
+    let devices = |class: &str| format!("{class}.deviceclass.resource.k8s.io/devices");
+    for (requests, expected) in [
+        (json!([]), vec![]),
+        (json!([{"name": "a", "exactly": one("gpu", "ExactCount", json!(2))}]), vec![("gpu", "2")]),
+        (json!([{"name": "a", "exactly": {"deviceClassName": "gpu"}}]), vec![("gpu", "1")]),
+        (json!([{"name": "a", "exactly": one("gpu", "All", json!(null))}]), vec![("gpu", "32")]),
+        (json!([{"name": "a", "exactly": one("gpu", "Some", json!(9))}]), vec![("gpu", "0")]),
+        (
+            json!([{"name": "a", "exactly": one("gpu", "ExactCount", json!(2))},
+                {"name": "b", "exactly": one("gpu", "ExactCount", json!(3))}]),
+            vec![("gpu", "5")],
+        ),
+        (
+            json!([{"name": "a", "firstAvailable": [
+                {"name": "x", "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 2},
+                {"name": "y", "deviceClassName": "gpu", "allocationMode": "ExactCount", "count": 4},
+                {"name": "z", "deviceClassName": "nic", "allocationMode": "All"}]}]),
+            vec![("gpu", "4"), ("nic", "32")],
+        ),
+    ] {
+        let mut all = json!({"count/resourceclaims.resource.k8s.io": "1"});
+        expected.iter().for_each(|(class, count)| all[devices(class)] = json!(count));
+        let claim = json!({"metadata": {}, "spec": {"devices": {"requests": requests}}});
+        let evaluator = Evaluator::of("resource.k8s.io", "resourceclaims").unwrap();
+        let found = evaluator.usage_of_value(&claim, now()).unwrap();
+        assert_eq!(serde_json::to_value(written(&found)).unwrap(), all, "{requests}");
+    }
+    let name = devices("gpu");
+    assert_eq!(counted_kind(&name), Some(("resource.k8s.io", "resourceclaims")));
+}
+
 /// The cases of upstream's `TestPodEvaluatorMatchingScopes`, `Test_podMatchesScopeFunc` and those of claims.
 #[test]
 fn scopes_select_what_is_charged() {
@@ -261,13 +296,16 @@ fn kinds_answer_for_their_names() {
         "secrets",
         "count/secrets",
         "count/deployments.apps",
+        "count/resourceclaims.resource.k8s.io",
+        "gpu.deviceclass.resource.k8s.io/devices",
     ];
     let cases = [
         (("", "pods"), &names[..7]),
         (("", "services"), &names[9..12]),
         (("", "persistentvolumeclaims"), &names[12..15]),
         (("", "secrets"), &names[15..17]),
-        (("apps", "deployments"), &names[17..]),
+        (("apps", "deployments"), &names[17..18]),
+        (("resource.k8s.io", "resourceclaims"), &names[18..]),
     ];
     for ((group, plural), expected) in cases {
         let mut seen = Evaluator::of(group, plural).unwrap().matching(names);

@@ -9,8 +9,9 @@ use std::{
 use ahash::RandomState;
 use async_trait::async_trait;
 use futures::stream;
-use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaSpec, ResourceQuotaStatus, Service,
+use k8s_openapi::api::{
+    core::v1::{PersistentVolumeClaim, Pod, ResourceQuota, ResourceQuotaSpec, ResourceQuotaStatus, Service},
+    resource::v1::ResourceClaim,
 };
 use kcore::{Clock, Stored};
 use tokio::{sync::mpsc, time::Instant};
@@ -55,6 +56,7 @@ pub fn resource_quota(context: &Context) -> Controller {
     let pods = informers.of::<Pod>(Selection::all());
     let services = informers.of::<Service>(Selection::all());
     let claims = informers.of::<PersistentVolumeClaim>(Selection::all());
+    let devices = informers.of::<ResourceClaim>(Selection::all());
     let (sender, receiver) = mpsc::channel(WAITING_CHANGES_MAX);
     let counted = stream::unfold(receiver, |mut receiver: mpsc::Receiver<ObjectKey>| async move {
         receiver.recv().await.map(|key| (key, receiver))
@@ -68,6 +70,7 @@ pub fn resource_quota(context: &Context) -> Controller {
         pods: pods.clone(),
         services: services.clone(),
         claims: claims.clone(),
+        devices: devices.clone(),
         counted: Counted {
             informers: informers.clone(),
             quotas: quotas.clone(),
@@ -86,6 +89,7 @@ pub fn resource_quota(context: &Context) -> Controller {
         .on(Trigger::new(&pods, charged(Evaluator::Pods)))
         .on(Trigger::new(&services, charged(Evaluator::Services)))
         .on(Trigger::new(&claims, charged(Evaluator::Claims)))
+        .on(Trigger::new(&devices, charged(Evaluator::Devices)))
         .on(Trigger::stream(counted))
 }
 
@@ -115,6 +119,7 @@ struct Quotas {
     pods: Informer<Pod>,
     services: Informer<Service>,
     claims: Informer<PersistentVolumeClaim>,
+    devices: Informer<ResourceClaim>,
     counted: Counted,
     written: Expectations,
     requests: Requests,
@@ -161,6 +166,7 @@ impl Quotas {
             (Evaluator::Pods, self.pods.lister()),
             (Evaluator::Services, self.services.lister()),
             (Evaluator::Claims, self.claims.lister()),
+            (Evaluator::Devices, self.devices.lister()),
         ];
         for (evaluator, lister) in builtin {
             let names = evaluator.matching(&limited);
