@@ -246,7 +246,7 @@ impl Inner {
                 self.queue.add_after(entry.uid.clone(), wait);
             }
             if self.is_over_here(entry, &step.status, &observed) {
-                entry.node.release_devices(&entry.uid);
+                self.release_shares(entry);
                 // What its volumes hold is free from here on, also for the node that had to end the pod because its disk is full.
                 if let Some(volumes) = &entry.node.volumes
                     && let Err(error) = volumes.tear_down(&entry.uid).await
@@ -311,7 +311,7 @@ impl Inner {
             self.queue.add_rate_limited(entry.uid.clone());
             return;
         }
-        entry.node.release_devices(&entry.uid);
+        self.release_shares(entry);
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);
@@ -356,8 +356,12 @@ impl Inner {
     fn is_over_here(&self, entry: &PodEntry, status: &PodStatus, observed: &ObservedPod) -> bool {
         let runs = |container: &ObservedContainer| matches!(container.phase, ContainerPhase::Running { .. });
         let has_ended = match status.phase.as_deref() {
-            // Without plug-ins there is nothing in a volume that others might wait for.
-            Some("Succeeded" | "Failed") if entry.node.takes_plugins() => true,
+            // Without plug-ins and managers it has nothing that others might wait for.
+            Some("Succeeded" | "Failed")
+                if entry.node.takes_plugins() || entry.node.config.managers.is_some() =>
+            {
+                true
+            }
             Some("Failed") => entry.is_ended_by_node(),
             _ => false,
         };

@@ -28,6 +28,7 @@ use super::{
 use crate::{
     images::{CollectPolicy, ContentStore, Credentials, Digest, Image, ImageError, Reference, Registry},
     logs,
+    managers::CpuSet,
 };
 
 mod bundle;
@@ -405,6 +406,11 @@ impl ContainerRuntime for OciRuntime {
         let read = |pod: &Pod| pod.containers().iter().map(|container| container.disk()).collect();
         let all = move || known.into_iter().map(|(uid, pod)| (uid, read(&pod))).collect();
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
+    }
+
+    async fn set_cpus(&self, uid: &PodUid, name: &str, cpus: &CpuSet) -> Result<(), RuntimeError> {
+        let container = self.shared.pod(uid)?.running(name)?;
+        container.update(self.shared.engine(&container.saved.handler), &spec::bound(cpus)).await
     }
 
     async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {

@@ -10,6 +10,7 @@ mod devices;
 mod fake;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;
+mod managers;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod oci;
 mod pressure;
