@@ -83,6 +83,9 @@ pub(crate) struct Node {
     /// The devices that plug-ins tell of; `None` when it takes none.
     #[cfg(all(feature = "plugins", target_os = "linux"))]
     pub(crate) devices: Option<Arc<crate::devices::Devices>>,
+    /// The claims of pods that drivers prepare; `None` when it takes no plug-ins.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) claims: Option<Arc<crate::dra::Claims>>,
 }
 
 /// Asks for a node's status to be written.
@@ -296,6 +299,8 @@ impl NodeAgent {
         #[cfg(all(feature = "plugins", target_os = "linux"))]
         let devices = dir.as_ref().filter(|_| config.plugins);
         #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let claims = devices.map(|dir| Arc::new(crate::dra::Claims::new(Arc::clone(&config.name), dir)));
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
         let devices = devices.map(|dir| Arc::new(crate::devices::Devices::new(dir, Arc::clone(&status))));
         #[cfg(all(feature = "plugins", target_os = "linux"))]
         let volumes = dir.map(|dir| match &csi {
@@ -321,6 +326,8 @@ impl NodeAgent {
             csi,
             #[cfg(all(feature = "plugins", target_os = "linux"))]
             devices,
+            #[cfg(all(feature = "plugins", target_os = "linux"))]
+            claims,
             config,
         };
         if node.config.plugins && !node.takes_plugins() {
@@ -386,6 +393,12 @@ impl Inner {
 
     pub(crate) fn entry(&self, uid: &PodUid) -> Option<Arc<PodEntry>> {
         self.entries().get(uid).cloned()
+    }
+
+    /// Whether there is a pod of this uid that has not ended.
+    pub(crate) fn has_pod(&self, uid: &str) -> bool {
+        let is_it = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_over(pod);
+        self.entries().contains_key(&PodUid::from(uid)) || self.pods.list().iter().any(|pod| is_it(pod))
     }
 
     /// The entry of a pod by name, the one that isn't gone first.

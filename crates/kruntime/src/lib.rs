@@ -13,6 +13,8 @@ mod demand;
 pub(crate) mod devices;
 mod disk;
 pub mod downward;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub(crate) mod dra;
 pub mod env;
 pub mod eviction;
 #[cfg(all(feature = "plugins", target_os = "linux"))]

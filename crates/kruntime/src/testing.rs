@@ -14,6 +14,8 @@ use crate::runtime::{
 pub mod csi;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 pub mod device;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub mod dra;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod images;
 

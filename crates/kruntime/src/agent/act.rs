@@ -56,6 +56,11 @@ impl Inner {
                 }
             }
         }
+        if let Err(why) = self.prepare_claims(entry, &pod).await {
+            let message = format!("Failed to prepare dynamic resources: {why}");
+            self.event(entry, None, EventType::Warning, "FailedPrepareDynamicResources", message);
+            return Outcome::PodRefused;
+        }
         let mut config = sandbox_config(&pod, entry);
         let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
         if let Some(class) = class.filter(|class| !class.is_empty()) {
@@ -222,6 +227,16 @@ impl Inner {
         #[cfg(all(feature = "plugins", target_os = "linux"))]
         if let Some(devices) = &entry.node.devices {
             devices.apply(entry.uid.as_str(), &container.name, &mut config).await?;
+        }
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let Some(claims) = &entry.node.claims {
+            let names = claims.cdi(pod, container).map_err(RuntimeError::Config)?;
+            let known = &mut config.devices.cdi;
+            names.into_iter().for_each(|name| {
+                if !known.contains(&name) {
+                    known.push(name)
+                }
+            });
         }
         let hostname = hostname(pod);
         config.env.push(("HOSTNAME".to_owned(), hostname));

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Inner, Node, PodEntry, is_over};
+use super::{Inner, Node, PodEntry};
 use crate::{
     machine::is_sidecar,
     managers::{self, CpuSet, Refusal, ResourceManagers, Session, TopologyPolicy, TopologyScope, hint},
@@ -39,12 +39,7 @@ impl Inner {
         }
         let _turn = entry.node.allocating.lock().await;
         let own = entry.uid.as_str();
-        let active = |uid: &str| {
-            let is_it = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_over(pod);
-            uid == own
-                || self.entries().contains_key(&PodUid::from(uid))
-                || self.pods.list().iter().any(|pod| is_it(pod))
-        };
+        let active = |uid: &str| uid == own || self.has_pod(uid);
         if let Some(managers) = managers {
             managers.forget(active);
         }
@@ -97,6 +92,38 @@ impl Inner {
             self.shared_changed.notify_one();
         }
         Ok(())
+    }
+
+    /// Lets drivers prepare the claims of the pod.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(super) async fn prepare_claims(&self, entry: &PodEntry, pod: &Pod) -> Result<(), String> {
+        match &entry.node.claims {
+            Some(claims) => claims.prepare(&self.client, pod).await,
+            None => Ok(()),
+        }
+    }
+
+    #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+    pub(super) async fn prepare_claims(&self, _: &PodEntry, _: &Pod) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// Gives back what drivers have prepared for a pod of which nothing runs any more. Says whether it is done; if not, the pod is looked
+    /// at again.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(super) async fn give_back_claims(&self, entry: &PodEntry) -> bool {
+        let Some(claims) = &entry.node.claims else { return true };
+        let given_back = claims.unprepare(entry.uid.as_str()).await;
+        if let Err(error) = &given_back {
+            tracing::warn!(pod = %entry.uid, error, "the pod's claims are not given back yet");
+            self.queue.add_rate_limited(entry.uid.clone());
+        }
+        given_back.is_ok()
+    }
+
+    #[cfg(not(all(feature = "plugins", target_os = "linux")))]
+    pub(super) async fn give_back_claims(&self, _: &PodEntry) -> bool {
+        true
     }
 
     /// What the pod had is free.

@@ -363,7 +363,9 @@ mod tests {
         // Upstream's `returnTestCases` of `TestStaticPolicyGetTopologyHints`: two sockets, processor 0 reserved.
         let machine = dual();
         let policy = CpuPolicy::new(&machine, CpuOptions::default(), None, 1).unwrap();
-        let cases: [(&str, usize, Option<&str>, &str, &[(&[u32], bool)]); 7] = [
+        type Case =
+            (&'static str, usize, Option<&'static str>, &'static str, &'static [(&'static [u32], bool)]);
+        let cases: [Case; 7] = [
             ("0-11", 2, None, "", &[(&[0], true), (&[1], true), (&[0, 1], false)]),
             ("0-11", 5, None, "", &[(&[0], true), (&[1], true), (&[0, 1], false)]),
             ("0-11", 7, None, "", &[(&[0, 1], true)]),

@@ -255,7 +255,7 @@ impl<'a> Taking<'a> {
             let cores: Vec<u32> = cores.collect();
             let of_cores = |cpu: &u32| cores.iter().any(|core| self.machine.cpus[cpu].core == *core);
             let mut found: Vec<u32> = self.free.iter().filter(of_cores).collect();
-            if self.needed % 2 != 0 && threads > 1 && found.len() > self.needed {
+            if !self.needed.is_multiple_of(2) && threads > 1 && found.len() > self.needed {
                 found.pop();
             }
             if found.len() == self.needed {

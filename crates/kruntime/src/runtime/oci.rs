@@ -33,6 +33,7 @@ use crate::{
 
 mod bundle;
 mod capabilities;
+mod cdi;
 mod cgroups;
 mod console;
 mod container;
@@ -86,6 +87,9 @@ pub struct OciOptions {
     pub addresses: Arc<dyn IpAllocator>,
     /// Where seccomp profiles of the type `Localhost` are (upstream's `<root>/seccomp`).
     pub seccomp_dir: Option<PathBuf>,
+    /// Where files of the Container Device Interface are; those of a later directory go before those of an earlier one. `/etc/cdi` and `/var/run/cdi` by
+    /// default.
+    pub cdi_dirs: Vec<PathBuf>,
     /// The control group that those of the pods are in: an absolute path. `/kplane` by default.
     pub cgroup_parent: String,
     /// Whether pods outlive the runtime when it is dropped, for a node agent that is started again. When the process is killed they
@@ -117,6 +121,7 @@ impl OciOptions {
             network: None,
             addresses,
             seccomp_dir: None,
+            cdi_dirs: cdi::DIRS.map(PathBuf::from).into(),
             cgroup_parent: "/kplane".to_owned(),
             outlive: false,
             overlay: true,

@@ -11,7 +11,7 @@ use kruntime::{
     managers::CpuSet,
     runtime::{
         AppArmor, ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount,
-        Propagation, Resources, SandboxConfig, Seccomp, Security,
+        ObservedContainer, Propagation, Resources, SandboxConfig, Seccomp, Security,
         oci::{OciOptions, OciRuntime},
     },
     testing::{
@@ -533,6 +533,39 @@ async fn gives_containers_more_or_less() {
             limits.iter().any(|limit| Some(*limit) == wanted.memory_bytes_max)
         };
         testing::check_resize(runtime, has).await;
+    }
+}
+
+#[tokio::test]
+async fn devices_are_found_by_their_names() {
+    for program in programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = json!({"cdiVersion": "0.6.0", "kind": "vendor.example/thing", "containerEdits": {"env": ["KIND=thing"]},
+            "devices": [{"name": "a", "containerEdits": {"env": ["NAME=a"],
+                "deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/zero", "permissions": "r"}],
+                "mounts": [{"hostPath": "/etc/hostname", "containerPath": "/thing/name", "options": ["ro", "bind"]}]}}]});
+        std::fs::write(dir.path().join("thing.json"), file.to_string()).unwrap();
+        let subject = subject(program, |options| options.cdi_dirs = vec![dir.path().to_owned()]).await;
+        let runtime = &subject.runtime;
+        let uid = PodUid::from("cdi");
+        runtime.run_pod(&uid, &sandbox("cdi")).await.unwrap();
+        let script = "test \"$KIND$NAME\" = thinga && test -s /thing/name && test $(head -c 5 /dev/thing | wc -c) = 5 \
+                      && ! echo x > /thing/name";
+        let mut config = shell("c", script);
+        config.devices.cdi = vec!["vendor.example/thing=a".to_owned()];
+        runtime.start(&uid, &config).await.unwrap();
+        let ended = |seen: &ObservedContainer| matches!(seen.phase, ContainerPhase::Exited(_));
+        let seen = wait_for(&**runtime, &uid, "c", ended).await;
+        let ContainerPhase::Exited(exit) = seen.phase else { panic!("it runs") };
+        assert_eq!(exit.code, 0, "{program}: {exit:?}");
+        let mut other = shell("other", "true");
+        other.devices.cdi = vec!["vendor.example/thing=b".to_owned()];
+        let refused = runtime.start(&uid, &other).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "CDI device injection failed: unresolvable CDI devices vendor.example/thing=b"
+        );
+        runtime.remove_pod(&uid).await.unwrap();
     }
 }
 

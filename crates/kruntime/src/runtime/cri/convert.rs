@@ -207,7 +207,6 @@ fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
         oom_score_adj: wanted.oom_score_adj.unwrap_or(0).into(),
         cpuset_cpus: wanted.cpuset_cpus.clone().unwrap_or_default(),
         cpuset_mems: wanted.cpuset_mems.clone().unwrap_or_default(),
-        ..pb::LinuxContainerResources::default()
     }
 }
 
