@@ -15,7 +15,11 @@ use std::{collections::BTreeMap, io, net::IpAddr, net::SocketAddr, path::PathBuf
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 use kcore::{Clock, SystemClock};
 use kreconcile::{Informers, Manager, Running, Start};
-use kruntime::{ContainerRuntime, NodeAgent, NodeConfig, serve::access::Reviews};
+use kruntime::{
+    ContainerRuntime, NodeAgent, NodeConfig,
+    managers::{Machine, ManagerOptions, ManagersError, ResourceManagers},
+    serve::access::Reviews,
+};
 use kube::{Client, Config};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -68,6 +72,8 @@ pub enum NodeCertificate {
 /// | `address` | the address that the machine has towards others | `--node-ip` |
 /// | `client_ca_pem` | none: no certificate is believed | `--client-ca-file` |
 /// | `certificate` | self-made | `--tls-cert-file`, `--rotate-server-certificates` |
+/// | `reserved` | nothing | `--system-reserved`, `--kube-reserved` |
+/// | `managers` | none | `--cpu-manager-policy`, `--memory-manager-policy`, `--topology-manager-policy` and their like |
 /// | `evicts` | with real containers | `--eviction-hard` |
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
@@ -99,6 +105,11 @@ pub struct NodeOptions {
     pub taints: Vec<Taint>,
     /// Whether pods are evicted when the machine is short of something. `None`: with real containers.
     pub evicts: Option<bool>,
+    /// What is kept for the system of what the machine has. Nothing by default.
+    pub reserved: BTreeMap<String, Quantity>,
+    /// Who has processors alone, and whose memory is near to them, on this machine; see [`kruntime::managers`]. What is given is kept in `dir`.
+    /// Nobody by default. Processes can't be bound to anything.
+    pub managers: Option<ManagerOptions>,
 }
 
 impl NodeOptions {
@@ -119,6 +130,8 @@ impl NodeOptions {
             labels: BTreeMap::new(),
             taints: Vec::new(),
             evicts: None,
+            reserved: BTreeMap::new(),
+            managers: None,
         }
     }
 }
@@ -154,6 +167,12 @@ pub enum NodeError {
     /// A certificate can't be made or used.
     #[error(transparent)]
     Certificate(#[from] CaError),
+    /// The managers of processors and memory can't do what they are asked for.
+    #[error(transparent)]
+    Managers(#[from] ManagersError),
+    /// It can't be found out what the machine is made of.
+    #[error("it can't be found out what the machine is made of")]
+    Machine(#[source] io::Error),
     /// A text holds no certificate or key.
     #[error("the serving certificate or the authority for clients holds no certificate or key in PEM")]
     Pem,
@@ -259,6 +278,13 @@ impl Node {
                 let signals = kruntime::signals::MachineSignals::new(&options.dir);
                 node.eviction = Some(kruntime::eviction::EvictionOptions::new(Arc::new(signals)));
             }
+        }
+        node.reserved = options.reserved.clone();
+        if let Some(managers) = options.managers.clone() {
+            let machine = Machine::read("/".as_ref()).map_err(NodeError::Machine)?;
+            let dir = Some(options.dir.clone());
+            node.managers =
+                Some(Arc::new(ResourceManagers::open(machine, managers, &options.reserved, dir)?));
         }
         node.addresses = vec![told];
         node.kubelet_port = address.port().into();

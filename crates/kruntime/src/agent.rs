@@ -6,28 +6,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::IpAddr,
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use futures::StreamExt;
-use k8s_openapi::{
-    api::core::v1::{Pod, Service, Taint},
-    apimachinery::pkg::api::resource::Quantity,
-};
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kcore::Clock;
 use kreconcile::{Change, EventRecorder, Informer, Informers, RunError, Runnable, Selection, WorkQueue};
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    eviction::{EvictionOptions, Pressure},
+    eviction::Pressure,
     machine::PodMachine,
     node,
     runtime::{ContainerRuntime, PodUid},
@@ -37,6 +31,8 @@ use crate::{
 };
 
 mod act;
+mod allocate;
+mod config;
 mod images;
 mod orphans;
 mod pod;
@@ -48,6 +44,7 @@ mod statics;
 mod storage;
 mod write;
 
+pub use config::NodeConfig;
 pub(crate) use pod::PodEntry;
 pub use shutdown::{ShutdownPeriod, shutdown_periods};
 use statics::Statics;
@@ -55,85 +52,6 @@ pub(crate) use write::WriteError;
 
 /// How many pods are worked on at the same time.
 pub const WORKERS: usize = 32;
-
-/// One node that an agent serves.
-#[derive(Clone, Debug)]
-pub struct NodeConfig {
-    /// The node's name.
-    pub name: Arc<str>,
-    /// What runs its containers. Several nodes may share one.
-    pub runtime: Arc<dyn ContainerRuntime>,
-    /// The node's addresses; the first is its `InternalIP`.
-    pub addresses: Vec<IpAddr>,
-    /// Labels beyond the well-known ones.
-    pub labels: BTreeMap<String, String>,
-    /// The taints to register with.
-    pub taints: Vec<Taint>,
-    /// What the node has. All of it is allocatable.
-    pub capacity: BTreeMap<String, Quantity>,
-    /// The kubelet version to report.
-    pub kubelet_version: String,
-    /// The port that the node's API is said to be on.
-    pub kubelet_port: i32,
-    /// Where volumes are made: a directory of the agent's own, needed by runtimes that materialise pods.
-    pub state_dir: Option<PathBuf>,
-    /// The addresses of the cluster's DNS servers.
-    pub cluster_dns: Vec<IpAddr>,
-    /// The cluster's domain.
-    pub cluster_domain: String,
-    /// Whether events are written for the node and its pods.
-    pub events: bool,
-    /// What is done when the node is short of something. `None`, the default, means nothing: the node has no pressure, whatever the machine
-    /// that it is on is short of, so that no simulated node and no developer's full disk ends anybody's pods by surprise.
-    pub eviction: Option<EvictionOptions>,
-    /// A file, or a directory of files, each with a pod that the node runs by itself (upstream's `staticPodPath`); see
-    /// [`static_pods`](crate::static_pods). None by default.
-    pub static_pods: Option<PathBuf>,
-    /// How long the node's Lease holds, whole seconds; it is renewed when a quarter of that has passed, but not more than once in a second
-    /// (upstream's `nodeLeaseDurationSeconds`). Whoever makes it longer gives the node lifecycle controller more patience, too.
-    /// [`LEASE_DEFAULT`](crate::node::LEASE_DEFAULT) by default.
-    pub lease: Duration,
-    /// How often a status that has not changed is written, not more than once in a second (upstream's
-    /// `nodeStatusReportFrequency`). [`STATUS_EVERY_DEFAULT`](crate::node::STATUS_EVERY_DEFAULT) by default.
-    pub status_every: Duration,
-    /// Whether nobody else has pods in the runtime: those that it has from before and the API no longer knows, as they were deleted while
-    /// no agent was there, are then removed. No by default.
-    pub owns_runtime: bool,
-    /// Whether plug-ins may register with the node, as CSI drivers do, by sockets in `plugins_registry` below `state_dir`: see
-    /// the module `plugins`. Needs the feature `plugins`, Linux, a `state_dir` that no other node has, and a runtime that
-    /// materialises pods. No by default.
-    pub plugins: bool,
-}
-
-impl NodeConfig {
-    /// A node with 4 CPUs, 16 GiB of memory and room for 110 pods at 127.0.0.1, which writes events if its runtime
-    /// really runs something. Change the fields to taste.
-    #[must_use]
-    pub fn new(name: impl Into<Arc<str>>, runtime: Arc<dyn ContainerRuntime>) -> Self {
-        let capacity = [("cpu", "4"), ("memory", "16Gi"), ("ephemeral-storage", "100Gi"), ("pods", "110")];
-        let events = runtime.info().materialises;
-        Self {
-            name: name.into(),
-            runtime,
-            addresses: vec![IpAddr::from([127, 0, 0, 1])],
-            labels: BTreeMap::new(),
-            taints: Vec::new(),
-            capacity: capacity.map(|(name, amount)| (name.to_owned(), Quantity(amount.to_owned()))).into(),
-            kubelet_version: "v1.37.0".to_owned(),
-            kubelet_port: 10250,
-            state_dir: None,
-            cluster_dns: Vec::new(),
-            cluster_domain: "cluster.local".to_owned(),
-            events,
-            eviction: None,
-            static_pods: None,
-            lease: node::LEASE_DEFAULT,
-            status_every: node::STATUS_EVERY_DEFAULT,
-            owns_runtime: false,
-            plugins: false,
-        }
-    }
-}
 
 /// A node as the agent keeps it.
 #[derive(Debug)]
@@ -157,12 +75,17 @@ pub(crate) struct Node {
     /// Since when it is shutting down.
     shutting_down: Mutex<Option<jiff::Timestamp>>,
     status: Arc<StatusAsk>,
+    /// One pod at a time is given devices, processors and memory.
+    allocating: tokio::sync::Mutex<()>,
     /// The volumes of its CSI drivers; `None` when it takes no plug-ins.
     #[cfg(all(feature = "plugins", target_os = "linux"))]
     pub(crate) csi: Option<Arc<crate::volumes::csi::Csi>>,
     /// The devices that plug-ins tell of; `None` when it takes none.
     #[cfg(all(feature = "plugins", target_os = "linux"))]
     pub(crate) devices: Option<Arc<crate::devices::Devices>>,
+    /// The claims of pods that drivers prepare; `None` when it takes no plug-ins.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(crate) claims: Option<Arc<crate::dra::Claims>>,
 }
 
 /// Asks for a node's status to be written.
@@ -226,18 +149,6 @@ impl Node {
         return self.devices.as_ref().map(|devices| devices.counts()).unwrap_or_default();
         #[cfg(not(all(feature = "plugins", target_os = "linux")))]
         BTreeMap::new()
-    }
-
-    /// What a pod had of the node's devices is free.
-    #[cfg_attr(
-        not(all(feature = "plugins", target_os = "linux")),
-        expect(unused_variables, reason = "there are none")
-    )]
-    pub(crate) fn release_devices(&self, pod: &PodUid) {
-        #[cfg(all(feature = "plugins", target_os = "linux"))]
-        if let Some(devices) = &self.devices {
-            devices.release(pod.as_str());
-        }
     }
 
     /// The volumes that it uses and nobody may detach, for its status.
@@ -306,6 +217,8 @@ pub(crate) struct Inner {
     pub(crate) statics: Statics,
     resizing: resize::Waiting,
     pub(crate) node_changed: Arc<tokio::sync::Notify>,
+    /// What containers share of processors has changed, on some node.
+    shared_changed: tokio::sync::Notify,
     #[cfg(all(feature = "plugins", target_os = "linux"))]
     pub(crate) plugins: crate::plugins::Nodes,
     pub(crate) stop: CancellationToken,
@@ -356,6 +269,7 @@ impl NodeAgent {
             statics: Statics::default(),
             resizing: Mutex::default(),
             node_changed: Arc::default(),
+            shared_changed: tokio::sync::Notify::new(),
             #[cfg(all(feature = "plugins", target_os = "linux"))]
             plugins: crate::plugins::Nodes::default(),
             stop: CancellationToken::new(),
@@ -385,6 +299,8 @@ impl NodeAgent {
         #[cfg(all(feature = "plugins", target_os = "linux"))]
         let devices = dir.as_ref().filter(|_| config.plugins);
         #[cfg(all(feature = "plugins", target_os = "linux"))]
+        let claims = devices.map(|dir| Arc::new(crate::dra::Claims::new(Arc::clone(&config.name), dir)));
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
         let devices = devices.map(|dir| Arc::new(crate::devices::Devices::new(dir, Arc::clone(&status))));
         #[cfg(all(feature = "plugins", target_os = "linux"))]
         let volumes = dir.map(|dir| match &csi {
@@ -405,10 +321,13 @@ impl NodeAgent {
             relieved: Mutex::default(),
             shutting_down: Mutex::default(),
             status,
+            allocating: tokio::sync::Mutex::default(),
             #[cfg(all(feature = "plugins", target_os = "linux"))]
             csi,
             #[cfg(all(feature = "plugins", target_os = "linux"))]
             devices,
+            #[cfg(all(feature = "plugins", target_os = "linux"))]
+            claims,
             config,
         };
         if node.config.plugins && !node.takes_plugins() {
@@ -421,6 +340,7 @@ impl NodeAgent {
         }
         self.inner.nodes().insert(Arc::clone(&node.config.name), node);
         self.inner.node_changed.notify_one();
+        self.inner.shared_changed.notify_one();
     }
 
     /// Lets a node go silent, as if its machine had lost power: no heartbeat, no status, and its containers are gone.
@@ -473,6 +393,12 @@ impl Inner {
 
     pub(crate) fn entry(&self, uid: &PodUid) -> Option<Arc<PodEntry>> {
         self.entries().get(uid).cloned()
+    }
+
+    /// Whether there is a pod of this uid that has not ended.
+    pub(crate) fn has_pod(&self, uid: &str) -> bool {
+        let is_it = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_over(pod);
+        self.entries().contains_key(&PodUid::from(uid)) || self.pods.list().iter().any(|pod| is_it(pod))
     }
 
     /// The entry of a pod by name, the one that isn't gone first.
@@ -573,6 +499,7 @@ impl Runnable for NodeAgent {
                 pressure::run(inner),
                 statics::run(inner),
                 orphans::run(inner),
+                allocate::run(inner),
                 plugins(inner)
             );
         };

@@ -25,12 +25,13 @@ use tonic::Status;
 use crate::{
     agent::{Inner, Node, StatusAsk},
     grpc::{SocketClient, serve, words},
-    machine::is_sidecar,
+    managers::{containers, hint::Mask},
     plugins::{MESSAGE_BYTES_MAX, PluginHandler, proto::PluginInfo},
     runtime::{ContainerConfig, Device, Mount, Propagation, RuntimeError},
 };
 
 mod choose;
+mod place;
 pub(crate) mod proto;
 
 use choose::{Asked, Choice, Ids, choose, settle};
@@ -60,8 +61,6 @@ pub(crate) struct Devices {
     status: Arc<StatusAsk>,
     plugins: Mutex<BTreeMap<String, Plugin>>,
     given: Mutex<Given>,
-    /// One pod at a time is given devices.
-    turn: tokio::sync::Mutex<()>,
     server: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -76,12 +75,23 @@ struct Plugin {
     client: SocketClient,
     endpoint: PathBuf,
     options: Options,
-    /// Every device, and whether it is healthy.
-    devices: BTreeMap<String, bool>,
+    devices: BTreeMap<String, Known>,
     /// Since when it is away.
     away: Option<Instant>,
     _watch: AbortOnDropHandle<()>,
 }
+
+/// A device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Known {
+    is_healthy: bool,
+    /// The NUMA nodes that it is near to; none when the plug-in does not say.
+    nodes: Vec<u32>,
+}
+
+/// What came free within a pod while it is given devices, by resource.
+#[derive(Debug, Default)]
+pub(crate) struct Reusable(BTreeMap<String, Ids>);
 
 /// What was given, by pod, container and resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,14 +120,7 @@ impl Devices {
             }
             Given::default()
         });
-        Self {
-            dir,
-            status,
-            plugins: Mutex::default(),
-            given: Mutex::new(given),
-            turn: tokio::sync::Mutex::default(),
-            server: Mutex::default(),
-        }
+        Self { dir, status, plugins: Mutex::default(), given: Mutex::new(given), server: Mutex::default() }
     }
 
     /// Opens the node's socket. Sockets of before are removed: plug-ins take that as a word to make themselves known again, as upstream.
@@ -164,11 +167,11 @@ impl Devices {
             Some(devices) => {
                 plugin.away = None;
                 let devices = devices.into_iter().take(DEVICES_MAX);
-                plugin.devices = devices.map(|device| (device.id, device.health == "Healthy")).collect();
+                plugin.devices = devices.map(known).collect();
             }
             None => {
                 plugin.away = Some(Instant::now());
-                plugin.devices.values_mut().for_each(|is_healthy| *is_healthy = false);
+                plugin.devices.values_mut().for_each(|device| device.is_healthy = false);
             }
         }
         drop(plugins);
@@ -181,7 +184,7 @@ impl Devices {
         let count = |(resource, plugin): (&String, &Plugin)| {
             let is_gone = plugin.away.is_some_and(|since| since.elapsed() >= AWAY_TIME_MAX);
             let all = if is_gone { 0 } else { plugin.devices.len() };
-            (resource.clone(), (all, plugin.devices.values().filter(|is_healthy| **is_healthy).count()))
+            (resource.clone(), (all, plugin.devices.values().filter(|device| device.is_healthy).count()))
         };
         plugins.iter().map(count).collect()
     }
@@ -189,7 +192,7 @@ impl Devices {
     fn healthy(&self, resource: &str) -> Option<Ids> {
         let plugins = locked(&self.plugins);
         let devices = &plugins.get(resource)?.devices;
-        Some(devices.iter().filter(|(_, is_healthy)| **is_healthy).map(|(id, _)| id.clone()).collect())
+        Some(devices.iter().filter(|(_, device)| device.is_healthy).map(|(id, _)| id.clone()).collect())
     }
 
     /// Whether plug-ins tell of a resource, or did.
@@ -200,35 +203,37 @@ impl Devices {
         was_given || locked(&self.plugins).contains_key(resource)
     }
 
-    /// Gives a pod all devices that its containers want. What pods have that are not `active` any more is free.
+    /// Whether a pod wants devices of plug-ins.
+    pub(crate) fn is_wanted(&self, pod: &Pod) -> bool {
+        containers(pod).any(|container| wanted(container).any(|(resource, _)| self.knows(resource)))
+    }
+
+    /// What pods have that are not `active` any more is free.
+    pub(crate) fn forget(&self, active: impl Fn(&str) -> bool) {
+        let known: Vec<String> = locked(&self.given).0.keys().cloned().collect();
+        let gone: Vec<String> = known.into_iter().filter(|uid| !active(uid)).collect();
+        locked(&self.given).0.retain(|uid, _| !gone.contains(uid));
+    }
+
+    /// Gives a container all devices that it wants, near to `mask` first. One pod at a time; `reusable`: what came free within it.
     ///
     /// # Errors
     /// Upstream's words; what the pod was given stays until it is released.
-    pub(crate) async fn give(&self, pod: &Pod, active: impl Fn(&str) -> bool) -> Result<(), String> {
-        let wants = |container: &Container| wanted(container).any(|(resource, _)| self.knows(resource));
-        let Some(spec) = pod.spec.as_ref() else { return Ok(()) };
-        let init = spec.init_containers.as_deref().unwrap_or_default();
-        if !init.iter().chain(&spec.containers).any(wants) {
-            return Ok(());
-        }
-        let _turn = self.turn.lock().await;
-        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
-        locked(&self.given).0.retain(|known, _| known == uid || active(known));
-        // What init containers had is free for those that begin after their end.
-        let mut reusable: BTreeMap<String, Ids> = BTreeMap::new();
-        for (container, ends) in init
-            .iter()
-            .map(|one| (one, !is_sidecar(one)))
-            .chain(spec.containers.iter().map(|one| (one, false)))
-        {
-            for (resource, count) in wanted(container).filter(|(resource, _)| self.knows(resource)) {
-                let free = reusable.entry(resource.to_owned()).or_default();
-                let has = self.give_one(uid, &container.name, resource, count, free).await?;
-                if ends {
-                    free.extend(has);
-                } else {
-                    free.retain(|id| !has.contains(id));
-                }
+    pub(crate) async fn give(
+        &self,
+        uid: &str,
+        container: &Container,
+        ends: bool,
+        mask: Option<Mask>,
+        reusable: &mut Reusable,
+    ) -> Result<(), String> {
+        for (resource, count) in wanted(container).filter(|(resource, _)| self.knows(resource)) {
+            let free = reusable.0.entry(resource.to_owned()).or_default();
+            let has = self.give_one(uid, &container.name, resource, count, (free, mask)).await?;
+            if ends {
+                free.extend(has);
+            } else {
+                free.retain(|id| !has.contains(id));
             }
         }
         Ok(())
@@ -240,12 +245,13 @@ impl Devices {
         container: &str,
         resource: &str,
         wanted: usize,
-        reusable: &Ids,
+        (reusable, mask): (&Ids, Option<Mask>),
     ) -> Result<Ids, String> {
         let given = locked(&self.given).clone();
         let has = given.of(uid, container).and_then(|all| all.get(resource)).map(|one| one.ids.clone());
         let healthy = self.healthy(resource);
         let in_use = given.in_use(resource);
+        let (near, far) = self.by_place(resource, mask);
         let asked = Asked {
             pod: uid,
             container,
@@ -255,6 +261,7 @@ impl Devices {
             reusable,
             healthy: healthy.as_ref(),
             in_use: &in_use,
+            near: &near,
         };
         let plugin =
             locked(&self.plugins).get(resource).map(|plugin| (plugin.client.clone(), plugin.options));
@@ -268,7 +275,7 @@ impl Devices {
                     Some((client, _)) => preferred(client, &sure, &available, wanted).await?,
                     None => Ids::new(),
                 };
-                settle(&sure, &available, more, &preferred)
+                settle(&sure, &available, more, &preferred, &far)
             }
         };
         let (client, _) = plugin.ok_or_else(|| format!("unknown Device Plugin {resource}"))?;
@@ -355,6 +362,12 @@ impl Given {
         let containers = self.0.values().flat_map(BTreeMap::values);
         containers.filter_map(|container| container.get(resource)).flat_map(|one| one.ids.clone()).collect()
     }
+}
+
+fn known(device: proto::Device) -> (String, Known) {
+    let nodes = device.topology.into_iter().flat_map(|topology| topology.nodes);
+    let nodes = nodes.filter_map(|node| u32::try_from(node.id).ok()).collect();
+    (device.id, Known { is_healthy: device.health == "Healthy", nodes })
 }
 
 /// The extended resources that a container wants, and how much.

@@ -6,16 +6,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::Full;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::{
-    api::core::v1::{Container, ExecAction, HTTPGetAction, LifecycleHandler, TCPSocketAction},
+    api::core::v1::{Container, ExecAction, LifecycleHandler, TCPSocketAction},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use tokio::{io::AsyncReadExt, net::TcpStream};
-use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     agent::PodEntry,
@@ -23,8 +18,10 @@ use crate::{
 };
 
 mod grpc;
+mod http_get;
 
 pub(crate) use grpc::grpc;
+pub(crate) use http_get::http_get;
 
 /// So much of an answer is kept for messages.
 pub(crate) const ANSWER_BYTES_MAX: usize = 10 * 1024;
@@ -42,6 +39,8 @@ pub(crate) enum HandlerError {
     Request(#[from] http::Error),
     #[error("command exited with {code}: {output}")]
     Exit { code: i32, output: String },
+    #[error("tls: {0}")]
+    Tls(std::io::Error),
     #[error("HTTP probe failed with statuscode: {0}")]
     Status(u16),
     #[error("{0}")]
@@ -57,7 +56,7 @@ pub(crate) async fn run_hook(
     if let Some(action) = &hook.exec {
         exec(entry, container, action).await
     } else if let Some(action) = &hook.http_get {
-        http_get(entry, container, action).await
+        http_get(entry, container, action).await.map(drop)
     } else if let Some(action) = &hook.tcp_socket {
         tcp_socket(entry, container, action).await
     } else if let Some(action) = &hook.sleep {
@@ -139,44 +138,4 @@ pub(crate) async fn tcp_socket(
     action: &TCPSocketAction,
 ) -> Result<(), HandlerError> {
     dial(entry, action.host.as_deref(), port(container, &action.port)?).await.map(drop)
-}
-
-/// An answer with a status from 200 to 399 is a success.
-pub(crate) async fn http_get(
-    entry: &PodEntry,
-    container: &Container,
-    action: &HTTPGetAction,
-) -> Result<(), HandlerError> {
-    if action.scheme.as_deref() == Some("HTTPS") {
-        return Err(HandlerError::Bad("the scheme HTTPS is not supported by this node".to_owned()));
-    }
-    let port = port(container, &action.port)?;
-    let stream = dial(entry, action.host.as_deref(), port).await?;
-    let host = match action.host.clone().filter(|host| !host.is_empty()) {
-        Some(host) => host,
-        None => pod_address(entry)?.to_string(),
-    };
-    let path = action.path.as_deref().unwrap_or("/");
-    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
-    let mut request = Request::get(path);
-    let mut has_host = false;
-    for header in action.http_headers.iter().flatten() {
-        has_host |= header.name.eq_ignore_ascii_case("host");
-        request = request.header(&header.name, &header.value);
-    }
-    if !has_host {
-        request = request.header("host", format!("{host}:{port}"));
-    }
-    let request = request
-        .header("user-agent", "kube-probe/1.37")
-        .header("accept", "*/*")
-        .header("connection", "close")
-        .body(Full::<Bytes>::default())?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
-    let response = sender.send_request(request).await?;
-    match response.status().as_u16() {
-        200..=399 => Ok(()),
-        status => Err(HandlerError::Status(status)),
-    }
 }

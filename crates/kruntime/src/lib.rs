@@ -5,7 +5,7 @@
 //! (simulated), images by runc or crun (feature `oci`: `runtime::oci`, with [`images`]), containerd or another server (feature
 //! `cri`: `runtime::cri`), or something of one's own. What to do and what to say about a pod is decided by [`machine`], a pure
 //! function. Around it, in the order of a pod's life: [`volumes`] and [`env`](mod@env) prepare, [`probe`] asks, [`logs`] and
-//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, [`signals`] what is left, [`eviction`] who goes when that is too little, `plugins` (feature `plugins`) what programs add to a node, and [`node`] tells the API server that the node lives.
+//! [`serve`] (over WebSocket and [`spdy`]) let others look in, [`stats`] says what is used, [`signals`] what is left, [`managers`] who has processors alone, [`eviction`] who goes when that is too little, `plugins` (feature `plugins`) what programs add to a node, and [`node`] tells the API server that the node lives.
 
 pub mod agent;
 mod demand;
@@ -13,6 +13,8 @@ mod demand;
 pub(crate) mod devices;
 mod disk;
 pub mod downward;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub(crate) mod dra;
 pub mod env;
 pub mod eviction;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
@@ -21,6 +23,7 @@ mod handler;
 pub mod images;
 pub mod logs;
 pub mod machine;
+pub mod managers;
 pub mod node;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 pub mod plugins;

@@ -261,7 +261,7 @@ fn status(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Val
     addresses.push(json!({"type": "Hostname", "address": &*node.config.name}));
     let handlers = std::iter::once("").chain(node.handlers.iter().map(String::as_str));
     let handlers: Vec<_> = handlers.map(|name| json!({"name": name})).collect();
-    let (mut capacity, mut allocatable) = (node.config.capacity.clone(), node.config.capacity.clone());
+    let (mut capacity, mut allocatable) = (node.config.capacity.clone(), node.config.allocatable());
     for (resource, (all, healthy)) in node.device_counts() {
         capacity.insert(resource.clone(), Quantity(all.to_string()));
         allocatable.insert(resource, Quantity(healthy.to_string()));

@@ -2,7 +2,7 @@
 //! (`pluginregistration/v1`, the protocol between upstream's plugin manager and `node-driver-registrar`).
 //!
 //! A node takes plug-ins when [`NodeConfig::plugins`](crate::NodeConfig::plugins) says so: sockets in [`REGISTRY_DIR`] below its
-//! `state_dir`. Those of CSI drivers (`CSIPlugin`) and devices (`DevicePlugin`) are known; a plug-in of another kind is told that nobody takes it.
+//! `state_dir`. Those of CSI drivers (`CSIPlugin`), devices (`DevicePlugin`) and dynamic resources (`DRAPlugin`) are known; a plug-in of another kind is told that nobody takes it.
 //! Device plug-ins may as well register at `device-plugins/kubelet.sock`, as most do.
 
 use std::{
@@ -20,7 +20,7 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     agent::{Inner, Node},
-    devices,
+    devices, dra,
     grpc::{SocketClient, words},
     volumes::csi,
 };
@@ -85,9 +85,16 @@ pub(crate) async fn run(inner: &Inner) {
             std::mem::take(&mut *inner.plugins.new.lock().unwrap_or_else(PoisonError::into_inner));
         watches.extend(new.into_iter().map(|node| async move {
             let stop = node.stop.clone();
+            let claims = async {
+                match &node.claims {
+                    Some(claims) => claims.run(&inner.client, |uid| inner.has_pod(uid)).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = watch(inner, &node) => {}
+                () = claims => {}
             }
         }));
         tokio::select! {
@@ -203,7 +210,9 @@ fn handlers(node: &Node) -> Vec<Arc<dyn PluginHandler>> {
         .devices
         .iter()
         .map(|devices| Arc::new(devices::Handler(Arc::clone(devices))) as Arc<dyn PluginHandler>);
-    drivers.chain(devices).collect()
+    let claims = node.claims.iter();
+    let claims = claims.map(|claims| Arc::new(dra::Handler(Arc::clone(claims))) as Arc<dyn PluginHandler>);
+    drivers.chain(devices).chain(claims).collect()
 }
 
 /// The sockets in a directory and its folders. Names that begin with a dot are left out, as upstream; so is what can't be read.

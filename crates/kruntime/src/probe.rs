@@ -78,6 +78,11 @@ pub(crate) async fn run(
                 let message = format!("{word} probe failed: {message}");
                 inner.event(&entry, Some(&name), EventType::Warning, "Unhealthy", message);
             }
+            if let Ok(Some(warning)) = &answer {
+                let word = ["Startup", "Liveness", "Readiness"][kind as usize];
+                let message = format!("{word} probe warning: {warning}");
+                inner.event(&entry, Some(&name), EventType::Warning, "ProbeWarning", message);
+            }
             if let Some(result) = count.add(answer.is_ok()) {
                 if entry.set_probe(&name, kind, result) {
                     inner.queue.add(entry.uid.clone());
@@ -92,20 +97,26 @@ pub(crate) async fn run(
     }
 }
 
-async fn ask(entry: &PodEntry, container: &Container, kind: ProbeKind, probe: &Probe) -> Result<(), String> {
+/// A success may come with a warning.
+async fn ask(
+    entry: &PodEntry,
+    container: &Container,
+    kind: ProbeKind,
+    probe: &Probe,
+) -> Result<Option<String>, String> {
     if let Some(answer) = entry.node.config.runtime.probe(&entry.uid, &container.name, kind, probe).await {
-        return if answer { Ok(()) } else { Err("as scripted".to_owned()) };
+        return if answer { Ok(None) } else { Err("as scripted".to_owned()) };
     }
     let timeout = seconds(probe.timeout_seconds, 1);
     let asked = async {
         if let Some(action) = &probe.exec {
-            handler::exec(entry, container, action).await
+            handler::exec(entry, container, action).await.map(|()| None)
         } else if let Some(action) = &probe.http_get {
             handler::http_get(entry, container, action).await
         } else if let Some(action) = &probe.tcp_socket {
-            handler::tcp_socket(entry, container, action).await
+            handler::tcp_socket(entry, container, action).await.map(|()| None)
         } else if let Some(action) = &probe.grpc {
-            handler::grpc(entry, action).await
+            handler::grpc(entry, action).await.map(|()| None)
         } else {
             Err(HandlerError::Bad("missing probe handler".to_owned()))
         }

@@ -517,6 +517,20 @@ pub trait ContainerRuntime: fmt::Debug + Send + Sync + 'static {
         Err(RuntimeError::Unsupported("resizing containers in place"))
     }
 
+    /// Says which processors a container that runs may use from now on; everything else stays. Asked for on nodes with
+    /// [managers](crate::managers), more than once for the same. By default the runtime refuses, and the agent tries again.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotRunning`], or processors that the machine does not have.
+    async fn set_cpus(
+        &self,
+        _pod: &PodUid,
+        _container: &str,
+        _cpus: &crate::managers::CpuSet,
+    ) -> Result<(), RuntimeError> {
+        Err(RuntimeError::Unsupported("binding containers to processors"))
+    }
+
     /// Frees what it can of the disks without ending anything: images that nobody uses. Asked when the node is short of disk space or
     /// inodes. Says whether anything may have become free; by default there is nothing to free.
     async fn reclaim(&self) -> bool {

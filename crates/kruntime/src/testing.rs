@@ -14,6 +14,8 @@ use crate::runtime::{
 pub mod csi;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 pub mod device;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub mod dra;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 pub mod images;
 
@@ -72,7 +74,7 @@ pub async fn check_resize(
         cpu_quota_us: Some(cpu),
         cpu_period_us: Some(100_000),
         memory_bytes_max: Some(memory),
-        oom_score_adj: None,
+        ..crate::runtime::Resources::default()
     };
     let uid = PodUid::from("resized");
     runtime.run_pod(&uid, &sandbox("resized")).await.unwrap();
@@ -85,6 +87,32 @@ pub async fn check_resize(
     for wanted in [shares(50_000, 128 << 20), shares(10_000, 32 << 20)] {
         runtime.resize(&uid, "long", &wanted).await.unwrap();
         assert!(has(&uid, "long", &wanted), "{wanted:?}");
+    }
+    let seen = runtime.observe(&uid);
+    let phase = &seen.containers[0].phase;
+    assert!(matches!(phase, ContainerPhase::Running { .. }) && seen.containers[0].attempt == 0, "{seen:?}");
+    runtime.remove_pod(&uid).await.unwrap();
+}
+
+/// Containers are bound to processors when they start, and to others while they run. `has` says whether a container is bound to these, as far as
+/// can be seen from outside; `first` and `second` are processors that the machine has.
+pub async fn check_cpus(
+    runtime: Arc<dyn ContainerRuntime>,
+    [first, second]: [crate::managers::CpuSet; 2],
+    has: impl Fn(&PodUid, &str, &crate::managers::CpuSet) -> bool,
+) {
+    let uid = PodUid::from("bound");
+    runtime.run_pod(&uid, &sandbox("bound")).await.unwrap();
+    let refused = runtime.set_cpus(&uid, "long", &first).await;
+    assert!(matches!(refused, Err(RuntimeError::NotRunning(_))), "{refused:?}");
+    let mut config = container("long", 0);
+    config.resources.cpuset_cpus = Some(first.to_string());
+    config.resources.cpu_shares = Some(256);
+    runtime.start(&uid, &config).await.unwrap();
+    assert!(has(&uid, "long", &first));
+    for wanted in [&second, &first, &first] {
+        runtime.set_cpus(&uid, "long", wanted).await.unwrap();
+        assert!(has(&uid, "long", wanted), "{wanted}");
     }
     let seen = runtime.observe(&uid);
     let phase = &seen.containers[0].phase;

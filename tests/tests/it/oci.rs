@@ -182,6 +182,8 @@ async fn missing_images_are_told(kubectl: &Kubectl) {
         format!("Pulling image \"{image}\""),
         format!("Failed to pull image \"{image}\": {why}"),
         "Error: ErrImagePull".to_owned(),
+        format!("Back-off pulling image \"{image}\": ErrImagePull: {why}"),
+        "Error: ImagePullBackOff".to_owned(),
     ] {
         assert!(described.contains(&words), "{words}\n{described}");
     }

@@ -6,11 +6,7 @@ use k8s_openapi::api::core::v1::{Container, ContainerPort, Lifecycle, Pod, PodSp
 use knet::network::PortMapping;
 use kreconcile::EventType;
 
-#[cfg(all(feature = "plugins", target_os = "linux"))]
-use super::is_over;
 use super::{Inner, NodeConfig, PodEntry, security};
-#[cfg(all(feature = "plugins", target_os = "linux"))]
-use crate::PodUid;
 use crate::{
     demand,
     downward::Facts,
@@ -44,9 +40,8 @@ impl Inner {
 
     async fn run_pod(&self, entry: &PodEntry) -> Outcome {
         let pod = entry.pod();
-        if let Err(why) = self.give_devices(entry, &pod).await {
-            let message = format!("Allocate failed due to {why}, which is unexpected");
-            self.refuse(entry, "UnexpectedAdmissionError", message);
+        if let Err(refusal) = self.allocate(entry, &pod).await {
+            self.refuse(entry, refusal.reason, refusal.message);
             // It may have been refused at once, and then nobody looks again by itself.
             self.queue.add(entry.uid.clone());
             return Outcome::PodRefused;
@@ -61,6 +56,11 @@ impl Inner {
                 }
             }
         }
+        if let Err(why) = self.prepare_claims(entry, &pod).await {
+            let message = format!("Failed to prepare dynamic resources: {why}");
+            self.event(entry, None, EventType::Warning, "FailedPrepareDynamicResources", message);
+            return Outcome::PodRefused;
+        }
         let mut config = sandbox_config(&pod, entry);
         let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
         if let Some(class) = class.filter(|class| !class.is_empty()) {
@@ -73,23 +73,6 @@ impl Inner {
             Ok(_) => Outcome::Done,
             Err(error) => self.pod_refused(entry, &error),
         }
-    }
-
-    #[cfg(all(feature = "plugins", target_os = "linux"))]
-    async fn give_devices(&self, entry: &PodEntry, pod: &Pod) -> Result<(), String> {
-        let Some(devices) = &entry.node.devices else { return Ok(()) };
-        devices
-            .give(pod, |uid| {
-                let is_it = |pod: &Pod| pod.metadata.uid.as_deref() == Some(uid) && !is_over(pod);
-                self.entries().contains_key(&PodUid::from(uid))
-                    || self.pods.list().iter().any(|pod| is_it(pod))
-            })
-            .await
-    }
-
-    #[cfg(not(all(feature = "plugins", target_os = "linux")))]
-    async fn give_devices(&self, _: &PodEntry, _: &Pod) -> Result<(), String> {
-        Ok(())
     }
 
     /// Tells what there is to tell about the pod's volumes.
@@ -114,6 +97,9 @@ impl Inner {
         }
         let started = async {
             self.ensure_image(entry, &pod, &container).await?;
+            if let Some(managers) = &entry.node.config.managers {
+                managers.starting(&pod, name);
+            }
             let config = self.container_config(entry, &pod, &container, attempt).await?;
             self.event(entry, Some(name), EventType::Normal, "Created", "Container created".to_owned());
             entry.node.config.runtime.start(&entry.uid, &config).await
@@ -151,7 +137,8 @@ impl Inner {
         };
         container.resources = Some(given.clone());
         let node = &entry.node.config;
-        let resources = security::resources(&pod, &container, memory_capacity(node));
+        let mut resources = security::resources(&pod, &container, memory_capacity(node));
+        entry.node.bind(&entry.uid, name, &mut resources);
         let outcome = node.runtime.resize(&entry.uid, name, &resources).await;
         match &outcome {
             Ok(()) => {
@@ -215,11 +202,13 @@ impl Inner {
         };
         let node = &entry.node.config;
         config.resources = security::resources(pod, container, memory_capacity(node));
+        entry.node.bind(&entry.uid, &container.name, &mut config.resources);
         if !entry.node.materialises {
             return Ok(config);
         }
         let pod_ips: Vec<IpAddr> = node.runtime.observe(&entry.uid).addresses.unwrap_or_default();
-        let facts = Facts { pod, pod_ips: &pod_ips, host_ips: &node.addresses, allocatable: &node.capacity };
+        let allocatable = node.allocatable();
+        let facts = Facts { pod, pod_ips: &pod_ips, host_ips: &node.addresses, allocatable: &allocatable };
         let env = env::resolve(&facts, container, &self.sources).await?;
         let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
             list.iter().flatten().map(|text| env::expand(text, &env)).collect()
@@ -238,6 +227,16 @@ impl Inner {
         #[cfg(all(feature = "plugins", target_os = "linux"))]
         if let Some(devices) = &entry.node.devices {
             devices.apply(entry.uid.as_str(), &container.name, &mut config).await?;
+        }
+        #[cfg(all(feature = "plugins", target_os = "linux"))]
+        if let Some(claims) = &entry.node.claims {
+            let names = claims.cdi(pod, container).map_err(RuntimeError::Config)?;
+            let known = &mut config.devices.cdi;
+            names.into_iter().for_each(|name| {
+                if !known.contains(&name) {
+                    known.push(name)
+                }
+            });
         }
         let hostname = hostname(pod);
         config.env.push(("HOSTNAME".to_owned(), hostname));

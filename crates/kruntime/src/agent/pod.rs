@@ -54,6 +54,8 @@ struct State {
     written: Option<PodStatus>,
     /// The containers whose back-off was told about, with their number of starts.
     told: BTreeMap<Arc<str>, u32>,
+    /// The containers whose image could not be fetched just now.
+    without_image: BTreeSet<Arc<str>>,
 }
 
 impl PodEntry {
@@ -69,6 +71,7 @@ impl PodEntry {
             probes: BTreeMap::new(),
             probers: HashMap::new(),
             told: BTreeMap::new(),
+            without_image: BTreeSet::new(),
         };
         Self { uid, node, is_static: false, state: Mutex::new(state), stop }
     }
@@ -188,6 +191,9 @@ impl PodEntry {
             Outcome::PodRefused => state.machine.pod_refused(now),
             Outcome::Resized { container, outcome } => state.machine.resized(&container, outcome, now),
             Outcome::StartRefused { container, reason, message } => {
+                if reason == "ErrImagePull" {
+                    state.without_image.insert(Arc::clone(&container));
+                }
                 state.machine.start_refused(&container, reason, message, now);
             }
         }
@@ -246,7 +252,11 @@ impl Inner {
                 self.queue.add_after(entry.uid.clone(), wait);
             }
             if self.is_over_here(entry, &step.status, &observed) {
-                entry.node.release_devices(&entry.uid);
+                // Others may get what the pod has claimed as soon as it says that it has ended.
+                if !self.give_back_claims(entry).await {
+                    return;
+                }
+                self.release_shares(entry);
                 // What its volumes hold is free from here on, also for the node that had to end the pod because its disk is full.
                 if let Some(volumes) = &entry.node.volumes
                     && let Err(error) = volumes.tear_down(&entry.uid).await
@@ -295,6 +305,9 @@ impl Inner {
     /// Nothing runs any more: the last words, then the pod is taken away.
     async fn finish(self: &Arc<Self>, entry: &Arc<PodEntry>, status: &PodStatus) {
         entry.state().probers.clear();
+        if !self.give_back_claims(entry).await {
+            return;
+        }
         let gone = entry.state().gone;
         if !gone {
             self.write(entry, status).await;
@@ -311,7 +324,7 @@ impl Inner {
             self.queue.add_rate_limited(entry.uid.clone());
             return;
         }
-        entry.node.release_devices(&entry.uid);
+        self.release_shares(entry);
         if gone || self.delete(&entry.pod()).await {
             entry.abandon();
             self.entries().remove(&entry.uid);
@@ -356,8 +369,12 @@ impl Inner {
     fn is_over_here(&self, entry: &PodEntry, status: &PodStatus, observed: &ObservedPod) -> bool {
         let runs = |container: &ObservedContainer| matches!(container.phase, ContainerPhase::Running { .. });
         let has_ended = match status.phase.as_deref() {
-            // Without plug-ins there is nothing in a volume that others might wait for.
-            Some("Succeeded" | "Failed") if entry.node.takes_plugins() => true,
+            // Without plug-ins and managers it has nothing that others might wait for.
+            Some("Succeeded" | "Failed")
+                if entry.node.takes_plugins() || entry.node.config.managers.is_some() =>
+            {
+                true
+            }
             Some("Failed") => entry.is_ended_by_node(),
             _ => false,
         };
@@ -441,7 +458,25 @@ impl Inner {
         }
     }
 
+    /// Tells of images that are waited for longer each time, once after each try.
+    fn tell_image_back_off(&self, entry: &PodEntry, step: &Step) {
+        let refused = std::mem::take(&mut entry.state().without_image);
+        let lists = [&step.status.container_statuses, &step.status.init_container_statuses];
+        for status in
+            lists.into_iter().flatten().flatten().filter(|status| refused.contains(status.name.as_str()))
+        {
+            let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref());
+            let waiting = waiting.filter(|waiting| waiting.reason.as_deref() == Some("ImagePullBackOff"));
+            if let Some(message) = waiting.and_then(|waiting| waiting.message.clone()) {
+                self.event(entry, Some(&status.name), EventType::Normal, "BackOff", message);
+                let message = "Error: ImagePullBackOff".to_owned();
+                self.event(entry, Some(&status.name), EventType::Warning, "Failed", message);
+            }
+        }
+    }
+
     fn tell_back_off(&self, entry: &PodEntry, step: &Step) {
+        self.tell_image_back_off(entry, step);
         for name in &step.backing_off {
             let starts = {
                 let mut state = entry.state();

@@ -36,7 +36,9 @@ impl Inner {
 
     /// What the pod's node has, and what others have of it.
     fn room(&self, entry: &PodEntry) -> Room {
-        let of_node = |name: &str| demand::amount(Some(&entry.node.config.capacity), name).unwrap_or(0);
+        let config = &entry.node.config;
+        let allocatable = config.allocatable();
+        let of_node = |name: &str| demand::amount(Some(&allocatable), name).unwrap_or(0);
         let others: Vec<Arc<PodEntry>> = {
             let entries = self.entries();
             let here = entries.values().filter(|other| other.node.config.name == entry.node.config.name);
@@ -48,7 +50,8 @@ impl Inner {
                 *sum = sum.saturating_add(own);
             }
         }
-        Room { capacity: [of_node("cpu"), of_node("memory")], used }
+        let bound = config.managers.as_ref().map(|managers| managers.bound()).unwrap_or_default();
+        Room { capacity: [of_node("cpu"), of_node("memory")], used, bound }
     }
 
     /// Something of the node may have become free: pods that wait for more of it are looked at, the most important first.

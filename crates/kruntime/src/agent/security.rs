@@ -107,6 +107,7 @@ pub(super) fn resources(pod: &Pod, container: &Container, memory_capacity: i64) 
         cpu_period_us: quota.and_then(|_| u64::try_from(PERIOD_US).ok()),
         memory_bytes_max: amount(limits, "memory").map(|memory| memory.value()).filter(|bytes| *bytes > 0),
         oom_score_adj: Some(oom_score(class, is_critical, request, memory_capacity)),
+        ..Resources::default()
     }
 }
 
@@ -120,7 +121,7 @@ pub(super) fn overhead(spec: &PodSpec) -> Resources {
         cpu_quota_us: quota,
         cpu_period_us: quota.and_then(|_| u64::try_from(PERIOD_US).ok()),
         memory_bytes_max: (memory > 0).then_some(memory),
-        oom_score_adj: None,
+        ..Resources::default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Which devices a container gets, as upstream's device manager chooses where no topology is asked for. Pure.
+//! Which devices a container gets, as upstream's device manager chooses. Pure.
 
 use std::collections::BTreeSet;
 
@@ -20,6 +20,8 @@ pub(super) struct Asked<'a> {
     pub(super) healthy: Option<&'a Ids>,
     /// What anybody has.
     pub(super) in_use: &'a Ids,
+    /// Those that are where the topology manager wants them; none where it has no say.
+    pub(super) near: &'a Ids,
 }
 
 /// What is to be done.
@@ -68,14 +70,23 @@ pub(super) fn choose(asked: &Asked<'_>) -> Result<Choice, String> {
             "requested number of devices unavailable for {resource}. Requested: {more}, Available: {left}"
         ));
     }
-    Ok(Choice::Of { sure, available, more })
+    let near: Ids = available.intersection(asked.near).cloned().collect();
+    if more < near.len() {
+        return Ok(Choice::Of { sure, available: near, more });
+    }
+    // All that are near, and others beside them.
+    let more = more - near.len();
+    let available = available.difference(&near).cloned().collect();
+    let sure = sure.union(&near).cloned().collect();
+    Ok(if more == 0 { Choice::These(sure) } else { Choice::Of { sure, available, more } })
 }
 
-/// The devices when the plug-in prefers these: first those of its choice that may be had, then others.
-pub(super) fn settle(sure: &Ids, available: &Ids, more: usize, preferred: &Ids) -> Ids {
+/// The devices when the plug-in prefers these: first those of its choice that may be had, then others, of which those that are known to be
+/// `far` come before those of which nothing is known.
+pub(super) fn settle(sure: &Ids, available: &Ids, more: usize, preferred: &Ids, far: &Ids) -> Ids {
     let first = preferred.intersection(available);
-    let rest = available.difference(preferred);
-    sure.iter().chain(first.chain(rest).take(more)).cloned().collect()
+    let (far, rest): (Vec<_>, Vec<_>) = available.difference(preferred).partition(|id| far.contains(*id));
+    sure.iter().chain(first.chain(far).chain(rest).take(more)).cloned().collect()
 }
 
 #[cfg(test)]
@@ -147,6 +158,7 @@ mod tests {
                 reusable: &ids(reusable),
                 healthy: healthy.as_ref(),
                 in_use: &ids(in_use),
+                near: &Ids::new(),
             };
             assert_eq!(choose(&asked), expected.map_err(str::to_owned), "{number}");
         }
@@ -163,10 +175,45 @@ mod tests {
         ];
         for (sure, available, more, preferred, expected) in cases {
             assert_eq!(
-                settle(&ids(sure), &ids(available), more, &ids(preferred)),
+                settle(&ids(sure), &ids(available), more, &ids(preferred), &Ids::new()),
                 ids(expected),
                 "{preferred}"
             );
+        }
+    }
+    #[test]
+    fn devices_that_are_near_come_first() {
+        // Upstream's `TestTopologyAlignedAllocation`. In order: wanted, reusable, near, far, what is given without a preference.
+        let cases = [
+            (1, "", "c d", "a b", "c"),
+            (2, "", "c d", "a b", "c d"),
+            (3, "", "c d", "a", "a c d"),
+            // Of the others those whose place is known come first.
+            (3, "", "c d", "b", "b c d"),
+            (2, "a", "c d", "", "a c"),
+            (2, "", "", "b", "a b"),
+        ];
+        for (wanted, reusable, near, far, expected) in cases {
+            let (healthy, reusable) = (ids("a b c d"), ids(reusable));
+            let asked = Asked {
+                pod: "p",
+                container: "c",
+                resource: "r",
+                wanted,
+                has: None,
+                reusable: &reusable,
+                healthy: Some(&healthy),
+                in_use: &reusable,
+                near: &ids(near),
+            };
+            let found = match choose(&asked).unwrap() {
+                Choice::These(ids) => ids,
+                Choice::Of { sure, available, more } => {
+                    settle(&sure, &available, more, &Ids::new(), &ids(far))
+                }
+                Choice::Has => Ids::new(),
+            };
+            assert_eq!(found, ids(expected), "{wanted} {near} {far}");
         }
     }
 }

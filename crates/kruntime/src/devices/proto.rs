@@ -42,6 +42,21 @@ pub(crate) struct Device {
     /// `Healthy` or another word.
     #[prost(string, tag = "2")]
     pub(crate) health: String,
+    #[prost(message, optional, tag = "3")]
+    pub(crate) topology: Option<TopologyInfo>,
+}
+
+/// Where a device is.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct TopologyInfo {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) nodes: Vec<NumaNode>,
+}
+
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct NumaNode {
+    #[prost(int64, tag = "1")]
+    pub(crate) id: i64,
 }
 
 /// Devices by their ids, in `PreStartContainerRequest`, `ContainerAllocateRequest` and `ContainerPreferredAllocationResponse`.

@@ -23,6 +23,8 @@ pub struct Room {
     pub capacity: [i64; 2],
     /// What the other pods of the node request of it, as it was given to them.
     pub used: [i64; 2],
+    /// Why Guaranteed pods can't be changed, where a manager of the node has given them their own.
+    pub bound: [Option<&'static str>; 2],
 }
 
 /// A change that is not made.
@@ -191,7 +193,13 @@ impl PodMachine {
     /// Gives the pod what it wants, if there is room. Says whether it was given something else: others may have room then.
     pub fn consider_resize(&mut self, pod: &Pod, is_static: bool, room: &Room) -> bool {
         let Some(spec) = pod.spec.as_ref().filter(|_| self.wants_resize(pod)) else { return false };
-        match decide(RESIZABLE.map(|name| demand::request(spec, name)), is_static, room) {
+        let bound = Some(spec).filter(|spec| super::conditions::qos(spec) == "Guaranteed");
+        let bound = bound.and_then(|spec| self.bound(spec, room));
+        let decided = match bound {
+            Some(why) if !is_static => Err(Pending::Infeasible(why.to_owned())),
+            _ => decide(RESIZABLE.map(|name| demand::request(spec, name)), is_static, room),
+        };
+        match decided {
             Ok(()) => {
                 self.pending = None;
                 self.allocation = Some(wanted(spec));
@@ -202,6 +210,20 @@ impl PodMachine {
                 false
             }
         }
+    }
+
+    /// Why what a pod has of its own can't be changed: of the first resource that it wants another amount of.
+    fn bound(&self, spec: &PodSpec, room: &Room) -> Option<&'static str> {
+        let requests = |resources: Option<&ResourceRequirements>, name: &str| {
+            resources.and_then(|own| demand::amount(own.requests.as_ref(), name))
+        };
+        let is_changed = |name: &str| {
+            containers(spec).any(|container| {
+                let given = self.given(&container.name);
+                requests(given.as_deref(), name) != requests(container.resources.as_ref(), name)
+            })
+        };
+        RESIZABLE.iter().zip(room.bound).find_map(|(name, bound)| bound.filter(|_| is_changed(name)))
     }
 
     /// What the pod was given as a whole, its overhead included: thousandths of processors and bytes.

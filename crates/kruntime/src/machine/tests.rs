@@ -470,7 +470,7 @@ fn containers_get_what_the_pod_was_given() {
         let resources = json!({"requests": {"cpu": cpu, "memory": memory}});
         json!({"containers": [{"name": "a", "image": "i", "resources": resources, "resizePolicy": policy}]})
     };
-    let room = Room { capacity: [4000, 1 << 40], used: [0, 0] };
+    let room = Room { capacity: [4000, 1 << 40], used: [0, 0], ..Room::default() };
     let wants = |bench: &mut Bench, cpu: &str, memory: &str| {
         bench.pod = pod(spec(cpu, memory));
         bench.machine.consider_resize(&bench.pod, false, &room)

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     images::{Credentials, Digest, Reference},
     logs,
+    managers::CpuSet,
 };
 
 mod client;
@@ -386,10 +387,11 @@ impl ContainerRuntime for CriRuntime {
     }
 
     async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {
-        let container = self.shared.running(uid, name)?;
-        let request = convert::update(&container.id, resources);
-        let method = "RuntimeService/UpdateContainerResources";
-        self.shared.client.call::<_, pb::Empty>(method, request).await.map(drop).map_err(refused)
+        client::update(&self.shared, convert::update(&self.shared.running(uid, name)?.id, resources)).await
+    }
+
+    async fn set_cpus(&self, uid: &PodUid, name: &str, cpus: &CpuSet) -> Result<(), RuntimeError> {
+        client::update(&self.shared, convert::bound(&self.shared.running(uid, name)?.id, cpus)).await
     }
 
     async fn stop(&self, uid: &PodUid, name: &str, grace: Duration) -> Result<(), RuntimeError> {

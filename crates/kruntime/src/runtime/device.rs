@@ -18,8 +18,8 @@ pub struct Device {
 pub struct Devices {
     /// By their paths.
     pub nodes: Vec<Device>,
-    /// By their qualified names in the Container Device Interface, `vendor.com/class=name`. Servers of the CRI look them up; other runtimes refuse
-    /// a container that has any.
+    /// By their qualified names in the Container Device Interface, `vendor.com/class=name`. Servers of the CRI and OCI runtimes look them up;
+    /// other runtimes refuse a container that has any.
     pub cdi: Vec<String>,
     /// Annotations for the container, which a server of the CRI passes on; other runtimes have no use for them.
     pub annotations: BTreeMap<String, String>,

@@ -28,10 +28,12 @@ use super::{
 use crate::{
     images::{CollectPolicy, ContentStore, Credentials, Digest, Image, ImageError, Reference, Registry},
     logs,
+    managers::CpuSet,
 };
 
 mod bundle;
 mod capabilities;
+mod cdi;
 mod cgroups;
 mod console;
 mod container;
@@ -85,6 +87,9 @@ pub struct OciOptions {
     pub addresses: Arc<dyn IpAllocator>,
     /// Where seccomp profiles of the type `Localhost` are (upstream's `<root>/seccomp`).
     pub seccomp_dir: Option<PathBuf>,
+    /// Where files of the Container Device Interface are; those of a later directory go before those of an earlier one. `/etc/cdi` and `/var/run/cdi` by
+    /// default.
+    pub cdi_dirs: Vec<PathBuf>,
     /// The control group that those of the pods are in: an absolute path. `/kplane` by default.
     pub cgroup_parent: String,
     /// Whether pods outlive the runtime when it is dropped, for a node agent that is started again. When the process is killed they
@@ -116,6 +121,7 @@ impl OciOptions {
             network: None,
             addresses,
             seccomp_dir: None,
+            cdi_dirs: cdi::DIRS.map(PathBuf::from).into(),
             cgroup_parent: "/kplane".to_owned(),
             outlive: false,
             overlay: true,
@@ -405,6 +411,11 @@ impl ContainerRuntime for OciRuntime {
         let read = |pod: &Pod| pod.containers().iter().map(|container| container.disk()).collect();
         let all = move || known.into_iter().map(|(uid, pod)| (uid, read(&pod))).collect();
         tokio::task::spawn_blocking(all).await.unwrap_or_default()
+    }
+
+    async fn set_cpus(&self, uid: &PodUid, name: &str, cpus: &CpuSet) -> Result<(), RuntimeError> {
+        let container = self.shared.pod(uid)?.running(name)?;
+        container.update(self.shared.engine(&container.saved.handler), &spec::bound(cpus)).await
     }
 
     async fn resize(&self, uid: &PodUid, name: &str, resources: &Resources) -> Result<(), RuntimeError> {

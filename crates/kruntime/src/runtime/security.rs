@@ -14,6 +14,10 @@ pub struct Resources {
     pub memory_bytes_max: Option<i64>,
     /// How soon it is killed when the machine is out of memory: from -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+    /// The processors that it may run on, as the kernel writes them: `0-3,8`. `None`: all.
+    pub cpuset_cpus: Option<String>,
+    /// The NUMA nodes that its memory is of, in the same way. `None`: all.
+    pub cpuset_mems: Option<String>,
 }
 
 /// Which calls of the kernel a container may make.

@@ -24,7 +24,7 @@ use super::{
     ExecRequest, Exit, LogOptions, LogStream, ObservedContainer, ObservedPod, PodUid, ProbeKind, Resources,
     RuntimeError, RuntimeInfo, SandboxConfig, Session, changes::Changes, check_handler,
 };
-use crate::logs;
+use crate::{logs, managers::CpuSet};
 use load::Meter;
 
 mod load;
@@ -486,6 +486,16 @@ impl ContainerRuntime for SimulatedRuntime {
         let container = container.ok_or_else(|| RuntimeError::NotRunning(name.to_owned()))?;
         container.resources = resources.clone();
         Ok(())
+    }
+
+    async fn set_cpus(&self, pod: &PodUid, name: &str, cpus: &CpuSet) -> Result<(), RuntimeError> {
+        let known = {
+            let state = self.shared.state();
+            let running = state.pods.get(pod).and_then(|pod| pod.running(name));
+            running.map(|(container, _)| container.resources.clone())
+        };
+        let known = known.ok_or_else(|| RuntimeError::NotRunning(name.to_owned()))?;
+        self.resize(pod, name, &Resources { cpuset_cpus: Some(cpus.to_string()), ..known }).await
     }
 
     fn dial_address(&self, address: SocketAddr) -> SocketAddr {

@@ -1,6 +1,7 @@
 //! A device plug-in for tests.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +21,8 @@ use crate::{
         DIR, SOCKET, VERSION,
         proto::{
             AllocateResponse, CdiDevice, ContainerAllocated, Device, DeviceSpec, Empty, Ids,
-            ListAndWatchResponse, ListOfIds, Options, PreferredAllocationRequest, RegisterRequest,
+            ListAndWatchResponse, ListOfIds, NumaNode, Options, PreferredAllocationRequest, RegisterRequest,
+            TopologyInfo,
         },
     },
     grpc::{
@@ -45,6 +47,8 @@ pub struct DevicePluginOptions {
     pub preferred: Vec<String>,
     /// The host's device that a container gets for each of its devices, at `/dev/` and the device's id; none: it gets an environment alone.
     pub node: Option<PathBuf>,
+    /// The NUMA nodes that devices are near to, by their ids; none: it says nothing of them.
+    pub nodes: BTreeMap<String, Vec<i64>>,
     /// Names of the Container Device Interface that a container gets.
     pub cdi: Vec<String>,
 }
@@ -59,6 +63,7 @@ impl DevicePluginOptions {
             pre_start: false,
             preferred: Vec::new(),
             node: None,
+            nodes: BTreeMap::new(),
             cdi: Vec::new(),
         }
     }
@@ -163,15 +168,21 @@ impl Shared {
             "GetDevicePluginOptions" => answer(Ok(self.wishes())),
             "ListAndWatch" => {
                 let devices = self.devices.subscribe();
-                futures::stream::unfold((devices, true), |(mut devices, is_first)| async move {
+                let shared = Arc::clone(self);
+                futures::stream::unfold((devices, true, shared), |(mut devices, is_first, shared)| async move {
                     if !is_first {
                         devices.changed().await.ok()?;
                     }
                     let health = |is_healthy| if is_healthy { "Healthy" } else { "Unhealthy" };
                     let list = devices.borrow_and_update().clone().into_iter();
-                    let list = list.map(|(id, is_healthy)| Device { id, health: health(is_healthy).to_owned() });
+                    let list = list.map(|(id, is_healthy)| {
+                        let topology = shared.options.nodes.get(&id).map(|nodes| TopologyInfo {
+                            nodes: nodes.iter().map(|id| NumaNode { id: *id }).collect(),
+                        });
+                        Device { id, health: health(is_healthy).to_owned(), topology }
+                    });
                     let message = ListAndWatchResponse { devices: list.collect() };
-                    Some((Ok(message.encode_to_vec()), (devices, false)))
+                    Some((Ok(message.encode_to_vec()), (devices, false, shared)))
                 })
                 .boxed()
             }

@@ -11,6 +11,7 @@ use futures::StreamExt as _;
 use kcore::TokioClock;
 use kruntime::{
     ContainerRuntime, PodUid,
+    managers::CpuSet,
     runtime::{
         ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount, Propagation,
         Resources, SandboxConfig, Security,
@@ -25,7 +26,10 @@ use kruntime::{
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::{images::needs, oci::memory_limits};
+use crate::{
+    images::needs,
+    oci::{bound_cpus, memory_limits, two_sets},
+};
 
 const PAUSE: &str = "example.test/pause:1";
 const PLUGINS: &str = "/usr/lib/cni";
@@ -207,6 +211,10 @@ async fn keeps_the_suites_promises_on_containerd() {
         limits.iter().any(|limit| Some(*limit) == wanted.memory_bytes_max)
     };
     testing::check_resize(Arc::new(connect(&server).await.unwrap()), has).await;
+    let has = |_: &PodUid, _: &str, cpus: &CpuSet| {
+        bound_cpus(&cgroup_parent()[1..], "").contains(&cpus.to_string())
+    };
+    testing::check_cpus(Arc::new(connect(&server).await.unwrap()), two_sets(), has).await;
     containers_are_as_their_pods_say(&server).await;
     streams_carry_both_ways(&server).await;
     a_second_life_finds_what_the_first_had(&server).await;

@@ -7,6 +7,7 @@ use knet::{AddressRange, loopback::LoopbackBlock};
 use kreconcile::{Informers, Manager, Running, Start};
 use kruntime::{
     NodeAgent, NodeConfig,
+    managers::{Machine, ManagerOptions, NumaNode, ResourceManagers, TopologyPolicy},
     runtime::process::{ProcessOptions, ProcessRuntime},
     testing::device::{DevicePlugin, DevicePluginOptions},
 };
@@ -23,18 +24,23 @@ struct World {
     dir: tempfile::TempDir,
     runtime: Arc<ProcessRuntime>,
     running: Option<Running>,
+    managers: Option<Arc<ResourceManagers>>,
     _block: LoopbackBlock,
 }
 
 impl World {
     async fn new() -> Self {
+        Self::with(None).await
+    }
+
+    async fn with(managers: Option<Arc<ResourceManagers>>) -> Self {
         let (dir, block) = (tempfile::tempdir().unwrap(), LoopbackBlock::claim().unwrap());
         let addresses: AddressRange = block.pods()[0].parse().unwrap();
         let clock = Arc::new(SystemClock);
         let options = ProcessOptions::new(dir.path().join("runtime"), Arc::new(addresses), clock);
         let api = FakeApi::default();
         let runtime = Arc::new(ProcessRuntime::new(options).unwrap());
-        let mut world = Self { api, dir, runtime, running: None, _block: block };
+        let mut world = Self { api, dir, runtime, running: None, managers, _block: block };
         world.start().await;
         world
     }
@@ -45,6 +51,7 @@ impl World {
         let mut config = NodeConfig::new("node", self.runtime.clone());
         config.state_dir = Some(self.node_dir());
         config.plugins = true;
+        config.managers = self.managers.clone();
         let agent = NodeAgent::new(&informers, Arc::new(SystemClock), [config]);
         let manager = Manager::new().informers(&informers).add(Start::Always, agent.clone());
         let socket = self.node_dir().join("device-plugins/kubelet.sock");
@@ -221,4 +228,32 @@ async fn what_was_given_outlives_the_agent() {
     assert_eq!(plugin.requests("Allocate"), [goes]);
     let status = &world.api.pods()["stays"]["status"]["containerStatuses"][0];
     assert_eq!(status["restartCount"], 0);
+}
+
+#[tokio::test]
+async fn devices_are_given_near_to_each_other() {
+    let machine =
+        Machine { nodes: (0..2).map(|node| (node, NumaNode::default())).collect(), ..Machine::default() };
+    let options = ManagerOptions { topology: TopologyPolicy::SingleNumaNode, ..ManagerOptions::default() };
+    let managers = ResourceManagers::open(machine, options, &[].into(), None).unwrap();
+    let world = World::with(Some(Arc::new(managers))).await;
+    let mut options = DevicePluginOptions::new(RESOURCE);
+    options.nodes =
+        [("a", 0), ("b", 1), ("c", 0), ("d", 1)].map(|(id, node)| (id.to_owned(), vec![node])).into();
+    let plugin = world.plugin(options, &[("a", true), ("b", true), ("c", true), ("d", true)]).await;
+    world.put_pod("first", &[("one", 1)]);
+    world.phase("first", "Running").await;
+    assert_eq!(plugin.requests("Allocate"), [ids(&["a"])]);
+    // Only one node has two left.
+    world.put_pod("second", &[("one", 2)]);
+    world.phase("second", "Running").await;
+    assert_eq!(plugin.requests("Allocate")[1], ids(&["b", "d"]));
+    world.delete("first").await;
+    world.put_pod("third", &[("one", 3)]);
+    let status = world.phase("third", "Failed").await;
+    assert_eq!(status["reason"], "TopologyAffinityError");
+    assert_eq!(status["message"], "Pod was rejected: Resources cannot be allocated with Topology locality");
+    world.put_pod("fourth", &[("one", 2)]);
+    world.phase("fourth", "Running").await;
+    assert_eq!(plugin.requests("Allocate")[2], ids(&["a", "c"]));
 }

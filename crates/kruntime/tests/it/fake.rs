@@ -225,6 +225,9 @@ impl FakeApi {
                     state.put(pod);
                 }
                 (Method::DELETE, [.., "pods", name]) => state.remove(name),
+                (Method::DELETE, [.., "resourceslices"]) => {
+                    answer = json!({"kind": "Status", "status": "Success"})
+                }
                 (Method::POST, [.., "pods"]) => {
                     let mut pod = body.clone();
                     pod["metadata"]["uid"] = json!(format!("made-{}", state.revision + 1));

@@ -7,9 +7,13 @@ mod cri;
 mod csi;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 mod devices;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+mod dra;
 mod fake;
+mod http_probes;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;
+mod managers;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod oci;
 mod pressure;

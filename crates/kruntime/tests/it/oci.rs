@@ -8,9 +8,10 @@ use knet::AddressRange;
 use kruntime::{
     ContainerRuntime, PodUid, RuntimeError,
     images::{CollectPolicy, ContentStore},
+    managers::CpuSet,
     runtime::{
         AppArmor, ContainerConfig, ContainerPhase, ExecRequest, Exit, ImagePresence, LogOptions, Mount,
-        Propagation, Resources, SandboxConfig, Seccomp, Security,
+        ObservedContainer, Propagation, Resources, SandboxConfig, Seccomp, Security,
         oci::{OciOptions, OciRuntime},
     },
     testing::{
@@ -535,17 +536,78 @@ async fn gives_containers_more_or_less() {
     }
 }
 
+#[tokio::test]
+async fn devices_are_found_by_their_names() {
+    for program in programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = json!({"cdiVersion": "0.6.0", "kind": "vendor.example/thing", "containerEdits": {"env": ["KIND=thing"]},
+            "devices": [{"name": "a", "containerEdits": {"env": ["NAME=a"],
+                "deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/zero", "permissions": "r"}],
+                "mounts": [{"hostPath": "/etc/hostname", "containerPath": "/thing/name", "options": ["ro", "bind"]}]}}]});
+        std::fs::write(dir.path().join("thing.json"), file.to_string()).unwrap();
+        let subject = subject(program, |options| options.cdi_dirs = vec![dir.path().to_owned()]).await;
+        let runtime = &subject.runtime;
+        let uid = PodUid::from("cdi");
+        runtime.run_pod(&uid, &sandbox("cdi")).await.unwrap();
+        let script = "test \"$KIND$NAME\" = thinga && test -s /thing/name && test $(head -c 5 /dev/thing | wc -c) = 5 \
+                      && ! echo x > /thing/name";
+        let mut config = shell("c", script);
+        config.devices.cdi = vec!["vendor.example/thing=a".to_owned()];
+        runtime.start(&uid, &config).await.unwrap();
+        let ended = |seen: &ObservedContainer| matches!(seen.phase, ContainerPhase::Exited(_));
+        let seen = wait_for(&**runtime, &uid, "c", ended).await;
+        let ContainerPhase::Exited(exit) = seen.phase else { panic!("it runs") };
+        assert_eq!(exit.code, 0, "{program}: {exit:?}");
+        let mut other = shell("other", "true");
+        other.devices.cdi = vec!["vendor.example/thing=b".to_owned()];
+        let refused = runtime.start(&uid, &other).await.unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "CDI device injection failed: unresolvable CDI devices vendor.example/thing=b"
+        );
+        runtime.remove_pod(&uid).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn binds_containers_to_processors() {
+    for program in programs() {
+        let subject = subject(program, |_| {}).await;
+        let has = |pod: &PodUid, _: &str, cpus: &CpuSet| {
+            bound_cpus("kplane", &format!("/pod{pod}/")).contains(&cpus.to_string())
+        };
+        testing::check_cpus(subject.runtime.clone(), two_sets(), has).await;
+    }
+}
+
+/// The first processor that this test may run on, and all of them.
+pub(crate) fn two_sets() -> [CpuSet; 2] {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+    let all: CpuSet = list.trim().parse().unwrap();
+    [all.iter().take(1).collect(), all]
+}
+
+/// The processors that control groups below `parent` are bound to whose paths contain `part`, of either version.
+pub(crate) fn bound_cpus(parent: &str, part: &str) -> Vec<String> {
+    values(&["/sys/fs/cgroup/cpuset", "/sys/fs/cgroup"], &["cpuset.cpus"], parent, part)
+}
+
 /// The limits of memory that control groups below `parent` have whose paths contain `part`, of either version.
 pub(crate) fn memory_limits(parent: &str, part: &str) -> Vec<i64> {
     let names = ["memory.limit_in_bytes", "memory.max"];
-    let groups =
-        ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|root| std::path::Path::new(root).join(parent));
-    let mut dirs: Vec<_> = groups.into_iter().filter(|dir| dir.is_dir()).collect();
+    let found = values(&["/sys/fs/cgroup/memory", "/sys/fs/cgroup"], &names, parent, part);
+    found.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn values(roots: &[&str], names: &[&str], parent: &str, part: &str) -> Vec<String> {
+    let groups = roots.iter().map(|root| std::path::Path::new(root).join(parent));
+    let mut dirs: Vec<_> = groups.filter(|dir| dir.is_dir()).collect();
     let mut found = Vec::new();
     while let Some(dir) = dirs.pop() {
         let is_meant = dir.to_string_lossy().contains(part);
-        let limits = names.iter().filter_map(|name| std::fs::read_to_string(dir.join(name)).ok());
-        found.extend(limits.filter(|_| is_meant).filter_map(|text| text.trim().parse::<i64>().ok()));
+        let values = names.iter().filter_map(|name| std::fs::read_to_string(dir.join(name)).ok());
+        found.extend(values.filter(|_| is_meant).map(|text| text.trim().to_owned()));
         let below = std::fs::read_dir(&dir).into_iter().flatten().flatten();
         dirs.extend(below.map(|entry| entry.path()).filter(|path| path.is_dir()));
     }

@@ -28,3 +28,15 @@ async fn gives_containers_more_or_less() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn binds_containers_to_processors() {
+    let runtime = Arc::new(SimulatedRuntime::new(Arc::new(TokioClock::new())));
+    let shown = runtime.clone();
+    let sets = ["0-1", "3"].map(|text| text.parse().unwrap());
+    testing::check_cpus(runtime, sets, move |pod, name, cpus| {
+        let known = shown.resources(pod, name).unwrap();
+        known.cpuset_cpus == Some(cpus.to_string()) && known.cpu_shares == Some(256)
+    })
+    .await;
+}

@@ -17,7 +17,7 @@ use kube::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{Engine, Runtime, pair, read, write_private};
+use crate::{Engine, Runtime, managers::ManagerArguments, pair, read, write_private};
 
 #[derive(clap::Args)]
 pub(crate) struct NodeArguments {
@@ -77,6 +77,8 @@ pub(crate) struct NodeArguments {
     /// Whether pods are evicted when the machine is short of something; with real containers by default.
     #[arg(long)]
     evict: Option<bool>,
+    #[command(flatten)]
+    managers: ManagerArguments,
 }
 
 fn taint(text: &str) -> Result<Taint, String> {
@@ -131,6 +133,7 @@ impl NodeArguments {
         options.labels = self.label.iter().cloned().collect();
         options.taints.clone_from(&self.taint);
         options.evicts = self.evict;
+        (options.reserved, options.managers) = self.managers.options()?;
         Ok(options)
     }
 }

@@ -1,6 +1,7 @@
 //! `kplane up`: a Kubernetes cluster in one process, without root.
 
 mod agent;
+mod managers;
 
 use std::{
     net::SocketAddr,

@@ -8,7 +8,7 @@ const GIB: i64 = 1 << 30;
 /// have of it.
 #[test]
 fn a_change_is_made_put_off_or_refused() {
-    let room = |used: [i64; 2]| Room { capacity: [4000, 8 * GIB], used };
+    let room = |used: [i64; 2]| Room { capacity: [4000, 8 * GIB], used, ..Room::default() };
     let infeasible = |text: &str| Err(Pending::Infeasible(text.to_owned()));
     let deferred = |text: &str| Err(Pending::Deferred(text.to_owned()));
     let cases = [
@@ -96,7 +96,7 @@ fn what_was_given_is_known_again() {
     let mut machine = PodMachine::default();
     assert!(machine.wants_resize(&pod));
     assert_eq!(machine.allocated(pod.spec.as_ref().unwrap()), [3000, 0]);
-    let cramped = Room { capacity: [4000, GIB], used: [1000, 0] };
+    let cramped = Room { capacity: [4000, GIB], used: [1000, 0], ..Room::default() };
     assert!(!machine.consider_resize(&pod, false, &cramped) && machine.is_resize_pending());
     let free = Room { used: [0, 0], ..cramped };
     assert!(machine.consider_resize(&pod, false, &free) && !machine.is_resize_pending());

@@ -5,7 +5,8 @@ use std::{path::Path, time::Duration};
 use prost::Message;
 use tonic::{Status, Streaming};
 
-use crate::grpc::SocketClient;
+use super::pb;
+use crate::{grpc::SocketClient, runtime::RuntimeError};
 
 /// How long a call may take (upstream's `runtimeRequestTimeout`); pulls may take longer, stops their grace more.
 pub(super) const CALL_TIME_MAX: Duration = Duration::from_secs(120);
@@ -59,4 +60,13 @@ impl CriClient {
 
 fn path(method: &str) -> String {
     format!("/runtime.v1.{method}")
+}
+
+/// Gives a container that runs other resources.
+pub(super) async fn update(
+    shared: &super::Shared,
+    request: pb::UpdateContainerResourcesRequest,
+) -> Result<(), RuntimeError> {
+    let method = "RuntimeService/UpdateContainerResources";
+    shared.client.call::<_, pb::Empty>(method, request).await.map(drop).map_err(super::refused)
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::proto as pb;
+use crate::managers::CpuSet;
 use crate::runtime::{
     AppArmor, ContainerConfig, Device, Mount, PodUid, Propagation, Resources, RuntimeError, SandboxConfig,
     Seccomp,
@@ -204,7 +205,8 @@ fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
         cpu_shares: signed(wanted.cpu_shares),
         memory_limit_in_bytes: wanted.memory_bytes_max.unwrap_or(0),
         oom_score_adj: wanted.oom_score_adj.unwrap_or(0).into(),
-        ..pb::LinuxContainerResources::default()
+        cpuset_cpus: wanted.cpuset_cpus.clone().unwrap_or_default(),
+        cpuset_mems: wanted.cpuset_mems.clone().unwrap_or_default(),
     }
 }
 
@@ -212,6 +214,15 @@ fn resources(wanted: &Resources) -> pb::LinuxContainerResources {
 pub(super) fn update(id: &str, wanted: &Resources) -> pb::UpdateContainerResourcesRequest {
     let linux =
         pb::LinuxContainerResources { cpu_quota: wanted.cpu_quota_us.unwrap_or(-1), ..resources(wanted) };
+    pb::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux) }
+}
+
+/// The processors of a container that runs; all else is left out, and so stays.
+pub(super) fn bound(id: &str, cpus: &CpuSet) -> pb::UpdateContainerResourcesRequest {
+    let linux = pb::LinuxContainerResources {
+        cpuset_cpus: cpus.to_string(),
+        ..pb::LinuxContainerResources::default()
+    };
     pb::UpdateContainerResourcesRequest { container_id: id.to_owned(), linux: Some(linux) }
 }
 

@@ -140,7 +140,7 @@ impl Bundle {
         let of_image = run.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let id = new_id();
         let cgroup = shared.cgroups.path(&super::file_name(uid.as_str()), &id);
-        let given = config.devices.without_cdi()?.iter().map(given_device);
+        let given = config.devices.nodes.iter().map(given_device);
         let given = given.collect::<Result<Vec<Value>, RuntimeError>>()?;
         let parts = Parts {
             config,
@@ -160,8 +160,9 @@ impl Bundle {
             unified: shared.cgroups.is_unified(),
             devices: if config.security.privileged { host_devices() } else { given },
         };
-        let text = spec(&parts).to_string();
-        std::fs::write(bundle.join("config.json"), text).map_err(wrong())?;
+        let mut document = spec(&parts);
+        super::cdi::inject(&shared.options.cdi_dirs, &config.devices.cdi, &mut document)?;
+        std::fs::write(bundle.join("config.json"), document.to_string()).map_err(wrong())?;
         let signal = config.stop_signal.as_deref().or(run.stop_signal.as_deref()).unwrap_or_default();
         shared.options.images.touch(&image.manifest);
         Ok(Self {

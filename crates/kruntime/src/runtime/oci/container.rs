@@ -229,11 +229,18 @@ impl Container {
         engine: &super::Engine,
         resources: &crate::runtime::Resources,
     ) -> Result<(), RuntimeError> {
+        self.update(engine, &super::spec::update(resources)).await
+    }
+
+    /// Changes what `changes`, an OCI specification's `resources`, names.
+    pub(super) async fn update(
+        &self,
+        engine: &super::Engine,
+        changes: &serde_json::Value,
+    ) -> Result<(), RuntimeError> {
         let wrong = || RuntimeError::io("writing what the container gets");
         let mut file = tempfile::NamedTempFile::new_in(self.bundle()).map_err(wrong())?;
-        serde_json::to_writer(&mut file, &super::spec::update(resources))
-            .map_err(io::Error::from)
-            .map_err(wrong())?;
+        serde_json::to_writer(&mut file, changes).map_err(io::Error::from).map_err(wrong())?;
         let path = file.path().to_string_lossy().into_owned();
         let log = self.bundle().join("update.json");
         let updated = engine.run(Some(&log), &["update", "--resources", &path, &self.saved.id]).await;

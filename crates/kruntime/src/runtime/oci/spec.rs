@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::users::User;
+use crate::managers::CpuSet;
 use crate::runtime::{
     AppArmor, ContainerConfig, Device, Mount, Propagation, Resources, RuntimeError, SandboxConfig,
 };
@@ -150,6 +151,7 @@ fn resources(parts: &Parts<'_>) -> Value {
         cpu["quota"] = json!(quota);
         cpu["period"] = json!(period);
     }
+    bind(&mut cpu, own);
     resources["cpu"] = cpu;
     if let Some(limit) = own.memory_bytes_max {
         // Swap counts as memory here: the container gets none, as upstream has it.
@@ -171,7 +173,22 @@ pub(super) fn update(resources: &Resources) -> Value {
     if let Some(period) = resources.cpu_period_us {
         cpu["period"] = json!(period);
     }
+    bind(&mut cpu, resources);
     json!({"cpu": cpu, "memory": {"limit": resources.memory_bytes_max.unwrap_or(-1)}})
+}
+
+fn bind(cpu: &mut Value, resources: &Resources) {
+    if let Some(cpus) = &resources.cpuset_cpus {
+        cpu["cpus"] = json!(cpus);
+    }
+    if let Some(nodes) = &resources.cpuset_mems {
+        cpu["mems"] = json!(nodes);
+    }
+}
+
+/// The same for the processors alone.
+pub(super) fn bound(cpus: &CpuSet) -> Value {
+    json!({"cpu": {"cpus": cpus.to_string()}})
 }
 
 /// A container that mounts for others needs a root that lets it through.

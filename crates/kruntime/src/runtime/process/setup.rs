@@ -48,6 +48,11 @@ impl Setup {
         let image = shared.options.images.config(&config.image);
         let program = command_line(config, image.as_ref())?;
         config.devices.without_cdi()?;
+        if config.resources.cpuset_cpus.is_some() || config.resources.cpuset_mems.is_some() {
+            let why =
+                "processes can't be bound to processors or memory: the node's managers need another runtime";
+            return Err(RuntimeError::Config(why.to_owned()));
+        }
         let user = identity(shared, config)?;
         let id = new_id();
         let mut env = environment(config, image.as_ref(), &id);
