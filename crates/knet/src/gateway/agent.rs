@@ -26,10 +26,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CONTROLLER, Compiled, Input, compile,
+    CONTROLLER, Compiled, FEATURES, Input, compile,
     types::{
         GRPCRoute, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HTTPRoute, ReferenceGrant,
-        RouteParentStatus, RouteStatus, TLSRoute,
+        RouteParentStatus, RouteStatus, SupportedFeature, TLSRoute,
     },
 };
 use crate::{
@@ -199,7 +199,10 @@ impl GatewayAgent {
             let name = class.metadata.name.as_deref().unwrap_or_default();
             let Some(wanted) = compiled.classes.get(name) else { continue };
             let known = class.status.clone().unwrap_or_default();
-            let status = GatewayClassStatus { conditions: merged(&known.conditions, wanted, now) };
+            let status = GatewayClassStatus {
+                conditions: merged(&known.conditions, wanted, now),
+                supported_features: FEATURES.map(|name| SupportedFeature { name: name.to_owned() }).to_vec(),
+            };
             if status != known {
                 good &= write_cluster(&Api::all(client()), &*class, &status).await;
             }

@@ -68,10 +68,21 @@ pub struct GatewayClassSpec {
 
 /// What became of a GatewayClass.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayClassStatus {
     /// `Accepted`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+    /// What is there, sorted by name.
+    #[serde(default)]
+    pub supported_features: Vec<SupportedFeature>,
+}
+
+/// Something of the API that is there.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+pub struct SupportedFeature {
+    /// Its name, such as `HTTPRoute`.
+    pub name: String,
 }
 
 /// Where requests come in.

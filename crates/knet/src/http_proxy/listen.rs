@@ -21,8 +21,8 @@ use tokio_util::{
 };
 
 use super::{
-    CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_CLIENT_MAX,
-    MIRRORS_MAX, STREAMS_MAX, TUNNELS_MAX,
+    CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, IDLE_CLIENT_MAX, MIRRORS_MAX,
+    STREAMS_MAX, TUNNELS_MAX,
     forward::{self, Arrival},
     metrics::{Metrics, OfRule},
     passthrough,
@@ -235,7 +235,8 @@ where
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let http1 = &mut builder.http1();
     http1.timer(TokioTimer::new()).header_read_timeout(IDLE_CLIENT_MAX);
-    http1.max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
+    // HEADERS_MAX is hyper's own limit; to name it would cost an allocation for each head.
+    http1.max_buf_size(HEAD_BYTES_MAX);
     let http2 = &mut builder.http2();
     http2.timer(TokioTimer::new()).keep_alive_interval(ALIVE_INTERVAL).keep_alive_timeout(ALIVE_MAX);
     http2.max_concurrent_streams(STREAMS_MAX);

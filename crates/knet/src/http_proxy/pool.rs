@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    CONNECT_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_BACKEND_MAX, IDLE_MAX_PER_ENDPOINT,
+    CONNECT_MAX, HEAD_BYTES_MAX, IDLE_BACKEND_MAX, IDLE_MAX_PER_ENDPOINT,
     body::{Keep, ProxyBody},
     rule::BackendProtocol,
 };
@@ -162,7 +162,7 @@ impl Pool {
         let running = Running::new(Arc::clone(&endpoint));
         match protocol {
             BackendProtocol::Http1 => self.send_http1(&endpoint, running, request).await,
-            BackendProtocol::Http2 => self.send_http2(&endpoint, running, request).await,
+            BackendProtocol::Http2 => Box::pin(self.send_http2(&endpoint, running, request)).await,
         }
     }
 
@@ -185,7 +185,8 @@ impl Pool {
                 }
             }
         }
-        let mut sender = match self.connect_http1(endpoint.address).await {
+        // Rare, and big: what is kept within the future is moved with every request.
+        let mut sender = match Box::pin(self.connect_http1(endpoint.address)).await {
             Ok(sender) => sender,
             Err(error) => return Err(Failure { request: Some(Box::new(request)), reused: false, error }),
         };
@@ -243,7 +244,7 @@ impl Pool {
         let connect = async {
             let stream = TokioIo::new(self.connect(address).await?);
             let mut builder = http1::Builder::new();
-            builder.max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
+            builder.max_buf_size(HEAD_BYTES_MAX);
             let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
             // It ends when nobody holds the sender and what it has carried is over.
             tokio::spawn(async move {

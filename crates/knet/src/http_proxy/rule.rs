@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
     filter::{Filter, Redirect},
@@ -155,6 +155,19 @@ pub struct Timeouts {
     pub backend_request: Option<Duration>,
 }
 
+/// When a request is sent again that may have arrived (the Gateway API's `HTTPRouteRule.retry`, GEP-1731): after a connection that has failed,
+/// a time-out of the try, or certain answers; whatever its method. Its body has to be shorter than
+/// [`RETRY_BODY_BYTES_MAX`](super::RETRY_BODY_BYTES_MAX).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// How often at most.
+    pub attempts: u32,
+    /// How long it waits before the first time; each time twice as long, up to [`RETRY_BACKOFF_MAX`](super::RETRY_BACKOFF_MAX).
+    pub backoff: Duration,
+    /// The answers after which it is. When there are no attempts left, the client gets the last one.
+    pub codes: Vec<StatusCode>,
+}
+
 /// What is done with a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -177,12 +190,21 @@ pub struct Rule {
     pub action: Action,
     /// How long that may take.
     pub timeouts: Timeouts,
+    /// When it is sent again that may have arrived. Default: only if it is idempotent and has no body.
+    pub retry: Option<Retry>,
 }
 
 impl Rule {
-    /// A rule without filters and time-outs.
+    /// A rule without filters, time-outs and retries.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, matches: Match, action: Action) -> Self {
-        Self { name: name.into(), matches, filters: Vec::new(), action, timeouts: Timeouts::default() }
+        Self {
+            name: name.into(),
+            matches,
+            filters: Vec::new(),
+            action,
+            timeouts: Timeouts::default(),
+            retry: None,
+        }
     }
 }

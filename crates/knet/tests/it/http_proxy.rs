@@ -2,6 +2,7 @@
 
 mod parts;
 mod paths;
+mod retries;
 mod rollover;
 mod tls;
 

@@ -7,8 +7,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
     super::types::{
-        BackendRef, GRPCRouteMatch, GRPCRouteRule, HTTPRouteMatch, HTTPRouteRule, HeaderModifier, NamedMatch,
-        PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts, TLSRouteRule,
+        BackendRef, GRPCRouteMatch, GRPCRouteRule, HTTPRouteMatch, HTTPRouteRetry, HTTPRouteRule,
+        HeaderModifier, NamedMatch, PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts,
+        TLSRouteRule,
     },
     Input, grant,
     listener::Fault,
@@ -17,7 +18,8 @@ use crate::{
     backends::{BackendError, PortRef, service_backend},
     http_proxy::{
         Action, Backend, BackendProtocol, Filter, HeaderChange, HeaderMatch, Match, Mirror, PathChange,
-        PathMatch, QueryMatch, Redirect, Rewrite, Rule, Timeouts,
+        PathMatch, QueryMatch, RETRIES_DEFAULT, RETRIES_MAX, RETRY_BACKOFF_DEFAULT, Redirect, Retry, Rewrite,
+        Rule, Timeouts,
     },
 };
 
@@ -32,6 +34,9 @@ pub(super) struct Rules {
 /// What is not supported, in words.
 type Supported<T> = Result<T, String>;
 
+/// How long requests may take, and when they are sent again.
+type Limits = (Timeouts, Option<Retry>);
+
 /// Who refers to backends.
 struct Referrer<'a> {
     kind: &'static str,
@@ -43,15 +48,15 @@ pub(super) fn http_rules(meta: &ObjectMeta, rules: &[HTTPRouteRule], input: &Inp
     let referrer = Referrer { kind: "HTTPRoute", meta, input };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
-        if rule.retry.is_some() || rule.session_persistence.is_some() {
-            return Err("retries and session persistence are not supported".to_owned());
+        if rule.session_persistence.is_some() {
+            return Err("session persistence is not supported".to_owned());
         }
         let mut matches = rule.matches.iter().map(http_match).collect::<Supported<Vec<_>>>()?;
         if matches.is_empty() {
             matches.push(Match::path(PathMatch::Prefix("/".into())));
         }
-        let timeouts = timeouts(rule.timeouts.as_ref())?;
-        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), timeouts)?;
+        let limits = (timeouts(rule.timeouts.as_ref())?, rule.retry.as_ref().map(retry).transpose()?);
+        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), limits)?;
     }
     Ok(all)
 }
@@ -67,7 +72,7 @@ pub(super) fn grpc_rules(meta: &ObjectMeta, rules: &[GRPCRouteRule], input: &Inp
         if matches.is_empty() {
             matches.push(Match::path(PathMatch::Prefix("/".into())));
         }
-        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), Timeouts::default())?;
+        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), Limits::default())?;
     }
     Ok(all)
 }
@@ -77,7 +82,7 @@ pub(super) fn tls_rules(meta: &ObjectMeta, rules: &[TLSRouteRule], input: &Input
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
         let every = vec![Match::path(PathMatch::Prefix("/".into()))];
-        referrer.add(&mut all, number, every, (&[], &rule.backend_refs), Timeouts::default())?;
+        referrer.add(&mut all, number, every, (&[], &rule.backend_refs), Limits::default())?;
     }
     Ok(all)
 }
@@ -89,7 +94,7 @@ impl Referrer<'_> {
         number: usize,
         matches: Vec<Match>,
         (filters, backends): (&[RouteFilter], &[BackendRef]),
-        timeouts: Timeouts,
+        (timeouts, retry): Limits,
     ) -> Supported<()> {
         let (filters, redirect) = self.read_filters(filters, &mut all.fault)?;
         let action = match redirect {
@@ -108,6 +113,7 @@ impl Referrer<'_> {
                 filters: filters.clone(),
                 action: action.clone(),
                 timeouts,
+                retry: retry.clone(),
             };
             all.rules.push(Arc::new(rule));
         }
@@ -291,6 +297,25 @@ fn timeouts(wanted: Option<&RouteTimeouts>) -> Supported<Timeouts> {
     let request = read(wanted.and_then(|wanted| wanted.request.as_ref()))?;
     let backend_request = read(wanted.and_then(|wanted| wanted.backend_request.as_ref()))?;
     Ok(Timeouts { request, backend_request })
+}
+
+fn retry(wanted: &HTTPRouteRetry) -> Supported<Retry> {
+    let attempts = wanted.attempts.map_or(Some(RETRIES_DEFAULT), |attempts| u32::try_from(attempts).ok());
+    let attempts = attempts.filter(|attempts| *attempts <= RETRIES_MAX);
+    let code = |code: &i32| {
+        let status = u16::try_from(*code).ok().filter(|code| (400..600).contains(code));
+        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+        status.ok_or_else(|| format!("requests can't be sent again after an answer of {code}"))
+    };
+    let backoff = match &wanted.backoff {
+        None => RETRY_BACKOFF_DEFAULT,
+        Some(text) => duration(text).ok_or_else(|| format!("{text:?} is no duration"))?.unwrap_or_default(),
+    };
+    Ok(Retry {
+        attempts: attempts.ok_or_else(|| format!("requests are sent again {RETRIES_MAX} times at most"))?,
+        backoff,
+        codes: wanted.codes.iter().map(code).collect::<Supported<_>>()?,
+    })
 }
 
 /// A duration in the form of GEP-2257: one to four numbers of at most five digits, each with `h`, `m`, `s` or `ms`. Nothing at all is

@@ -446,7 +446,10 @@ fn what_is_not_supported_is_not_accepted() {
             json!([{"queryParams": [{"type": "RegularExpression", "name": "a", "value": ".*"}]}]),
         ),
         with("timeouts", json!({"request": "soon"})),
-        with("retry", json!({"attempts": 2})),
+        with("retry", json!({"attempts": 11})),
+        with("retry", json!({"attempts": -1})),
+        with("retry", json!({"codes": [200]})),
+        with("retry", json!({"backoff": "soon"})),
         with("sessionPersistence", json!({"sessionName": "s"})),
         with(
             "backendRefs",
@@ -458,6 +461,23 @@ fn what_is_not_supported_is_not_accepted() {
         let compiled = case.compile();
         assert_eq!(route_faults(&compiled, "infra", "r"), "Accepted:UnsupportedValue", "{rules}");
         assert_eq!(goes(&compiled, "GET h/"), "-", "{rules}");
+    }
+}
+
+/// GEP-1731; what is not said has the defaults of this implementation.
+#[test]
+fn retries_reach_the_proxy() {
+    for (wanted, expected) in [
+        (json!({}), "1 25ms []"),
+        (json!({"attempts": 0, "backoff": "0s"}), "0 0ns []"),
+        (json!({"attempts": 3, "backoff": "1s", "codes": [500, 503]}), "3 1s [500, 503]"),
+    ] {
+        let mut case = Case::new(json!([http("l", "")]));
+        case.route("r", &[], json!([{"backendRefs": to("web"), "retry": wanted}]));
+        let compiled = case.compile();
+        assert_eq!(route_faults(&compiled, "infra", "r"), "");
+        let retry = rule(&compiled, 80, "GET h/").unwrap().retry.clone().unwrap();
+        assert_eq!(format!("{} {:?} {:?}", retry.attempts, retry.backoff, retry.codes), expected);
     }
 }
 
