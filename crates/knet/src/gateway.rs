@@ -5,7 +5,7 @@
 //! [`types`] are the kinds; their definitions have to be in the cluster before the agent starts.
 //!
 //! What is done: GatewayClass, Gateway with listeners of `HTTP`, `HTTPS` and `TLS`
-//! that is passed on, HTTPRoute, GRPCRoute, TLSRoute, ReferenceGrant. What the
+//! that is passed on, HTTPRoute, GRPCRoute, TLSRoute, BackendTLSPolicy, ReferenceGrant. What the
 //! specification leaves open is done so:
 //! - All Gateways are served at the same addresses, so two that want the same host of the same port conflict: the older one has it, the
 //!   listener of the other has `PortUnavailable`. So has a port that the embedder does not serve.

@@ -35,6 +35,7 @@
 //! # Ok(()) }
 //! ```
 
+mod backend_tls;
 mod balance;
 mod body;
 mod filter;
@@ -57,6 +58,7 @@ mod upgrade;
 use std::time::Duration;
 
 pub use self::{
+    backend_tls::{Authorities, BackendTls, BackendTlsError, SubjectName},
     filter::{Filter, HeaderChange, Mirror, PathChange, Redirect, Rewrite},
     hosts::{HostName, Hosts},
     listen::{HttpProxy, ProxyOptions},

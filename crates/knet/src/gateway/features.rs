@@ -2,7 +2,9 @@
 
 /// The names of the features that are there, sorted: `GatewayClass.status.supportedFeatures` (GEP-2162), by which the API's conformance suite
 /// chooses its tests.
-pub const FEATURES: [&str; 30] = [
+pub const FEATURES: [&str; 32] = [
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "GRPCRoute",
     "Gateway",
     "GatewayHTTPListenerIsolation",

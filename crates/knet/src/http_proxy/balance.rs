@@ -43,6 +43,7 @@ mod tests {
             name: name.into(),
             weight,
             protocol: Default::default(),
+            tls: None,
             endpoints: None,
             filters: Vec::new(),
         };

@@ -274,7 +274,7 @@ async fn forward(
             }
         }
     }
-    if !address(&mut parts, backend.protocol) {
+    if !address(&mut parts, backend) {
         return reply(StatusCode::BAD_REQUEST);
     }
     let sent = Trying::new(shared, rule, backend).run(parts, body);
@@ -325,10 +325,10 @@ fn finish(
 }
 
 /// Writes the target as the backend's protocol has it. `false` when it can't be written.
-pub(super) fn address(parts: &mut Parts, protocol: BackendProtocol) -> bool {
+pub(super) fn address(parts: &mut Parts, backend: &Backend) -> bool {
     let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     parts.extensions.clear();
-    match protocol {
+    match backend.protocol {
         BackendProtocol::Http1 => {
             parts.version = Version::HTTP_11;
             parts.uri = Uri::from(target);
@@ -337,7 +337,8 @@ pub(super) fn address(parts: &mut Parts, protocol: BackendProtocol) -> bool {
         BackendProtocol::Http2 => {
             parts.version = Version::HTTP_2;
             let Some(host) = parts.headers.remove(header::HOST) else { return false };
-            let uri = Uri::builder().scheme("http").authority(host.as_bytes()).path_and_query(target).build();
+            let scheme = if backend.tls.is_some() { "https" } else { "http" };
+            let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(target).build();
             uri.is_ok_and(|uri| {
                 parts.uri = uri;
                 true

@@ -1,6 +1,6 @@
 //! The proxy's sockets: accept, TLS, and HTTP on it.
 
-use std::{collections::HashSet, convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -107,7 +107,7 @@ impl HttpProxy {
     /// with the last request on them.
     pub fn set_table(&self, table: impl Into<Arc<RouteTable>>) {
         let table = table.into();
-        let endpoints: HashSet<SocketAddr> = table.endpoints().collect();
+        let endpoints = table.endpoints().collect();
         self.shared.table.send_replace(table);
         self.shared.pool.retain(&endpoints);
     }

@@ -5,6 +5,7 @@ use std::{cmp::Reverse, net::SocketAddr, sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
+    backend_tls::BackendTls,
     filter::{Filter, Redirect},
     table::Asked,
 };
@@ -118,13 +119,13 @@ impl Match {
     }
 }
 
-/// What is spoken with a backend.
+/// What is spoken with a backend, in the clear or within TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BackendProtocol {
-    /// HTTP/1.1 in the clear.
+    /// HTTP/1.1.
     #[default]
     Http1,
-    /// HTTP/2 in the clear, by prior knowledge: for gRPC.
+    /// HTTP/2, in the clear by prior knowledge: for gRPC.
     Http2,
 }
 
@@ -137,6 +138,8 @@ pub struct Backend {
     pub weight: u32,
     /// What is spoken there.
     pub protocol: BackendProtocol,
+    /// How it is sealed; in the clear when it is not.
+    pub tls: Option<BackendTls>,
     /// Where it is; `None` when the backend is not valid, so that its share of the requests is answered with 500.
     pub endpoints: Option<Arc<[SocketAddr]>>,
     /// What is changed of the requests that go there, after the rule's own filters.

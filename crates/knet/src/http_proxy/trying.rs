@@ -80,7 +80,7 @@ impl<'a> Trying<'a> {
                 self.pause().await;
                 continue;
             };
-            let send = self.shared.pool.send(endpoint, self.backend.protocol, request);
+            let send = self.shared.pool.send(endpoint, self.backend, request);
             let sent = match self.rule.timeouts.backend_request {
                 None => Ok(send.await),
                 Some(limit) => timeout(limit, Box::pin(send)).await.map_err(|_| timed_out()),
@@ -98,6 +98,8 @@ impl<'a> Trying<'a> {
                 Ok(Err(Failure { request: unsent, reused, error: why })) => {
                     tracing::debug!(%endpoint, error = %why, "an endpoint failed");
                     self.shared.metrics.failures.fetch_add(1, Ordering::Relaxed);
+                    // Who does not prove to be whom he should be won't be replaced by waiting.
+                    self.waited |= why.kind() == io::ErrorKind::InvalidData;
                     error = why;
                     if !reused {
                         self.tried.push(endpoint);
@@ -152,7 +154,7 @@ impl<'a> Trying<'a> {
     }
 
     fn pick(&self, endpoints: &[SocketAddr]) -> Option<SocketAddr> {
-        let load = |endpoint| self.shared.pool.load(endpoint, self.backend.protocol);
+        let load = |endpoint| self.shared.pool.load(endpoint, self.backend);
         pick_endpoint(endpoints, &self.tried, load, rand::random())
     }
 

@@ -1,5 +1,6 @@
 //! The HTTP proxy over real sockets: what clients and backends see of each other.
 
+mod backend_tls;
 mod parts;
 mod paths;
 mod retries;

@@ -1,6 +1,6 @@
 //! Rules of routes as the proxy has them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -11,15 +11,16 @@ use super::{
         HeaderModifier, NamedMatch, PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts,
         TLSRouteRule,
     },
-    Input, grant,
+    Input, Key, grant,
     listener::Fault,
+    policy::Policies,
 };
 use crate::{
-    backends::{BackendError, PortRef, service_backend},
+    backends::{BackendError, PortRef, ServiceBackend, find_backend},
     http_proxy::{
-        Action, Backend, BackendProtocol, Filter, HeaderChange, HeaderMatch, Match, Mirror, PathChange,
-        PathMatch, QueryMatch, RETRIES_DEFAULT, RETRIES_MAX, RETRY_BACKOFF_DEFAULT, Redirect, Retry, Rewrite,
-        Rule, Timeouts,
+        Action, Backend, BackendProtocol, BackendTls, Filter, HeaderChange, HeaderMatch, Match, Mirror,
+        PathChange, PathMatch, QueryMatch, RETRIES_DEFAULT, RETRIES_MAX, RETRY_BACKOFF_DEFAULT, Redirect,
+        Retry, Rewrite, Rule, Timeouts,
     },
 };
 
@@ -29,6 +30,8 @@ pub(super) struct Rules {
     pub(super) rules: Vec<Arc<Rule>>,
     /// The first thing that is wrong with a backend.
     pub(super) fault: Option<Fault>,
+    /// The Services that they lead to, but those to which TLS is only passed on.
+    pub(super) services: BTreeSet<Key>,
 }
 
 /// What is not supported, in words.
@@ -42,10 +45,16 @@ struct Referrer<'a> {
     kind: &'static str,
     meta: &'a ObjectMeta,
     input: &'a Input<'a>,
+    policies: &'a Policies<'a>,
 }
 
-pub(super) fn http_rules(meta: &ObjectMeta, rules: &[HTTPRouteRule], input: &Input<'_>) -> Supported<Rules> {
-    let referrer = Referrer { kind: "HTTPRoute", meta, input };
+pub(super) fn http_rules(
+    meta: &ObjectMeta,
+    rules: &[HTTPRouteRule],
+    input: &Input<'_>,
+    policies: &Policies<'_>,
+) -> Supported<Rules> {
+    let referrer = Referrer { kind: "HTTPRoute", meta, input, policies };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
         if rule.session_persistence.is_some() {
@@ -61,8 +70,13 @@ pub(super) fn http_rules(meta: &ObjectMeta, rules: &[HTTPRouteRule], input: &Inp
     Ok(all)
 }
 
-pub(super) fn grpc_rules(meta: &ObjectMeta, rules: &[GRPCRouteRule], input: &Input<'_>) -> Supported<Rules> {
-    let referrer = Referrer { kind: "GRPCRoute", meta, input };
+pub(super) fn grpc_rules(
+    meta: &ObjectMeta,
+    rules: &[GRPCRouteRule],
+    input: &Input<'_>,
+    policies: &Policies<'_>,
+) -> Supported<Rules> {
+    let referrer = Referrer { kind: "GRPCRoute", meta, input, policies };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
         if rule.session_persistence.is_some() {
@@ -77,8 +91,13 @@ pub(super) fn grpc_rules(meta: &ObjectMeta, rules: &[GRPCRouteRule], input: &Inp
     Ok(all)
 }
 
-pub(super) fn tls_rules(meta: &ObjectMeta, rules: &[TLSRouteRule], input: &Input<'_>) -> Supported<Rules> {
-    let referrer = Referrer { kind: "TLSRoute", meta, input };
+pub(super) fn tls_rules(
+    meta: &ObjectMeta,
+    rules: &[TLSRouteRule],
+    input: &Input<'_>,
+    policies: &Policies<'_>,
+) -> Supported<Rules> {
+    let referrer = Referrer { kind: "TLSRoute", meta, input, policies };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
         let every = vec![Match::path(PathMatch::Prefix("/".into()))];
@@ -96,11 +115,11 @@ impl Referrer<'_> {
         (filters, backends): (&[RouteFilter], &[BackendRef]),
         (timeouts, retry): Limits,
     ) -> Supported<()> {
-        let (filters, redirect) = self.read_filters(filters, &mut all.fault)?;
+        let (filters, redirect) = self.read_filters(filters, all)?;
         let action = match redirect {
             Some(redirect) => Action::Redirect(redirect),
             None => {
-                let backends = backends.iter().map(|backend| self.backend(backend, &mut all.fault));
+                let backends = backends.iter().map(|backend| self.backend(backend, all));
                 Action::Forward(backends.collect::<Supported<_>>()?)
             }
         };
@@ -120,30 +139,31 @@ impl Referrer<'_> {
         Ok(())
     }
 
-    fn backend(&self, backend: &BackendRef, fault: &mut Option<Fault>) -> Supported<Backend> {
-        let (filters, redirect) = self.read_filters(&backend.filters, fault)?;
+    fn backend(&self, backend: &BackendRef, all: &mut Rules) -> Supported<Backend> {
+        let (filters, redirect) = self.read_filters(&backend.filters, all)?;
         if redirect.is_some() {
             return Err("redirects of single backends are not supported".to_owned());
         }
         let own = self.meta.namespace.as_deref().unwrap_or_default();
         let namespace = backend.namespace.as_deref().unwrap_or(own);
         let name = format!("{namespace}/{}:{}", backend.name, backend.port.unwrap_or_default());
-        let (protocol, endpoints) = match self.resolve(backend, own, namespace) {
-            Ok((protocol, endpoints)) => (protocol, Some(endpoints)),
+        let Resolved { protocol, endpoints, tls } = match self.resolve(backend, own, namespace, all) {
+            Ok(resolved) => resolved,
             Err(why) => {
-                fault.get_or_insert(why);
-                (BackendProtocol::default(), None)
+                all.fault.get_or_insert(why);
+                Resolved::default()
             }
         };
         // Calls of gRPC are HTTP/2, whatever the port says.
         let protocol = if self.kind == "GRPCRoute" { BackendProtocol::Http2 } else { protocol };
-        Ok(Backend { name: name.into(), weight: backend.weight.unwrap_or(1), protocol, endpoints, filters })
+        let weight = backend.weight.unwrap_or(1);
+        Ok(Backend { name: name.into(), weight, protocol, tls, endpoints, filters })
     }
 
     fn read_filters(
         &self,
         wanted: &[RouteFilter],
-        fault: &mut Option<Fault>,
+        all: &mut Rules,
     ) -> Supported<(Vec<Filter>, Option<Redirect>)> {
         let (mut filters, mut redirect) = (Vec::new(), None);
         for filter in wanted {
@@ -171,7 +191,7 @@ impl Referrer<'_> {
                 }
                 "RequestMirror" => {
                     let wanted = filter.request_mirror.clone().unwrap_or_default();
-                    filters.push(Filter::Mirror(self.mirror(&wanted, fault)?));
+                    filters.push(Filter::Mirror(self.mirror(&wanted, all)?));
                 }
                 other => return Err(format!("the filter {other:?} is not supported")),
             }
@@ -182,7 +202,7 @@ impl Referrer<'_> {
         Ok((filters, redirect))
     }
 
-    fn mirror(&self, wanted: &RequestMirror, fault: &mut Option<Fault>) -> Supported<Mirror> {
+    fn mirror(&self, wanted: &RequestMirror, all: &mut Rules) -> Supported<Mirror> {
         let to = &wanted.backend_ref;
         let backend = self.backend(
             &BackendRef {
@@ -193,7 +213,7 @@ impl Referrer<'_> {
                 port: to.port,
                 ..BackendRef::default()
             },
-            fault,
+            all,
         )?;
         let (share, of) = match (wanted.percent, &wanted.fraction) {
             (Some(_), Some(_)) => return Err("a mirror has a percentage or a fraction".to_owned()),
@@ -209,7 +229,8 @@ impl Referrer<'_> {
         backend: &BackendRef,
         own: &str,
         namespace: &str,
-    ) -> Result<(BackendProtocol, Arc<[std::net::SocketAddr]>), Fault> {
+        all: &mut Rules,
+    ) -> Result<Resolved, Fault> {
         let kind = backend.kind.as_deref().unwrap_or("Service");
         if (backend.group.as_deref().unwrap_or_default(), kind) != ("", "Service") {
             return Err(("InvalidKind", format!("backends of the kind {kind:?} are not supported")));
@@ -219,12 +240,37 @@ impl Referrer<'_> {
             return Err(("RefNotPermitted", message));
         }
         let port = PortRef::Number(backend.port.unwrap_or_default());
-        match service_backend(self.input.objects, namespace, &backend.name, port) {
-            Ok(found) => Ok((found.protocol, found.endpoints)),
-            Err(error @ BackendError::Protocol { .. }) => Err(("UnsupportedProtocol", error.to_string())),
-            Err(error) => Err(("BackendNotFound", error.to_string())),
+        let found = match find_backend(self.input.objects, namespace, &backend.name, port) {
+            Ok(found) => found,
+            Err(error @ BackendError::Protocol { .. }) => {
+                return Err(("UnsupportedProtocol", error.to_string()));
+            }
+            Err(error) => return Err(("BackendNotFound", error.to_string())),
+        };
+        let ServiceBackend { protocol, endpoints } = found.backend;
+        let mut resolved = Resolved { protocol, endpoints: Some(endpoints), tls: None };
+        // What is passed on is sealed by the client.
+        if self.kind == "TLSRoute" {
+            return Ok(resolved);
         }
+        all.services.insert((namespace.to_owned(), backend.name.clone()));
+        match (self.policies.tls(namespace, &backend.name, &found.port), found.sealed) {
+            (Some(Ok(tls)), _) => resolved.tls = Some(tls),
+            // The policy's status tells why; never in the clear where somebody wants TLS.
+            (Some(Err(())), _) => resolved.endpoints = None,
+            (None, Some(refused)) => return Err(("UnsupportedProtocol", refused.to_string())),
+            (None, None) => {}
+        }
+        Ok(resolved)
     }
+}
+
+/// What a reference to a backend leads to. Default: nothing that could be asked.
+#[derive(Default)]
+struct Resolved {
+    protocol: BackendProtocol,
+    endpoints: Option<Arc<[SocketAddr]>>,
+    tls: Option<BackendTls>,
 }
 
 /// A word that has to be one of those that are supported.

@@ -43,6 +43,7 @@ pub(super) fn backend(endpoints: &[SocketAddr]) -> Backend {
         name: "shop/web:80".into(),
         weight: 1,
         protocol: BackendProtocol::Http1,
+        tls: None,
         endpoints: Some(endpoints.into()),
         filters: Vec::new(),
     }
