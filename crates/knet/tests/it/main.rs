@@ -5,6 +5,7 @@ mod bridge;
 mod cni;
 mod dns;
 mod health;
+mod hosts;
 mod http_proxy;
 mod iptables;
 mod ipvs;
