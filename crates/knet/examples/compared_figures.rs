@@ -142,6 +142,7 @@ async fn http(address: SocketAddr, backend: SocketAddr) -> Result<(), Failure> {
         name: "shop/web:80".into(),
         weight: 1,
         protocol: BackendProtocol::Http1,
+        tls: None,
         endpoints: Some(Arc::from([backend])),
         filters: Vec::new(),
     };

@@ -1,6 +1,6 @@
 //! Follows Services and EndpointSlices and tells a proxy what to do.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use k8s_openapi::api::{core::v1::Service, discovery::v1::EndpointSlice};
@@ -88,6 +88,8 @@ impl ProxyAgent {
         let mut table = Table::default();
         let mut failed = false;
         let mut synced = false;
+        // What was told last of Services that can't be served, so that it is told once.
+        let mut refused = None;
         loop {
             let mut dirty = BTreeSet::new();
             tokio::select! {
@@ -132,6 +134,17 @@ impl ProxyAgent {
             }
             failed = match self.proxy.sync(&table).await {
                 Ok(()) => {
+                    if let Some(health) = &self.health {
+                        health.updated();
+                    }
+                    false
+                }
+                Err(error) if error.0.iter().all(|rule| rule.source.kind() == io::ErrorKind::Unsupported) => {
+                    let text = error.to_string();
+                    if refused.as_ref() != Some(&text) {
+                        tracing::warn!(%error, "some services can't be served by this proxy");
+                    }
+                    refused = Some(text);
                     if let Some(health) = &self.health {
                         health.updated();
                     }

@@ -126,6 +126,28 @@ pub fn service_backend(
     name: &str,
     port: PortRef<'_>,
 ) -> Result<ServiceBackend, BackendError> {
+    let found = find_backend(objects, namespace, name, port)?;
+    match found.sealed {
+        None => Ok(found.backend),
+        Some(refused) => Err(refused),
+    }
+}
+
+/// A port of a Service, of which it is not decided yet whether TLS is spoken there.
+pub(crate) struct FoundBackend {
+    pub(crate) backend: ServiceBackend,
+    /// The port's name; may be empty.
+    pub(crate) port: String,
+    /// Why it can't be a backend in the clear, when its `appProtocol` is one within TLS.
+    pub(crate) sealed: Option<BackendError>,
+}
+
+pub(crate) fn find_backend(
+    objects: &dyn Objects,
+    namespace: &str,
+    name: &str,
+    port: PortRef<'_>,
+) -> Result<FoundBackend, BackendError> {
     let key = || format!("{namespace}/{name}");
     let service = objects.service(namespace, name).ok_or_else(|| BackendError::NoService(key()))?;
     let spec = service.spec.as_ref().ok_or_else(|| BackendError::NoPort(key()))?;
@@ -143,14 +165,15 @@ pub fn service_backend(
     if !tcp(&own) {
         return Err(refuse(own.protocol.as_deref().unwrap_or_default()));
     }
-    let protocol = match own.app_protocol.as_deref() {
-        Some("kubernetes.io/h2c") => BackendProtocol::Http2,
+    let (protocol, sealed) = match own.app_protocol.as_deref() {
+        Some("kubernetes.io/h2c") => (BackendProtocol::Http2, None),
         // Names of others mean nothing here, and those without a prefix are IANA's.
-        Some(tls @ ("kubernetes.io/wss" | "https")) => return Err(refuse(tls)),
-        _ => BackendProtocol::Http1,
+        Some(tls @ ("kubernetes.io/wss" | "https")) => (BackendProtocol::Http1, Some(refuse(tls))),
+        _ => (BackendProtocol::Http1, None),
     };
     let slices = objects.slices(namespace, name);
-    Ok(ServiceBackend { protocol, endpoints: port_endpoints(own, &slices).into() })
+    let backend = ServiceBackend { protocol, endpoints: port_endpoints(own, &slices).into() };
+    Ok(FoundBackend { backend, port: own.name.clone().unwrap_or_default(), sealed })
 }
 
 /// The Service that a slice belongs to.

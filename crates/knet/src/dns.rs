@@ -2,7 +2,7 @@
 //!
 //! [`answer`] is a pure function from a question and a [`Zone`] to the answer, and [`respond`] from the bytes that came to what is to be
 //! done with them; [`DnsServer`] carries the bytes, over UDP and TCP, and asks other servers about names outside of the cluster, whose
-//! answers it keeps for as long as they say.
+//! answers it keeps for as long as they say. Its own are kept until the zone changes.
 //!
 //! What the specification leaves open is done as CoreDNS does it by default, but that names of pods are given for any address
 //! (its `pods insecure`), a Service's own name has SRV records for all of its ports, and priority and weight are 0 and 100.
@@ -29,6 +29,7 @@ use crate::rules::cluster_ips;
 
 mod cache;
 mod forward;
+mod kept;
 mod packet;
 mod server;
 mod zone;
@@ -36,6 +37,7 @@ mod zone;
 pub use self::{
     cache::{CACHE_ENTRIES_MAX, CACHE_ENTRY_BYTES_MAX, CACHE_MAX, CACHE_NOTHING_MAX},
     forward::FORWARD_WAIT_MAX,
+    kept::KEPT_ANSWERS_MAX,
     packet::{PLAIN_BYTES_MAX, Reaction, TCP_BYTES_MAX, UDP_BYTES_MAX, encode, respond, udp_limit},
     server::{CONNECTIONS_MAX, DnsServer, FORWARDS_MAX, system_resolvers},
     zone::InformerZone,
@@ -61,6 +63,11 @@ pub trait Zone: Debug + Send + Sync + 'static {
     fn service_at(&self, address: IpAddr) -> Option<(String, String)>;
     /// The namespace, Service and host name of each ready endpoint with a host name at this address.
     fn hosts_at(&self, address: IpAddr) -> Vec<(String, String, String)>;
+    /// Which state this is of the Services, slices and namespaces: it differs from the one before as soon as anything that is asked for here
+    /// does, not earlier. Answers are kept as long as it is the same. Default: not known, and nothing is kept.
+    fn version(&self) -> Option<[u64; 3]> {
+        None
+    }
 }
 
 const _: Option<&dyn Zone> = None;

@@ -5,22 +5,24 @@
 //! [`types`] are the kinds; their definitions have to be in the cluster before the agent starts.
 //!
 //! What is done: GatewayClass, Gateway with listeners of `HTTP`, `HTTPS` and `TLS`
-//! that is passed on, HTTPRoute, GRPCRoute, TLSRoute, ReferenceGrant. What the
+//! that is passed on, HTTPRoute, GRPCRoute, TLSRoute, BackendTLSPolicy, ReferenceGrant. What the
 //! specification leaves open is done so:
 //! - All Gateways are served at the same addresses, so two that want the same host of the same port conflict: the older one has it, the
 //!   listener of the other has `PortUnavailable`. So has a port that the embedder does not serve.
-//! - A route that asks for something that is not there (regular expressions, retries, session persistence, CORS, extensions) is
+//! - A route that asks for something that is not there (regular expressions, session persistence, CORS, extensions) is
 //!   not accepted, with `UnsupportedValue`, and serves nothing: it fails closed.
 //! - Listeners of `HTTPS` and of `TLS` at one port conflict.
 //! - Of the certificates of a listener the first that can be used counts.
 
 mod agent;
 mod compile;
+mod features;
 pub mod types;
 
 pub use self::{
     agent::GatewayAgent,
     compile::{Compiled, Input, Key, compile},
+    features::FEATURES,
 };
 
 /// The name of this controller in `GatewayClass.spec.controllerName`.

@@ -3,13 +3,13 @@
 //! It knows nothing of Kubernetes: a [`RouteTable`] says what each port does, and is replaced as a whole while requests run.
 //! [`RouteTable::select`] and the filters are pure functions; [`HttpProxy`] does the I/O. What is taken in and handed on:
 //! HTTP/1.1 and HTTP/2 (by ALPN, or in the clear by prior knowledge), upgrades such as WebSocket (of HTTP/1.1), trailers, and
-//! bodies of any length, none of which is buffered.
+//! bodies of any length, none of which is buffered, but short ones that a rule may want to be sent again.
 //!
 //! Paths are brought into one form before they are compared and handed on (RFC 3986, section 6.2.2): without dot segments and empty
 //! elements, with nothing encoded that needs not be.
 //!
 //! A request is tried on another endpoint when nothing of it was sent, or when it is idempotent and has no body (RFC 9110,
-//! section 9.2.2). An endpoint that is no longer in the table gets no new request; those that run on it end by themselves.
+//! section 9.2.2), and besides as its rule says ([`Retry`]). An endpoint that is no longer in the table gets no new request; those that run on it end by themselves.
 //!
 //! | answer | when |
 //! |---|---|
@@ -24,6 +24,8 @@
 //! | 503 | the backend has no endpoints, or too many connections are upgraded |
 //! | 504 | a time-out of the rule has passed |
 //!
+//! Clients of gRPC are told of these errors as gRPC has it: by `grpc-status` in a head with the status 200.
+//!
 //! ```no_run
 //! # async fn example(table: knet::http_proxy::RouteTable) -> std::io::Result<()> {
 //! use knet::http_proxy::{HttpProxy, ProxyOptions};
@@ -33,6 +35,7 @@
 //! # Ok(()) }
 //! ```
 
+mod backend_tls;
 mod balance;
 mod body;
 mod filter;
@@ -49,17 +52,20 @@ mod pool;
 mod rule;
 mod table;
 mod tls;
+mod trying;
 mod upgrade;
 
 use std::time::Duration;
 
 pub use self::{
+    backend_tls::{Authorities, BackendTls, BackendTlsError, SubjectName},
     filter::{Filter, HeaderChange, Mirror, PathChange, Redirect, Rewrite},
     hosts::{HostName, Hosts},
     listen::{HttpProxy, ProxyOptions},
     metrics::SERIES_MAX,
     rule::{
-        Action, Backend, BackendProtocol, Backends, HeaderMatch, Match, PathMatch, QueryMatch, Rule, Timeouts,
+        Action, Backend, BackendProtocol, Backends, HeaderMatch, Match, PathMatch, QueryMatch, Retry, Rule,
+        Timeouts,
     },
     table::{Asked, PortRoutes, RouteTable},
     tls::{Certificate, CertificateError},
@@ -78,7 +84,7 @@ pub const MIRROR_WAIT_MAX: Duration = Duration::from_secs(60);
 /// The longest head of a request or of a backend's answer, in bytes.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// How many headers a message may have.
-pub const HEADERS_MAX: usize = 128;
+pub const HEADERS_MAX: usize = 100;
 /// The longest target of a request, in bytes.
 pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// How many requests a client may run at a time on one connection of HTTP/2.
@@ -101,6 +107,16 @@ pub const BODY_GRACE: Duration = Duration::from_secs(30);
 pub const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How often a request is tried in all.
 pub const TRIES_MAX: usize = 4;
+/// How often a rule may have a request sent again (see [`Retry`]).
+pub const RETRIES_MAX: u32 = 10;
+/// How often it is sent again when the rule does not say.
+pub const RETRIES_DEFAULT: u32 = 1;
+/// How long it waits before, when the rule does not say.
+pub const RETRY_BACKOFF_DEFAULT: Duration = Duration::from_millis(25);
+/// The longest wait that doubling leads to; a rule may ask for more.
+pub const RETRY_BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// The longest body that is kept so that it can be sent again; requests with more, or of unknown length, are sent once.
+pub const RETRY_BODY_BYTES_MAX: u64 = 64 * 1024;
 /// How long a request whose endpoints all refuse waits for others to appear, once.
 pub const ENDPOINTS_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How many connections to one endpoint are kept while nobody uses them.

@@ -1,10 +1,10 @@
 //! What makes the rules true: the [`ServiceProxy`] trait.
 
-use std::{fmt::Debug, net::SocketAddr};
+use std::{fmt::Debug, io, net::SocketAddr};
 
 use async_trait::async_trait;
 
-use crate::{redirect::Transport, rules::Table};
+use crate::{policy::Cidr, redirect::Transport, rules::Table};
 
 mod changes;
 mod conntrack;
@@ -27,11 +27,11 @@ pub struct RuleError {
     pub service: String,
     /// Where it should be served.
     pub address: SocketAddr,
-    /// TCP or UDP.
+    /// What it is carried by.
     pub transport: Transport,
     /// Why not.
     #[source]
-    pub source: std::io::Error,
+    pub source: io::Error,
 }
 
 /// Carries connections from Services to endpoints.
@@ -45,8 +45,20 @@ pub trait ServiceProxy: Debug + Send + Sync + 'static {
     /// to endpoints that are gone.
     ///
     /// # Errors
-    /// What could not be done. The agent tries again with the same table.
+    /// What could not be done. The agent tries again with the same table, unless all of it is [`Unsupported`](io::ErrorKind::Unsupported),
+    /// which stays so.
     async fn sync(&self, table: &Table) -> Result<(), SyncError>;
+}
+
+/// Refuses what is no range. It would be passed over, and so what it stands for done as if nobody had asked for it.
+fn check_ranges<'a>(ranges: impl IntoIterator<Item = &'a String>) -> io::Result<()> {
+    match ranges.into_iter().find(|range| Cidr::parse(range).is_none()) {
+        None => Ok(()),
+        Some(range) => {
+            let why = format!("{range:?} is no range of addresses, such as 10.0.0.0/8");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+        }
+    }
 }
 
 const _: Option<&dyn ServiceProxy> = None;

@@ -17,13 +17,38 @@ pub struct Redirects {
     map: Arc<RwLock<HashMap<(Transport, SocketAddr), SocketAddr>>>,
 }
 
-/// TCP or UDP.
+/// What connections are carried by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {
     /// TCP.
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Transport {
+    /// The name as the kernel's tools have it: `tcp`, `udp`, `sctp`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
+    /// The one of a `protocol` as the API has it: `TCP`, `UDP`, `SCTP`.
+    #[must_use]
+    pub fn parse(protocol: &str) -> Option<Self> {
+        match protocol {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
 }
 
 impl Redirects {

@@ -49,7 +49,7 @@ pub struct Rule {
     pub frontend: Frontend,
     /// The port that they come to.
     pub port: u16,
-    /// TCP or UDP.
+    /// What they are carried by.
     pub transport: Transport,
     /// Where they go: one of these, sorted. When there are none, connections are refused.
     pub endpoints: Arc<[SocketAddr]>,
@@ -153,12 +153,7 @@ pub fn rules(service: &Service, slices: &[Arc<EndpointSlice>], place: &Place) ->
     }
     let mut rules = Vec::new();
     for port in spec.ports.iter().flatten() {
-        let transport = match port.protocol.as_deref().unwrap_or("TCP") {
-            "TCP" => Transport::Tcp,
-            "UDP" => Transport::Udp,
-            // SCTP has no userspace; a proxy that can do it will have its own transport.
-            _ => continue,
-        };
+        let Some(transport) = Transport::parse(port.protocol.as_deref().unwrap_or("TCP")) else { continue };
         add_port(&mut rules, service, spec, port, transport, slices, place);
     }
     rules
@@ -291,8 +286,8 @@ fn candidates<'a>(
         }
         let matching = slice.ports.iter().flatten().find(|of_slice| {
             let protocol = of_slice.protocol.as_deref().unwrap_or("TCP");
-            let same = (protocol == "UDP") == (transport == Transport::Udp);
-            same && of_slice.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
+            Transport::parse(protocol) == Some(transport)
+                && of_slice.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
         });
         let Some(number) = matching.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok())
         else {
@@ -401,6 +396,20 @@ mod tests {
         );
         check(json!({"clusterIP": "None", "ports": ports}), two.clone(), &place, &[]);
         check(json!({"type": "ExternalName", "externalName": "x", "ports": ports}), two, &place, &[]);
+    }
+
+    /// One number may be there for each protocol, and each has endpoints of its own.
+    #[test]
+    fn protocols_are_told_apart() {
+        let spec = json!({"clusterIP": "10.96.0.7", "ports": [
+            {"name": "a", "port": 53, "protocol": "UDP"}, {"name": "a", "port": 53, "protocol": "SCTP"}, {"name": "a", "port": 53}]});
+        let slice = json!({"metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": [
+                {"name": "a", "port": 1}, {"name": "a", "port": 2, "protocol": "UDP"}, {"name": "a", "port": 3, "protocol": "SCTP"}]});
+        let slice = Arc::new(serde_json::from_value(slice).unwrap());
+        let table = Table::of([&service(spec)], &[slice], &Place::default());
+        let found: Vec<_> = table.rules().map(|rule| (rule.transport, rule.endpoints[0].port())).collect();
+        assert_eq!(found, [(Transport::Udp, 2), (Transport::Sctp, 3), (Transport::Tcp, 1)]);
     }
 
     #[test]

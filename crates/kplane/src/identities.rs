@@ -257,11 +257,12 @@ pub(crate) async fn admit_gateway(admin: &Client) -> Result<(), kube::Error> {
         "httproutes/status",
         "grpcroutes/status",
         "tlsroutes/status",
+        "backendtlspolicies/status",
     ];
     let role = json!({
         "metadata": {"name": "kplane:gateway"},
         "rules": [
-            {"apiGroups": [""], "resources": ["services", "secrets", "namespaces"], "verbs": ["list", "watch"]},
+            {"apiGroups": [""], "resources": ["services", "secrets", "namespaces", "configmaps"], "verbs": ["list", "watch"]},
             {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
             {"apiGroups": ["gateway.networking.k8s.io"], "resources": ["*"], "verbs": ["list", "watch"]},
             {"apiGroups": ["gateway.networking.k8s.io"], "resources": statuses, "verbs": ["patch"]},

@@ -18,7 +18,7 @@ use kplane::{
     Cluster,
     defaults::GATEWAY_CLASS,
     knet::gateway::{
-        CONTROLLER,
+        CONTROLLER, FEATURES,
         types::{Gateway, GatewayClass, HTTPRoute, ReferenceGrant},
     },
 };
@@ -99,7 +99,10 @@ async fn gateways_and_routes_are_served_and_told_so() {
     // The builder has made the class, and the kinds.
     let accepted = |class: Option<&GatewayClass>| {
         let status = class.and_then(|class| class.status.as_ref());
-        status.is_some_and(|status| says(&status.conditions, "Accepted", "True", "Accepted"))
+        status.is_some_and(|status| {
+            let features: Vec<_> = status.supported_features.iter().map(|one| one.name.as_str()).collect();
+            says(&status.conditions, "Accepted", "True", "Accepted") && features == FEATURES
+        })
     };
     cluster.wait_until::<GatewayClass>("", GATEWAY_CLASS, PATIENCE, accepted).await.unwrap();
     let gateway = json!({"metadata": {"name": "gw"}, "spec": {"gatewayClassName": GATEWAY_CLASS, "listeners": [

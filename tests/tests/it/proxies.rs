@@ -111,6 +111,15 @@ async fn backend() -> SocketAddr {
     address
 }
 
+/// Whether the kernel has IPVS. Not every one has, so nobody can require it.
+fn has_ipvs() -> bool {
+    let has = std::path::Path::new("/proc/net/ip_vs").exists() || shell("modprobe ip_vs").status.success();
+    if !has {
+        println!("skipped: needs IPVS in the kernel");
+    }
+    has
+}
+
 /// What is served and told of it is the same with each proxy; when the cluster has ended, nothing of it is in the kernel.
 async fn serves_and_tells(mode: ProxyMode) {
     let cluster = start(mode).await;
@@ -190,12 +199,7 @@ async fn iptables_serves_and_tells() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ipvs_serves_and_tells() {
-    // Not every kernel has it, so nobody can require it.
-    if !std::path::Path::new("/proc/net/ip_vs").exists() && !shell("modprobe ip_vs").status.success() {
-        println!("skipped: needs IPVS in the kernel");
-        return;
-    }
-    if inside("proxies::ipvs_serves_and_tells", KERNEL_TOOLS) {
+    if has_ipvs() && inside("proxies::ipvs_serves_and_tells", KERNEL_TOOLS) {
         serves_and_tells(ProxyMode::Ipvs(Scheduler::LeastConnection)).await;
     }
 }
@@ -406,5 +410,13 @@ async fn a_deployment_is_rolled_over_behind_iptables() {
     let test = "proxies::a_deployment_is_rolled_over_behind_iptables";
     if tool("python3", "KPLANE_PYTHON").is_some() && inside(test, KERNEL_TOOLS) {
         rolls_over(ProxyMode::Iptables).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_is_rolled_over_behind_ipvs() {
+    let test = "proxies::a_deployment_is_rolled_over_behind_ipvs";
+    if has_ipvs() && tool("python3", "KPLANE_PYTHON").is_some() && inside(test, KERNEL_TOOLS) {
+        rolls_over(ProxyMode::Ipvs(Scheduler::RoundRobin)).await;
     }
 }

@@ -19,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     Zone,
     forward::Others,
+    kept::Kept,
     packet::{Reaction, TCP_BYTES_MAX, encode, respond, udp_limit},
 };
 use crate::redirect::{Redirects, Transport, bind};
@@ -131,12 +132,25 @@ impl Drop for DnsServer {
 async fn serve_udp(socket: UdpSocket, shared: Arc<Shared>, stop: CancellationToken) {
     let socket = Arc::new(socket);
     let mut buffer = vec![0; TCP_BYTES_MAX];
+    let (mut kept, mut answer) = (Kept::default(), Vec::new());
     loop {
         // An error is about an answer that was sent before.
         let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        match respond(&buffer[..length], &shared.domain, &*shared.zone) {
+        let question = &buffer[..length];
+        kept.look(&*shared.zone);
+        if kept.find(question, &mut answer) {
+            let _ = socket.send_to(&answer, client).await;
+            continue;
+        }
+        match respond(question, &shared.domain, &*shared.zone) {
             Reaction::Ignore => {}
-            Reaction::Reply(reply, limit) => shared.send(&socket, client, *reply, limit).await,
+            Reaction::Reply(reply, limit) => {
+                let code = reply.metadata.response_code;
+                if let Some(bytes) = encode(&shared.finished(*reply), limit) {
+                    kept.put(question, code, &bytes);
+                    let _ = socket.send_to(&bytes, client).await;
+                }
+            }
             // What must be asked elsewhere does not hold up the others.
             Reaction::Ask(question, so_far) => {
                 let Ok(permit) = Arc::clone(&shared.forwards).try_acquire_owned() else { continue };

@@ -70,6 +70,11 @@ impl Zone for InformerZone {
         Some((found.metadata.namespace.clone()?, found.metadata.name.clone()?))
     }
 
+    fn version(&self) -> Option<[u64; 3]> {
+        // Each is told after the changes that lead there can be seen.
+        Some([self.services.revision(), self.slices.revision(), self.namespaces.revision()])
+    }
+
     fn hosts_at(&self, address: IpAddr) -> Vec<(String, String, String)> {
         let text = address.to_string();
         let mut hosts = Vec::new();

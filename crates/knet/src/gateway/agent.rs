@@ -1,7 +1,8 @@
 //! Follows the objects of the Gateway API and what they refer to, tells a proxy, and writes statuses.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    cell::{OnceCell, RefCell},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt::Debug,
     net::IpAddr,
     sync::Arc,
@@ -11,7 +12,8 @@ use std::{
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::{
-    ClusterResourceScope, NamespaceResourceScope, api::core::v1::Namespace,
+    ClusterResourceScope, NamespaceResourceScope,
+    api::core::v1::{ConfigMap, Namespace},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
 use kcore::Clock;
@@ -26,15 +28,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CONTROLLER, Compiled, Input, compile,
+    CONTROLLER, Compiled, FEATURES, Input, compile,
     types::{
-        GRPCRoute, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HTTPRoute, ReferenceGrant,
-        RouteParentStatus, RouteStatus, TLSRoute,
+        BackendTLSPolicy, GRPCRoute, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HTTPRoute,
+        PolicyAncestorStatus, PolicyStatus, ReferenceGrant, RouteParentStatus, RouteStatus, SupportedFeature,
+        TLSRoute,
     },
 };
 use crate::{
     backends::{InformerObjects, Used, slice_owner},
-    http_proxy::HttpProxy,
+    http_proxy::{Authorities, HttpProxy},
 };
 
 /// How long after a failure a status is written again.
@@ -64,6 +67,8 @@ pub struct GatewayAgent {
     grpc_routes: Informer<GRPCRoute>,
     tls_routes: Informer<TLSRoute>,
     grants: Informer<ReferenceGrant>,
+    policies: Informer<BackendTLSPolicy>,
+    config_maps: Informer<ConfigMap>,
     namespaces: Informer<Namespace>,
     objects: InformerObjects,
     proxy: HttpProxy,
@@ -92,6 +97,8 @@ impl GatewayAgent {
             grpc_routes: informers.of(Selection::all()),
             tls_routes: informers.of(Selection::all()),
             grants: informers.of(Selection::all()),
+            policies: informers.of(Selection::all()),
+            config_maps: informers.of(Selection::all()),
             namespaces: informers.of(Selection::all()),
             objects: InformerObjects::new(informers),
             proxy,
@@ -108,8 +115,19 @@ impl GatewayAgent {
         self
     }
 
-    fn compile(&self, certificates: &mut crate::backends::Certificates) -> (Compiled, Used) {
+    fn compile(
+        &self,
+        certificates: &mut crate::backends::Certificates,
+        system: &OnceCell<Result<Authorities, String>>,
+    ) -> (Compiled, Used, HashSet<String>) {
         let view = self.objects.view(certificates);
+        let bundles = RefCell::new(HashSet::new());
+        let config_map = |namespace: &str, name: &str| {
+            bundles.borrow_mut().insert(format!("{namespace}/{name}"));
+            self.config_maps.get(namespace, name)
+        };
+        let system_authorities =
+            || system.get_or_init(|| Authorities::of_system().map_err(|error| error.to_string())).clone();
         let labels = |namespace: &str| {
             let namespace = self.namespaces.get("", namespace);
             namespace.and_then(|namespace| namespace.metadata.labels.clone()).unwrap_or_default()
@@ -121,12 +139,15 @@ impl GatewayAgent {
             grpc_routes: &self.grpc_routes.list(),
             tls_routes: &self.tls_routes.list(),
             grants: &self.grants.list(),
+            policies: &self.policies.list(),
+            config_map: &config_map,
+            system_authorities: &system_authorities,
             labels: &labels,
             ports: &self.ports,
             addresses: &self.addresses,
             objects: &view,
         });
-        (compiled, view.finish())
+        (compiled, view.finish(), bundles.into_inner())
     }
 
     async fn follow(&self, told: &watch::Sender<Arc<Compiled>>) {
@@ -138,19 +159,21 @@ impl GatewayAgent {
             self.tls_routes.subscribe(),
             self.grants.subscribe(),
             self.namespaces.subscribe(),
+            self.policies.subscribe(),
         ];
+        let mut config_maps = self.config_maps.subscribe();
         let mut services = self.objects.services.subscribe();
         let mut slices = self.objects.slices.subscribe();
         let mut secrets = self.objects.secrets.subscribe();
         // The first table is told when it is whole, so that nothing is refused for want of its endpoints.
         self.informers.synced().await;
-        let mut certificates = HashMap::new();
+        let (mut certificates, system) = (HashMap::new(), OnceCell::new());
         loop {
-            let (compiled, used) = self.compile(&mut certificates);
+            let (compiled, used, bundles) = self.compile(&mut certificates, &system);
             self.proxy.set_table(compiled.table.clone());
             told.send_replace(Arc::new(compiled));
             loop {
-                let [classes, gateways, http, grpc, tls, grants, namespaces] = &mut own;
+                let [classes, gateways, http, grpc, tls, grants, namespaces, policies] = &mut own;
                 let object = |change: &Change| change.key().to_string();
                 let concerned = tokio::select! {
                     batch = classes.next() => batch.map(|_| true),
@@ -160,6 +183,10 @@ impl GatewayAgent {
                     batch = tls.next() => batch.map(|_| true),
                     batch = grants.next() => batch.map(|_| true),
                     batch = namespaces.next() => batch.map(|_| true),
+                    batch = policies.next() => batch.map(|_| true),
+                    batch = config_maps.next() => batch.map(|batch| {
+                        batch.iter().any(|change| bundles.contains(&object(change)))
+                    }),
                     batch = services.next() => batch.map(|batch| {
                         batch.iter().any(|change| used.services.contains(&object(change)))
                     }),
@@ -199,7 +226,10 @@ impl GatewayAgent {
             let name = class.metadata.name.as_deref().unwrap_or_default();
             let Some(wanted) = compiled.classes.get(name) else { continue };
             let known = class.status.clone().unwrap_or_default();
-            let status = GatewayClassStatus { conditions: merged(&known.conditions, wanted, now) };
+            let status = GatewayClassStatus {
+                conditions: merged(&known.conditions, wanted, now),
+                supported_features: FEATURES.map(|name| SupportedFeature { name: name.to_owned() }).to_vec(),
+            };
             if status != known {
                 good &= write_cluster(&Api::all(client()), &*class, &status).await;
             }
@@ -231,6 +261,13 @@ impl GatewayAgent {
             let status = merged_route(&known, compiled.tls_routes.get(&key(&*route)), now);
             if status != known {
                 good &= write(&Api::namespaced(client(), &key(&*route).0), &*route, &status).await;
+            }
+        }
+        for policy in self.policies.list() {
+            let known = policy.status.clone().unwrap_or_default();
+            let status = merged_policy(&known, compiled.policies.get(&key(&*policy)), now);
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*policy).0), &*policy, &status).await;
             }
         }
         good
@@ -305,6 +342,24 @@ fn merged_route(known: &RouteStatus, wanted: Option<&Vec<RouteParentStatus>>, no
             .push(RouteParentStatus { conditions: merged(old, &parent.conditions, now), ..parent.clone() });
     }
     RouteStatus { parents }
+}
+
+/// The ancestors that others have written stay; those of this controller are the wanted ones.
+fn merged_policy(
+    known: &PolicyStatus,
+    wanted: Option<&Vec<PolicyAncestorStatus>>,
+    now: Timestamp,
+) -> PolicyStatus {
+    let is_own = |ancestor: &&PolicyAncestorStatus| ancestor.controller_name == CONTROLLER;
+    let mut ancestors: Vec<_> =
+        known.ancestors.iter().filter(|ancestor| !is_own(ancestor)).cloned().collect();
+    for ancestor in wanted.into_iter().flatten() {
+        let old = known.ancestors.iter().filter(is_own).find(|old| old.ancestor_ref == ancestor.ancestor_ref);
+        let old = old.map(|old| old.conditions.as_slice()).unwrap_or_default();
+        let conditions = merged(old, &ancestor.conditions, now);
+        ancestors.push(PolicyAncestorStatus { conditions, ..ancestor.clone() });
+    }
+    PolicyStatus { ancestors }
 }
 
 #[async_trait]

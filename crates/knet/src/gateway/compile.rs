@@ -5,6 +5,7 @@
 
 mod grant;
 mod listener;
+mod policy;
 mod route;
 mod rule;
 
@@ -14,21 +15,28 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
+use k8s_openapi::{
+    api::core::v1::ConfigMap,
+    apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
+};
 use kreconcile::conditions;
 
 use self::{
     listener::{Bound, bind},
+    policy::Policies,
     route::RouteView,
 };
 use super::{
     CONTROLLER,
     types::{
-        GRPCRoute, Gateway, GatewayAddress, GatewayClass, GatewayStatus, HTTPRoute, ListenerStatus,
-        ReferenceGrant, RouteParentStatus, TLSRoute,
+        BackendTLSPolicy, GRPCRoute, Gateway, GatewayAddress, GatewayClass, GatewayStatus, HTTPRoute,
+        ListenerStatus, PolicyAncestorStatus, ReferenceGrant, RouteParentStatus, TLSRoute,
     },
 };
-use crate::{backends::Objects, http_proxy::RouteTable};
+use crate::{
+    backends::Objects,
+    http_proxy::{Authorities, RouteTable},
+};
 
 /// Namespace and name.
 pub type Key = (String, String);
@@ -47,6 +55,12 @@ pub struct Input<'a> {
     pub tls_routes: &'a [Arc<TLSRoute>],
     /// What may be referred to from elsewhere.
     pub grants: &'a [Arc<ReferenceGrant>],
+    /// How Services are spoken to by TLS.
+    pub policies: &'a [Arc<BackendTLSPolicy>],
+    /// A ConfigMap, by namespace and name.
+    pub config_map: &'a dyn Fn(&str, &str) -> Option<Arc<ConfigMap>>,
+    /// Those whom the machine believes, or why there are none.
+    pub system_authorities: &'a dyn Fn() -> Result<Authorities, String>,
     /// The labels of a namespace.
     pub labels: &'a dyn Fn(&str) -> BTreeMap<String, String>,
     /// The ports that are served.
@@ -72,6 +86,8 @@ pub struct Compiled {
     pub grpc_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
     /// Those of TLSRoutes.
     pub tls_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
+    /// Those of BackendTLSPolicies at the Gateways that have routes to their Services.
+    pub policies: BTreeMap<Key, Vec<PolicyAncestorStatus>>,
 }
 
 /// A condition about this generation of the object.
@@ -83,6 +99,10 @@ fn condition(
     message: impl Into<String>,
 ) -> Condition {
     Condition { observed_generation: meta.generation, ..conditions::condition(kind, holds, reason, message) }
+}
+
+fn is_accepted(condition: &Condition) -> bool {
+    condition.type_ == "Accepted" && condition.status == "True"
 }
 
 fn key(meta: &ObjectMeta) -> Key {
@@ -115,13 +135,23 @@ pub fn compile(input: &Input<'_>) -> Compiled {
     gateways.retain(|gateway| usable.contains(&gateway.spec.gateway_class_name));
     gateways.sort_by_key(|gateway| age(&gateway.metadata));
     let mut bound = bind(input, &gateways, &mut compiled.table);
-    let http = input.http_routes.iter().map(|route| RouteView::http(route, input));
-    let grpc = input.grpc_routes.iter().map(|route| RouteView::grpc(route, input));
-    let tls = input.tls_routes.iter().map(|route| RouteView::tls(route, input));
+    let policies = Policies::of(input);
+    let http = input.http_routes.iter().map(|route| RouteView::http(route, input, &policies));
+    let grpc = input.grpc_routes.iter().map(|route| RouteView::grpc(route, input, &policies));
+    let tls = input.tls_routes.iter().map(|route| RouteView::tls(route, input, &policies));
     let mut routes: Vec<_> = http.chain(grpc).chain(tls).collect();
     routes.sort_by_key(|route| age(route.meta));
+    let mut used: BTreeMap<Key, BTreeSet<Key>> = BTreeMap::new();
     for route in &routes {
         let parents = route.attach(input, &mut bound, &mut compiled.table);
+        for parent in parents.iter().filter(|parent| parent.conditions.iter().any(is_accepted)) {
+            let own = route.meta.namespace.as_ref();
+            let namespace = parent.parent_ref.namespace.as_ref().or(own).cloned().unwrap_or_default();
+            let gateway = (namespace, parent.parent_ref.name.clone());
+            for service in &route.services {
+                used.entry(service.clone()).or_default().insert(gateway.clone());
+            }
+        }
         if !parents.is_empty() {
             let all = match route.kind {
                 "HTTPRoute" => &mut compiled.http_routes,
@@ -131,6 +161,7 @@ pub fn compile(input: &Input<'_>) -> Compiled {
             all.insert(key(route.meta), parents);
         }
     }
+    compiled.policies = policies.statuses(&used);
     for gateway in gateways {
         let listeners = bound.remove(&key(&gateway.metadata)).unwrap_or_default();
         compiled.gateways.insert(key(&gateway.metadata), gateway_status(input, gateway, &listeners));

@@ -2,6 +2,7 @@
 //!
 //! [`definitions`] gives what a cluster has to know of them. It may have upstream's instead: what those have besides is not looked at.
 
+mod policy;
 mod route;
 
 use k8s_openapi::{
@@ -16,7 +17,7 @@ use serde_json::Value;
 /// The API group.
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
-pub use self::route::*;
+pub use self::{policy::*, route::*};
 
 /// The definitions of all kinds. As they are not upstream's, they say by the annotation `api-approved.kubernetes.io`, which kinds of such a
 /// group need (KEP-1111), that nobody has approved them.
@@ -29,6 +30,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         GRPCRoute::crd(),
         TLSRoute::crd(),
         ReferenceGrant::crd(),
+        BackendTLSPolicy::crd(),
     ];
     for definition in &mut all {
         let approved = "unapproved, the fields that kplane knows".to_owned();
@@ -68,10 +70,21 @@ pub struct GatewayClassSpec {
 
 /// What became of a GatewayClass.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayClassStatus {
     /// `Accepted`.
     #[serde(default)]
     pub conditions: Vec<Condition>,
+    /// What is there, sorted by name.
+    #[serde(default)]
+    pub supported_features: Vec<SupportedFeature>,
+}
+
+/// Something of the API that is there.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+pub struct SupportedFeature {
+    /// Its name, such as `HTTPRoute`.
+    pub name: String,
 }
 
 /// Where requests come in.

@@ -30,7 +30,7 @@ pub(super) fn pick_endpoint(
     let others = free.clone().count();
     let skip = usize::try_from(random & 0xffff_ffff).unwrap_or(0).checked_rem(others).unwrap_or(0);
     let second = free.nth(skip).unwrap_or(first);
-    Some(if load(second) < load(first) { second } else { first })
+    Some(if second != first && load(second) < load(first) { second } else { first })
 }
 
 #[cfg(test)]
@@ -43,6 +43,7 @@ mod tests {
             name: name.into(),
             weight,
             protocol: Default::default(),
+            tls: None,
             endpoints: None,
             filters: Vec::new(),
         };

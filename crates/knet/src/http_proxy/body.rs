@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::{Collected, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::mpsc;
 
@@ -27,6 +27,7 @@ pub(super) struct ProxyBody {
 enum Inner {
     Passing(Incoming),
     Own(Full<Bytes>),
+    Read(Box<Collected<Bytes>>),
     Copy(mpsc::Receiver<Copied>),
 }
 
@@ -49,6 +50,11 @@ impl ProxyBody {
 
     pub(super) fn own(text: impl Into<Bytes>) -> Self {
         Self::new(Inner::Own(Full::new(text.into())))
+    }
+
+    /// One that was read already.
+    pub(super) fn read(body: Collected<Bytes>) -> Self {
+        Self::new(Inner::Read(Box::new(body)))
     }
 
     fn new(inner: Inner) -> Self {
@@ -119,6 +125,7 @@ impl Body for ProxyBody {
         let mut polled = match &mut self.inner {
             Inner::Passing(body) => Pin::new(body).poll_frame(context).map_err(io::Error::other),
             Inner::Own(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+            Inner::Read(body) => Pin::new(&mut **body).poll_frame(context).map_err(|never| match never {}),
             Inner::Copy(receiver) => receiver.poll_recv(context).map(|copied| match copied {
                 Some(Copied::Frame(frame)) => Some(Ok(frame)),
                 Some(Copied::End) => None,
@@ -157,6 +164,7 @@ impl Body for ProxyBody {
         match &self.inner {
             Inner::Passing(body) => body.is_end_stream(),
             Inner::Own(body) => body.is_end_stream(),
+            Inner::Read(body) => body.is_end_stream(),
             Inner::Copy(_) => false,
         }
     }
@@ -165,6 +173,7 @@ impl Body for ProxyBody {
         match &self.inner {
             Inner::Passing(body) => body.size_hint(),
             Inner::Own(body) => body.size_hint(),
+            Inner::Read(body) => body.size_hint(),
             Inner::Copy(_) => SizeHint::default(),
         }
     }

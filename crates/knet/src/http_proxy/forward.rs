@@ -8,12 +8,10 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
-    uri::PathAndQuery,
+    HeaderValue, Request, Response, StatusCode, Uri, Version, header, request::Parts, uri::PathAndQuery,
 };
 use hyper::{
     body::{Body as _, Incoming},
@@ -22,19 +20,20 @@ use hyper::{
 use tokio::time::timeout;
 
 use super::{
-    ENDPOINTS_WAIT_MAX, TRIES_MAX, URI_BYTES_MAX,
-    balance::{pick_backend, pick_endpoint},
+    URI_BYTES_MAX,
+    balance::pick_backend,
     body::ProxyBody,
-    filter::{self, Filter},
+    filter::{self, Filter, Redirect},
     headers::{self, Forwarded},
     listen::Shared,
     metrics::OfRule,
     mirror,
     pace::Pace,
     path::{self, BadPath, NormalPath},
-    pool::{Failure, Lease},
+    pool::Lease,
     rule::{Action, Backend, BackendProtocol, Backends, Rule},
-    table::{Asked, RouteTable},
+    table::Asked,
+    trying::{TimedOut, Trying, timed_out},
     upgrade,
 };
 
@@ -54,6 +53,10 @@ impl Arrival {
     }
 }
 
+/// Marks an answer of the proxy itself.
+#[derive(Clone, Copy)]
+struct Own;
+
 /// An answer of the proxy itself.
 fn reply(status: StatusCode) -> Response<ProxyBody> {
     let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
@@ -61,6 +64,32 @@ fn reply(status: StatusCode) -> Response<ProxyBody> {
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response.extensions_mut().insert(Own);
+    response
+}
+
+/// What a client of gRPC is told instead of an HTTP status that is an error: trailers alone, in place of the head ("gRPC over HTTP2",
+/// Responses). The codes are those of gRPC's "HTTP to gRPC Status Code Mapping", so no route is `UNIMPLEMENTED`; what has no
+/// valid backend is `UNAVAILABLE` (the Gateway API's `GRPCRouteRule.backendRefs`).
+fn in_grpc(mut response: Response<ProxyBody>) -> Response<ProxyBody> {
+    let status = response.status();
+    if response.extensions_mut().remove::<Own>().is_none() || status.as_u16() < 400 {
+        return response;
+    }
+    let code: u8 = match status.as_u16() {
+        400 | 414 => 13,
+        404 => 12,
+        429 | 500 | 502..=504 => 14,
+        _ => 2,
+    };
+    *response.body_mut() = ProxyBody::empty();
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.remove(header::CONNECTION);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(u16::from(code)));
+    let why = HeaderValue::from_static(status.canonical_reason().unwrap_or_default());
+    headers.insert("grpc-message", why);
     response
 }
 
@@ -94,51 +123,70 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Response<ProxyBody> {
     let (mut parts, body) = request.into_parts();
+    let is_grpc = is_grpc(&parts);
+    let response = match find(shared, arrival, &mut parts) {
+        Err(status) => reply(status),
+        Ok(Found { rule, host, name }) => {
+            let mut response = match &rule.action {
+                Action::Redirect(to) => redirect(to, &rule, arrival, &name, &parts),
+                Action::Forward(backends) => {
+                    forward(shared, arrival, &rule, backends, host, parts, body).await
+                }
+            };
+            response.extensions_mut().insert(OfRule(Arc::clone(&rule.name)));
+            response
+        }
+    };
+    if is_grpc { in_grpc(response) } else { response }
+}
+
+/// What a request is for.
+struct Found {
+    rule: Arc<Rule>,
+    host: HeaderValue,
+    /// The host's name, in lower case.
+    name: String,
+}
+
+/// Finds the rule for a request, whose path is brought into its one form; or the status of the answer that there is none.
+fn find(shared: &Shared, arrival: &Arrival, parts: &mut Parts) -> Result<Found, StatusCode> {
     if parts.uri.path_and_query().map_or(0, |target| target.as_str().len()) > URI_BYTES_MAX {
-        return reply(StatusCode::URI_TOO_LONG);
+        return Err(StatusCode::URI_TOO_LONG);
     }
-    let Some((host, name)) = host(&parts).and_then(|host| host_name(&host).map(|name| (host, name))) else {
-        return reply(StatusCode::BAD_REQUEST);
+    let Some((host, name)) = host(parts).and_then(|host| host_name(&host).map(|name| (host, name))) else {
+        return Err(StatusCode::BAD_REQUEST);
     };
     if let Some(asked) = &arrival.name
         && !shared.table.borrow().same_listener(arrival.port, asked, &name)
     {
-        return reply(StatusCode::MISDIRECTED_REQUEST);
+        return Err(StatusCode::MISDIRECTED_REQUEST);
     }
     let decoded = if shared.options.keeps_paths {
         None
     } else {
-        match normalize(&mut parts) {
-            Ok(decoded) => decoded,
-            Err(error) => {
-                tracing::debug!(%error, client = %arrival.client, "a path is refused");
-                return reply(StatusCode::BAD_REQUEST);
-            }
+        normalize(parts).map_err(|error| {
+            tracing::debug!(%error, client = %arrival.client, "a path is refused");
+            StatusCode::BAD_REQUEST
+        })?
+    };
+    let table = shared.table.borrow();
+    let asked = Asked::of(parts, &name);
+    let rule = table.select(arrival.port, &asked);
+    // With its slashes decoded it could be for a rule that it is to pass by.
+    let is_same = decoded.as_deref().is_none_or(|path| {
+        let other = table.select(arrival.port, &Asked { path, ..asked });
+        match (rule, other) {
+            (Some(rule), Some(other)) => Arc::ptr_eq(rule, other),
+            (None, None) => true,
+            _ => false,
         }
-    };
-    let (rule, is_same) = {
-        let table = shared.table.borrow();
-        let asked = Asked::of(&parts, &name);
-        let rule = table.select(arrival.port, &asked);
-        // With its slashes decoded it could be for a rule that it is to pass by.
-        let is_same = decoded.as_deref().is_none_or(|path| {
-            let other = table.select(arrival.port, &Asked { path, ..asked });
-            match (rule, other) {
-                (Some(rule), Some(other)) => Arc::ptr_eq(rule, other),
-                (None, None) => true,
-                _ => false,
-            }
-        });
-        (rule.cloned(), is_same)
-    };
+    });
     if !is_same {
-        return reply(StatusCode::BAD_REQUEST);
+        return Err(StatusCode::BAD_REQUEST);
     }
-    let Some(rule) = rule else { return reply(StatusCode::NOT_FOUND) };
-    let of_rule = OfRule(Arc::clone(&rule.name));
-    let mut response = act(shared, arrival, &rule, host, &name, parts, body).await;
-    response.extensions_mut().insert(of_rule);
-    response
+    let rule = Arc::clone(rule.ok_or(StatusCode::NOT_FOUND)?);
+    drop(table);
+    Ok(Found { rule, host, name })
 }
 
 /// Brings the path into its one form; gives the one that it has when slashes are decoded, where that is another one.
@@ -156,35 +204,30 @@ fn normalize(parts: &mut Parts) -> Result<Option<String>, BadPath> {
     Ok(decoded)
 }
 
-/// Does what a rule says.
-async fn act(
-    shared: &Shared,
-    arrival: &Arrival,
+/// Tells the client where to ask instead.
+fn redirect(
+    redirect: &Redirect,
     rule: &Rule,
-    host: HeaderValue,
+    arrival: &Arrival,
     name: &str,
-    parts: Parts,
-    body: Incoming,
+    parts: &Parts,
 ) -> Response<ProxyBody> {
-    match &rule.action {
-        Action::Redirect(redirect) => {
-            let location =
-                redirect.location(&parts.uri, &rule.matches.path, arrival.scheme(), name, arrival.port);
-            let Ok(location) = HeaderValue::from_str(&location) else {
-                return reply(StatusCode::INTERNAL_SERVER_ERROR);
-            };
-            let mut response = reply(redirect.status);
-            response.headers_mut().insert(header::LOCATION, location);
-            filter::change_response(&rule.filters, response.headers_mut());
-            response
-        }
-        Action::Forward(backends) => forward(shared, arrival, rule, backends, host, parts, body).await,
-    }
+    let location = redirect.location(&parts.uri, &rule.matches.path, arrival.scheme(), name, arrival.port);
+    let Ok(location) = HeaderValue::from_str(&location) else {
+        return reply(StatusCode::INTERNAL_SERVER_ERROR);
+    };
+    let mut response = reply(redirect.status);
+    response.headers_mut().insert(header::LOCATION, location);
+    filter::change_response(&rule.filters, response.headers_mut());
+    response
 }
 
 fn is_grpc(parts: &Parts) -> bool {
-    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    kind.is_some_and(|kind| kind.starts_with("application/grpc"))
+    let kind = parts.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    // What browsers speak is "application/grpc-web".
+    let rest = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+    parts.version == Version::HTTP_2
+        && rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 async fn forward(
@@ -231,11 +274,14 @@ async fn forward(
             }
         }
     }
-    if !address(&mut parts, backend.protocol) {
+    if !address(&mut parts, backend) {
         return reply(StatusCode::BAD_REQUEST);
     }
-    let trying = Trying { shared, rule, backend, tried: Vec::new(), waited: false };
-    let sent = limited(rule.timeouts.request, trying.run(parts, body)).await;
+    let sent = Trying::new(shared, rule, backend).run(parts, body);
+    let sent = match rule.timeouts.request {
+        None => sent.await,
+        Some(limit) => timeout(limit, Box::pin(sent)).await.unwrap_or_else(|_| Err(timed_out())),
+    };
     let (response, lease) = match sent {
         Ok(sent) => sent,
         Err(error) => {
@@ -279,10 +325,10 @@ fn finish(
 }
 
 /// Writes the target as the backend's protocol has it. `false` when it can't be written.
-pub(super) fn address(parts: &mut Parts, protocol: BackendProtocol) -> bool {
+pub(super) fn address(parts: &mut Parts, backend: &Backend) -> bool {
     let target = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     parts.extensions.clear();
-    match protocol {
+    match backend.protocol {
         BackendProtocol::Http1 => {
             parts.version = Version::HTTP_11;
             parts.uri = Uri::from(target);
@@ -291,104 +337,14 @@ pub(super) fn address(parts: &mut Parts, protocol: BackendProtocol) -> bool {
         BackendProtocol::Http2 => {
             parts.version = Version::HTTP_2;
             let Some(host) = parts.headers.remove(header::HOST) else { return false };
-            let uri = Uri::builder().scheme("http").authority(host.as_bytes()).path_and_query(target).build();
+            let scheme = if backend.tls.is_some() { "https" } else { "http" };
+            let uri = Uri::builder().scheme(scheme).authority(host.as_bytes()).path_and_query(target).build();
             uri.is_ok_and(|uri| {
                 parts.uri = uri;
                 true
             })
         }
     }
-}
-
-/// A time-out of the rule has passed.
-#[derive(Debug, thiserror::Error)]
-#[error("the time-out of the rule has passed")]
-struct TimedOut;
-
-async fn limited<T>(limit: Option<Duration>, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match limit {
-        Some(limit) => {
-            let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, TimedOut);
-            timeout(limit, work).await.map_err(timed_out)?
-        }
-        None => work.await,
-    }
-}
-
-/// One request that is tried on endpoint after endpoint.
-struct Trying<'a> {
-    shared: &'a Shared,
-    rule: &'a Rule,
-    backend: &'a Backend,
-    tried: Vec<SocketAddr>,
-    /// Whether it has waited for other endpoints.
-    waited: bool,
-}
-
-impl Trying<'_> {
-    async fn run(mut self, parts: Parts, body: ProxyBody) -> io::Result<(Response<Incoming>, Lease)> {
-        // What is idempotent and has no body can be sent again, whatever became of it (RFC 9110, section 9.2.2).
-        let idempotent =
-            parts.method.is_idempotent() && parts.method != Method::TRACE && body.is_end_stream();
-        let copy = idempotent.then(|| parts.clone());
-        let mut request = Request::from_parts(parts, body);
-        let mut error = io::Error::other("there is no endpoint");
-        for _ in 0..TRIES_MAX {
-            let Some(endpoint) = self.next_endpoint().await else { break };
-            let send = async { Ok(self.shared.pool.send(endpoint, self.backend.protocol, request).await) };
-            // A try that has timed out is not repeated: the request may be what takes so long.
-            let failure = match limited(self.rule.timeouts.backend_request, send).await? {
-                Ok(answered) => return Ok(answered),
-                Err(failure) => failure,
-            };
-            let Failure { request: unsent, reused, error: why } = failure;
-            tracing::debug!(%endpoint, error = %why, "an endpoint failed");
-            self.shared.metrics.failures.fetch_add(1, Ordering::Relaxed);
-            error = why;
-            if !reused {
-                self.tried.push(endpoint);
-            }
-            request = match (unsent, &copy) {
-                (Some(unsent), _) => *unsent,
-                (None, Some(parts)) => Request::from_parts(parts.clone(), ProxyBody::empty()),
-                (None, None) => break,
-            };
-        }
-        Err(error)
-    }
-
-    fn pick(&self, endpoints: &[SocketAddr]) -> Option<SocketAddr> {
-        let load = |endpoint| self.shared.pool.load(endpoint, self.backend.protocol);
-        pick_endpoint(endpoints, &self.tried, load, rand::random())
-    }
-
-    /// An endpoint that was not tried: of those of the moment, since some that the rule had may be gone, and others have come.
-    async fn next_endpoint(&mut self) -> Option<SocketAddr> {
-        if self.tried.is_empty() {
-            return self.pick(self.backend.endpoints.as_deref().unwrap_or_default());
-        }
-        let now = |table: &RouteTable| self.pick(&endpoints_now(table, self.rule, self.backend));
-        let mut tables = self.shared.table.subscribe();
-        let found = now(&tables.borrow_and_update());
-        if found.is_some() || self.waited {
-            return found;
-        }
-        let table = timeout(ENDPOINTS_WAIT_MAX, tables.wait_for(|table| now(table).is_some())).await;
-        let found = table.ok().and_then(Result::ok).and_then(|table| now(&table));
-        self.waited = true;
-        found
-    }
-}
-
-/// The endpoints that the same backend of the same rule has in a table.
-fn endpoints_now(table: &RouteTable, rule: &Rule, backend: &Backend) -> Arc<[SocketAddr]> {
-    let rules = table.rules().filter(|other| other.name == rule.name);
-    let backends = rules.flat_map(|rule| match &rule.action {
-        Action::Forward(backends) => backends.as_slice(),
-        Action::Redirect(_) => &[],
-    });
-    let mut same = backends.filter(|other| other.name == backend.name);
-    same.find_map(|backend| backend.endpoints.clone()).unwrap_or_else(|| Arc::from([]))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The proxy's sockets: accept, TLS, and HTTP on it.
 
-use std::{collections::HashSet, convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
@@ -21,8 +21,8 @@ use tokio_util::{
 };
 
 use super::{
-    CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_CLIENT_MAX,
-    MIRRORS_MAX, STREAMS_MAX, TUNNELS_MAX,
+    CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, IDLE_CLIENT_MAX, MIRRORS_MAX,
+    STREAMS_MAX, TUNNELS_MAX,
     forward::{self, Arrival},
     metrics::{Metrics, OfRule},
     passthrough,
@@ -107,7 +107,7 @@ impl HttpProxy {
     /// with the last request on them.
     pub fn set_table(&self, table: impl Into<Arc<RouteTable>>) {
         let table = table.into();
-        let endpoints: HashSet<SocketAddr> = table.endpoints().collect();
+        let endpoints = table.endpoints().collect();
         self.shared.table.send_replace(table);
         self.shared.pool.retain(&endpoints);
     }
@@ -235,7 +235,8 @@ where
     let mut builder = auto::Builder::new(TokioExecutor::new());
     let http1 = &mut builder.http1();
     http1.timer(TokioTimer::new()).header_read_timeout(IDLE_CLIENT_MAX);
-    http1.max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
+    // HEADERS_MAX is hyper's own limit; to name it would cost an allocation for each head.
+    http1.max_buf_size(HEAD_BYTES_MAX);
     let http2 = &mut builder.http2();
     http2.timer(TokioTimer::new()).keep_alive_interval(ALIVE_INTERVAL).keep_alive_timeout(ALIVE_MAX);
     http2.max_concurrent_streams(STREAMS_MAX);

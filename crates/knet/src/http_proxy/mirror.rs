@@ -18,19 +18,19 @@ pub(super) fn send(shared: &Shared, mirror: &Mirror, parts: &Parts, body: &mut P
         return;
     }
     let endpoints = backend.endpoints.as_deref().unwrap_or_default();
-    let load = |endpoint| shared.pool.load(endpoint, backend.protocol);
+    let load = |endpoint| shared.pool.load(endpoint, backend);
     let Some(endpoint) = pick_endpoint(endpoints, &[], load, rand::random()) else { return };
     let Ok(permit) = Arc::clone(&shared.mirrors).try_acquire_owned() else { return };
     let mut parts = parts.clone();
-    if !address(&mut parts, backend.protocol) {
+    if !address(&mut parts, backend) {
         return;
     }
     let request = Request::from_parts(parts, body.mirror());
-    let (pool, protocol, stop) = (Arc::clone(&shared.pool), backend.protocol, shared.stop.clone());
+    let (pool, backend, stop) = (Arc::clone(&shared.pool), backend.clone(), shared.stop.clone());
     tokio::spawn(async move {
         let _permit = permit;
         let exchange = async {
-            match pool.send(endpoint, protocol, request).await {
+            match pool.send(endpoint, &backend, request).await {
                 // The answer is read, so that the connection can be used again.
                 Ok((response, lease)) => {
                     drop(ProxyBody::passing(response.into_body()).keeping(Box::new(lease)).collect().await)

@@ -18,14 +18,16 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout},
 };
 
 use super::{
-    CONNECT_MAX, HEAD_BYTES_MAX, HEADERS_MAX, IDLE_BACKEND_MAX, IDLE_MAX_PER_ENDPOINT,
+    CONNECT_MAX, HEAD_BYTES_MAX, IDLE_BACKEND_MAX, IDLE_MAX_PER_ENDPOINT,
+    backend_tls::BackendTls,
     body::{Keep, ProxyBody},
-    rule::BackendProtocol,
+    rule::{Backend, BackendProtocol},
 };
 use crate::redirect::{Redirects, Transport};
 
@@ -76,9 +78,18 @@ impl Drop for Running {
     }
 }
 
+/// What connections are shared by: those to an address that speak the same, and that have to prove the same when they are sealed.
+pub(super) type Key = (SocketAddr, BackendProtocol, Option<[u8; 32]>);
+
+/// The key of connections to a backend's endpoint.
+pub(super) fn key(address: SocketAddr, backend: &Backend) -> Key {
+    (address, backend.protocol, backend.tls.as_ref().map(BackendTls::id))
+}
+
 /// What is known of an endpoint.
 struct Endpoint {
     address: SocketAddr,
+    tls: Option<BackendTls>,
     running: AtomicUsize,
     /// Connections of HTTP/1.1 that nobody uses, the newest last, with the time since when.
     idle: Mutex<Vec<(Instant, Http1)>>,
@@ -110,7 +121,7 @@ impl Endpoint {
 
 /// The connections to all endpoints.
 pub(super) struct Pool {
-    endpoints: Mutex<HashMap<(SocketAddr, BackendProtocol), Arc<Endpoint>>>,
+    endpoints: Mutex<HashMap<Key, Arc<Endpoint>>>,
     redirects: Redirects,
 }
 
@@ -126,19 +137,19 @@ impl Pool {
         Self { endpoints: Mutex::default(), redirects }
     }
 
-    fn endpoints(&self) -> MutexGuard<'_, HashMap<(SocketAddr, BackendProtocol), Arc<Endpoint>>> {
+    fn endpoints(&self) -> MutexGuard<'_, HashMap<Key, Arc<Endpoint>>> {
         self.endpoints.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many requests run at an endpoint.
-    pub(super) fn load(&self, address: SocketAddr, protocol: BackendProtocol) -> usize {
+    pub(super) fn load(&self, address: SocketAddr, backend: &Backend) -> usize {
         let endpoints = self.endpoints();
-        endpoints.get(&(address, protocol)).map_or(0, |endpoint| endpoint.running.load(Ordering::Relaxed))
+        endpoints.get(&key(address, backend)).map_or(0, |endpoint| endpoint.running.load(Ordering::Relaxed))
     }
 
     /// Forgets the connections to all others. What runs on them goes on to its end.
-    pub(super) fn retain(&self, addresses: &HashSet<SocketAddr>) {
-        self.endpoints().retain(|(address, _), _| addresses.contains(address));
+    pub(super) fn retain(&self, keys: &HashSet<Key>) {
+        self.endpoints().retain(|key, _| keys.contains(key));
     }
 
     /// Sends a request.
@@ -148,21 +159,22 @@ impl Pool {
     pub(super) async fn send(
         &self,
         address: SocketAddr,
-        protocol: BackendProtocol,
+        backend: &Backend,
         request: Request<ProxyBody>,
     ) -> Result<(Response<Incoming>, Lease), Failure> {
-        let endpoint = Arc::clone(self.endpoints().entry((address, protocol)).or_insert_with(|| {
+        let endpoint = Arc::clone(self.endpoints().entry(key(address, backend)).or_insert_with(|| {
             Arc::new(Endpoint {
                 address,
+                tls: backend.tls.clone(),
                 running: AtomicUsize::new(0),
                 idle: Mutex::default(),
                 shared: tokio::sync::Mutex::default(),
             })
         }));
         let running = Running::new(Arc::clone(&endpoint));
-        match protocol {
+        match backend.protocol {
             BackendProtocol::Http1 => self.send_http1(&endpoint, running, request).await,
-            BackendProtocol::Http2 => self.send_http2(&endpoint, running, request).await,
+            BackendProtocol::Http2 => Box::pin(self.send_http2(&endpoint, running, request)).await,
         }
     }
 
@@ -185,7 +197,8 @@ impl Pool {
                 }
             }
         }
-        let mut sender = match self.connect_http1(endpoint.address).await {
+        // Rare, and big: what is kept within the future is moved with every request.
+        let mut sender = match Box::pin(self.connect_http1(endpoint)).await {
             Ok(sender) => sender,
             Err(error) => return Err(Failure { request: Some(Box::new(request)), reused: false, error }),
         };
@@ -215,10 +228,7 @@ impl Pool {
             let mut shared = endpoint.shared.lock().await;
             match shared.as_ref().filter(|sender| !sender.is_closed()).cloned() {
                 Some(sender) => Ok(sender),
-                None => self
-                    .connect_http2(endpoint.address)
-                    .await
-                    .inspect(|sender| *shared = Some(sender.clone())),
+                None => self.connect_http2(endpoint).await.inspect(|sender| *shared = Some(sender.clone())),
             }
         };
         let mut sender = match sender {
@@ -239,42 +249,63 @@ impl Pool {
         Ok(stream)
     }
 
-    async fn connect_http1(&self, address: SocketAddr) -> io::Result<Http1> {
+    async fn connect_http1(&self, endpoint: &Endpoint) -> io::Result<Http1> {
         let connect = async {
-            let stream = TokioIo::new(self.connect(address).await?);
-            let mut builder = http1::Builder::new();
-            builder.max_buf_size(HEAD_BYTES_MAX).max_headers(HEADERS_MAX);
-            let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
-            // It ends when nobody holds the sender and what it has carried is over.
-            tokio::spawn(async move {
-                if let Err(error) = connection.with_upgrades().await {
-                    tracing::debug!(%address, %error, "a connection to an endpoint ended");
+            let stream = self.connect(endpoint.address).await?;
+            match &endpoint.tls {
+                None => begin_http1(stream, endpoint.address).await,
+                Some(tls) => {
+                    begin_http1(tls.connect(BackendProtocol::Http1, stream).await?, endpoint.address).await
                 }
-            });
-            Ok(sender)
+            }
         };
         timeout(CONNECT_MAX, connect).await?
     }
 
-    async fn connect_http2(&self, address: SocketAddr) -> io::Result<Http2> {
+    async fn connect_http2(&self, endpoint: &Endpoint) -> io::Result<Http2> {
         let connect = async {
-            let stream = TokioIo::new(self.connect(address).await?);
-            let mut builder = http2::Builder::new(TokioExecutor::new());
-            builder
-                .timer(TokioTimer::new())
-                .keep_alive_interval(ALIVE_INTERVAL)
-                .keep_alive_timeout(ALIVE_MAX);
-            builder.max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX));
-            let (sender, connection) = builder.handshake(stream).await.map_err(io::Error::other)?;
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%address, %error, "a connection to an endpoint ended");
+            let stream = self.connect(endpoint.address).await?;
+            match &endpoint.tls {
+                None => begin_http2(stream, endpoint.address).await,
+                Some(tls) => {
+                    begin_http2(tls.connect(BackendProtocol::Http2, stream).await?, endpoint.address).await
                 }
-            });
-            Ok(sender)
+            }
         };
         timeout(CONNECT_MAX, connect).await?
     }
+}
+
+async fn begin_http1<I>(stream: I, address: SocketAddr) -> io::Result<Http1>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(HEAD_BYTES_MAX);
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    // It ends when nobody holds the sender and what it has carried is over.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%address, %error, "a connection to an endpoint ended");
+        }
+    });
+    Ok(sender)
+}
+
+async fn begin_http2<I>(stream: I, address: SocketAddr) -> io::Result<Http2>
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.timer(TokioTimer::new()).keep_alive_interval(ALIVE_INTERVAL).keep_alive_timeout(ALIVE_MAX);
+    builder.max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX));
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%address, %error, "a connection to an endpoint ended");
+        }
+    });
+    Ok(sender)
 }
 
 fn failure(mut error: TrySendError<Request<ProxyBody>>, reused: bool) -> Failure {

@@ -2,9 +2,10 @@
 
 use std::{cmp::Reverse, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::{
+    backend_tls::BackendTls,
     filter::{Filter, Redirect},
     table::Asked,
 };
@@ -118,13 +119,13 @@ impl Match {
     }
 }
 
-/// What is spoken with a backend.
+/// What is spoken with a backend, in the clear or within TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BackendProtocol {
-    /// HTTP/1.1 in the clear.
+    /// HTTP/1.1.
     #[default]
     Http1,
-    /// HTTP/2 in the clear, by prior knowledge: for gRPC.
+    /// HTTP/2, in the clear by prior knowledge: for gRPC.
     Http2,
 }
 
@@ -137,6 +138,8 @@ pub struct Backend {
     pub weight: u32,
     /// What is spoken there.
     pub protocol: BackendProtocol,
+    /// How it is sealed; in the clear when it is not.
+    pub tls: Option<BackendTls>,
     /// Where it is; `None` when the backend is not valid, so that its share of the requests is answered with 500.
     pub endpoints: Option<Arc<[SocketAddr]>>,
     /// What is changed of the requests that go there, after the rule's own filters.
@@ -153,6 +156,19 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// The same for each try.
     pub backend_request: Option<Duration>,
+}
+
+/// When a request is sent again that may have arrived (the Gateway API's `HTTPRouteRule.retry`, GEP-1731): after a connection that has failed,
+/// a time-out of the try, or certain answers; whatever its method. Its body has to be shorter than
+/// [`RETRY_BODY_BYTES_MAX`](super::RETRY_BODY_BYTES_MAX).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// How often at most.
+    pub attempts: u32,
+    /// How long it waits before the first time; each time twice as long, up to [`RETRY_BACKOFF_MAX`](super::RETRY_BACKOFF_MAX).
+    pub backoff: Duration,
+    /// The answers after which it is. When there are no attempts left, the client gets the last one.
+    pub codes: Vec<StatusCode>,
 }
 
 /// What is done with a request.
@@ -177,12 +193,21 @@ pub struct Rule {
     pub action: Action,
     /// How long that may take.
     pub timeouts: Timeouts,
+    /// When it is sent again that may have arrived. Default: only if it is idempotent and has no body.
+    pub retry: Option<Retry>,
 }
 
 impl Rule {
-    /// A rule without filters and time-outs.
+    /// A rule without filters, time-outs and retries.
     #[must_use]
     pub fn new(name: impl Into<Arc<str>>, matches: Match, action: Action) -> Self {
-        Self { name: name.into(), matches, filters: Vec::new(), action, timeouts: Timeouts::default() }
+        Self {
+            name: name.into(),
+            matches,
+            filters: Vec::new(),
+            action,
+            timeouts: Timeouts::default(),
+            retry: None,
+        }
     }
 }

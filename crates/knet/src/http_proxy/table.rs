@@ -7,6 +7,7 @@ use http::{HeaderMap, Method, request::Parts};
 use super::{
     filter::Filter,
     hosts::{HostName, Hosts},
+    pool,
     rule::{Action, Rule},
     tls::Certificate,
 };
@@ -104,7 +105,7 @@ impl RouteTable {
     }
 
     /// Every endpoint.
-    pub(super) fn endpoints(&self) -> impl Iterator<Item = std::net::SocketAddr> {
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = pool::Key> {
         let backends = self.rules().flat_map(|rule| {
             let backends = match &rule.action {
                 Action::Forward(backends) => backends.as_slice(),
@@ -117,6 +118,9 @@ impl RouteTable {
             });
             backends.iter().chain(mirrors)
         });
-        backends.flat_map(|backend| backend.endpoints.iter()).flat_map(|endpoints| endpoints.iter().copied())
+        backends.flat_map(|backend| {
+            let endpoints = backend.endpoints.iter().flat_map(|endpoints| endpoints.iter());
+            endpoints.map(|endpoint| pool::key(*endpoint, backend))
+        })
     }
 }

@@ -202,6 +202,7 @@ impl Compiler<'_> {
             name: name.into(),
             weight: 1,
             protocol,
+            tls: None,
             endpoints,
             filters: Vec::new(),
         };

@@ -62,6 +62,10 @@ impl Default for IptablesConfig {
 }
 
 impl IptablesConfig {
+    fn check_ranges(&self) -> io::Result<()> {
+        super::check_ranges(self.pod_ranges.iter().chain(&self.node_port_addresses))
+    }
+
     fn program(&self, v4: bool, what: &str) -> PathBuf {
         let base: &Path = if v4 { &self.iptables } else { &self.ip6tables };
         let mut name = base.as_os_str().to_owned();
@@ -115,8 +119,10 @@ impl IptablesProxy {
     /// Whether it can work here: changes nothing.
     ///
     /// # Errors
-    /// When a program is not there, the kernel has no such tables, or the right to change the network is lacking.
+    /// When a range of the settings is none, a program is not there, the kernel has no such tables, or the right to change the network is
+    /// lacking.
     pub async fn check(&self) -> io::Result<()> {
+        self.config.check_ranges()?;
         for v4 in FAMILIES {
             self.saved(v4).await?;
         }
@@ -144,6 +150,7 @@ impl IptablesProxy {
     }
 
     async fn apply(&self, known: Option<[State; 2]>, table: &Table) -> io::Result<[State; 2]> {
+        self.config.check_ranges()?;
         let known = known.map(|[four, six]| [Some(four), Some(six)]).unwrap_or_default();
         let mut next = [State::default(), State::default()];
         for ((v4, known), slot) in FAMILIES.into_iter().zip(known).zip(&mut next) {
@@ -174,6 +181,31 @@ impl ServiceProxy for IptablesProxy {
                 let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
                 let service = "all".to_owned();
                 Err(SyncError(vec![RuleError { service, address, transport: Transport::Tcp, source }]))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ranges_that_are_none_are_refused_before_anything_is_done() {
+        for (pods, nodes) in [("10.0.0.0/33", "192.0.2.0/24"), ("10.0.0.0/8", "192.0.2.1")] {
+            let config = IptablesConfig {
+                pod_ranges: vec![pods.to_owned()],
+                node_port_addresses: vec![nodes.to_owned()],
+                iptables: "/nowhere/iptables".into(),
+                ..IptablesConfig::default()
+            };
+            let proxy = IptablesProxy::new(config);
+            for refused in [
+                proxy.check().await.err().map(|error| error.to_string()),
+                proxy.sync(&Table::default()).await.err().map(|errors| errors.0[0].source.to_string()),
+            ] {
+                let why = refused.unwrap();
+                assert!(why.ends_with(" is no range of addresses, such as 10.0.0.0/8"), "{why}");
             }
         }
     }

@@ -125,14 +125,7 @@ impl Default for IpvsConfig {
 impl IpvsConfig {
     /// What is no range would be passed over, and so the servers of others taken away.
     fn check_ranges(&self) -> io::Result<()> {
-        let all = self.exclude.iter().chain(&self.pod_ranges).chain(&self.node_port_addresses);
-        match all.into_iter().find(|range| Cidr::parse(range).is_none()) {
-            None => Ok(()),
-            Some(range) => {
-                let why = format!("{range:?} is no range of addresses, such as 10.0.0.0/8");
-                Err(io::Error::new(io::ErrorKind::InvalidInput, why))
-            }
-        }
+        super::check_ranges(self.exclude.iter().chain(&self.pod_ranges).chain(&self.node_port_addresses))
     }
 
     /// Whether an address is one of those that are left alone.

@@ -70,6 +70,12 @@ impl Default for NftablesConfig {
     }
 }
 
+impl NftablesConfig {
+    fn check_ranges(&self) -> io::Result<()> {
+        super::check_ranges(self.pod_ranges.iter().chain(&self.node_port_addresses))
+    }
+}
+
 /// The nftables proxy. Its rules stay when it is dropped, so that a restart interrupts nobody; [`remove`](Self::remove) takes
 /// them away.
 ///
@@ -109,8 +115,9 @@ impl NftablesProxy {
     /// Whether it can work here: changes nothing.
     ///
     /// # Errors
-    /// When `nft` is not there, the kernel has no nftables, or the right to change the network is lacking.
+    /// When a range of the settings is none, `nft` is not there, the kernel has no nftables, or the right to change the network is lacking.
     pub async fn check(&self) -> io::Result<()> {
+        self.config.check_ranges()?;
         nft::check(&self.config.nft).await
     }
 
@@ -119,9 +126,15 @@ impl NftablesProxy {
     }
 }
 
+fn error_of_all(source: io::Error) -> SyncError {
+    let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    SyncError(vec![RuleError { service: "all".to_owned(), address, transport: Transport::Tcp, source }])
+}
+
 #[async_trait]
 impl ServiceProxy for NftablesProxy {
     async fn sync(&self, table: &Table) -> Result<(), SyncError> {
+        self.config.check_ranges().map_err(error_of_all)?;
         let mut state = self.state.lock().await;
         let change = match state.take() {
             Some(known) => known.change(&self.config, table),
@@ -131,12 +144,35 @@ impl ServiceProxy for NftablesProxy {
             && let Err(source) = self.run_nft(&change.script).await
         {
             // What the kernel has now is not known: the next call makes all of it anew.
-            let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-            let error = RuleError { service: "all".to_owned(), address, transport: Transport::Tcp, source };
-            return Err(SyncError(vec![error]));
+            return Err(error_of_all(source));
         }
         *state = Some(change.state);
         conntrack::end(&self.config.conntrack, &change.ended).await;
         if change.refused.is_empty() { Ok(()) } else { Err(SyncError(change.refused)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn ranges_that_are_none_are_refused_before_anything_is_done() {
+        for (pods, nodes) in [("10.0.0.0/33", "192.0.2.0/24"), ("10.0.0.0/8", "192.0.2.1")] {
+            let config = NftablesConfig {
+                pod_ranges: vec![pods.to_owned()],
+                node_port_addresses: vec![nodes.to_owned()],
+                nft: "/nowhere/nft".into(),
+                ..NftablesConfig::default()
+            };
+            let proxy = NftablesProxy::new(config);
+            for refused in [
+                proxy.check().await.err().map(|error| error.to_string()),
+                proxy.sync(&Table::default()).await.err().map(|errors| errors.0[0].source.to_string()),
+            ] {
+                let why = refused.unwrap();
+                assert!(why.ends_with(" is no range of addresses, such as 10.0.0.0/8"), "{why}");
+            }
+        }
     }
 }

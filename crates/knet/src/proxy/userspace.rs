@@ -205,6 +205,12 @@ impl UserspaceProxy {
                 tokio::spawn(udp::run(socket, Arc::clone(&served), stop.clone()));
                 bound
             }
+            Transport::Sctp => {
+                return Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "SCTP is not served in userspace; nftables, iptables and IPVS carry it",
+                ));
+            }
         };
         if bound != address {
             self.redirects.set(transport, address, bound);

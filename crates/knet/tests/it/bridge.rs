@@ -20,30 +20,30 @@ use crate::lab::{attempt, connect, connect_within, inside, run, serve, within};
 /// How long a test waits for what must not come.
 const SILENCE: Duration = Duration::from_millis(400);
 /// Not one of the hosts, on their link.
-const OUTSIDE: &str = "192.0.2.254";
-const PORT: u16 = 80;
+pub(crate) const OUTSIDE: &str = "192.0.2.254";
+pub(crate) const PORT: u16 = 80;
 
 fn cidr(text: &str) -> Cidr {
     Cidr::parse(text).unwrap()
 }
 
 /// Runs what changes a host's network on a thread that is there.
-fn on<T: Send>(host: &str, work: impl Future<Output = T> + Send) -> T {
+pub(crate) fn on<T: Send>(host: &str, work: impl Future<Output = T> + Send) -> T {
     within(host, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(work)
     })
 }
 
-struct Host {
-    name: String,
+pub(crate) struct Host {
+    pub(crate) name: String,
     network: BridgeNetwork,
     peer: Peer,
 }
 
 impl Host {
     /// A host on the link, whose pods have their addresses from `10.244.<number>.0/24`.
-    fn new(number: u8, overlay: Overlay, dir: &Path) -> Self {
+    pub(crate) fn new(number: u8, overlay: Overlay, dir: &Path) -> Self {
         let name = format!("h{number}");
         let address: IpAddr = [192, 0, 2, number].into();
         run(&format!(
@@ -61,7 +61,7 @@ impl Host {
     }
 
     /// A pod that serves, with its address.
-    fn pod(&self, name: &str, ports: Vec<PortMapping>) -> (PodAttachment, IpAddr) {
+    pub(crate) fn pod(&self, name: &str, ports: Vec<PortMapping>) -> (PodAttachment, IpAddr) {
         if !Path::new(&format!("/run/netns/{name}")).exists() {
             run(&format!("ip netns add {name}"));
         }
@@ -84,7 +84,7 @@ fn attachment(name: &str, ports: Vec<PortMapping>) -> PodAttachment {
 }
 
 /// Tells each host of all others.
-fn acquaint(hosts: &[Host]) {
+pub(crate) fn acquaint(hosts: &[Host]) {
     for host in hosts {
         let others = hosts.iter().filter(|other| other.name != host.name);
         let others: Vec<Peer> = others.map(|other| other.peer.clone()).collect();
@@ -92,7 +92,7 @@ fn acquaint(hosts: &[Host]) {
     }
 }
 
-fn lay_out() {
+pub(crate) fn lay_out() {
     run(&format!("ip link add lan type bridge && ip link set lan up && ip addr add {OUTSIDE}/24 dev lan"));
     // The link's own bridge is a switch, which knows nothing of what it carries.
     attempt("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0");

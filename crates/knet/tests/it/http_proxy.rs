@@ -1,7 +1,9 @@
 //! The HTTP proxy over real sockets: what clients and backends see of each other.
 
+mod backend_tls;
 mod parts;
 mod paths;
+mod retries;
 mod rollover;
 mod tls;
 

@@ -5,6 +5,7 @@ mod bridge;
 mod cni;
 mod dns;
 mod health;
+mod hosts;
 mod http_proxy;
 mod iptables;
 mod ipvs;
@@ -12,6 +13,7 @@ mod kernel;
 mod lab;
 mod nftables;
 mod policy;
+mod sctp;
 
 use knet::{
     Redirects, ServiceProxy, Transport,
@@ -48,6 +50,21 @@ async fn low_ports_are_redirected_without_privileges() {
     assert!(TcpStream::connect(target).await.is_ok());
     drop(proxy);
     assert_eq!(redirects.resolve(Transport::Tcp, address), address);
+}
+
+/// The kernel has no sockets of SCTP that anybody could do without a right to: who wants it is told, and the others are served.
+#[tokio::test]
+async fn sctp_is_refused_in_userspace_and_the_rest_is_served() {
+    let block = LoopbackBlock::claim().unwrap();
+    let proxy = UserspaceProxy::new(Redirects::default());
+    let address = std::net::SocketAddr::new(block.nth(4), 7005);
+    let rules = vec![rule(address, Transport::Sctp, &[]), rule(address, Transport::Tcp, &[])];
+    let error = proxy.sync(&table(rules)).await.unwrap_err();
+    assert_eq!(error.0.len(), 1);
+    assert_eq!(error.0[0].source.kind(), std::io::ErrorKind::Unsupported);
+    let told = error.to_string();
+    assert!(told.contains("Sctp") && told.contains("SCTP is not served in userspace"), "{told}");
+    assert!(TcpStream::connect(address).await.is_ok());
 }
 
 /// Connections, listeners and flows end with the proxy.

@@ -1,6 +1,9 @@
 //! Routes: where they are attached.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -11,6 +14,7 @@ use super::{
     },
     Input, Key, condition, key,
     listener::{Bound, Fault},
+    policy::Policies,
     rule::{Rules, grpc_rules, http_rules, tls_rules},
 };
 use crate::http_proxy::{HostName, RouteTable, Rule};
@@ -25,22 +29,42 @@ pub(super) struct RouteView<'a> {
     rules: Result<Vec<Arc<Rule>>, String>,
     /// What is wrong with the backends.
     resolved: Result<(), Fault>,
+    /// The Services that it leads to, whose TLS ends here.
+    pub(super) services: BTreeSet<Key>,
 }
 
 impl<'a> RouteView<'a> {
-    pub(super) fn http(route: &'a HTTPRoute, input: &Input<'_>) -> Self {
+    pub(super) fn http(route: &'a HTTPRoute, input: &Input<'_>, policies: &Policies<'_>) -> Self {
         let (meta, spec) = (&route.metadata, &route.spec);
-        Self::new("HTTPRoute", meta, &spec.parent_refs, &spec.hostnames, http_rules(meta, &spec.rules, input))
+        Self::new(
+            "HTTPRoute",
+            meta,
+            &spec.parent_refs,
+            &spec.hostnames,
+            http_rules(meta, &spec.rules, input, policies),
+        )
     }
 
-    pub(super) fn grpc(route: &'a GRPCRoute, input: &Input<'_>) -> Self {
+    pub(super) fn grpc(route: &'a GRPCRoute, input: &Input<'_>, policies: &Policies<'_>) -> Self {
         let (meta, spec) = (&route.metadata, &route.spec);
-        Self::new("GRPCRoute", meta, &spec.parent_refs, &spec.hostnames, grpc_rules(meta, &spec.rules, input))
+        Self::new(
+            "GRPCRoute",
+            meta,
+            &spec.parent_refs,
+            &spec.hostnames,
+            grpc_rules(meta, &spec.rules, input, policies),
+        )
     }
 
-    pub(super) fn tls(route: &'a TLSRoute, input: &Input<'_>) -> Self {
+    pub(super) fn tls(route: &'a TLSRoute, input: &Input<'_>, policies: &Policies<'_>) -> Self {
         let (meta, spec) = (&route.metadata, &route.spec);
-        Self::new("TLSRoute", meta, &spec.parent_refs, &spec.hostnames, tls_rules(meta, &spec.rules, input))
+        Self::new(
+            "TLSRoute",
+            meta,
+            &spec.parent_refs,
+            &spec.hostnames,
+            tls_rules(meta, &spec.rules, input, policies),
+        )
     }
 
     fn new(
@@ -50,11 +74,11 @@ impl<'a> RouteView<'a> {
         hostnames: &'a [String],
         rules: Result<Rules, String>,
     ) -> Self {
-        let (rules, resolved) = match rules {
-            Ok(rules) => (Ok(rules.rules), rules.fault.map_or(Ok(()), Err)),
-            Err(unsupported) => (Err(unsupported), Ok(())),
+        let (rules, resolved, services) = match rules {
+            Ok(rules) => (Ok(rules.rules), rules.fault.map_or(Ok(()), Err), rules.services),
+            Err(unsupported) => (Err(unsupported), Ok(()), BTreeSet::new()),
         };
-        Self { kind, meta, parents, hostnames, rules, resolved }
+        Self { kind, meta, parents, hostnames, rules, resolved, services }
     }
 
     /// Attaches the route wherever it wants and may be. What it has come to at the Gateways of this controller.

@@ -1,23 +1,26 @@
 //! Rules of routes as the proxy has them.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{
     super::types::{
-        BackendRef, GRPCRouteMatch, GRPCRouteRule, HTTPRouteMatch, HTTPRouteRule, HeaderModifier, NamedMatch,
-        PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts, TLSRouteRule,
+        BackendRef, GRPCRouteMatch, GRPCRouteRule, HTTPRouteMatch, HTTPRouteRetry, HTTPRouteRule,
+        HeaderModifier, NamedMatch, PathModifier, RequestMirror, RequestRedirect, RouteFilter, RouteTimeouts,
+        TLSRouteRule,
     },
-    Input, grant,
+    Input, Key, grant,
     listener::Fault,
+    policy::Policies,
 };
 use crate::{
-    backends::{BackendError, PortRef, service_backend},
+    backends::{BackendError, PortRef, ServiceBackend, find_backend},
     http_proxy::{
-        Action, Backend, BackendProtocol, Filter, HeaderChange, HeaderMatch, Match, Mirror, PathChange,
-        PathMatch, QueryMatch, Redirect, Rewrite, Rule, Timeouts,
+        Action, Backend, BackendProtocol, BackendTls, Filter, HeaderChange, HeaderMatch, Match, Mirror,
+        PathChange, PathMatch, QueryMatch, RETRIES_DEFAULT, RETRIES_MAX, RETRY_BACKOFF_DEFAULT, Redirect,
+        Retry, Rewrite, Rule, Timeouts,
     },
 };
 
@@ -27,37 +30,53 @@ pub(super) struct Rules {
     pub(super) rules: Vec<Arc<Rule>>,
     /// The first thing that is wrong with a backend.
     pub(super) fault: Option<Fault>,
+    /// The Services that they lead to, but those to which TLS is only passed on.
+    pub(super) services: BTreeSet<Key>,
 }
 
 /// What is not supported, in words.
 type Supported<T> = Result<T, String>;
+
+/// How long requests may take, and when they are sent again.
+type Limits = (Timeouts, Option<Retry>);
 
 /// Who refers to backends.
 struct Referrer<'a> {
     kind: &'static str,
     meta: &'a ObjectMeta,
     input: &'a Input<'a>,
+    policies: &'a Policies<'a>,
 }
 
-pub(super) fn http_rules(meta: &ObjectMeta, rules: &[HTTPRouteRule], input: &Input<'_>) -> Supported<Rules> {
-    let referrer = Referrer { kind: "HTTPRoute", meta, input };
+pub(super) fn http_rules(
+    meta: &ObjectMeta,
+    rules: &[HTTPRouteRule],
+    input: &Input<'_>,
+    policies: &Policies<'_>,
+) -> Supported<Rules> {
+    let referrer = Referrer { kind: "HTTPRoute", meta, input, policies };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
-        if rule.retry.is_some() || rule.session_persistence.is_some() {
-            return Err("retries and session persistence are not supported".to_owned());
+        if rule.session_persistence.is_some() {
+            return Err("session persistence is not supported".to_owned());
         }
         let mut matches = rule.matches.iter().map(http_match).collect::<Supported<Vec<_>>>()?;
         if matches.is_empty() {
             matches.push(Match::path(PathMatch::Prefix("/".into())));
         }
-        let timeouts = timeouts(rule.timeouts.as_ref())?;
-        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), timeouts)?;
+        let limits = (timeouts(rule.timeouts.as_ref())?, rule.retry.as_ref().map(retry).transpose()?);
+        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), limits)?;
     }
     Ok(all)
 }
 
-pub(super) fn grpc_rules(meta: &ObjectMeta, rules: &[GRPCRouteRule], input: &Input<'_>) -> Supported<Rules> {
-    let referrer = Referrer { kind: "GRPCRoute", meta, input };
+pub(super) fn grpc_rules(
+    meta: &ObjectMeta,
+    rules: &[GRPCRouteRule],
+    input: &Input<'_>,
+    policies: &Policies<'_>,
+) -> Supported<Rules> {
+    let referrer = Referrer { kind: "GRPCRoute", meta, input, policies };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
         if rule.session_persistence.is_some() {
@@ -67,17 +86,22 @@ pub(super) fn grpc_rules(meta: &ObjectMeta, rules: &[GRPCRouteRule], input: &Inp
         if matches.is_empty() {
             matches.push(Match::path(PathMatch::Prefix("/".into())));
         }
-        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), Timeouts::default())?;
+        referrer.add(&mut all, number, matches, (&rule.filters, &rule.backend_refs), Limits::default())?;
     }
     Ok(all)
 }
 
-pub(super) fn tls_rules(meta: &ObjectMeta, rules: &[TLSRouteRule], input: &Input<'_>) -> Supported<Rules> {
-    let referrer = Referrer { kind: "TLSRoute", meta, input };
+pub(super) fn tls_rules(
+    meta: &ObjectMeta,
+    rules: &[TLSRouteRule],
+    input: &Input<'_>,
+    policies: &Policies<'_>,
+) -> Supported<Rules> {
+    let referrer = Referrer { kind: "TLSRoute", meta, input, policies };
     let mut all = Rules::default();
     for (number, rule) in rules.iter().enumerate() {
         let every = vec![Match::path(PathMatch::Prefix("/".into()))];
-        referrer.add(&mut all, number, every, (&[], &rule.backend_refs), Timeouts::default())?;
+        referrer.add(&mut all, number, every, (&[], &rule.backend_refs), Limits::default())?;
     }
     Ok(all)
 }
@@ -89,13 +113,13 @@ impl Referrer<'_> {
         number: usize,
         matches: Vec<Match>,
         (filters, backends): (&[RouteFilter], &[BackendRef]),
-        timeouts: Timeouts,
+        (timeouts, retry): Limits,
     ) -> Supported<()> {
-        let (filters, redirect) = self.read_filters(filters, &mut all.fault)?;
+        let (filters, redirect) = self.read_filters(filters, all)?;
         let action = match redirect {
             Some(redirect) => Action::Redirect(redirect),
             None => {
-                let backends = backends.iter().map(|backend| self.backend(backend, &mut all.fault));
+                let backends = backends.iter().map(|backend| self.backend(backend, all));
                 Action::Forward(backends.collect::<Supported<_>>()?)
             }
         };
@@ -108,36 +132,38 @@ impl Referrer<'_> {
                 filters: filters.clone(),
                 action: action.clone(),
                 timeouts,
+                retry: retry.clone(),
             };
             all.rules.push(Arc::new(rule));
         }
         Ok(())
     }
 
-    fn backend(&self, backend: &BackendRef, fault: &mut Option<Fault>) -> Supported<Backend> {
-        let (filters, redirect) = self.read_filters(&backend.filters, fault)?;
+    fn backend(&self, backend: &BackendRef, all: &mut Rules) -> Supported<Backend> {
+        let (filters, redirect) = self.read_filters(&backend.filters, all)?;
         if redirect.is_some() {
             return Err("redirects of single backends are not supported".to_owned());
         }
         let own = self.meta.namespace.as_deref().unwrap_or_default();
         let namespace = backend.namespace.as_deref().unwrap_or(own);
         let name = format!("{namespace}/{}:{}", backend.name, backend.port.unwrap_or_default());
-        let (protocol, endpoints) = match self.resolve(backend, own, namespace) {
-            Ok((protocol, endpoints)) => (protocol, Some(endpoints)),
+        let Resolved { protocol, endpoints, tls } = match self.resolve(backend, own, namespace, all) {
+            Ok(resolved) => resolved,
             Err(why) => {
-                fault.get_or_insert(why);
-                (BackendProtocol::default(), None)
+                all.fault.get_or_insert(why);
+                Resolved::default()
             }
         };
         // Calls of gRPC are HTTP/2, whatever the port says.
         let protocol = if self.kind == "GRPCRoute" { BackendProtocol::Http2 } else { protocol };
-        Ok(Backend { name: name.into(), weight: backend.weight.unwrap_or(1), protocol, endpoints, filters })
+        let weight = backend.weight.unwrap_or(1);
+        Ok(Backend { name: name.into(), weight, protocol, tls, endpoints, filters })
     }
 
     fn read_filters(
         &self,
         wanted: &[RouteFilter],
-        fault: &mut Option<Fault>,
+        all: &mut Rules,
     ) -> Supported<(Vec<Filter>, Option<Redirect>)> {
         let (mut filters, mut redirect) = (Vec::new(), None);
         for filter in wanted {
@@ -165,7 +191,7 @@ impl Referrer<'_> {
                 }
                 "RequestMirror" => {
                     let wanted = filter.request_mirror.clone().unwrap_or_default();
-                    filters.push(Filter::Mirror(self.mirror(&wanted, fault)?));
+                    filters.push(Filter::Mirror(self.mirror(&wanted, all)?));
                 }
                 other => return Err(format!("the filter {other:?} is not supported")),
             }
@@ -176,7 +202,7 @@ impl Referrer<'_> {
         Ok((filters, redirect))
     }
 
-    fn mirror(&self, wanted: &RequestMirror, fault: &mut Option<Fault>) -> Supported<Mirror> {
+    fn mirror(&self, wanted: &RequestMirror, all: &mut Rules) -> Supported<Mirror> {
         let to = &wanted.backend_ref;
         let backend = self.backend(
             &BackendRef {
@@ -187,7 +213,7 @@ impl Referrer<'_> {
                 port: to.port,
                 ..BackendRef::default()
             },
-            fault,
+            all,
         )?;
         let (share, of) = match (wanted.percent, &wanted.fraction) {
             (Some(_), Some(_)) => return Err("a mirror has a percentage or a fraction".to_owned()),
@@ -203,7 +229,8 @@ impl Referrer<'_> {
         backend: &BackendRef,
         own: &str,
         namespace: &str,
-    ) -> Result<(BackendProtocol, Arc<[std::net::SocketAddr]>), Fault> {
+        all: &mut Rules,
+    ) -> Result<Resolved, Fault> {
         let kind = backend.kind.as_deref().unwrap_or("Service");
         if (backend.group.as_deref().unwrap_or_default(), kind) != ("", "Service") {
             return Err(("InvalidKind", format!("backends of the kind {kind:?} are not supported")));
@@ -213,12 +240,37 @@ impl Referrer<'_> {
             return Err(("RefNotPermitted", message));
         }
         let port = PortRef::Number(backend.port.unwrap_or_default());
-        match service_backend(self.input.objects, namespace, &backend.name, port) {
-            Ok(found) => Ok((found.protocol, found.endpoints)),
-            Err(error @ BackendError::Protocol { .. }) => Err(("UnsupportedProtocol", error.to_string())),
-            Err(error) => Err(("BackendNotFound", error.to_string())),
+        let found = match find_backend(self.input.objects, namespace, &backend.name, port) {
+            Ok(found) => found,
+            Err(error @ BackendError::Protocol { .. }) => {
+                return Err(("UnsupportedProtocol", error.to_string()));
+            }
+            Err(error) => return Err(("BackendNotFound", error.to_string())),
+        };
+        let ServiceBackend { protocol, endpoints } = found.backend;
+        let mut resolved = Resolved { protocol, endpoints: Some(endpoints), tls: None };
+        // What is passed on is sealed by the client.
+        if self.kind == "TLSRoute" {
+            return Ok(resolved);
         }
+        all.services.insert((namespace.to_owned(), backend.name.clone()));
+        match (self.policies.tls(namespace, &backend.name, &found.port), found.sealed) {
+            (Some(Ok(tls)), _) => resolved.tls = Some(tls),
+            // The policy's status tells why; never in the clear where somebody wants TLS.
+            (Some(Err(())), _) => resolved.endpoints = None,
+            (None, Some(refused)) => return Err(("UnsupportedProtocol", refused.to_string())),
+            (None, None) => {}
+        }
+        Ok(resolved)
     }
+}
+
+/// What a reference to a backend leads to. Default: nothing that could be asked.
+#[derive(Default)]
+struct Resolved {
+    protocol: BackendProtocol,
+    endpoints: Option<Arc<[SocketAddr]>>,
+    tls: Option<BackendTls>,
 }
 
 /// A word that has to be one of those that are supported.
@@ -291,6 +343,25 @@ fn timeouts(wanted: Option<&RouteTimeouts>) -> Supported<Timeouts> {
     let request = read(wanted.and_then(|wanted| wanted.request.as_ref()))?;
     let backend_request = read(wanted.and_then(|wanted| wanted.backend_request.as_ref()))?;
     Ok(Timeouts { request, backend_request })
+}
+
+fn retry(wanted: &HTTPRouteRetry) -> Supported<Retry> {
+    let attempts = wanted.attempts.map_or(Some(RETRIES_DEFAULT), |attempts| u32::try_from(attempts).ok());
+    let attempts = attempts.filter(|attempts| *attempts <= RETRIES_MAX);
+    let code = |code: &i32| {
+        let status = u16::try_from(*code).ok().filter(|code| (400..600).contains(code));
+        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
+        status.ok_or_else(|| format!("requests can't be sent again after an answer of {code}"))
+    };
+    let backoff = match &wanted.backoff {
+        None => RETRY_BACKOFF_DEFAULT,
+        Some(text) => duration(text).ok_or_else(|| format!("{text:?} is no duration"))?.unwrap_or_default(),
+    };
+    Ok(Retry {
+        attempts: attempts.ok_or_else(|| format!("requests are sent again {RETRIES_MAX} times at most"))?,
+        backoff,
+        codes: wanted.codes.iter().map(code).collect::<Supported<_>>()?,
+    })
 }
 
 /// A duration in the form of GEP-2257: one to four numbers of at most five digits, each with `h`, `m`, `s` or `ms`. Nothing at all is

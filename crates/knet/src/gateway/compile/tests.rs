@@ -16,15 +16,19 @@ struct Fixed;
 
 impl Objects for Fixed {
     fn service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
-        let protocol = if name == "h2c" { json!("kubernetes.io/h2c") } else { Value::Null };
+        let protocol = match name {
+            "h2c" => json!("kubernetes.io/h2c"),
+            "wss" => json!("kubernetes.io/wss"),
+            _ => Value::Null,
+        };
         let service = json!({"metadata": {"namespace": namespace, "name": name},
-            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80, "appProtocol": protocol}]}});
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80, "appProtocol": protocol}]}});
         (name != "gone").then(|| Arc::new(serde_json::from_value(service).unwrap()))
     }
 
     fn slices(&self, _: &str, _: &str) -> Vec<Arc<EndpointSlice>> {
         let slice = json!({"metadata": {"name": "s"}, "addressType": "IPv4",
-            "ports": [{"name": "", "port": 8080}], "endpoints": [{"addresses": ["10.0.0.1"]}]});
+            "ports": [{"name": "http", "port": 8080}], "endpoints": [{"addresses": ["10.0.0.1"]}]});
         vec![Arc::new(serde_json::from_value(slice).unwrap())]
     }
 
@@ -46,10 +50,20 @@ struct Case {
     grpc: Vec<Arc<GRPCRoute>>,
     tls: Vec<Arc<TLSRoute>>,
     grants: Vec<Arc<ReferenceGrant>>,
+    policies: Vec<Arc<BackendTLSPolicy>>,
+    maps: BTreeMap<String, Arc<ConfigMap>>,
 }
 
 fn object<K: DeserializeOwned>(namespace: &str, name: &str, created: usize, spec: Value) -> Arc<K> {
-    let kinds = ["Gateway", "HTTPRoute", "GRPCRoute", "TLSRoute", "ReferenceGrant", "GatewayClass"];
+    let kinds = [
+        "Gateway",
+        "HTTPRoute",
+        "GRPCRoute",
+        "TLSRoute",
+        "ReferenceGrant",
+        "GatewayClass",
+        "BackendTLSPolicy",
+    ];
     let kind =
         kinds.into_iter().find(|kind| std::any::type_name::<K>().ends_with(&format!("::{kind}"))).unwrap();
     let version = if kind == "ReferenceGrant" { "v1beta1" } else { "v1" };
@@ -95,6 +109,9 @@ impl Case {
             grpc_routes: &self.grpc,
             tls_routes: &self.tls,
             grants: &self.grants,
+            policies: &self.policies,
+            config_map: &|namespace, name| self.maps.get(&format!("{namespace}/{name}")).cloned(),
+            system_authorities: &|| Err("the machine believes nobody".to_owned()),
             labels: &labels,
             ports: &[80, 443].into(),
             addresses: &["192.0.2.1".parse().unwrap()],
@@ -430,38 +447,6 @@ fn backends_are_resolved_or_answered_with_500() {
 }
 
 #[test]
-fn what_is_not_supported_is_not_accepted() {
-    let with = |key: &str, value: Value| json!([{"backendRefs": to("web"), key: value}]);
-    for rules in [
-        with(
-            "filters",
-            json!([{"type": "RequestMirror", "requestMirror": {"backendRef": {"name": "web"}, "percent": 1, "fraction": {"numerator": 1}}}]),
-        ),
-        with("filters", json!([{"type": "ExtensionRef"}])),
-        with("filters", json!([{"type": "CORS"}])),
-        with("matches", json!([{"path": {"type": "RegularExpression", "value": "/.*"}}])),
-        with("matches", json!([{"headers": [{"type": "RegularExpression", "name": "a", "value": ".*"}]}])),
-        with(
-            "matches",
-            json!([{"queryParams": [{"type": "RegularExpression", "name": "a", "value": ".*"}]}]),
-        ),
-        with("timeouts", json!({"request": "soon"})),
-        with("retry", json!({"attempts": 2})),
-        with("sessionPersistence", json!({"sessionName": "s"})),
-        with(
-            "backendRefs",
-            json!([{"name": "web", "port": 80, "filters": [{"type": "RequestRedirect", "requestRedirect": {}}]}]),
-        ),
-    ] {
-        let mut case = Case::new(json!([http("l", "")]));
-        case.route("r", &[], rules.clone());
-        let compiled = case.compile();
-        assert_eq!(route_faults(&compiled, "infra", "r"), "Accepted:UnsupportedValue", "{rules}");
-        assert_eq!(goes(&compiled, "GET h/"), "-", "{rules}");
-    }
-}
-
-#[test]
 fn filters_weights_and_timeouts_reach_the_proxy() {
     use crate::http_proxy::{Filter, PathChange};
     let mut case = Case::new(json!([http("l", "")]));
@@ -571,11 +556,22 @@ fn classes_of_others_are_left_alone() {
     assert_eq!(faults(&compiled.classes["own"]), "");
 }
 
+mod asked;
+mod policies;
+
 /// The definitions are such as a server takes.
 #[test]
 fn the_kinds_can_be_defined() {
     let definitions = super::super::types::definitions();
-    let plurals = ["gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "referencegrants"];
+    let plurals = [
+        "gatewayclasses",
+        "gateways",
+        "httproutes",
+        "grpcroutes",
+        "tlsroutes",
+        "referencegrants",
+        "backendtlspolicies",
+    ];
     assert_eq!(definitions.len(), plurals.len());
     for (definition, plural) in definitions.iter().zip(plurals) {
         assert_eq!(definition.metadata.name, Some(format!("{plural}.gateway.networking.k8s.io")));

@@ -91,10 +91,9 @@ pub struct HTTPRouteRule {
     /// How long that may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<RouteTimeouts>,
-    /// Refused.
+    /// When a request is sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "anything")]
-    pub retry: Option<Value>,
+    pub retry: Option<HTTPRouteRetry>,
     /// Refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "anything")]
@@ -111,6 +110,20 @@ pub struct RouteTimeouts {
     /// At a backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_request: Option<String>,
+}
+
+/// When a request is sent again that has failed at a backend (GEP-1731).
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+pub struct HTTPRouteRetry {
+    /// The answers after which it is, besides failed connections: from 400 to 599.
+    #[serde(default)]
+    pub codes: Vec<i32>,
+    /// How often at most; by default once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<i32>,
+    /// The shortest wait before, as a duration of the Gateway API (GEP-2257); by default 25 ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<String>,
 }
 
 /// Which requests of HTTP are meant.

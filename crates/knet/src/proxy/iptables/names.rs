@@ -21,10 +21,7 @@ pub(super) const ENDPOINT: &str = "KUBE-SEP-";
 pub(super) const PREFIXES: [&str; 5] = [SERVICE, LOCAL, EXTERNAL, FIREWALL, ENDPOINT];
 
 pub(super) fn protocol(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
-    }
+    transport.name()
 }
 
 /// The chain of a Service's port; `service` is `namespace/name:port`.

@@ -195,10 +195,7 @@ impl Writer<'_> {
 }
 
 fn protocol(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
-    }
+    transport.name()
 }
 
 /// The ranges of one family, without those that others contain; what is none is left out.

@@ -154,6 +154,7 @@ fn protocol(transport: Transport) -> u16 {
     match transport {
         Transport::Tcp => 6,
         Transport::Udp => 17,
+        Transport::Sctp => 132,
     }
 }
 
@@ -252,6 +253,7 @@ pub(super) fn read_service(message: &[u8]) -> Option<(Key, Options)> {
     let transport = match u16::from_ne_bytes(small(SERVICE_PROTOCOL)?) {
         6 => Transport::Tcp,
         17 => Transport::Udp,
+        132 => Transport::Sctp,
         _ => return None,
     };
     let address = read_address(find(SERVICE_ADDRESS)?, u16::from_ne_bytes(small(SERVICE_FAMILY)?))?;

@@ -287,7 +287,7 @@ impl Writer<'_> {
         self.rule(
             &format!("{node}turn-{turn}"),
             format_args!(
-                "meta l4proto {{ tcp, udp }} dnat {header} addr . port to \
+                "meta l4proto {{ tcp, udp, sctp }} dnat {header} addr . port to \
                  {key}meta l4proto . th dport map @{node}endpoints-{turn}"
             ),
         );

@@ -13,10 +13,7 @@ const NAME_BYTES_MAX: usize = 120;
 
 /// The protocol's name to nftables.
 pub(super) fn protocol(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "tcp",
-        Transport::Udp => "udp",
-    }
+    transport.name()
 }
 
 /// The chain of a rule.

@@ -43,6 +43,7 @@ pub(super) fn backend(endpoints: &[SocketAddr]) -> Backend {
         name: "shop/web:80".into(),
         weight: 1,
         protocol: BackendProtocol::Http1,
+        tls: None,
         endpoints: Some(endpoints.into()),
         filters: Vec::new(),
     }
@@ -50,8 +51,13 @@ pub(super) fn backend(endpoints: &[SocketAddr]) -> Backend {
 
 /// Everything at port 80 goes there.
 pub(super) fn one_rule(action: Action) -> RouteTable {
-    let mut routes = PortRoutes::default();
     let rule = Rule::new("all", Match::path(PathMatch::Prefix("/".into())), action);
+    of_rule(rule)
+}
+
+/// This rule is for all that comes to port 80.
+pub(super) fn of_rule(rule: Rule) -> RouteTable {
+    let mut routes = PortRoutes::default();
     routes.add(HostName::Any, HostName::Any, Arc::new(rule));
     RouteTable { ports: [(80, routes)].into() }
 }
