@@ -46,6 +46,11 @@ const CHANGES_MAX: u64 = 8;
 const RESTARTS_MAX: u64 = 4;
 /// How often the user looks whether pods can be made.
 const ACCOUNT_LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long two leaders may be at work, with what their last requests take (`Faults::delay_max`, twice): this long those that begin are
+/// careful.
+const PREDECESSOR_GRACE: Duration = Duration::from_millis(TAKE_OVER_MS_MAX + 1_000);
+/// How long a leader goes on, in milliseconds, that does not know that there is another.
+const TAKE_OVER_MS_MAX: u64 = 5_000;
 /// When every run begins, in seconds since 1970.
 const BEGINNING: i64 = 1_767_225_600;
 
@@ -118,6 +123,7 @@ impl World {
         let client = self.cluster.client();
         let client = self.source.as_ref().map_or(client.clone(), |source| source.client(client));
         let context = controllers::Context::new(client, Arc::clone(self.cluster.clock()));
+        let context = context.settings(|settings| settings.predecessor_grace = PREDECESSOR_GRACE);
         let mut manager = Manager::new().informers(context.informers());
         for controller in controllers::defaults(&context) {
             manager = manager.add(Start::Leading, controller);
@@ -289,7 +295,9 @@ async fn disturb(world: &mut World, scenario: &Scenario, dice: &mut Dice) {
             }
         }
         // Two that delete at once may delete what the other one has left: that so many are up is then nobody's promise.
-        1 if !scenario.calm => world.take_over(Duration::from_millis(dice.between(0, 5_000))).await,
+        1 if !scenario.calm => {
+            world.take_over(Duration::from_millis(dice.between(0, TAKE_OVER_MS_MAX))).await
+        }
         _ => {}
     }
 }

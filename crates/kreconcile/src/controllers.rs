@@ -165,6 +165,10 @@ pub struct Settings {
     pub node_prefix_ipv6: u8,
     /// The ranges of services' addresses (`--service-cluster-ip-range`), which no node gets. Default: none.
     pub service_ranges: Vec<String>,
+    /// How long after their start whoever led before may still be at work, as the time after which that one's lease has ended and its last
+    /// request is over. Until then a Deployment gets no pods beside those of its other sets, because two that add some at once
+    /// go beyond the surge, and nothing in the API keeps them from it. Default: nobody else is at work.
+    pub predecessor_grace: Duration,
     /// Where the autoscaler's figures come from. Default: the API server's metrics APIs.
     pub metrics: Option<Arc<dyn MetricsSource>>,
 }
@@ -186,6 +190,7 @@ impl Default for Settings {
             node_prefix_ipv4: 24,
             node_prefix_ipv6: 64,
             service_ranges: Vec::new(),
+            predecessor_grace: Duration::ZERO,
             metrics: None,
         }
     }

@@ -69,6 +69,7 @@ async fn look(watcher: &Watcher, client: &Client) -> Result<Result<String, Strin
     let kept = members_status.observed_generation == db.metadata.generation
         && members_status.replicas == members
         && members_status.ready_replicas.unwrap_or_default() == members
+        && members_status.updated_replicas.unwrap_or_default() == members
         && members_status.current_revision == members_status.update_revision;
     if !(up && kept) {
         return Ok(Err(format!("{status:?} {members_status:?}")));

@@ -16,6 +16,7 @@ use k8s_openapi::{
 use kcore::{Clock, Stored, selector::LabelSelector};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use crate::{
     cache::Index,
@@ -66,6 +67,7 @@ pub fn deployment(context: &Context) -> Controller {
         sized: Expectations::new(sets.lister().clone()),
         written: Expectations::new(deployments.lister().clone()),
         uncertain: Mutex::default(),
+        alone_at: Instant::now() + context.settings.predecessor_grace,
         requests: context.requests(NAME),
         recorder: context.recorder(NAME),
         clock: Arc::clone(context.clock()),
@@ -137,6 +139,8 @@ struct Deployments {
     written: Expectations,
     /// Deployments of whose sets a write failed in a way that leaves open whether it was done.
     uncertain: Mutex<HashSet<ObjectKey>>,
+    /// When whoever led before is surely gone.
+    alone_at: Instant,
     requests: Requests,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
@@ -173,8 +177,14 @@ impl Reconciler for Deployments {
         }
         let decision = rollout::decide(view);
         let is_first = deployment.metadata.generation == Some(1);
-        if decision.grows() && !is_first && self.is_behind(key, &stored, &selector, &owned).await? {
-            return Ok(Action::After(EXPECTATION_RECHECK));
+        if decision.grows() && !is_first {
+            let left = self.alone_at.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                return Ok(Action::After(left));
+            }
+            if self.is_behind(key, &stored, &selector, &owned).await? {
+                return Ok(Action::After(EXPECTATION_RECHECK));
+            }
         }
         let applied = self.apply(key, &stored, &deployment, &owned, &decision).await;
         if let Err(ReconcileError::Api(error)) = &applied {
@@ -221,7 +231,7 @@ impl Deployments {
         }
     }
 
-    /// Whether the server has other sets than the informer shows, as when the leader before this one is still at work: it is asked
+    /// Whether the server has other sets than the informer shows, as after a change of the leader: it is asked
     /// before pods are added beside others. Each set's size is guarded by its revision, but that the sizes of several together
     /// keep to the surge is not. At a Deployment's first generation there is one set. (Upstream does not ask.)
     async fn is_behind(
