@@ -1,5 +1,6 @@
 //! Creating and changing objects: what happens between a decoded body and a commit.
 
+mod chain;
 mod unchanged;
 
 use std::{
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 use self::unchanged::{keep_all_but_status, same_specification};
 use crate::{
-    admission::{Admission, AdmissionRequest, Bill, Charges, Notes, Operation, Phase, Rounds},
+    admission::{Admission, Bill, Charges, Notes, Operation},
     authn::UserInfo,
     convert,
     error::{ApiError, ApiResult, FieldError, invalid},
@@ -145,113 +146,10 @@ impl<'a> Call<'a> {
         }
     }
 
-    fn admission_request<'b>(
-        &'b self,
-        operation: Operation,
-        name: &'b str,
-        old: Option<&'b Value>,
-        rounds: Option<&'b Rounds>,
-        bill: Option<&'b Bill>,
-    ) -> AdmissionRequest<'b> {
-        AdmissionRequest {
-            operation,
-            resource: self.resource,
-            subresource: self.subresource,
-            namespace: self.namespace,
-            name,
-            user: self.user,
-            old,
-            dry_run: self.dry_run,
-            given: self.given,
-            objects: self.objects,
-            notes: self.warnings.map(|warnings| &warnings.notes),
-            rounds,
-            bill,
-        }
-    }
-
-    /// The steps that may have something to say.
-    fn steps<'b>(
-        &'b self,
-        request: &'b AdmissionRequest<'_>,
-        phase: Phase,
-    ) -> impl Iterator<Item = &'b dyn Admission> + Send {
-        self.admission.iter().map(|step| &**step).filter(move |step| step.concerns(request, phase))
-    }
-
-    /// The changing half of the chain.
-    pub(crate) async fn admit(
-        &self,
-        operation: Operation,
-        name: &str,
-        object: &mut Value,
-        old: Option<&Value>,
-    ) -> ApiResult<()> {
-        let rounds = Rounds::default();
-        let request = self.admission_request(operation, name, old, Some(&rounds), None);
-        // Only others may leave what can't be kept.
-        let owners = self.foreign_admission.then(|| object["metadata"]["managedFields"].clone());
-        loop {
-            for step in self.steps(&request, Phase::Admit) {
-                step.admit(&request, object).await?;
-            }
-            if !rounds.begin_another() {
-                break;
-            }
-        }
-        if let Some(owners) = owners
-            && let Err(why) = kschema::apply::validate_managed_fields(object)
-        {
-            request.warn(format!(".metadata.managedFields was in an invalid state after admission; this could be caused by an outdated mutating admission controller; please fix your requests: {why}"));
-            kschema::fields::keep(
-                &mut object["metadata"],
-                &json!({"managedFields": owners}),
-                "managedFields",
-            );
-        }
-        Ok(())
-    }
-
-    /// Shows a connection that is asked for to the steps that want to see it: first to the changing half of the chain, then to
-    /// the validating one.
-    pub(crate) async fn connect(&self, options: &mut Value) -> ApiResult<()> {
-        let rounds = Rounds::default();
-        let request = self.admission_request(Operation::Connect, self.name, None, Some(&rounds), None);
-        loop {
-            for step in self.steps(&request, Phase::Admit) {
-                step.admit(&request, options).await?;
-            }
-            if !rounds.begin_another() {
-                break;
-            }
-        }
-        let request = self.admission_request(Operation::Connect, self.name, None, None, None);
-        for step in self.steps(&request, Phase::Validate) {
-            step.validate(&request, options).await?;
-        }
-        Ok(())
-    }
-
     pub(crate) fn warn(&self, make: impl FnOnce() -> Vec<String>) {
         if let Some(warnings) = self.warnings {
             warnings.set(make());
         }
-    }
-
-    /// The validating half of the chain; for deletions the only half.
-    pub(crate) async fn validate(
-        &self,
-        operation: Operation,
-        name: &str,
-        object: &Value,
-        old: Option<&Value>,
-        bill: Option<&Bill>,
-    ) -> ApiResult<()> {
-        let request = self.admission_request(operation, name, old, None, bill);
-        for step in self.steps(&request, Phase::Validate) {
-            step.validate(&request, object).await?;
-        }
-        Ok(())
     }
 
     /// Brings an object that admission or a patch may have changed back into canonical form, with all defaults.
