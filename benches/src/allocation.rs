@@ -1,17 +1,15 @@
 //! Counting what the measuring thread allocates.
 
 use std::{
-    alloc::{GlobalAlloc, Layout},
+    alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
 };
-
-use mimalloc::MiMalloc;
 
 thread_local! {
     static COUNTS: Cell<Allocations> = const { Cell::new(Allocations { count: 0, bytes: 0, live_bytes: 0 }) };
 }
 
-/// The allocator of the binary `kplane`, which counts what each thread asks of it. A bench installs it with `#[global_allocator]`.
+/// The system's allocator, which counts what each thread asks of it. A bench installs it with `#[global_allocator]`.
 ///
 /// The counts are kept per thread, without atomic operations, so that counting costs about a nanosecond and does not distort
 /// the times that are measured beside it. The benches run on one thread.
@@ -48,30 +46,30 @@ fn add(count: u64, bytes: usize, freed: usize) {
     });
 }
 
-// SAFETY: every call is passed on to mimalloc as it came; the counting allocates nothing, as the thread's
+// SAFETY: every call is passed on to the system's allocator as it came; the counting allocates nothing, as the thread's
 // counter needs neither construction nor a destructor.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(1, layout.size(), 0);
         // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { MiMalloc.alloc(layout) }
+        unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         add(1, layout.size(), 0);
         // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { MiMalloc.alloc_zeroed(layout) }
+        unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         add(0, 0, layout.size());
         // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { MiMalloc.dealloc(pointer, layout) }
+        unsafe { System.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         add(1, size.saturating_sub(layout.size()), layout.size().saturating_sub(size));
         // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { MiMalloc.realloc(pointer, layout, size) }
+        unsafe { System.realloc(pointer, layout, size) }
     }
 }

@@ -459,7 +459,10 @@ fn chain(
     let early = admission::defaults();
     let is_there = |name: &String| early.iter().chain(&late).any(|step| step.name() == *name);
     if let Some(name) = without.iter().find(|name| !is_there(name)) {
-        let names: Vec<&str> = early.iter().chain(&late).map(|step| step.name()).collect();
+        // Two steps may have one name.
+        let mut seen = HashSet::new();
+        let names = early.iter().chain(&late).map(|step| step.name()).filter(|name| seen.insert(*name));
+        let names: Vec<&str> = names.collect();
         return Err(BuildError::UnknownAdmission { name: name.clone(), names: names.join(", ") });
     }
     let stays = |step: &Arc<dyn Admission>| !without.contains(step.name());

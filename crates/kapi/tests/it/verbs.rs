@@ -475,3 +475,13 @@ async fn pods_are_changed_to_what_their_node_can_do() {
     let (code, answer) = send(&server, "PUT", &resize, &wanted).await;
     assert_eq!(code, 200, "{answer}");
 }
+
+#[tokio::test]
+async fn a_step_of_admission_that_is_not_there_can_not_be_taken_out() {
+    let error = ApiServer::builder().without_admission("NoSuchStep").build().unwrap_err().to_string();
+    assert!(
+        error.starts_with("there is no admission step \"NoSuchStep\"; there are NamespaceLifecycle, "),
+        "{error}"
+    );
+    assert_eq!(error.matches("NodeRestriction").count(), 1, "{error}");
+}

@@ -74,6 +74,7 @@ pub fn daemon_set(context: &Context) -> Controller {
     pods.add_index(pods_by_owner());
     let requests = context.requests(NAME);
     let revisions = Revisions::new(context, requests.clone());
+    let history = revisions.informer.clone();
     let reconciler = DaemonSets {
         resource: ResourceType::of::<DaemonSet>(),
         pod_resource: ResourceType::of::<Pod>(),
@@ -100,6 +101,7 @@ pub fn daemon_set(context: &Context) -> Controller {
         seen(change.old.as_ref()) != seen(change.new.as_ref())
     });
     Controller::new(NAME, reconciler)
+        .reads(&history)
         .on(Trigger::new(&sets, MapTo::Itself))
         .on(Trigger::new(&pods, claim::owners(&sets, |set| pod_state::label_selector(&set.spec.selector))))
         .on(Trigger::new(&nodes, for_nodes).when(places_change))

@@ -54,6 +54,7 @@ pub fn stateful_set(context: &Context) -> Controller {
     pods.add_index(pods_by_owner());
     let requests = context.requests(NAME);
     let revisions = Revisions::new(context, requests.clone());
+    let history = revisions.informer.clone();
     let shared = Shared {
         resource: ResourceType::of::<StatefulSet>(),
         pod_resource: ResourceType::of::<Pod>(),
@@ -71,7 +72,8 @@ pub fn stateful_set(context: &Context) -> Controller {
         revisions,
     };
     let controller = Controller::new(NAME, StatefulSets(Arc::new(shared)));
-    let controller = controller.reads(&claims).on(Trigger::new(&sets, MapTo::Itself));
+    // Without its history each set would begin one anew, and roll its pods to it.
+    let controller = controller.reads(&claims).reads(&history).on(Trigger::new(&sets, MapTo::Itself));
     controller
         .on(Trigger::new(&pods, claim::owners(&sets, |set| pod_state::label_selector(&set.spec.selector))))
 }
