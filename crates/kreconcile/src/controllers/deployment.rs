@@ -244,7 +244,12 @@ impl Deployments {
         let mut query = Query::new(self.set_resource.path(&key.namespace, ""));
         query.add_unless_empty("labelSelector", &selector.to_string());
         let live: Revisions = self.requests.get(&query.finish()).await?;
-        let known = |set: &Live| owned.iter().any(|known| known.revision() == set.revision());
+        let owned = owned.iter().map(|set| set.typed()).collect::<Result<Vec<Arc<ReplicaSet>>, _>>()?;
+        // By generations, as statuses change all the time and are not what it is about.
+        let same = |one: &meta::ObjectMeta, other: &meta::ObjectMeta| {
+            one.uid == other.uid && one.generation == other.generation
+        };
+        let known = |set: &Live| owned.iter().any(|known| same(&known.metadata, &set.metadata));
         let unknown = live.items.iter().filter(|set| set.is_of(&stored.header().uid) && !known(set));
         let newest = unknown.map(Live::revision).max();
         newest.inspect(|newest| self.sized.wrote(key, *newest));
