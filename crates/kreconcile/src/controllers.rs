@@ -26,6 +26,7 @@ mod csr_signing;
 mod daemon_set;
 mod deployment;
 mod disruption;
+mod doubts;
 mod endpoint_slice;
 mod endpoint_slice_mirroring;
 mod endpoints;

@@ -21,6 +21,7 @@ use crate::{
     controllers::{
         Context,
         claim::{self, Owner},
+        doubts::Doubts,
         pod_state,
         pod_writes::{PodWriter, pod_from_template},
         replica_set::{BURST_REPLICAS_MAX, PODS_BY_OWNER, pods_by_owner},
@@ -79,6 +80,7 @@ pub fn daemon_set(context: &Context) -> Controller {
         resource: ResourceType::of::<DaemonSet>(),
         pod_resource: ResourceType::of::<Pod>(),
         pods_written: Expectations::new(pods.lister().clone()),
+        doubts: Doubts::default(),
         sets_written: Expectations::new(sets.lister().clone()),
         revisions_written: Expectations::new(revisions.informer.lister().clone()),
         requests,
@@ -123,6 +125,8 @@ struct DaemonSets {
     nodes: Informer<Node>,
     revisions: Revisions,
     pods_written: Expectations,
+    /// Sets of whose pods a write failed in a way that leaves open whether it was done.
+    doubts: Doubts,
     sets_written: Expectations,
     revisions_written: Expectations,
     requests: Requests,
@@ -138,6 +142,7 @@ impl Reconciler for DaemonSets {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Action, ReconcileError> {
         let Some(stored) = self.sets.lister().get(&key.namespace, &key.name) else {
             self.pods_written.forget(key);
+            self.doubts.forget(key);
             self.sets_written.forget(key);
             self.revisions_written.forget(key);
             return Ok(Action::Done);
@@ -158,6 +163,8 @@ impl Reconciler for DaemonSets {
         }
         let owner = Owner { resource: &self.resource, header: stored.header(), selector: &selector };
         let history = self.history(key, &owner, &stored, &set).await?;
+        let seen = (self.pods.lister(), &self.pods_written);
+        self.doubts.settle(key, &owner, &self.pod_resource, &self.requests, seen).await?;
         let pods = self.owned_pods(&owner).await?;
         let places = self.places(&set);
         let latest = history.latest.metadata.labels.as_ref();
@@ -256,18 +263,11 @@ impl DaemonSets {
             Ok(bodies) => bodies,
             Err(error) => return (wait, Err(error.into())),
         };
-        let (_, made) = writer.create_slowly(bodies, |revision| self.pods_written.wrote(key, revision)).await;
+        let tracked = (key, &self.pods_written, &self.doubts);
+        let (_, made) = writer.create_slowly(bodies, tracked).await;
         let name_and_uid = |pod: &Arc<Pod>| (pod_state::name(pod).to_owned(), pod_state::uid(pod).to_owned());
-        let pods: Vec<_> = decision.delete.iter().map(name_and_uid).collect();
-        for (name, uid) in &pods {
-            self.pods_written.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
-        }
-        let failed = writer.delete_all(pods).await.into_iter().next();
-        let deleted = failed.map_or(Ok(()), |(_, _, error)| {
-            // Which ones are left is what the informer will show.
-            self.pods_written.forget(key);
-            Err(error)
-        });
+        let pods = decision.delete.iter().map(name_and_uid).collect();
+        let deleted = writer.delete_expected(pods, tracked).await;
         (wait, made.and(deleted).map_err(ReconcileError::from))
     }
 

@@ -1,9 +1,6 @@
 //! Deployments: one ReplicaSet per template, and the way from one to the next.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use k8s_openapi::{
@@ -14,7 +11,6 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1 as meta,
 };
 use kcore::{Clock, Stored, selector::LabelSelector};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -25,6 +21,7 @@ use crate::{
     controllers::{
         Context,
         claim::{self, Owner, controller_reference},
+        doubts::{Doubts, Live, live_objects},
         pod_state,
         pod_writes::error_message,
         replica_set::{PODS_BY_OWNER, pods_by_owner},
@@ -34,7 +31,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, DeleteHow, PatchKind, Query, Requests, Written},
+    request::{self, DeleteHow, PatchKind, Requests, Written},
     resource::{ResourceType, Selection},
     trigger::{MapTo, Trigger},
 };
@@ -66,7 +63,7 @@ pub fn deployment(context: &Context) -> Controller {
         set_resource: ResourceType::of::<ReplicaSet>(),
         sized: Expectations::new(sets.lister().clone()),
         written: Expectations::new(deployments.lister().clone()),
-        uncertain: Mutex::default(),
+        doubts: Doubts::default(),
         alone_at: Instant::now() + context.settings.predecessor_grace,
         requests: context.requests(NAME),
         recorder: context.recorder(NAME),
@@ -138,7 +135,7 @@ struct Deployments {
     /// Deployments that were written and are not shown so yet.
     written: Expectations,
     /// Deployments of whose sets a write failed in a way that leaves open whether it was done.
-    uncertain: Mutex<HashSet<ObjectKey>>,
+    doubts: Doubts,
     /// When whoever led before is surely gone.
     alone_at: Instant,
     requests: Requests,
@@ -152,12 +149,9 @@ impl Reconciler for Deployments {
         let Some(stored) = self.deployments.lister().get(&key.namespace, &key.name) else {
             self.sized.forget(key);
             self.written.forget(key);
-            self.uncertain().remove(key);
+            self.doubts.forget(key);
             return Ok(Action::Done);
         };
-        if self.uncertain().contains(key) {
-            self.learn(key).await?;
-        }
         if !self.sized.met(key) || !self.written.met(key) {
             return Ok(Action::After(EXPECTATION_RECHECK));
         }
@@ -167,6 +161,12 @@ impl Reconciler for Deployments {
         };
         if selector.is_empty() {
             return self.refuse(key, &stored, &deployment).await;
+        }
+        if self.doubts.has(key) {
+            self.learn(key, &selector).await?;
+            if !self.sized.met(key) {
+                return Ok(Action::After(EXPECTATION_RECHECK));
+            }
         }
         let owned = self.owned_sets(&stored, &selector).await?;
         let view = self.view(&deployment, &owned)?;
@@ -188,7 +188,7 @@ impl Reconciler for Deployments {
         }
         let applied = self.apply(key, &stored, &deployment, &owned, &decision).await;
         if let Err(ReconcileError::Api(error)) = &applied {
-            self.doubt(key, error);
+            self.doubts.note(key, error);
         }
         applied?;
         let changed = self.write_status(key, &stored, &deployment, &decision.status).await?;
@@ -196,41 +196,7 @@ impl Reconciler for Deployments {
     }
 }
 
-/// A list of which only the revisions matter, and whose the sets are.
-#[derive(Deserialize)]
-struct Revisions {
-    items: Vec<Live>,
-}
-
-#[derive(Deserialize)]
-struct Live {
-    metadata: meta::ObjectMeta,
-}
-
-impl Live {
-    fn revision(&self) -> u64 {
-        let revision = self.metadata.resource_version.as_deref();
-        revision.and_then(|revision| revision.parse().ok()).unwrap_or_default()
-    }
-
-    fn is_of(&self, owner: &str) -> bool {
-        let mut owners = self.metadata.owner_references.iter().flatten();
-        owners.any(|one| one.controller == Some(true) && one.uid == owner)
-    }
-}
-
 impl Deployments {
-    fn uncertain(&self) -> MutexGuard<'_, HashSet<ObjectKey>> {
-        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Remembers a write to a set that may have been done although it failed.
-    fn doubt(&self, key: &ObjectKey, error: &kube::Error) {
-        if request::is_uncertain(error) {
-            self.uncertain().insert(key.clone());
-        }
-    }
-
     /// Whether the server has other sets than the informer shows, as after a change of the leader: it is asked
     /// before pods are added beside others. Each set's size is guarded by its revision, but that the sizes of several together
     /// keep to the surge is not. At a Deployment's first generation there is one set. (Upstream does not ask.)
@@ -241,16 +207,14 @@ impl Deployments {
         selector: &LabelSelector,
         owned: &[Arc<Stored>],
     ) -> Result<bool, ReconcileError> {
-        let mut query = Query::new(self.set_resource.path(&key.namespace, ""));
-        query.add_unless_empty("labelSelector", &selector.to_string());
-        let live: Revisions = self.requests.get(&query.finish()).await?;
+        let live = live_objects(&self.requests, &self.set_resource, &key.namespace, selector).await?;
         let owned = owned.iter().map(|set| set.typed()).collect::<Result<Vec<Arc<ReplicaSet>>, _>>()?;
         // By generations, as statuses change all the time and are not what it is about.
         let same = |one: &meta::ObjectMeta, other: &meta::ObjectMeta| {
             one.uid == other.uid && one.generation == other.generation
         };
         let known = |set: &Live| owned.iter().any(|known| same(&known.metadata, &set.metadata));
-        let unknown = live.items.iter().filter(|set| set.is_of(&stored.header().uid) && !known(set));
+        let unknown = live.iter().filter(|set| set.is_of(&stored.header().uid) && !known(set));
         let newest = unknown.map(Live::revision).max();
         newest.inspect(|newest| self.sized.wrote(key, *newest));
         Ok(newest.is_some())
@@ -258,12 +222,10 @@ impl Deployments {
 
     /// Finds out which sets there are after a write that may have been done: nothing is decided before the informer shows them.
     /// (Upstream decides by what the informer shows, and can go beyond the surge that way.)
-    async fn learn(&self, key: &ObjectKey) -> Result<(), ReconcileError> {
-        let sets: Revisions = self.requests.get(&self.set_resource.path(&key.namespace, "")).await?;
-        if let Some(newest) = sets.items.iter().map(Live::revision).max() {
-            self.sized.wrote(key, newest);
-        }
-        self.uncertain().remove(key);
+    async fn learn(&self, key: &ObjectKey, selector: &LabelSelector) -> Result<(), ReconcileError> {
+        let sets = live_objects(&self.requests, &self.set_resource, &key.namespace, selector).await?;
+        self.sized.wrote(key, sets.iter().map(Live::revision).max().unwrap_or_default());
+        self.doubts.forget(key);
         Ok(())
     }
 
@@ -379,7 +341,7 @@ impl Deployments {
             Err(error) => {
                 const REASON: &str = "ReplicaSetCreateError";
                 // Before the status is written, which may fail in another way.
-                self.doubt(key, &error);
+                self.doubts.note(key, &error);
                 let why = error_message(&error);
                 let message = format!("Failed to create new replica set \"{}\": {why}", set.name);
                 if status::deadline(deployment).is_some() {

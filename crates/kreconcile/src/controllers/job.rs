@@ -14,7 +14,7 @@ use k8s_openapi::api::{
     batch::v1::{Job, JobSpec},
     core::v1::Pod,
 };
-use kcore::{Clock, Stored, selector::LabelSelector};
+use kcore::{Clock, Stored};
 use serde_json::{Value, json};
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     controllers::{
         Context,
         claim::{self, Owner},
+        doubts::Doubts,
         pod_state,
         pod_writes::{PodWriter, in_parallel, pod_from_template},
         replica_set::{PODS_BY_OWNER, pods_by_owner},
@@ -55,7 +56,7 @@ const MANAGED_BY: &str = "kubernetes.io/job-controller";
 
 /// The controller `job-controller`: runs each Job's pods to their completions, with back-off, deadlines, suspension,
 /// Indexed completion, pod failure policy and success policy; each ended pod is counted exactly once, by the finalizer
-/// `batch.kubernetes.io/job-tracking`. Back-off limits per index are not there yet.
+/// `batch.kubernetes.io/job-tracking`.
 pub fn job(context: &Context) -> Controller {
     const NAME: &str = "job-controller";
     let jobs = context.informers().of::<Job>(Selection::all());
@@ -65,6 +66,7 @@ pub fn job(context: &Context) -> Controller {
         resource: ResourceType::of::<Job>(),
         pod_resource: ResourceType::of::<Pod>(),
         acted: Expectations::new(pods.lister().clone()),
+        doubts: Doubts::default(),
         written: Expectations::new(jobs.lister().clone()),
         failures: Mutex::default(),
         requests: context.requests(NAME),
@@ -85,6 +87,8 @@ struct Jobs {
     pods: Informer<Pod>,
     /// Pods that were made, deleted or released and are not shown so yet.
     acted: Expectations,
+    /// Jobs of whose pods a write failed in a way that leaves open whether it was done.
+    doubts: Doubts,
     written: Expectations,
     failures: Mutex<HashMap<ObjectKey, Failures, RandomState>>,
     requests: Requests,
@@ -118,12 +122,15 @@ impl Reconciler for Jobs {
         let Some(selector) = spec.selector.as_ref().and_then(pod_state::label_selector) else {
             return Ok(Action::Done);
         };
+        let owner = Owner { resource: &self.resource, header: stored.header(), selector: &selector };
+        let seen = (self.pods.lister(), &self.acted);
+        self.doubts.settle(key, &owner, &self.pod_resource, &self.requests, seen).await?;
         if !self.acted.met(key) {
             return Ok(Action::After(EXPECTATION_RECHECK));
         }
         // Read before the pods are: what is seen of them then is at least as new.
         let is_behind = self.pods.lister().revision() < stored.revision();
-        let mut owned = self.owned_pods(&stored, &selector).await?;
+        let mut owned = self.owned_pods(&owner).await?;
         let failures = self.failures().get(key).copied().unwrap_or_default();
         let now = self.clock.now();
         let decide_on = |owned: &[Arc<Stored>]| {
@@ -152,23 +159,19 @@ impl Jobs {
 
     fn forget(&self, key: &ObjectKey) {
         self.acted.forget(key);
+        self.doubts.forget(key);
         self.written.forget(key);
         self.failures().remove(key);
     }
 
-    async fn owned_pods(
-        &self,
-        stored: &Stored,
-        selector: &LabelSelector,
-    ) -> Result<Vec<Arc<Stored>>, ReconcileError> {
-        let header = stored.header();
-        let owner = Owner { resource: &self.resource, header, selector };
-        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, &owner);
-        claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
+    async fn owned_pods(&self, owner: &Owner<'_>) -> Result<Vec<Arc<Stored>>, ReconcileError> {
+        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, owner);
+        claim::claim_all(&self.requests, owner, &self.pod_resource, candidates).await
     }
 
     /// Whether the server has another Job than the informer shows. It is asked where pods are seen to be counted that this Job has not
-    /// counted, as can be after a change of the leader: it may have come to its end, and needs no more pods.
+    /// counted, as can be after a change of the leader: it may have come to its end, and needs no more pods. That a pod's revision
+    /// can be compared with a Job's is only used to ask in more cases.
     async fn is_behind(
         &self,
         key: &ObjectKey,
@@ -177,7 +180,10 @@ impl Jobs {
         owned: &[Arc<Stored>],
     ) -> Result<bool, ReconcileError> {
         let pods = owned.iter().map(|pod| pod.typed()).collect::<Result<Vec<Arc<Pod>>, _>>()?;
-        if !decide::shows_more_than_counted(job, &pods) {
+        let since = owned.iter().zip(&pods).filter(|(known, _)| known.revision() > stored.revision());
+        if !decide::shows_more_than_counted(job, &pods)
+            && !decide::was_counted_since(job, since.map(|(_, pod)| &**pod))
+        {
             return Ok(false);
         }
         let live: Written = self.requests.get(&self.resource.path(&key.namespace, &key.name)).await?;
@@ -227,15 +233,9 @@ impl Jobs {
         };
         if !decision.create.is_empty() {
             let bodies = pod_bodies(stored, &self.resource, decision)?;
-            writer.create_slowly(bodies, |revision| self.acted.wrote(key, revision)).await.1?;
+            writer.create_slowly(bodies, (key, &self.acted, &self.doubts)).await.1?;
         }
-        for (name, uid) in &decision.delete {
-            self.acted.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
-        }
-        if let Some((_, _, error)) = writer.delete_all(decision.delete.clone()).await.into_iter().next() {
-            self.acted.forget(key);
-            return Err(error.into());
-        }
+        writer.delete_expected(decision.delete.clone(), (key, &self.acted, &self.doubts)).await?;
         self.write_status(key, stored, job, decision).await?;
         for (kind, reason, message) in &decision.events {
             self.recorder.record(&about, *kind, reason, &**message);

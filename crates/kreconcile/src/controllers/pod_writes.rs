@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::{
-    controllers::claim::controller_reference,
+    controllers::{claim::controller_reference, doubts::Doubts},
     events::{EventRecorder, EventType, Regarding},
+    expectations::Expectations,
+    key::ObjectKey,
     request::{self, DeleteHow, Requests, Written},
     resource::ResourceType,
 };
@@ -66,11 +68,12 @@ impl PodWriter {
     }
 
     /// Makes pods in batches that double in size as long as they succeed, so that what fails fails a few times only
-    /// (upstream's `slowStartBatch`). `wrote` is told each revision. Gives how many succeeded, and the first failure.
+    /// (upstream's `slowStartBatch`). What was made is expected, what may have been made is a doubt. Gives how many succeeded,
+    /// and the first failure.
     pub(crate) async fn create_slowly(
         &self,
         bodies: Vec<Bytes>,
-        wrote: impl Fn(u64),
+        (key, expected, doubts): (&ObjectKey, &Expectations, &Doubts),
     ) -> (usize, Result<(), kube::Error>) {
         let (mut made, mut batch) = (0, SLOW_START_INITIAL);
         let mut bodies = bodies.into_iter();
@@ -83,10 +86,13 @@ impl PodWriter {
             for result in results.await {
                 match result {
                     Ok(revision) => {
-                        wrote(revision);
+                        expected.wrote(key, revision);
                         made += 1;
                     }
-                    Err(error) => failure = failure.or(Some(error)),
+                    Err(error) => {
+                        doubts.note(key, &error);
+                        failure = failure.or(Some(error));
+                    }
                 }
             }
             if let Some(error) = failure {
@@ -116,16 +122,28 @@ impl PodWriter {
         }
     }
 
-    /// Deletes pods, all at once, by name and uid; gives those that could not be deleted, and why.
-    pub(crate) async fn delete_all(&self, pods: Vec<(String, String)>) -> Vec<(String, String, kube::Error)> {
+    /// Deletes pods, all at once, by name and uid. They are expected to go; one whose deletion was refused is not, and one
+    /// whose deletion may have been done is a doubt. Gives the first failure.
+    pub(crate) async fn delete_expected(
+        &self,
+        pods: Vec<(String, String)>,
+        (key, expected, doubts): (&ObjectKey, &Expectations, &Doubts),
+    ) -> Result<(), kube::Error> {
+        for (name, uid) in &pods {
+            expected.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
+        }
         let results = in_parallel(pods, |(name, uid)| {
             let writer = self.clone();
-            async move {
-                let result = writer.delete(&name, &uid).await;
-                result.err().map(|error| (name, uid, error))
-            }
+            async move { writer.delete(&name, &uid).await.map_err(|error| (uid, error)) }
         });
-        results.await.into_iter().flatten().collect()
+        let mut failed = Ok(());
+        for (uid, error) in results.await.into_iter().filter_map(Result::err) {
+            if !doubts.note(key, &error) {
+                expected.kept(key, &uid);
+            }
+            failed = failed.and(Err(error));
+        }
+        failed
     }
 }
 

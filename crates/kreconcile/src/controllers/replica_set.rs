@@ -1,9 +1,6 @@
 //! ReplicaSets: as many pods as are asked for.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -24,6 +21,7 @@ use crate::{
     controllers::{
         Context,
         claim::{self, Owner},
+        doubts::Doubts,
         pod_state,
         pod_writes::{PodWriter, error_message, pod_from_template},
     },
@@ -32,7 +30,7 @@ use crate::{
     informer::Informer,
     key::ObjectKey,
     reconciler::{Action, ReconcileError, Reconciler},
-    request::{self, Requests},
+    request::Requests,
     resource::{ResourceType, Selection},
     trigger::{MapTo, Trigger},
 };
@@ -119,7 +117,7 @@ pub(crate) fn replicating<K: Replicating>(
         pod_resource: ResourceType::of::<Pod>(),
         made: Expectations::new(pods.lister().clone()),
         written: Expectations::new(sets.lister().clone()),
-        uncertain: Mutex::default(),
+        doubts: Doubts::default(),
         requests: context.requests(name),
         recorder: context.recorder(component),
         clock: Arc::clone(context.clock()),
@@ -140,8 +138,8 @@ struct ReplicaSets<K> {
     made: Expectations,
     /// Statuses that were written and are not shown yet.
     written: Expectations,
-    /// Names and uids of pods that may have been deleted.
-    uncertain: Mutex<HashMap<ObjectKey, Vec<(String, String)>>>,
+    /// Sets of whose pods a write failed in a way that leaves open whether it was done.
+    doubts: Doubts,
     requests: Requests,
     recorder: EventRecorder,
     clock: Arc<dyn Clock>,
@@ -153,21 +151,21 @@ impl<K: Replicating> Reconciler for ReplicaSets<K> {
         let Some(stored) = self.sets.lister().get(&key.namespace, &key.name) else {
             self.made.forget(key);
             self.written.forget(key);
-            self.uncertain().remove(key);
+            self.doubts.forget(key);
             return Ok(Action::Done);
         };
         if !self.written.met(key) {
             return Ok(Action::After(EXPECTATION_RECHECK));
         }
-        if self.uncertain().contains_key(key) {
-            self.learn(key).await?;
-        }
-        let may_act = self.made.met(key);
         let typed = stored.typed::<K>()?;
         let set = typed.as_set();
         let spec = &set.spec;
         let Some(selector) = typed.selector() else { return Ok(Action::Done) };
-        let owned = self.owned_pods(&stored, &selector).await?;
+        let owner = Owner { resource: &self.resource, header: stored.header(), selector: &selector };
+        let seen = (self.pods.lister(), &self.made);
+        self.doubts.settle(key, &owner, &self.pod_resource, &self.requests, seen).await?;
+        let may_act = self.made.met(key);
+        let owned = self.owned_pods(&owner).await?;
         let (mut active, mut terminating) = split(&owned)?;
         // The informer may show a pod that was told to go for a while yet.
         let mut leave_out_gone = |active: &mut Vec<Arc<Pod>>| {
@@ -196,15 +194,9 @@ impl<K: Replicating> Reconciler for ReplicaSets<K> {
 }
 
 impl<K: Replicating> ReplicaSets<K> {
-    async fn owned_pods(
-        &self,
-        set: &Stored,
-        selector: &LabelSelector,
-    ) -> Result<Vec<Arc<Stored>>, ReconcileError> {
-        let header = set.header();
-        let owner = Owner { resource: &self.resource, header, selector };
-        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, &owner);
-        claim::claim_all(&self.requests, &owner, &self.pod_resource, candidates).await
+    async fn owned_pods(&self, owner: &Owner<'_>) -> Result<Vec<Arc<Stored>>, ReconcileError> {
+        let candidates = claim::candidates(self.pods.lister(), PODS_BY_OWNER, owner);
+        claim::claim_all(&self.requests, owner, &self.pod_resource, candidates).await
     }
 
     /// How many ready pods of the same owner as this set's are on the pod's node.
@@ -239,46 +231,10 @@ impl<K: Replicating> ReplicaSets<K> {
                 let pod = pod_from_template(&object["spec"]["template"], &self.resource, set.header());
                 let body = Bytes::from(serde_json::to_vec(&pod).map_err(kube::Error::SerdeError)?);
                 let bodies = vec![body; *count];
-                writer.create_slowly(bodies, |revision| self.made.wrote(key, revision)).await.1
+                writer.create_slowly(bodies, (key, &self.made, &self.doubts)).await.1
             }
-            Step::Delete(pods) => {
-                for (name, uid) in pods {
-                    self.made.deleted(key, ObjectKey::new(&*key.namespace, &**name), uid);
-                }
-                let mut failed = Ok(());
-                for (name, uid, error) in writer.delete_all(pods.clone()).await {
-                    if request::is_uncertain(&error) {
-                        self.uncertain().entry(key.clone()).or_default().push((name, uid));
-                    } else {
-                        self.made.kept(key, &uid);
-                    }
-                    failed = failed.and(Err(error));
-                }
-                failed
-            }
+            Step::Delete(pods) => writer.delete_expected(pods.clone(), (key, &self.made, &self.doubts)).await,
         }
-    }
-
-    fn uncertain(&self) -> MutexGuard<'_, HashMap<ObjectKey, Vec<(String, String)>>> {
-        self.uncertain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Finds out about pods whose deletion failed in a way that leaves open whether it was done. Counting one that has gone would
-    /// tell a Deployment that it may take another one away.
-    async fn learn(&self, key: &ObjectKey) -> Result<(), ReconcileError> {
-        let open = self.uncertain().get(key).cloned().unwrap_or_default();
-        for (name, uid) in open {
-            let path = self.pod_resource.path(&key.namespace, &name);
-            match self.requests.get::<Pod>(&path).await {
-                Ok(pod) if pod_state::uid(&pod) == uid && pod.metadata.deletion_timestamp.is_none() => {
-                    self.made.kept(key, &uid);
-                }
-                Err(error) if !request::is_not_found(&error) => return Err(error.into()),
-                _ => {}
-            }
-        }
-        self.uncertain().remove(key);
-        Ok(())
     }
 }
 

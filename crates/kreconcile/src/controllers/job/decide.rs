@@ -148,6 +148,18 @@ pub(super) fn shows_more_than_counted(job: &Job, pods: &[Arc<Pod>]) -> bool {
         || released("Failed") > status.failed.unwrap_or_default() + waiting(uncounted.failed)
 }
 
+/// Whether one of these pods, which changed after the Job did, has ended and been released without being on the Job's list of those to count:
+/// a newer one must have it. (A pod that has been counted for long can change, too: what follows is a question to the server.)
+pub(super) fn was_counted_since<'a>(job: &Job, pods: impl IntoIterator<Item = &'a Pod>) -> bool {
+    let uncounted = job.status.as_ref().and_then(|status| status.uncounted_terminated_pods.as_ref());
+    let is_waiting = |pod: &Pod| {
+        let lists = uncounted.into_iter().flat_map(|lists| [&lists.succeeded, &lists.failed]);
+        lists.flatten().flatten().any(|uid| uid == pod_state::uid(pod))
+    };
+    let has_ended = |pod: &Pod| matches!(pod_state::phase(pod), "Succeeded" | "Failed");
+    pods.into_iter().any(|pod| has_ended(pod) && !is_tracked(pod) && !is_waiting(pod))
+}
+
 struct Look<'a> {
     view: View<'a>,
     decision: Decision,

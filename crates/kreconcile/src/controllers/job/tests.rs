@@ -31,6 +31,27 @@ fn pods_tell_of_a_newer_job_than_is_known() {
     }
 }
 
+#[test]
+fn a_pod_that_was_released_after_the_job_was_read_tells_of_a_newer_one() {
+    let mut world = World::new(json!({}));
+    world.job.status = Some(
+        serde_json::from_value(json!({"succeeded": 3, "uncountedTerminatedPods": {"failed": ["listed"]}}))
+            .unwrap(),
+    );
+    for (uid, phase, tracked, expected) in [
+        ("new", "Succeeded", false, true),
+        ("new", "Failed", false, true),
+        ("new", "Succeeded", true, false),
+        ("new", "Running", false, false),
+        ("listed", "Failed", false, false),
+    ] {
+        let finalizers: &[&str] = if tracked { &[TRACKING] } else { &[] };
+        let pod = json!({"metadata": {"name": "p", "uid": uid, "finalizers": finalizers}, "status": {"phase": phase}});
+        let pod = serde_json::from_value::<Pod>(pod).unwrap();
+        assert_eq!(decide::was_counted_since(&world.job, [&pod]), expected, "{uid} {phase} {tracked}");
+    }
+}
+
 /// A Job, its pods, and what the controller has done.
 struct World {
     job: Job,
