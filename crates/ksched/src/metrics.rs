@@ -16,6 +16,7 @@ use std::{
 
 use ahash::RandomState;
 use smallvec::SmallVec;
+use tokio::time::Instant;
 
 pub use self::meter::PLUGIN_SAMPLE_PERCENT;
 pub(crate) use self::{family::Family, label::Label, meter::Meter};
@@ -65,6 +66,28 @@ impl Attempt {
             Self::Unschedulable => "unschedulable",
             Self::Error => "error",
         }
+    }
+}
+
+/// A request that is under way.
+#[must_use]
+pub(crate) struct ApiCall {
+    metrics: Metrics,
+    kind: &'static str,
+    since: Instant,
+}
+
+impl ApiCall {
+    pub(crate) fn end(self, ok: bool) {
+        let labels = || [self.kind.into(), Label::from(if ok { "success" } else { "error" })];
+        self.metrics.add(Family::ApiCalls, labels(), 1);
+        self.metrics.observe(Family::ApiCallDuration, labels(), self.since.elapsed().as_secs_f64());
+    }
+}
+
+impl Drop for ApiCall {
+    fn drop(&mut self) {
+        self.metrics.add(Family::ApiCallsPending, [self.kind.into()], -1);
     }
 }
 
@@ -152,6 +175,12 @@ impl Metrics {
         self.observe(Family::GroupAlgorithm, [], decision.as_secs_f64());
     }
 
+    /// A request beside the decisions begins; dropped without an end, it counts as under way no more, and as nothing else.
+    pub(crate) fn api_call(&self, kind: &'static str) -> ApiCall {
+        self.add(Family::ApiCallsPending, [kind.into()], 1);
+        ApiCall { metrics: self.clone(), kind, since: Instant::now() }
+    }
+
     /// Something that happened in the cluster was taken over.
     pub(crate) fn handled(&self, event: &'static str, took: Duration) {
         self.observe(Family::EventHandling, [event.into()], took.as_secs_f64());
@@ -234,6 +263,29 @@ mod tests {
             assert!(text.lines().any(|known| known == line), "{line} is not in\n{text}");
         }
         assert_eq!(text.matches("# HELP scheduler_pending_pods ").count(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_counted_while_they_last_and_by_their_ends() {
+        let metrics = Metrics::default();
+        let (one, other, dropped) = (
+            metrics.api_call("pod_binding"),
+            metrics.api_call("pod_binding"),
+            metrics.api_call("pod_binding"),
+        );
+        tokio::time::advance(Duration::from_millis(3)).await;
+        one.end(true);
+        drop(dropped);
+        let has =
+            |line: &str| assert!(metrics.text().lines().any(|known| known == line), "{}", metrics.text());
+        has("scheduler_pending_async_api_calls{call_type=\"pod_binding\"} 1");
+        has("scheduler_async_api_call_execution_total{call_type=\"pod_binding\",result=\"success\"} 1");
+        has(
+            "scheduler_async_api_call_execution_duration_seconds_sum{call_type=\"pod_binding\",result=\"success\"} 0.003",
+        );
+        other.end(false);
+        has("scheduler_pending_async_api_calls{call_type=\"pod_binding\"} 0");
+        has("scheduler_async_api_call_execution_total{call_type=\"pod_binding\",result=\"error\"} 1");
     }
 
     #[test]

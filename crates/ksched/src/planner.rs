@@ -299,7 +299,7 @@ impl Planner {
         // A pod for which room was made is tried there first. Whoever acts on the decision may want the notes.
         if nominations.own.is_none() && !self.profiles[profile].points.concern(pod, self.snapshot.catalog()) {
             let begin = meter.begin();
-            let found = self.quick(profile, pod, &contested);
+            let found = self.quick(profile, pod, &contested, meter);
             meter.hint(found.is_some(), begin);
             if let Some(node) = found {
                 return Plan::Node(node);
@@ -309,9 +309,18 @@ impl Planner {
         Plan::Decision(Box::new(decide_measured(profile, &self.snapshot, pod, nominated, meter)))
     }
 
-    fn quick(&mut self, profile: usize, pod: &Arc<PodInfo>, contested: &[NodeIndex]) -> Option<NodeIndex> {
+    fn quick(
+        &mut self,
+        profile: usize,
+        pod: &Arc<PodInfo>,
+        contested: &[NodeIndex],
+        meter: &Meter,
+    ) -> Option<NodeIndex> {
         let found = self.classes.iter().position(|class| class.has(profile, pod));
-        let known = found.map(|at| self.classes.remove(at)).and_then(|class| self.caught_up(class));
+        let known = found.map(|at| self.classes.remove(at)).and_then(|class| {
+            let caught_up = self.caught_up(class);
+            caught_up.inspect_err(|reason| meter.flushed(reason)).ok()
+        });
         let class = match known {
             Some(class) => class,
             None => {
@@ -320,11 +329,12 @@ impl Planner {
                     self.topologies_epoch = self.epoch;
                 }
                 let (epoch, position) = (self.epoch, self.position());
-                let profiles = Arc::clone(&self.profiles);
+                let (profiles, begin) = (Arc::clone(&self.profiles), meter.begin());
                 let mut class =
                     Class::new(&profiles[profile], profile, pod, &self.snapshot, &mut self.topologies);
                 (class.epoch, class.position) = (epoch, position);
                 self.made += 1;
+                meter.stored(begin);
                 class
             }
         };
@@ -334,12 +344,13 @@ impl Planner {
         self.classes[0].choose(&self.snapshot, seed, pod, contested)
     }
 
-    /// The class with all changes taken over, if that can be done.
-    fn caught_up(&self, mut class: Class) -> Option<Class> {
+    /// The class with all changes taken over, if that can be done; else why it can't. (Upstream keeps one list of nodes, so its reasons
+    /// are others.)
+    fn caught_up(&self, mut class: Class) -> Result<Class, &'static str> {
         if class.epoch != self.epoch {
-            return None;
+            return Err("nodes_changed");
         }
-        for change in self.changes_since(class.position)? {
+        for change in self.changes_since(class.position).ok_or("expired")? {
             let taken_over = match change {
                 Logged::Pod { pod, node, came } => {
                     class.pod_changed(PodChange { pod, node: *node, came: *came })
@@ -348,11 +359,11 @@ impl Planner {
                 Logged::Kind(kind) => !class.reads.all && !class.reads.kinds.contains(kind),
             };
             if !taken_over {
-                return None;
+                return Err("objects_changed");
             }
         }
         class.position = self.position();
         class.renew(&self.snapshot);
-        Some(class)
+        Ok(class)
     }
 }

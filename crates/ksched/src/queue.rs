@@ -5,6 +5,8 @@
 //! minutes; *gated* pods are held back by a [`PreEnqueue`](crate::plugin::PreEnqueue). The queue has no clock and no
 //! task: every call says what time it is, so that the same calls give the same order.
 
+mod in_flight;
+
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, HashMap},
@@ -14,6 +16,9 @@ use std::{
 
 use ahash::RandomState;
 use tokio::time::Instant;
+
+pub use in_flight::IN_FLIGHT_EVENTS_MAX;
+use in_flight::{InFlight, Missed};
 
 use crate::{
     event::{ClusterEvent, Hint},
@@ -125,6 +130,7 @@ pub struct SchedulingQueue {
     gated: BTreeMap<u64, Arc<str>>,
     /// Pods with a nominated node, by uid.
     nominated: HashMap<Arc<str>, (Arc<PodInfo>, Arc<str>), RandomState>,
+    in_flight: InFlight,
     tickets: u64,
     lengths: QueueLengths,
     backoff_limits: (Duration, Duration),
@@ -155,6 +161,7 @@ impl SchedulingQueue {
             unschedulable: BTreeMap::new(),
             gated: BTreeMap::new(),
             nominated: HashMap::default(),
+            in_flight: InFlight::default(),
             tickets: 0,
             lengths: QueueLengths::default(),
             backoff_limits: (BACKOFF_MIN, BACKOFF_MAX),
@@ -222,11 +229,16 @@ impl SchedulingQueue {
 
     /// Has another look at a pod that waits for an event, as if one had helped it.
     pub fn wake(&mut self, uid: &str, now: Instant) {
+        self.wake_for(uid, FORCED, now);
+    }
+
+    /// As [`wake`](Self::wake), because of this.
+    pub(crate) fn wake_for(&mut self, uid: &str, why: &'static str, now: Instant) {
         let waits = |entry: &Entry| matches!(entry.place, Place::Unschedulable { .. });
         if self.entries.get(uid).is_some_and(waits)
             && let Some(queued) = self.take(uid)
         {
-            self.retry(queued, FORCED, now);
+            self.retry(queued, why, now);
         }
     }
 
@@ -337,6 +349,7 @@ impl SchedulingQueue {
                 return;
             }
         }
+        self.in_flight.note(event);
         let helped: Vec<_> = self
             .unschedulable
             .values()
@@ -355,6 +368,35 @@ impl SchedulingQueue {
                 };
             }
         }
+    }
+
+    /// A pod that has left the queue waits for a permission: what happens meanwhile is kept for it.
+    pub(crate) fn takes_off(&mut self, pod: &PodInfo) {
+        self.in_flight.takes_off(&pod.uid);
+    }
+
+    /// Its wait and its binding have ended: what it has missed, if it had to wait.
+    pub(crate) fn lands(&mut self, pod: &PodInfo) -> Option<Missed> {
+        self.in_flight.lands(&pod.uid)
+    }
+
+    /// The first of the missed events that helps against this plug-in's refusal, by its name (upstream's
+    /// `determineSchedulingHintForInFlightPod`).
+    pub(crate) fn helped_by(
+        &self,
+        queued: &QueuedPod,
+        plugin: &Arc<str>,
+        missed: &Missed,
+    ) -> Option<&'static str> {
+        let mut refused = queued.clone();
+        refused.rejected_by = vec![Arc::clone(plugin)];
+        let helps = missed.events.iter().find(|event| self.helps(&refused, event)).map(ClusterEvent::label);
+        helps.or(missed.is_cut.then_some(FORCED))
+    }
+
+    /// Counts what is kept for pods in flight.
+    pub(crate) fn measure(&self) {
+        self.in_flight.measure(&self.metrics);
     }
 
     /// When there will be something to do without any event.

@@ -421,6 +421,31 @@ async fn a_pod_waits_for_its_permission_and_gives_back_what_it_booked() {
     running.stop().await;
 }
 
+/// What happens while a pod waits for its permission helps it when it is refused in the end: it is tried again after its back-off, not
+/// when the five minutes are over.
+#[tokio::test(start_paused = true)]
+async fn what_happens_while_a_pod_waits_for_its_permission_is_not_lost() {
+    let api = Api::new();
+    api.add_node(node("a"));
+    let pairs = Arc::new(Pairs::default());
+    let profile = Profile::builder().permit(Arc::clone(&pairs) as Arc<_>).build();
+    let running = api.start_with(profile.unwrap());
+    let started = tokio::time::Instant::now();
+    api.add_pod(pod("first"));
+    let after = |seconds| tokio::time::sleep_until(started + std::time::Duration::from_secs(seconds));
+    after(5).await;
+    api.add_node(node("b"));
+    after(25).await;
+    assert_eq!(api.events("FailedScheduling").len(), 1, "its first wait has ended");
+    api.add_pod(pod("second"));
+    api.until(|api| {
+        ["first", "second"].iter().all(|name| api.get("pods", name)["spec"]["nodeName"].is_string())
+    })
+    .await;
+    assert_eq!(started.elapsed().as_secs(), 25, "the first was waiting again");
+    running.stop().await;
+}
+
 /// Nodes are equal but for their names; only one is beside the pod that the other wants to be near, and that is found only
 /// by the labels of its namespace.
 #[tokio::test(start_paused = true)]

@@ -92,6 +92,24 @@ impl Meter {
         metrics.observe(Family::QueueingHint, [plugin.into(), event.into(), hint.into()], took.as_secs_f64());
     }
 
+    /// What is kept for pods like this one was of no use any more.
+    pub(crate) fn flushed(&self, reason: &'static str) {
+        if let Some(metrics) = &self.metrics {
+            metrics.add(Family::BatchFlushed, [Label::from(&self.profile), reason.into()], 1);
+        }
+    }
+
+    /// All nodes were asked for what is kept from now on.
+    pub(crate) fn stored(&self, begin: Begin) {
+        if let (Some(metrics), Begin(Some(since))) = (&self.metrics, begin) {
+            metrics.observe(
+                Family::StoreResults,
+                [Label::from(&self.profile)],
+                since.elapsed().as_secs_f64(),
+            );
+        }
+    }
+
     /// What is kept for pods like this one was asked for a node.
     pub(crate) fn hint(&self, is_found: bool, begin: Begin) {
         let (Some(metrics), Begin(Some(since))) = (&self.metrics, begin) else { return };

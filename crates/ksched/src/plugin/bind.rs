@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use kcore::Clock;
 
 use crate::{
-    extender::ExtenderError, observer::Observer, plugin::cycle_state::CycleState, pod::PodInfo,
-    snapshot::catalog::Catalog,
+    extender::ExtenderError, metrics::Metrics, observer::Observer, plugin::cycle_state::CycleState,
+    pod::PodInfo, snapshot::catalog::Catalog,
 };
 
 /// Something that is done beside the decisions on other pods, so that a pod may find a node the next time: see
@@ -66,6 +66,8 @@ pub struct Binding<'a> {
     pub observer: &'a Observer,
     /// Says what time it is.
     pub clock: &'a dyn Clock,
+    /// Where the scheduler counts.
+    pub metrics: &'a Metrics,
     /// The pod.
     pub pod: &'a PodInfo,
     /// The node that it goes to.

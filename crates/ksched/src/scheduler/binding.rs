@@ -110,8 +110,8 @@ async fn permitted(
 
 async fn bind(job: &Job) -> Result<(), BindError> {
     let points = &job.profiles[job.profile].points;
-    let Job { client, cycle, observer, queued, node, meter, .. } = job;
-    let binding = Binding { client, cycle, observer, clock: &*job.clock, pod: &queued.pod, node };
+    let Job { client, cycle, observer, queued, node, meter, metrics, .. } = job;
+    let binding = Binding { client, cycle, observer, clock: &*job.clock, metrics, pod: &queued.pod, node };
     if !job.pre_bind.is_empty() {
         let begin = meter.begin();
         let done = prepare(job, binding).await;
@@ -119,7 +119,9 @@ async fn bind(job: &Job) -> Result<(), BindError> {
         done?;
     }
     let begin = meter.begin();
+    let call = metrics.api_call("pod_binding");
     let bound = bind_by_any(job, binding).await;
+    call.end(bound.is_ok());
     meter.point("Bind", result_status(&bound), begin);
     bound?;
     if !points.post_bind.is_empty() {

@@ -41,6 +41,7 @@ impl Core {
         }
         let wait = (!waits.is_empty()).then(|| {
             let names = waits.iter().map(|(name, _)| Arc::clone(name)).collect();
+            self.queue.takes_off(&queued.pod);
             Wait { answer: self.waiting.add(&queued.pod, &node, names), times: waits }
         });
         let catalog = self.planner.snapshot().catalog();

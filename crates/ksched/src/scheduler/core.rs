@@ -71,7 +71,7 @@ impl Core {
         Self {
             queue: queue.with_metrics(metrics.clone()).with_groups(groups.clone()),
             groups,
-            reporter: Reporter::new(client.clone(), Arc::clone(clock), recorder),
+            reporter: Reporter::new(client.clone(), Arc::clone(clock), recorder, metrics.clone()),
             client: client.clone(),
             planner: Planner::new(Arc::clone(profiles)),
             profiles: Arc::clone(profiles),
@@ -103,6 +103,7 @@ impl Core {
         self.metrics.set(Family::CacheSize, "pods", snapshot.pods_len());
         self.metrics.set(Family::CacheSize, "assumed_pods", self.assumed.len());
         self.metrics.set(Family::Goroutines, "binding", self.bindings);
+        self.queue.measure();
     }
 
     pub(super) fn node_changed(&mut self, change: &Change) {
@@ -511,6 +512,7 @@ impl Core {
             let is_bound = matches!(outcome, Outcome::Bound);
             self.end_booking(profile, &queued, &node, &mut cycle, is_bound);
         }
+        let missed = self.queue.lands(&queued.pod);
         match outcome {
             Outcome::Bound => {
                 let QueuedPod { pod, attempts, first, started, flushed, .. } = &queued;
@@ -521,7 +523,14 @@ impl Core {
                 self.metrics.bound(*attempts, first.unwrap_or(*started).elapsed());
                 self.reporter.bound(pod, &node);
             }
-            Outcome::Refused(plugin, rejection) => self.refused(queued, &plugin, &rejection, now),
+            Outcome::Refused(plugin, rejection) => {
+                let helped = missed.and_then(|missed| self.queue.helped_by(&queued, &plugin, &missed));
+                let uid = Arc::clone(&queued.pod.uid);
+                self.refused(queued, &plugin, &rejection, now);
+                if let Some(event) = helped {
+                    self.queue.wake_for(&uid, event, now);
+                }
+            }
             Outcome::Failed(error) => {
                 // The informer may have shown the pod on its node, or gone, in the meantime.
                 if !self.forget(&queued.pod.uid) {

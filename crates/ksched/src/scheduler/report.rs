@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     decision::Nomination,
+    metrics::Metrics,
     pod::{PodInfo, ScheduledCondition},
     scheduler::{binding::Done, preemption::write_status},
 };
@@ -34,11 +35,17 @@ pub(super) struct Reporter {
     client: Client,
     clock: Arc<dyn Clock>,
     recorder: EventRecorder,
+    metrics: Metrics,
 }
 
 impl Reporter {
-    pub(super) fn new(client: Client, clock: Arc<dyn Clock>, recorder: EventRecorder) -> Self {
-        Self { client, clock, recorder }
+    pub(super) fn new(
+        client: Client,
+        clock: Arc<dyn Clock>,
+        recorder: EventRecorder,
+        metrics: Metrics,
+    ) -> Self {
+        Self { client, clock, recorder, metrics }
     }
 
     /// The clock and the recorder, for what is told elsewhere.
@@ -148,13 +155,16 @@ impl Reporter {
         if let Some(node) = nominated {
             status["nominatedNodeName"] = node;
         }
-        tasks.spawn(write(self.client.clone(), pod.clone(), status));
+        tasks.spawn(write(self.client.clone(), pod.clone(), status, self.metrics.clone()));
         Some(ScheduledCondition { reason: reason.into(), message: message.into() })
     }
 }
 
-async fn write(client: Client, pod: Arc<PodInfo>, status: Value) -> Done {
-    if let Err(error) = write_status(&client, &pod, status).await {
+async fn write(client: Client, pod: Arc<PodInfo>, status: Value, metrics: Metrics) -> Done {
+    let call = metrics.api_call("pod_status_patch");
+    let written = write_status(&client, &pod, status).await;
+    call.end(written.is_ok());
+    if let Err(error) = written {
         // The next try of the pod writes it again if the pod still is as it was.
         tracing::debug!(%error, namespace = %pod.namespace, name = %pod.name, "the condition of a pod can't be written");
     }

@@ -14,8 +14,10 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
+    metrics::{Family, Label},
     plugin::Binding,
     plugins::dynamic_resources::{
         claims,
@@ -103,10 +105,33 @@ pub(super) async fn bind(binding: Binding<'_>, booked: &Booked, timeout: Duratio
             written.push(ResourceClaim::clone(claim));
         }
     }
-    for claim in written.iter().filter(|claim| conditions::has_any(claim)) {
-        wait(binding, claim, timeout).await?;
+    if !written.iter().any(conditions::has_any) {
+        return Ok(());
     }
-    Ok(())
+    let (since, mut waited) = (Instant::now(), Ok(()));
+    for claim in written.iter().filter(|claim| conditions::has_any(claim)) {
+        waited = waited.and(wait(binding, claim, timeout).await);
+        if waited.is_err() {
+            break;
+        }
+    }
+    let status = match &waited {
+        Ok(()) => "success",
+        Err(ClaimError::Late(_)) => "timeout",
+        Err(ClaimError::Failed(_)) => "failure",
+        Err(_) => "error",
+    };
+    let labels = |driver: &str| -> [Label; 3] {
+        [(&binding.pod.scheduler_name).into(), (&Arc::<str>::from(driver)).into(), status.into()]
+    };
+    for result in written.iter().flat_map(conditions::results) {
+        let took = since.elapsed().as_secs_f64();
+        binding.metrics.observe(Family::ConditionsWait, labels(&result.driver), took);
+        if conditions::waits(result) {
+            binding.metrics.add(Family::ConditionsAllocations, labels(&result.driver), 1);
+        }
+    }
+    waited
 }
 
 /// Creates the claim for extended resources, and tells the pod what its containers have of it. What is not finished is
@@ -121,6 +146,8 @@ async fn make(
     let api = Api::<ResourceClaim>::namespaced(Client::clone(binding.client), namespace);
     let pod = format!("{namespace}/{}", binding.pod.name);
     let created = api.create(&PostParams::default(), &extended::to_create(claim)).await;
+    let status = if created.is_ok() { "success" } else { "failure" };
+    binding.metrics.add(Family::ClaimCreates, [status.into()], 1);
     let created =
         created.map_err(|error| failed("create", &format!("for extended resources {pod}"), error))?;
     let finish = async {

@@ -13,7 +13,8 @@ pub(super) enum Readiness {
     Failed(String),
 }
 
-fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
+/// The devices of a claim.
+pub(super) fn results(claim: &ResourceClaim) -> impl Iterator<Item = &DeviceRequestAllocationResult> {
     let allocation = claim.status.as_ref().and_then(|status| status.allocation.as_ref());
     let devices = allocation.and_then(|allocation| allocation.devices.as_ref());
     devices.and_then(|devices| devices.results.as_ref()).into_iter().flatten()
@@ -27,9 +28,14 @@ fn device_status<'a>(
     all.find(|known| known.device == of.device && known.driver == of.driver && known.pool == of.pool)
 }
 
+/// Whether a device has conditions that must hold.
+pub(super) fn waits(result: &DeviceRequestAllocationResult) -> bool {
+    result.binding_conditions.as_ref().is_some_and(|all| !all.is_empty())
+}
+
 /// Whether the claim waits for any conditions.
 pub(super) fn has_any(claim: &ResourceClaim) -> bool {
-    results(claim).any(|result| result.binding_conditions.as_ref().is_some_and(|all| !all.is_empty()))
+    results(claim).any(waits)
 }
 
 /// Whether an allocated claim is ready (upstream's `isClaimReadyForBinding`).
