@@ -47,6 +47,10 @@ pub(crate) struct FakeApi {
     pub(crate) no_streaming_list: AtomicBool,
     /// Nothing is answered but 500.
     pub(crate) broken: AtomicBool,
+    /// So many creates of pods are done, and answered as if nobody knew.
+    pub(crate) lost_answers: AtomicUsize,
+    /// Watches of pods tell nothing.
+    pub(crate) held: AtomicBool,
     pub(crate) writes: AtomicUsize,
     pub(crate) lists: AtomicUsize,
     cut: watch::Sender<u64>,
@@ -71,6 +75,8 @@ impl FakeApi {
             json_only: AtomicBool::new(false),
             no_streaming_list: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            lost_answers: AtomicUsize::new(0),
+            held: AtomicBool::new(false),
             writes: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             cut: watch::Sender::new(0),
@@ -249,7 +255,12 @@ impl FakeApi {
             }
             method => {
                 self.writes.fetch_add(1, Ordering::Relaxed);
-                self.write(&method, &target, body)
+                let is_pod = method == Method::POST && target.kind.plural == "pods";
+                let fewer = |left: usize| left.checked_sub(1);
+                let lost = is_pod
+                    && self.lost_answers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok();
+                let written = self.write(&method, &target, body);
+                if lost { Err(Status::failure(504, "Timeout", "no answer")) } else { written }
             }
         };
         result.map_or_else(failure, |value| success(&value))
@@ -336,7 +347,8 @@ impl FakeApi {
                 loop {
                     changed.borrow_and_update();
                     let (batch, to) = api.after(&target, from);
-                    if !batch.is_empty() {
+                    let is_held = target.kind.plural == "pods" && api.held.load(Ordering::Relaxed);
+                    if !batch.is_empty() && !is_held {
                         return Some((batch, (api, to, changed)));
                     }
                     changed.changed().await.ok()?;

@@ -9,6 +9,7 @@ mod fake;
 mod informer;
 mod leader;
 mod lifetimes;
+mod lost_answers;
 mod migration;
 mod quota;
 mod volumes;
