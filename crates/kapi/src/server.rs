@@ -9,6 +9,7 @@ use kcore::{Clock, TokioClock};
 use kstore::{MemoryStore, Store, StoreError};
 use tokio::sync::watch;
 
+pub use self::answer::SLOW_REQUEST;
 pub(crate) use self::answer::lasts;
 pub use self::service::AsUser;
 use crate::{

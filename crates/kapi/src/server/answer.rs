@@ -1,12 +1,12 @@
 //! How one request is answered: who asks, whom they act as, whether they may, and then what they ask for.
 
-use std::{fmt, panic::AssertUnwindSafe, sync::Arc};
+use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{Request, Response, request::Parts};
 use kcore::Status;
-use tracing::{debug, error};
+use tracing::{Instrument as _, debug, debug_span, error, field, info};
 
 use super::{Inner, REQUEST_MAX};
 use crate::{
@@ -19,8 +19,12 @@ use crate::{
     request::{Query, RequestInfo},
 };
 
+/// A request that takes so long, and is not one that lasts, is told of at the level `INFO` (upstream traces requests from here on, too).
+pub const SLOW_REQUEST: Duration = Duration::from_millis(500);
+
 impl Inner {
-    /// Answers a request; whatever goes wrong becomes a `Status`.
+    /// Answers a request; whatever goes wrong becomes a `Status`. Everything that is logged on the way is in a span, which says whose
+    /// request it is.
     pub(super) async fn answer<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -39,7 +43,17 @@ impl Inner {
         let info = RequestInfo::new(&parts.method, parts.uri.path(), &query);
         let began = tokio::time::Instant::now();
         let _flying = self.metrics.begin(&info);
-        let handled = AssertUnwindSafe(self.handle(&parts, &info, &query, body)).catch_unwind().await;
+        let agent = || parts.headers.get(http::header::USER_AGENT).and_then(|agent| agent.to_str().ok());
+        let span = debug_span!(
+            "request",
+            verb = %info.verb,
+            path = %info.path,
+            user_agent = agent(),
+            user = field::Empty
+        );
+        let handled = AssertUnwindSafe(self.handle(&parts, &info, &query, body)).catch_unwind();
+        let handled = handled.instrument(span.clone()).await;
+        let _entered = span.enter();
         let (user, result) = handled.unwrap_or_else(|_| {
             error!(path = %info.path, verb = %info.verb, "a request panicked");
             self.metrics.panicked();
@@ -51,7 +65,7 @@ impl Inner {
             (None, Err(status.into()))
         });
         let mut response = result.unwrap_or_else(|ApiError(status)| {
-            debug!(path = %info.path, verb = %info.verb, %status, "refused");
+            debug!(%status, "refused");
             transport::status_response(&status)
         });
         if let Some(trail) = &trail {
@@ -66,7 +80,13 @@ impl Inner {
             Some(sized) => response.map(|body| body.measured(sized)),
             None => response,
         };
-        debug!(verb = %info.verb, path = %info.path, code, user = user.as_deref().map(|user| &*user.name), ?took, "HTTP");
+        if let Some(user) = &user {
+            span.record("user", &*user.name);
+        }
+        debug!(code, ?took, "HTTP");
+        if took >= SLOW_REQUEST && !lasts(&info) {
+            info!(verb = %info.verb, path = %info.path, user_agent = agent(), code, ?took, "a slow request");
+        }
         response
     }
 

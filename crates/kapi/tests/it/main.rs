@@ -13,6 +13,7 @@ mod custom;
 mod encryption;
 mod harness;
 mod kms;
+mod logs;
 mod loopback;
 mod metrics_api;
 mod oidc;
