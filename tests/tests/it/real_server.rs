@@ -3,7 +3,7 @@
 
 use std::{
     net::TcpListener,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
     time::Duration,
@@ -18,6 +18,7 @@ use k8s_openapi::api::{
 use kcore::SystemClock;
 use kplane::Cluster;
 use kreconcile::{LeaderElector, Manager, Start, controllers};
+use kstore::{EtcdServer, MemoryStore};
 use kube::{
     Api, Client, Config, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
@@ -25,6 +26,7 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 
@@ -164,56 +166,130 @@ fn spawn(program: &Path, log: &Path, flags: &[String]) -> Child {
     Command::new(program).args(flags).stdout(Stdio::null()).stderr(log).spawn().unwrap()
 }
 
+/// The program that a variable names; no package has them, so no run can require them.
+fn named(variable: &str) -> Option<PathBuf> {
+    let program = std::env::var_os(variable).map(PathBuf::from);
+    if program.is_none() {
+        println!("skipped: needs the program that {variable} names");
+    }
+    program
+}
+
+/// What a `kube-apiserver` is given, apart from where its objects are kept.
+struct Peer {
+    program: PathBuf,
+    folder: TempDir,
+    port: u16,
+}
+
+impl Peer {
+    fn new(program: PathBuf) -> Self {
+        let peer = Self { program, folder: tempfile::tempdir().unwrap(), port: port() };
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(peer.file("tokens.csv"), "test,test,1,\"system:masters\"\n").unwrap();
+        std::fs::write(peer.file("sa.key"), key.serialize_pem()).unwrap();
+        std::fs::write(peer.file("sa.pub"), key.public_key_pem()).unwrap();
+        peer
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Starts it and waits until it answers.
+    async fn start(&self, etcd: &str) -> (Programs, Client) {
+        let port = self.port;
+        let flags = [
+            "--bind-address=127.0.0.1".to_owned(),
+            format!("--secure-port={port}"),
+            format!("--cert-dir={}", self.file("certs")),
+            format!("--token-auth-file={}", self.file("tokens.csv")),
+            format!("--etcd-servers={etcd}"),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={}", self.file("sa.pub")),
+            format!("--service-account-signing-key-file={}", self.file("sa.key")),
+        ];
+        let log = self.folder.path().join("server.log");
+        let running = Programs(vec![spawn(&self.program, &log, &flags)]);
+        let client = client(&format!(
+            "{{clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}', insecure-skip-tls-verify: true}}}}], users: [{{name: u, user: {{token: test}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}], current-context: x}}"
+        ))
+        .await;
+        let namespaces = Api::<Namespace>::all(client.clone());
+        let ready = tokio::time::timeout(PATIENCE, async {
+            while !namespaces.get_opt("kube-system").await.is_ok_and(|found| found.is_some()) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        });
+        let log = || std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(ready.await.is_ok(), "the server does not get ready:\n{}", log());
+        (running, client)
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn controllers_work_over_kubernetes_server() {
-    let named = |variable: &str| std::env::var_os(variable).map(std::path::PathBuf::from);
     let (Some(server), Some(etcd)) = (named("KPLANE_PEER_APISERVER"), named("KPLANE_PEER_ETCD")) else {
-        // No package has it, so no run can require it.
-        println!("skipped: needs a kube-apiserver and an etcd in KPLANE_PEER_APISERVER and KPLANE_PEER_ETCD");
         return;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let file = |name: &str| folder.path().join(name).display().to_string();
-    let (etcd_url, peer_url, port) =
-        (format!("http://127.0.0.1:{}", port()), format!("http://127.0.0.1:{}", port()), port());
-    let key = rcgen::KeyPair::generate().unwrap();
-    std::fs::write(file("tokens.csv"), "test,test,1,\"system:masters\"\n").unwrap();
-    std::fs::write(file("sa.key"), key.serialize_pem()).unwrap();
-    std::fs::write(file("sa.pub"), key.public_key_pem()).unwrap();
+    let peer = Peer::new(server);
+    let (etcd_url, peer_url) =
+        (format!("http://127.0.0.1:{}", port()), format!("http://127.0.0.1:{}", port()));
     let etcd_flags = [
-        format!("--data-dir={}", file("etcd")),
+        format!("--data-dir={}", peer.file("etcd")),
         format!("--listen-client-urls={etcd_url}"),
         format!("--advertise-client-urls={etcd_url}"),
         format!("--listen-peer-urls={peer_url}"),
         format!("--initial-advertise-peer-urls={peer_url}"),
         format!("--initial-cluster=default={peer_url}"),
     ];
-    let flags = [
-        "--bind-address=127.0.0.1".to_owned(),
-        format!("--secure-port={port}"),
-        format!("--cert-dir={}", file("certs")),
-        format!("--token-auth-file={}", file("tokens.csv")),
-        format!("--etcd-servers={etcd_url}"),
-        "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
-        "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
-        format!("--service-account-key-file={}", file("sa.pub")),
-        format!("--service-account-signing-key-file={}", file("sa.key")),
-    ];
-    let _programs = Programs(vec![
-        spawn(&etcd, &folder.path().join("etcd.log"), &etcd_flags),
-        spawn(&server, &folder.path().join("server.log"), &flags),
-    ]);
-    let client = client(&format!(
-        "{{clusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:{port}', insecure-skip-tls-verify: true}}}}], users: [{{name: u, user: {{token: test}}}}], contexts: [{{name: x, context: {{cluster: c, user: u}}}}], current-context: x}}"
-    ))
-    .await;
-    let namespaces = Api::<Namespace>::all(client.clone());
-    let ready = tokio::time::timeout(PATIENCE, async {
-        while !namespaces.get_opt("kube-system").await.is_ok_and(|found| found.is_some()) {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    });
-    let log = || std::fs::read_to_string(folder.path().join("server.log")).unwrap_or_default();
-    assert!(ready.await.is_ok(), "the server does not get ready:\n{}", log());
+    let _etcd = Programs(vec![spawn(&etcd, &peer.folder.path().join("etcd.log"), &etcd_flags)]);
+    let (_running, client) = peer.start(&etcd_url).await;
     body(client).await;
+}
+
+/// Kubernetes' own server over kplane's store: it starts, works, and finds everything again when it is killed and started anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kubernetes_server_keeps_its_objects_in_kplanes_store() {
+    let Some(server) = named("KPLANE_PEER_APISERVER") else { return };
+    let store = Arc::new(MemoryStore::new());
+    let face = EtcdServer::new(store.clone()).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let etcd = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move { face.serve(listener, std::future::pending()).await });
+    let peer = Peer::new(server);
+    let (running, client) = peer.start(&etcd).await;
+    body(client.clone()).await;
+
+    let maps = Api::<ConfigMap>::default_namespaced(client);
+    let names: Vec<_> = (0..1_200).map(|number| format!("kept-{number:04}")).collect();
+    for name in &names {
+        let map = json!({"metadata": {"name": name, "labels": {"kept": "yes"}}, "data": {"of": name}});
+        maps.create(&PostParams::default(), &object(map)).await.unwrap();
+    }
+    // Killed, not asked to end.
+    drop(running);
+    let (_running, client) = peer.start(&etcd).await;
+    let maps = Api::<ConfigMap>::default_namespaced(client);
+    // In pages, which the server asks its etcd for at one revision.
+    let (mut found, mut how) = (Vec::new(), ListParams::default().labels("kept=yes").limit(500));
+    loop {
+        let page = maps.list(&how).await.unwrap();
+        found.extend(page.items.iter().map(|map| (map.name_any(), map.data.clone().unwrap_or_default())));
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => how = how.continue_token(&token),
+            None => break,
+        }
+    }
+    let wanted: Vec<_> =
+        names.iter().map(|name| (name.clone(), [("of".to_owned(), name.clone())].into())).collect();
+    assert_eq!(found, wanted);
+    // A write from what was read before somebody else's is refused.
+    let stale = maps.get("kept-0000").await.unwrap();
+    let change = Patch::Merge(json!({"data": {"of": "somebody"}}));
+    maps.patch("kept-0000", &PatchParams::default(), &change).await.unwrap();
+    let refused = maps.replace("kept-0000", &PostParams::default(), &stale).await.unwrap_err();
+    assert!(matches!(refused, kube::Error::Api(status) if status.code == 409));
+    store.verify().unwrap();
 }
