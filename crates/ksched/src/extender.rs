@@ -5,7 +5,7 @@
 //! others, have a say about whose room is taken, and bind. It may take its time: while it is asked, no other pod is decided on,
 //! as upstream. Pods that no extender is interested in are decided on as if there were none.
 //!
-//! With the feature `http-extenders`, [`HttpExtender`] speaks to those that kube-scheduler's configuration names, in the JSON of
+//! With the feature `http-extenders`, `HttpExtender` speaks to those that kube-scheduler's configuration names, in the JSON of
 //! `k8s.io/kube-scheduler/extender/v1`.
 
 mod decide;
