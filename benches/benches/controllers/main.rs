@@ -245,12 +245,14 @@ async fn reconciles(client: &Client, count: usize) {
 /// What an object costs that a cache holds: beside the store that has it anyway, by itself as over HTTP, and of its metadata alone.
 async fn watched(cluster: &Cluster, count: usize) {
     for (name, client) in [("in_process", cluster.client()), ("over_http", cluster.client_http())] {
-        let informers = Informers::new(client);
+        let informers = Informers::new(client.clone());
         let growth = Growth::start();
         let maps = informers.of::<ConfigMap>(Selection::all());
         maps.synced().await;
         growth.print(&format!("watched_object_{name}"), count);
         informers.stop().await;
+        // Others, as these would give what they have of whole objects.
+        let informers = Informers::new(client);
         let growth = Growth::start();
         let maps = informers.of::<ConfigMap>(Selection::all().metadata_only());
         maps.synced().await;
