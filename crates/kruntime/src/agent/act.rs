@@ -13,7 +13,7 @@ use crate::{
     env, handler,
     machine::{Action, GRACE_MIN, StopReason},
     runtime::{ContainerConfig, RuntimeError, SandboxConfig, ports::protocol_of},
-    volumes::VolumeNote,
+    volumes::{self, VolumeNote},
 };
 
 /// What came of an action.
@@ -96,6 +96,7 @@ impl Inner {
             container.resources = Some(given);
         }
         let started = async {
+            self.ensure_image_volumes(entry, &pod, &container).await?;
             self.ensure_image(entry, &pod, &container).await?;
             if let Some(managers) = &entry.node.config.managers {
                 managers.starting(&pod, name);
@@ -216,6 +217,7 @@ impl Inner {
         config.command = expanded(&container.command);
         config.args = expanded(&container.args);
         config.working_dir = container.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        config.images = volumes::image::mounts(pod, container, &env)?;
         if let Some(volumes) = &entry.node.volumes {
             // An agent that has come back has not made them yet.
             if !volumes.are_made(&entry.uid) {
