@@ -299,7 +299,7 @@ impl Node {
             let machine = Machine::read("/".as_ref()).map_err(NodeError::Machine)?;
             let dir = Some(options.dir.clone());
             node.managers =
-                Some(Arc::new(ResourceManagers::open(machine, managers, &options.reserved, dir)?));
+                Some(Arc::new(ResourceManagers::open(machine, managers, &node.reservation(), dir)?));
         }
         node.addresses = vec![told];
         node.kubelet_port = address.port().into();

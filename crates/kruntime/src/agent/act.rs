@@ -159,14 +159,15 @@ impl Inner {
     async fn stop(&self, entry: &PodEntry, name: &Arc<str>, grace: Duration, why: StopReason) {
         let pod = entry.pod();
         let message = match why {
-            StopReason::PodEnds => format!("Stopping container {name}"),
+            StopReason::PodEnds | StopReason::RestartAll => format!("Stopping container {name}"),
             StopReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
             StopReason::Resize => format!("Container {name} resize requires restart"),
             StopReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
         };
         self.event(entry, Some(name), EventType::Normal, "Killing", message);
         let begun = tokio::time::Instant::now();
-        let container = container_of(&pod, name);
+        // Without grace there is no time for a hook.
+        let container = container_of(&pod, name).filter(|_| !grace.is_zero());
         let hook = container.as_ref().and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
         if let Some((container, hook)) = hook {
             match tokio::time::timeout(grace, handler::run_hook(entry, container, hook)).await {
