@@ -282,7 +282,8 @@ mod tests {
             assert_eq!(request.spec.username.as_deref(), Some("system:node:away"));
         }
         assert_eq!(who(&client).await, "system:node:away");
-        assert_eq!(who(&used.read().unwrap().clone()).await, "system:node:away");
+        let in_use = used.read().unwrap().clone();
+        assert_eq!(who(&in_use).await, "system:node:away");
 
         // The next agent goes on with it, unless it was given one that is newer.
         let current = |given: &Config| {
