@@ -11,13 +11,13 @@ use std::{
 use http::{Request, Response};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::{discovery::v1::EndpointSlice, rbac::v1::ClusterRoleBinding};
 use kapi::{ApiServer, audit::FLUSH_MAX, authn::UserInfo};
 use kcore::Clock;
 use kreconcile::{Health, Informers, Running, Selection};
 use kube::{
     Api, Client, Resource,
-    api::{Patch, PatchParams},
+    api::{Patch, PatchParams, PostParams},
     client::Body as ClientBody,
 };
 use serde::de::DeserializeOwned;
@@ -38,6 +38,8 @@ use crate::{
 pub const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// How long a shutdown waits for connections and tasks to end by themselves.
 pub const SHUTDOWN_MAX: Duration = Duration::from_secs(30);
+/// Whoever has this role is given a new client certificate of its own name when it is a node.
+const SELF_NODE_CLIENT: &str = "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient";
 
 /// A cluster inside this process. Made by [`ClusterBuilder::start`](crate::ClusterBuilder::start).
 ///
@@ -87,8 +89,8 @@ pub enum ServeError {
     /// The API is not served yet.
     #[error("the API is not served yet")]
     NotServed,
-    /// The service `default/kubernetes` could not be told.
-    #[error("the endpoint of the service default/kubernetes could not be written")]
+    /// The service `default/kubernetes` could not be told, or nodes not be allowed to renew their certificates.
+    #[error("what belongs to a served API could not be written")]
     Publish(#[from] kube::Error),
 }
 
@@ -203,7 +205,8 @@ impl Cluster {
     }
 
     /// Serves the API over TLS at `address`; port 0 picks a free one. Callers show a client certificate of the cluster's
-    /// authority, or are anonymous.
+    /// authority, or are anonymous. Nodes that join may renew their client certificates, by a ClusterRoleBinding
+    /// `kplane:node-autoapprove-certificate-rotation`.
     ///
     /// # Errors
     /// When the address can't be listened on or a certificate can't be made.
@@ -238,6 +241,7 @@ impl Cluster {
         let user = self.ca.client("kubernetes-admin", &["system:masters"])?;
         let kubeconfig = kubeconfig::render(&url(address), self.ca.certificate_pem(), &user);
         self.publish(SocketAddr::new(inside, address.port())).await?;
+        self.let_nodes_renew().await?;
         let serving = Serving { address, kubeconfig };
         *self.serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(serving.clone());
         Ok(serving)
@@ -262,6 +266,23 @@ impl Cluster {
         });
         slices.patch("kubernetes", &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
+    }
+
+    /// Lets nodes elsewhere renew the client certificates that are theirs, as kubeadm does (its
+    /// `kubeadm:node-autoapprove-certificate-rotation`). A binding of that name that is there stays as it is.
+    async fn let_nodes_renew(&self) -> Result<(), ServeError> {
+        let (name, role) = ("kplane:node-autoapprove-certificate-rotation", SELF_NODE_CLIENT);
+        let group = "rbac.authorization.k8s.io";
+        let binding = serde_json::json!({
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role},
+            "subjects": [{"apiGroup": group, "kind": "Group", "name": "system:nodes"}],
+        });
+        let binding: ClusterRoleBinding = serde_json::from_value(binding).map_err(kube::Error::SerdeError)?;
+        match Api::all(self.client.clone()).create(&PostParams::default(), &binding).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            made => made.map(drop).map_err(Into::into),
+        }
     }
 
     /// The kubeconfig of an administrator for the address that was served last; `None` before [`serve`](Self::serve).

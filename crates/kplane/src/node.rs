@@ -7,7 +7,10 @@
 //! Everything that must outlive the process is in [`NodeOptions::dir`]. Real containers go on while no agent is there, and the next one
 //! takes them over; processes end with their agent, and their pods' containers are started again.
 
+mod identity;
 mod join;
+mod pairs;
+mod renewal;
 mod server;
 
 use std::{collections::BTreeMap, io, net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc};
@@ -20,9 +23,10 @@ use kruntime::{
     managers::{Machine, ManagerOptions, ManagersError, ResourceManagers},
     serve::access::Reviews,
 };
-use kube::{Client, Config};
+use kube::Config;
 use tokio::{net::TcpListener, sync::watch};
 
+use self::identity::{Identity, Serving};
 use crate::{
     ca::{CaError, ClientCertificates, Credentials, from_pem},
     defaults,
@@ -30,7 +34,10 @@ use crate::{
     serve::Tasks,
 };
 
-pub use self::join::{JoinError, REQUEST_RETRY, join};
+pub use self::{
+    identity::is_joined,
+    join::{JOIN_WAIT_MAX, JoinError, join},
+};
 
 /// Where nodes are reached unless they say otherwise, as kubelets are.
 pub const PORT: u16 = kapi::node::KUBELET_PORT;
@@ -60,7 +67,7 @@ pub enum NodeCertificate {
     /// This one.
     Given(Credentials),
     /// One that the node asks the cluster for (`serverTLSBootstrap`; the signer `kubernetes.io/kubelet-serving`, whose requests
-    /// somebody has to approve); a self-made one until it is there. It is not asked for again before the node's next start.
+    /// somebody has to approve); a self-made one until it is there. It is kept, and renewed between 70 and 90 % of its life.
     Requested,
 }
 
@@ -72,6 +79,7 @@ pub enum NodeCertificate {
 /// | `address` | the address that the machine has towards others | `--node-ip` |
 /// | `client_ca_pem` | none: no certificate is believed | `--client-ca-file` |
 /// | `certificate` | self-made | `--tls-cert-file`, `--rotate-server-certificates` |
+/// | `rotate_certificates` | yes | `--rotate-certificates` (no by default, yes by kubeadm) |
 /// | `reserved` | nothing | `--system-reserved`, `--kube-reserved` |
 /// | `managers` | none | `--cpu-manager-policy`, `--memory-manager-policy`, `--topology-manager-policy` and their like |
 /// | `evicts` | with real containers | `--eviction-hard` |
@@ -95,6 +103,10 @@ pub struct NodeOptions {
     pub client_ca_pem: Option<String>,
     /// The certificate that the node shows.
     pub certificate: NodeCertificate,
+    /// Whether the node renews the client certificate that it is known by, if that is one of its own (`system:node:NAME`): it asks for
+    /// another one between 70 and 90 % of its life, keeps it in `dir` as `pki/kubelet-client-current.pem`, and uses it from the next
+    /// request on. Of that one and the certificate it is started with, the one that was issued last counts. Yes by default.
+    pub rotate_certificates: bool,
     /// The cluster's DNS servers. None by default.
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain: `cluster.local` by default.
@@ -125,6 +137,7 @@ impl NodeOptions {
             static_pods: None,
             client_ca_pem: None,
             certificate: NodeCertificate::default(),
+            rotate_certificates: true,
             cluster_dns: Vec::new(),
             cluster_domain: CLUSTER_DOMAIN.to_owned(),
             labels: BTreeMap::new(),
@@ -256,13 +269,15 @@ impl Node {
     /// See [`NodeError`].
     pub async fn start(config: Config, options: NodeOptions) -> Result<Self, NodeError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let client = Client::try_from(config).map_err(NodeError::Client)?;
         let in_dir = |name: &str| {
             let path = options.dir.join(name);
             let made = std::fs::create_dir_all(&path);
             made.map(|()| path.clone()).map_err(|source| NodeError::Dir { path, source })
         };
         let (volumes, certificates) = (in_dir("volumes")?, in_dir("pki")?);
+        let rotates = options.rotate_certificates;
+        let identity = Identity::open(config, &certificates, &options.name, clock.now(), rotates);
+        let Identity { client, renewal } = identity.map_err(NodeError::Client)?;
         let opened = open(&options, &clock).await.map_err(NodeError::Runtime)?;
         let listened = Some(options.listen.ip()).filter(|ip| !ip.is_unspecified());
         let told = options.address.or(listened).unwrap_or(opened.address);
@@ -284,7 +299,7 @@ impl Node {
             let machine = Machine::read("/".as_ref()).map_err(NodeError::Machine)?;
             let dir = Some(options.dir.clone());
             node.managers =
-                Some(Arc::new(ResourceManagers::open(machine, managers, &options.reserved, dir)?));
+                Some(Arc::new(ResourceManagers::open(machine, managers, &node.reservation(), dir)?));
         }
         node.addresses = vec![told];
         node.kubelet_port = address.port().into();
@@ -300,8 +315,11 @@ impl Node {
         node.taints = options.taints.clone();
         let notes = opened.runtime.info().limitations;
 
-        let shown = match &options.certificate {
-            NodeCertificate::Given(credentials) => credentials.clone(),
+        let serving = matches!(options.certificate, NodeCertificate::Requested)
+            .then(|| Serving::new(client.clone(), &options.name, told, &certificates));
+        let issued = serving.as_ref().and_then(|serving| serving.current(clock.now()));
+        let shown = match (&options.certificate, &issued) {
+            (NodeCertificate::Given(credentials), _) | (_, Some((_, credentials))) => credentials.clone(),
             _ => join::self_made(&certificates, &options.name, told)
                 .map_err(|source| NodeError::Dir { path: certificates, source })?,
         };
@@ -315,15 +333,15 @@ impl Node {
         };
         let (config, configs) = watch::channel(Arc::new(make(&shown)?));
         let tasks = Tasks::default();
-        if matches!(options.certificate, NodeCertificate::Requested) {
-            let (client, name) = (client.clone(), options.name.clone());
-            tasks.spawn(async move {
-                let issued = join::serving(&client, &name, told).await;
-                match make(&issued) {
-                    Ok(new) => drop(config.send_replace(Arc::new(new))),
-                    Err(error) => tracing::error!(%error, "the certificate that was issued can't be used"),
-                }
-            });
+        if let Some(serving) = serving {
+            let show = move |issued: &Credentials| {
+                config.send_replace(Arc::new(make(issued)?));
+                Ok(())
+            };
+            tasks.spawn(serving.run(Arc::clone(&clock), issued.map(|(leaf, _)| leaf), show));
+        }
+        if let Some(renewal) = renewal {
+            tasks.spawn(renewal.run(Arc::clone(&clock)));
         }
 
         let reviews = Arc::new(Reviews::new(client.clone()));

@@ -422,13 +422,8 @@ async fn a_node_joins_by_a_bootstrap_token() {
     std::fs::remove_file(subject.path("node")).unwrap();
 
     let bootstrap = subject.path("bootstrap");
-    let (_program, _) = subject.start(&[
-        "--bootstrap-kubeconfig",
-        &bootstrap,
-        "--runtime",
-        "simulated",
-        "--request-certificate",
-    ]);
+    let arguments = ["--bootstrap-kubeconfig", &bootstrap, "--runtime", "simulated", "--request-certificate"];
+    let (program, _) = subject.start(&arguments);
     let ready = |node: Option<&Node>| is_ready(&serde_json::to_value(node).unwrap());
     subject.cluster.wait_until::<Node>("", "away", PATIENCE, ready).await.unwrap();
     let written = std::fs::read_to_string(subject.path("node")).unwrap();
@@ -452,6 +447,39 @@ async fn a_node_joins_by_a_bootstrap_token() {
         }
     };
     assert_eq!(tokio::time::timeout(PATIENCE, answered).await.unwrap(), "ok");
+
+    // The next agent has what was issued to this one, and asks nobody.
+    drop(program);
+    let kept = std::fs::read_to_string(subject.path("state/pki/kubelet-server-current.pem")).unwrap();
+    let (_program, address) = subject.start(&arguments);
+    let (authority, name) = (subject.cluster.ca_pem().to_owned(), address.clone());
+    let shown = beside(move || shown_certificate(&name, &authority)).await;
+    assert!(kept.contains(&shown), "{kept}\n{shown}");
+    let requests: Api<k8s_openapi::api::certificates::v1::CertificateSigningRequest> = Api::all(client);
+    let all = requests.list(&kube::api::ListParams::default()).await.unwrap();
+    assert_eq!(all.items.len(), 2, "one for the client, one for the server");
+}
+
+/// The first line of the certificate that is shown at an address to who believes this authority.
+fn shown_certificate(address: &str, authority: &str) -> String {
+    use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream).unwrap();
+    }
+    let shown = &connection.peer_certificates().unwrap()[0];
+    let encoded = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, shown);
+    encoded[..64].to_owned()
 }
 
 /// As `kubectl certificate approve` does it, once the request is there.

@@ -446,7 +446,7 @@ impl Inner {
 }
 
 /// Whether a pod has ended for good and nobody deletes it: an agent that starts anew leaves it alone.
-fn is_over(pod: &Pod) -> bool {
+pub(crate) fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed")) && pod.metadata.deletion_timestamp.is_none()
 }

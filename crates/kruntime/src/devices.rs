@@ -33,6 +33,7 @@ use crate::{
 mod choose;
 mod place;
 pub(crate) mod proto;
+mod tell;
 
 use choose::{Asked, Choice, Ids, choose, settle};
 use proto::{

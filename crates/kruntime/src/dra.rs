@@ -30,6 +30,7 @@ use crate::{
 
 pub(crate) mod proto;
 mod state;
+mod tell;
 
 use state::{Info, Known, check, named};
 
@@ -201,11 +202,11 @@ impl Claims {
         answer.map_err(|status| format!("{method}: {}", words(&status)))
     }
 
-    /// The names in the Container Device Interface of what a container gets of its pod's claims.
+    /// The claims that a container uses, each with the requests of it; an empty request is for all.
     ///
     /// # Errors
-    /// A claim that is not prepared.
-    pub(crate) fn cdi(&self, pod: &Pod, container: &Container) -> Result<Vec<String>, String> {
+    /// The pod names claims that can't be known yet.
+    fn used(&self, pod: &Pod, container: &Container) -> Result<Vec<(String, Vec<String>)>, String> {
         let uses: Vec<(&str, &str)> = container
             .resources
             .iter()
@@ -216,26 +217,37 @@ impl Claims {
         if uses.is_empty() && extended.is_none() {
             return Ok(Vec::new());
         }
-        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-        let known = locked(&self.known);
-        let mut found: Vec<String> = Vec::new();
+        let mut found = Vec::new();
         for name in named(pod)? {
-            let requests: Vec<&str> = match extended.filter(|_| name.entry.is_empty()) {
+            let requests: Vec<String> = match extended.filter(|_| name.entry.is_empty()) {
                 Some(extended) => {
                     let own =
                         extended.request_mappings.iter().filter(|one| one.container_name == container.name);
-                    own.map(|one| one.request_name.as_str()).collect()
+                    own.map(|one| one.request_name.clone()).collect()
                 }
                 None => uses
                     .iter()
                     .filter(|(entry, _)| *entry == name.entry)
-                    .map(|(_, request)| *request)
+                    .map(|(_, request)| (*request).to_owned())
                     .collect(),
             };
-            if requests.is_empty() {
-                continue;
+            if !requests.is_empty() {
+                found.push((name.claim, requests));
             }
-            let claim = &name.claim;
+        }
+        Ok(found)
+    }
+
+    /// The names in the Container Device Interface of what a container gets of its pod's claims.
+    ///
+    /// # Errors
+    /// A claim that is not prepared.
+    pub(crate) fn cdi(&self, pod: &Pod, container: &Container) -> Result<Vec<String>, String> {
+        let namespace = pod.metadata.namespace.clone().unwrap_or_default();
+        let used = self.used(pod, container)?;
+        let known = locked(&self.known);
+        let mut found: Vec<String> = Vec::new();
+        for (claim, requests) in used {
             let info = known.0.get(&(namespace.clone(), claim.clone())).ok_or_else(|| {
                 format!("internal error: unable to get claim info for ResourceClaim {claim} in namespace {namespace}")
             })?;

@@ -145,7 +145,7 @@ pub enum Amount {
 }
 
 impl Amount {
-    fn of(self, capacity: u64) -> u64 {
+    pub(crate) fn of(self, capacity: u64) -> u64 {
         match self {
             Self::Absolute(amount) => amount,
             Self::Percent(percent) => {

@@ -27,6 +27,8 @@ pub mod managers;
 pub mod node;
 #[cfg(all(feature = "plugins", target_os = "linux"))]
 pub mod plugins;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+pub mod pod_resources;
 pub mod probe;
 pub mod runtime;
 pub mod serve;

@@ -22,6 +22,7 @@ mod containers;
 mod phase;
 mod resize;
 mod restart;
+mod restart_all;
 #[cfg(test)]
 mod tests;
 
@@ -30,6 +31,7 @@ use resize::{Allocation, Resizing};
 pub use resize::{DEFERRED_FOR, Pending, Room, decide};
 pub use restart::{BACKOFF_MAX, BACKOFF_MIN, BACKOFF_RESET};
 use restart::{Backoff, should_restart};
+use restart_all::RestartAll;
 
 /// The least time that a container gets to end, even when the pod's grace is used up
 /// (`minimumGracePeriodInSeconds` of upstream's kubelet).
@@ -40,7 +42,7 @@ pub const RETRY_AFTER: SignedDuration = SignedDuration::from_secs(10);
 pub const GRACE_DEFAULT: i64 = 30;
 
 /// What the machine looks at.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     /// The pod as the API has it.
     pub pod: &'a Pod,
@@ -115,6 +117,8 @@ pub enum StopReason {
     Startup,
     /// It gets more or less, and its policy asks for a restart.
     Resize,
+    /// Another container's end asks for all to be restarted (KEP-5532).
+    RestartAll,
 }
 
 /// What one step gives.
@@ -194,6 +198,7 @@ pub struct PodMachine {
     allocation: Option<Allocation>,
     /// What the pod wants and is not given.
     pending: Option<Pending>,
+    restart_all: RestartAll,
 }
 
 /// The node ends a pod that its owner did not delete: it is short of something, or shuts down.
@@ -248,6 +253,10 @@ impl PodMachine {
         let empty = PodSpec::default();
         let spec = input.pod.spec.as_ref().unwrap_or(&empty);
         self.remember(input);
+        self.watch_restart_all(input, spec);
+        let left = self.restart_all.left(input.observed);
+        let input = &Input { observed: left.as_ref().unwrap_or(input.observed), ..*input };
+        self.initialized |= spec.containers.iter().any(|one| find(input.observed, &one.name).is_some());
         let mut plan = Plan { actions: Vec::new(), wake_at: None, backing_off: Vec::new() };
         self.watch_deadline(input, spec, &mut plan);
         let ending = self.is_ending(input);
@@ -272,7 +281,9 @@ impl PodMachine {
                 && seen.id != container.id
             {
                 memory.stop_by = None;
-                if let ContainerPhase::Exited(exit) = &seen.phase {
+                if self.restart_all.is_removed(seen) {
+                    // What it ended with is said already.
+                } else if let ContainerPhase::Exited(exit) = &seen.phase {
                     memory.last = Some(containers::terminated(exit, &seen.id, input.scheme));
                 }
             }
@@ -283,9 +294,6 @@ impl PodMachine {
                 self.began(&container.name);
             }
         }
-        let spec = input.pod.spec.as_ref();
-        let mains = spec.map_or(&[][..], |spec| &spec.containers);
-        self.initialized |= mains.iter().any(|container| find(input.observed, &container.name).is_some());
     }
 
     /// `spec.activeDeadlineSeconds`, counted from `status.startTime`.
@@ -322,6 +330,9 @@ impl PodMachine {
             return;
         }
         self.sandbox_retry = None;
+        if self.restart_all.goes_on {
+            return self.plan_restart_all(input, spec, plan);
+        }
         match self.plan_init(input, spec, plan) {
             Init::Waits => return,
             Init::Failed => return self.stop_sidecars(input, spec, plan),
@@ -375,7 +386,8 @@ impl PodMachine {
         plan: &mut Plan,
     ) -> Progress {
         let Some(seen) = find(input.observed, &container.name) else {
-            let attempt = containers::restart_count(input.pod, &container.name);
+            let attempt = self.removed_attempt(&container.name);
+            let attempt = attempt.unwrap_or_else(|| containers::restart_count(input.pod, &container.name));
             self.try_start(input, &container.name, attempt, plan);
             return Progress::Waits;
         };
@@ -419,8 +431,9 @@ impl PodMachine {
         {
             return plan.wake(refusal.retry_at);
         }
-        // Who was stopped to be given something else has not crashed.
-        if memory.seen.is_some() && !memory.resizing.restarts {
+        // Who was stopped to be given something else, or with all others, has not crashed.
+        let is_removed = memory.seen.as_ref().is_some_and(|seen| self.restart_all.is_removed(seen));
+        if memory.seen.is_some() && !memory.resizing.restarts && !is_removed {
             memory.backoff.next(input.now);
         }
         self.starts(&name);

@@ -34,6 +34,8 @@ mod machine;
 mod memory;
 mod options;
 mod take;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+mod tell;
 
 pub use cpus::{CPU_MAX, CpuSet, CpuSetError};
 pub use machine::{Cpu, Machine, NumaNode};

@@ -228,6 +228,9 @@ fn object(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Val
     })
 }
 
+/// What pods may ask nodes for that not all nodes can (KEP-5328), in alphabetical order.
+const DECLARED_FEATURES: [&str; 1] = ["RestartAllContainersOnContainerExits"];
+
 /// `in_use`: the volumes that nobody may detach, of a node that takes such.
 fn status(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Value {
     let now = format_time(now);
@@ -272,6 +275,7 @@ fn status(node: &Node, now: Timestamp, in_use: Option<&BTreeSet<String>>) -> Val
         "allocatable": allocatable,
         "capacity": capacity,
         "conditions": conditions,
+        "declaredFeatures": DECLARED_FEATURES,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": node.config.kubelet_port}},
         "nodeInfo": {
             "architecture": architecture(),

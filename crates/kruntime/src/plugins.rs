@@ -95,6 +95,7 @@ pub(crate) async fn run(inner: &Inner) {
                 () = stop.cancelled() => {}
                 () = watch(inner, &node) => {}
                 () = claims => {}
+                () = crate::pod_resources::run(inner, &node) => {}
             }
         }));
         tokio::select! {

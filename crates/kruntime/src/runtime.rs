@@ -41,7 +41,7 @@ mod security;
 pub mod simulated;
 
 pub use device::{Device, Devices};
-pub use mount::{Mount, Propagation};
+pub use mount::{ImageMount, Mount, Propagation};
 pub use security::{AppArmor, Resources, Seccomp, Security};
 
 /// A pod's uid: the name of its sandbox. A pod that is deleted and made again under the same name has another one.
@@ -141,6 +141,8 @@ pub struct ContainerConfig {
     pub working_dir: Option<PathBuf>,
     /// The volumes.
     pub mounts: Vec<Mount>,
+    /// The images among the volumes. They are there ([`ContainerRuntime::image`]); a runtime that can't mount them refuses the container.
+    pub images: Vec<ImageMount>,
     /// Whether standard input stays open for attach.
     pub stdin: bool,
     /// Whether the container has a terminal.

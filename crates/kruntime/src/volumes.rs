@@ -27,6 +27,7 @@ pub(crate) mod csi;
 mod empty_dir;
 mod files;
 mod host_path;
+pub(crate) mod image;
 mod mounted;
 mod ownership;
 
@@ -266,7 +267,9 @@ impl Volumes {
         let group = group.and_then(|group| u32::try_from(group).ok());
         let is_first = !self.are_made(&uid);
         let (mut paths, mut notes) = (HashMap::new(), Vec::new());
-        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        // Images are for the runtime to mount.
+        for volume in volumes.filter(|volume| volume.image.is_none()) {
             let failed = |error: RuntimeError| match error {
                 known @ RuntimeError::Volume { .. } => known,
                 other => RuntimeError::Volume {
@@ -305,7 +308,7 @@ impl Volumes {
         Ok(notes)
     }
 
-    /// What `container` sees of the pod's volumes.
+    /// What `container` sees of the pod's volumes, but for images.
     ///
     /// # Errors
     /// [`RuntimeError::Config`] when a mount names no volume, or a sub-path leads out of it.
@@ -319,7 +322,9 @@ impl Volumes {
         let paths = self.paths.lock().unwrap_or_else(PoisonError::into_inner);
         let made = paths.get(&uid).map(|made| &made.paths);
         let mut mounts = Vec::new();
-        for mount in container.volume_mounts.iter().flatten() {
+        let images = image::mounted_by(pod, container);
+        let is_image = |name: &str| images.iter().any(|(image, _)| *image == name);
+        for mount in container.volume_mounts.iter().flatten().filter(|mount| !is_image(&mount.name)) {
             let (mut source, read_only) = made
                 .and_then(|made| made.get(&mount.name))
                 .cloned()

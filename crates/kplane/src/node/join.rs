@@ -29,8 +29,10 @@ const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// The group of all nodes.
 const NODES: &str = "system:nodes";
-/// After how long a certificate is asked for again that was refused or could not be asked for.
-pub const REQUEST_RETRY: Duration = Duration::from_secs(60);
+/// How long a node that joins waits for its certificate (upstream's `requestNodeCertificate`).
+pub const JOIN_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long a request for a further certificate is waited for before another one is made.
+pub(super) const WAIT_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Why a node could not join a cluster.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,14 @@ pub enum JoinError {
         /// What its condition says.
         why: String,
     },
+    /// Nobody decided on the request.
+    #[error("the request {name} for a certificate was not approved and signed within {} s", waited.as_secs())]
+    Undecided {
+        /// The request's name.
+        name: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
     /// The bootstrap kubeconfig has no authority.
     #[error("the kubeconfig to join with names no certificate authority")]
     Authority,
@@ -63,7 +73,7 @@ pub enum JoinError {
 /// `create certificatesigningrequests/nodeclient`), and gives the node's own kubeconfig.
 ///
 /// # Errors
-/// See [`JoinError`]. A request that was made stays; the next try makes another one.
+/// See [`JoinError`]; it waits for [`JOIN_WAIT_MAX`]. A request that was made stays; the next try makes another one.
 pub async fn join(bootstrap: Config, name: &str) -> Result<String, JoinError> {
     let server = bootstrap.cluster_url.to_string();
     let authority: Vec<String> = bootstrap.root_cert.iter().flatten().map(|der| to_pem(der)).collect();
@@ -71,33 +81,39 @@ pub async fn join(bootstrap: Config, name: &str) -> Result<String, JoinError> {
         return Err(JoinError::Authority);
     }
     let client = Client::try_from(bootstrap)?;
-    let usages = ["digital signature", "client auth"];
-    let issued = request(&client, CLIENT_SIGNER, name, &[], &usages).await?;
-    Ok(kubeconfig::render(server.trim_end_matches('/'), &authority.concat(), &issued))
+    let issued = client_certificate(&client, name, JOIN_WAIT_MAX).await?;
+    Ok(kubeconfig::render(&server, &authority.concat(), &issued))
 }
 
-/// Asks for a serving certificate until there is one.
-pub(super) async fn serving(client: &Client, name: &str, address: IpAddr) -> Credentials {
+/// Asks for a client certificate as `system:node:NAME`.
+pub(super) async fn client_certificate(
+    client: &Client,
+    name: &str,
+    wait: Duration,
+) -> Result<Credentials, JoinError> {
+    request(client, CLIENT_SIGNER, name, (&[], &["digital signature", "client auth"]), wait).await
+}
+
+/// Asks for a serving certificate for the node's name and address.
+pub(super) async fn serving_certificate(
+    client: &Client,
+    name: &str,
+    address: IpAddr,
+    wait: Duration,
+) -> Result<Credentials, JoinError> {
     let names = match rcgen::string::Ia5String::try_from(name) {
         Ok(host) => vec![SanType::DnsName(host), SanType::IpAddress(address)],
         Err(_) => vec![SanType::IpAddress(address)],
     };
-    let usages = ["digital signature", "server auth"];
-    loop {
-        match request(client, SERVING_SIGNER, name, &names, &usages).await {
-            Ok(issued) => return issued,
-            Err(error) => tracing::warn!(%error, "there is no serving certificate yet"),
-        }
-        tokio::time::sleep(REQUEST_RETRY).await;
-    }
+    request(client, SERVING_SIGNER, name, (&names, &["digital signature", "server auth"]), wait).await
 }
 
 async fn request(
     client: &Client,
     signer: &str,
     node: &str,
-    names: &[SanType],
-    usages: &[&str],
+    (names, usages): (&[SanType], &[&str]),
+    wait: Duration,
 ) -> Result<Credentials, JoinError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
@@ -122,7 +138,8 @@ async fn request(
         // One that is gone is not waited for.
         found.is_none_or(|found| certificate(found).is_some() || refusal(found).is_some())
     };
-    let found = await_condition(requests, &name, decided).await?;
+    let found = tokio::time::timeout(wait, await_condition(requests, &name, decided)).await;
+    let found = found.map_err(|_elapsed| JoinError::Undecided { name: name.clone(), waited: wait })??;
     match found.as_ref().and_then(certificate) {
         Some(certificate_pem) => Ok(Credentials { certificate_pem, key_pem: key.serialize_pem() }),
         None => {

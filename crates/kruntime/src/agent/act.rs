@@ -13,7 +13,7 @@ use crate::{
     env, handler,
     machine::{Action, GRACE_MIN, StopReason},
     runtime::{ContainerConfig, RuntimeError, SandboxConfig, ports::protocol_of},
-    volumes::VolumeNote,
+    volumes::{self, VolumeNote},
 };
 
 /// What came of an action.
@@ -96,6 +96,7 @@ impl Inner {
             container.resources = Some(given);
         }
         let started = async {
+            self.ensure_image_volumes(entry, &pod, &container).await?;
             self.ensure_image(entry, &pod, &container).await?;
             if let Some(managers) = &entry.node.config.managers {
                 managers.starting(&pod, name);
@@ -158,14 +159,15 @@ impl Inner {
     async fn stop(&self, entry: &PodEntry, name: &Arc<str>, grace: Duration, why: StopReason) {
         let pod = entry.pod();
         let message = match why {
-            StopReason::PodEnds => format!("Stopping container {name}"),
+            StopReason::PodEnds | StopReason::RestartAll => format!("Stopping container {name}"),
             StopReason::Liveness => format!("Container {name} failed liveness probe, will be restarted"),
             StopReason::Resize => format!("Container {name} resize requires restart"),
             StopReason::Startup => format!("Container {name} failed startup probe, will be restarted"),
         };
         self.event(entry, Some(name), EventType::Normal, "Killing", message);
         let begun = tokio::time::Instant::now();
-        let container = container_of(&pod, name);
+        // Without grace there is no time for a hook.
+        let container = container_of(&pod, name).filter(|_| !grace.is_zero());
         let hook = container.as_ref().and_then(|c| Some((c, c.lifecycle.as_ref()?.pre_stop.as_ref()?)));
         if let Some((container, hook)) = hook {
             match tokio::time::timeout(grace, handler::run_hook(entry, container, hook)).await {
@@ -216,6 +218,7 @@ impl Inner {
         config.command = expanded(&container.command);
         config.args = expanded(&container.args);
         config.working_dir = container.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        config.images = volumes::image::mounts(pod, container, &env)?;
         if let Some(volumes) = &entry.node.volumes {
             // An agent that has come back has not made them yet.
             if !volumes.are_made(&entry.uid) {

@@ -4,7 +4,13 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 
 use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity};
 
-use crate::{demand, eviction::EvictionOptions, managers::ResourceManagers, node, runtime::ContainerRuntime};
+use crate::{
+    demand,
+    eviction::{EvictionOptions, Signal},
+    managers::ResourceManagers,
+    node,
+    runtime::ContainerRuntime,
+};
 
 /// One node that an agent serves.
 #[derive(Clone, Debug)]
@@ -90,13 +96,34 @@ impl NodeConfig {
             plugins: false,
         }
     }
-    /// What pods may have of the node: what it has without what is reserved, as upstream's `status.allocatable`.
+
+    /// What pods don't get of the node: what is reserved, and what is to be left by the hard thresholds of `eviction` for memory and the nodes'
+    /// disk (upstream's `GetNodeAllocatableReservation`).
+    #[must_use]
+    pub fn reservation(&self) -> BTreeMap<String, Quantity> {
+        let mut all = self.reserved.clone();
+        for threshold in self.eviction.iter().flat_map(|eviction| &eviction.thresholds) {
+            let name = match threshold.signal {
+                Signal::Memory => "memory",
+                Signal::NodeFs => "ephemeral-storage",
+                _ => continue,
+            };
+            let capacity = demand::amount(Some(&self.capacity), name).and_then(|all| u64::try_from(all).ok());
+            let Some(capacity) = capacity.filter(|_| threshold.grace.is_zero()) else { continue };
+            let reserved = demand::amount(Some(&self.reserved), name).unwrap_or(0);
+            let left = i64::try_from(threshold.below.of(capacity)).unwrap_or(i64::MAX);
+            all.insert(name.to_owned(), Quantity(reserved.saturating_add(left).to_string()));
+        }
+        all
+    }
+
+    /// What pods may have of the node: what it has without its [`reservation`](Self::reservation), as upstream's `status.allocatable`.
     #[must_use]
     pub fn allocatable(&self) -> BTreeMap<String, Quantity> {
-        let mut left = self.capacity.clone();
+        let (mut left, reservation) = (self.capacity.clone(), self.reservation());
         for (name, quantity) in &mut left {
             let amount = |list| demand::amount(Some(list), name);
-            if let (Some(reserved), Some(all)) = (amount(&self.reserved), amount(&self.capacity)) {
+            if let (Some(reserved), Some(all)) = (amount(&reservation), amount(&self.capacity)) {
                 let rest = all.saturating_sub(reserved).max(0);
                 *quantity = Quantity(if name == "cpu" { format!("{rest}m") } else { rest.to_string() });
             }
@@ -108,6 +135,7 @@ impl NodeConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::eviction::{Amount, Threshold};
     use crate::runtime::simulated::SimulatedRuntime;
 
     #[test]
@@ -121,5 +149,17 @@ mod tests {
         let expected =
             [("cpu", "3500m"), ("ephemeral-storage", "100Gi"), ("memory", "16106127360"), ("pods", "0")];
         assert_eq!(left, expected.map(|(name, text)| (name.to_owned(), Quantity(text.to_owned()))).into());
+
+        // What hard thresholds want to be left is reserved, too: 100Mi of memory and a tenth of the disk by default.
+        let mut eviction = EvictionOptions::new(Arc::new(crate::signals::SetSignals::default()));
+        let mut soft = Threshold::hard(Signal::Memory, Amount::Percent(50));
+        soft.grace = jiff::SignedDuration::from_secs(60);
+        eviction.thresholds.push(soft);
+        config.eviction = Some(eviction);
+        let left = config.allocatable();
+        assert_eq!(left["memory"].0, ((15_u64 << 30) - (100 << 20)).to_string());
+        assert_eq!(left["ephemeral-storage"].0, (90_u64 << 30).to_string());
+        assert_eq!(left["cpu"].0, "3500m");
+        assert_eq!(config.reservation()["memory"].0, ((1_u64 << 30) + (100 << 20)).to_string());
     }
 }

@@ -5,7 +5,10 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kreconcile::EventType;
 
 use super::{Inner, PodEntry};
-use crate::runtime::{ImagePresence, RuntimeError};
+use crate::{
+    runtime::{ImagePresence, RuntimeError},
+    volumes,
+};
 
 /// How many pull secrets of a pod are read.
 const SECRETS_MAX: usize = 64;
@@ -30,20 +33,46 @@ fn plan(policy: Option<&str>, is_present: bool) -> Plan {
 }
 
 impl Inner {
+    /// Sees to it that the images are there that the container mounts (KEP-4639).
+    pub(super) async fn ensure_image_volumes(
+        &self,
+        entry: &PodEntry,
+        pod: &Pod,
+        container: &Container,
+    ) -> Result<(), RuntimeError> {
+        for (_, source) in volumes::image::mounted_by(pod, container) {
+            let image = source.reference.as_deref().unwrap_or_default();
+            self.ensure(entry, pod, None, image, source.pull_policy.as_deref()).await?;
+        }
+        Ok(())
+    }
+
     pub(super) async fn ensure_image(
         &self,
         entry: &PodEntry,
         pod: &Pod,
         container: &Container,
     ) -> Result<(), RuntimeError> {
-        let runtime = &entry.node.config.runtime;
         let image = container.image.as_deref().unwrap_or_default();
+        self.ensure(entry, pod, Some(&container.name), image, container.image_pull_policy.as_deref()).await
+    }
+
+    /// `container`: whose image it is; `None`: a volume's.
+    async fn ensure(
+        &self,
+        entry: &PodEntry,
+        pod: &Pod,
+        container: Option<&str>,
+        image: &str,
+        policy: Option<&str>,
+    ) -> Result<(), RuntimeError> {
+        let runtime = &entry.node.config.runtime;
         let is_present = match runtime.image(image).await {
             ImagePresence::Unneeded => return Ok(()),
             presence => presence == ImagePresence::Present,
         };
-        let tell = |kind, reason, message| self.event(entry, Some(&container.name), kind, reason, message);
-        match plan(container.image_pull_policy.as_deref(), is_present) {
+        let tell = |kind, reason, message| self.event(entry, container, kind, reason, message);
+        match plan(policy, is_present) {
             Plan::Use => {
                 let message = format!(
                     "Container image {image:?} already present on machine and can be accessed by the pod"

@@ -10,6 +10,7 @@ use k8s_openapi::api::{core::v1::Pod, resource::v1::ResourceClaim};
 use serde::{Deserialize, Serialize};
 
 use super::proto;
+use crate::pod_resources::proto::{CdiDevice, ClaimResource, DynamicResource};
 
 /// The file in the node's directory, of a form of its own.
 pub(super) const CHECKPOINT: &str = "dra_manager_state";
@@ -81,6 +82,31 @@ impl Info {
 
     pub(super) fn claim(&self) -> proto::Claim {
         proto::Claim { namespace: self.namespace.clone(), uid: self.uid.clone(), name: self.name.clone() }
+    }
+
+    /// Whether no driver has prepared anything.
+    pub(super) fn is_empty(&self) -> bool {
+        self.drivers.values().all(Vec::is_empty)
+    }
+
+    /// It for others on the node. Each device has its own names; upstream's has those of the driver's devices before it, too.
+    pub(super) fn tell(&self) -> DynamicResource {
+        let devices = self
+            .drivers
+            .iter()
+            .flat_map(|(driver, devices)| devices.iter().map(move |device| (driver, device)));
+        let tell = |(driver, device): (&String, &Device)| ClaimResource {
+            cdi_devices: device.cdi.iter().map(|name| CdiDevice { name: name.clone() }).collect(),
+            driver_name: driver.clone(),
+            pool_name: device.pool.clone(),
+            device_name: device.name.clone(),
+            share_id: device.share.clone(),
+        };
+        DynamicResource {
+            claim_name: self.name.clone(),
+            claim_namespace: self.namespace.clone(),
+            claim_resources: devices.map(tell).collect(),
+        }
     }
 
     /// The names in the Container Device Interface of what is for this request; for the empty one of all.

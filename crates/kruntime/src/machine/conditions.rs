@@ -7,7 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::Time},
 };
 
-use super::{Input, NodeEnd, PodMachine, containers::Role, find, is_sidecar, phase::phase};
+use super::{Input, NodeEnd, PodMachine, containers::Role, find, is_sidecar, phase::phase, restart_all};
 use crate::runtime::ContainerPhase;
 
 /// The conditions that are the node's to say. All others are left as the API has them.
@@ -18,7 +18,7 @@ const OWNED: [&str; 5] =
 pub(crate) const RESIZE: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 fn is_owned(type_: &str) -> bool {
-    OWNED.contains(&type_) || RESIZE.contains(&type_)
+    OWNED.contains(&type_) || RESIZE.contains(&type_) || type_ == restart_all::CONDITION
 }
 
 /// Others say this one, too: it is added when the node ends the pod.
@@ -150,9 +150,29 @@ impl PodMachine {
         // A pod that has ended for good starts nothing any more.
         let ready_to_start = input.observed.addresses.is_some() && !matches!(phase, "Succeeded" | "Failed");
         let sandbox = Verdict { status: ready_to_start, reason: None, message: None };
-        let all = [sandbox, initialized(input, spec, init, phase), ready, containers_ready, Verdict::yes()];
+        let mut begun = initialized(input, spec, init, phase);
+        let mut known = old.iter().flat_map(|old| old.conditions.iter().flatten());
+        let was_begun = known.any(|known| known.type_ == OWNED[1] && known.status == "True");
+        if restart_all::can_happen(spec) && was_begun && !begun.status {
+            // Init containers that run once more don't take that back.
+            begun = Verdict::yes();
+        }
+        let all = [sandbox, begun, ready, containers_ready, Verdict::yes()];
         for (type_, verdict) in OWNED.into_iter().zip(all) {
             conditions.push(condition(input, old, type_, verdict));
+        }
+        if restart_all::can_happen(spec) {
+            let verdict = match (phase, self.restart_all.goes_on) {
+                ("Succeeded", _) => Verdict::no("PodCompleted", None),
+                ("Failed", _) => Verdict::no("PodFailed", None),
+                (_, false) => Verdict { status: false, reason: None, message: None },
+                (_, true) => Verdict {
+                    status: true,
+                    reason: Some("RestartAllContainersStarted"),
+                    message: Some("container exited with restart policy rule".to_owned()),
+                },
+            };
+            conditions.push(condition(input, old, restart_all::CONDITION, verdict));
         }
         if !matches!(phase, "Succeeded" | "Failed") {
             if let Some(pending) = &self.pending {

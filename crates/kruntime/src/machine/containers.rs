@@ -10,7 +10,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
-use super::{Busy, Input, Memory, PodMachine, find, is_regular_init, restart::should_restart, started};
+use super::{
+    Busy, Input, Memory, PodMachine, find, is_regular_init, restart::should_restart, restart_all, started,
+};
 use crate::runtime::{ContainerPhase, Exit, ObservedContainer, ProbeKind};
 
 /// Which list of the status a container is in.
@@ -84,6 +86,14 @@ impl PodMachine {
             .or_else(|| known(input.pod, &container.name).and_then(|status| status.last_state.clone()))
             // There even when it is empty, as upstream writes it.
             .or_else(|| Some(ContainerState::default()));
+        if let Some(attempt) = self.removed_attempt(&container.name).filter(|_| seen.is_none()) {
+            status.restart_count = i32::try_from(attempt).unwrap_or(i32::MAX);
+            status.state = Some(match &memory.refused {
+                Some(_) => not_started(input, spec, memory, container),
+                None => waiting(restart_all::REASON, Some(restart_all::message())),
+            });
+            return status;
+        }
         let Some(seen) = seen else {
             status.restart_count = known(input.pod, &container.name).map_or(0, |known| known.restart_count);
             status.state = Some(not_started(input, spec, memory, container));

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, PodSpec};
 
-use super::{is_sidecar, restart::should_restart};
+use super::{is_sidecar, restart::should_restart, restart_all};
 
 #[derive(Default)]
 struct Count {
@@ -22,6 +22,14 @@ fn exit_code(status: &ContainerStatus) -> Option<i32> {
     let state = status.state.as_ref()?;
     let terminated = state.terminated.as_ref().or_else(|| status.last_state.as_ref()?.terminated.as_ref());
     terminated.map(|terminated| terminated.exit_code)
+}
+
+/// Whether a container that ended so is to start again, by its rules and policies or together with all others.
+fn restarts(spec: &PodSpec, container: &Container, status: &ContainerStatus, code: i32) -> bool {
+    let last = status.last_state.as_ref().and_then(|state| state.terminated.as_ref());
+    let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref()).or(last);
+    let is_removed = terminated.is_some_and(|end| end.reason.as_deref() == Some(restart_all::REASON));
+    is_removed || should_restart(spec, container, code)
 }
 
 fn is_running(status: &ContainerStatus) -> bool {
@@ -75,7 +83,7 @@ fn count_init(count: &mut Count, spec: &PodSpec, container: &Container, status: 
     match status {
         Some(status) if !is_running(status) => match exit_code(status) {
             Some(0) => {}
-            Some(code) => count.failed_init += usize::from(!should_restart(spec, container, code)),
+            Some(code) => count.failed_init += usize::from(!restarts(spec, container, status, code)),
             None => count.pending_init += 1,
         },
         _ => count.pending_init += 1,
@@ -109,7 +117,7 @@ fn count_main(count: &mut Count, spec: &PodSpec, container: &Container, status: 
     match exit_code(status) {
         Some(code) => {
             count.stopped += 1;
-            count.stopped_for_good += usize::from(!should_restart(spec, container, code));
+            count.stopped_for_good += usize::from(!restarts(spec, container, status, code));
             count.succeeded += usize::from(terminated && code == 0);
         }
         None => count.waiting += 1,

@@ -48,15 +48,11 @@ pub(super) fn wait(times: u32) -> SignedDuration {
     (BACKOFF_MIN * 2_i32.saturating_pow(times.saturating_sub(1).min(10))).min(BACKOFF_MAX)
 }
 
-/// Whether a container that ended with `code` is to start again (KEP-5307: the container's rules first, then its own
+/// Whether a container that ended with `code` is to start again (KEP-5307: the container's first rule for that code, then its own
 /// policy, then the pod's).
 pub(super) fn should_restart(spec: &PodSpec, container: &Container, code: i32) -> bool {
-    for rule in container.restart_policy_rules.iter().flatten() {
-        let Some(codes) = &rule.exit_codes else { continue };
-        let listed = codes.values.iter().flatten().any(|value| *value == code);
-        if listed == (codes.operator == "In") && rule.action == "Restart" {
-            return true;
-        }
+    if matches!(super::restart_all::rule(container, code), Some("Restart" | "RestartAllContainers")) {
+        return true;
     }
     let policy = container.restart_policy.as_deref().or(spec.restart_policy.as_deref());
     match policy.unwrap_or("Always") {

@@ -519,3 +519,74 @@ fn containers_get_what_the_pod_was_given() {
     let pending = conditions.iter().find(|condition| condition.type_ == "PodResizePending").unwrap();
     assert_eq!(pending.reason.as_deref(), Some("Infeasible"));
 }
+
+/// KEP-5532: one container's end by its rule restarts all, init containers first; the sandbox stays.
+#[test]
+fn one_end_restarts_all_containers() {
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}]);
+    let mut bench = Bench::new(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{"name": "init"}, {"name": "side", "restartPolicy": "Always"}],
+        "containers": [{"name": "a", "restartPolicyRules": rules}, {"name": "b"}],
+    }));
+    bench.run();
+    bench.exit("init", 0);
+    assert_eq!(bench.run(), "+side0 +a0 +b0");
+    let running = "Running !AllContainersRestarting";
+    assert_eq!(bench.shows(), running);
+
+    bench.exit("a", 88);
+    let step = bench.step();
+    let conditions = step.status.conditions.clone().unwrap();
+    let told = conditions.iter().find(|condition| condition.type_ == "AllContainersRestarting").unwrap();
+    assert_eq!((&*told.status, told.reason.as_deref()), ("True", Some("RestartAllContainersStarted")));
+    assert_eq!(step.status.phase.as_deref(), Some("Running"));
+    // Nobody gets any grace, what runs no more is not stopped, and the pod begins again at once.
+    assert_eq!(bench.run(), "-b(0) -side(0) +init1");
+    assert_eq!(bench.state("b"), "RestartingAllContainers last=RestartingAllContainers:137 restarts=1");
+    let starting =
+        "Pending !Ready(ContainersNotReady) !ContainersReady(ContainersNotReady) !AllContainersRestarting";
+    assert_eq!(bench.shows(), starting);
+    bench.exit("init", 0);
+    assert_eq!(bench.run(), "+side1 +a1 +b1");
+    assert_eq!(bench.shows(), running);
+    assert_eq!(bench.state("a"), "Running last=RestartingAllContainers:137 restarts=1");
+
+    // Another end is as the policy says.
+    bench.exit("a", 1);
+    bench.exit("b", 0);
+    bench.run();
+    assert_eq!(bench.status.phase.as_deref(), Some("Failed"));
+    assert_eq!(bench.state("a"), "Error:1 last=RestartingAllContainers:137 restarts=1");
+}
+
+/// The agent that began it is gone: the next one goes on, by what the API was told.
+#[test]
+fn a_restart_of_all_goes_on_with_the_next_agent() {
+    let rules = json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [88]}}]);
+    let mut bench =
+        Bench::new(json!({"containers": [{"name": "a", "restartPolicyRules": rules}, {"name": "b"}]}));
+    assert_eq!(bench.run(), "pod +a0 +b0");
+    bench.exit("a", 88);
+    bench.pod.status = Some(bench.step().status);
+    bench.machine = PodMachine::default();
+    assert_eq!(bench.run(), "-b(0) +a1 +b1");
+}
+
+/// A pod of one container: that all are restarted is told, then it is done.
+#[test]
+fn a_restart_of_all_is_told_before_it_is_over() {
+    let rules =
+        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "NotIn", "values": [0]}}]);
+    let mut bench = Bench::new(json!({"containers": [{"name": "a", "restartPolicyRules": rules}]}));
+    assert_eq!(bench.run(), "pod +a0");
+    for attempt in 1..4 {
+        bench.exit("a", 1);
+        assert_eq!(bench.run(), "");
+        let told =
+            bench.status.conditions.iter().flatten().find(|one| one.type_ == "AllContainersRestarting");
+        assert_eq!(told.unwrap().status, "True");
+        assert_eq!(bench.wake_at, Some(bench.now));
+        assert_eq!(bench.run(), format!("+a{attempt}"));
+    }
+}

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Machine,
+    checkpoint::{dump_list, dump_map},
     hint::{Hint, Hints, Mask, hints},
 };
 
@@ -40,6 +41,34 @@ pub(super) struct Block {
     #[serde(rename = "type")]
     pub(super) resource: String,
     pub(super) size: u64,
+}
+
+impl NodeState {
+    /// As Go writes it for a checksum.
+    pub(super) fn dump(&self) -> String {
+        let tables = dump_map(&self.memory_map, |table| {
+            format!(
+                "<*>{{TotalMemSize:(uint64){} SystemReserved:(uint64){} Allocatable:(uint64){} Reserved:(uint64){} Free:(uint64){}}}",
+                table.total, table.system_reserved, table.allocatable, table.reserved, table.free
+            )
+        });
+        let cells = dump_list(self.cells.iter().map(u32::to_string));
+        format!(
+            "<*>{{NumberOfAssignments:(int){} MemoryMap:(map[v1.ResourceName]*state.MemoryTable){tables} Cells:([]int){cells}}}",
+            self.number_of_assignments
+        )
+    }
+}
+
+impl Block {
+    /// As Go writes it for a checksum.
+    pub(super) fn dump(&self) -> String {
+        let nodes = dump_list(self.numa_affinity.iter().map(u32::to_string));
+        format!(
+            "{{NUMAAffinity:([]int){nodes} Type:(v1.ResourceName){} Size:(uint64){}}}",
+            self.resource, self.size
+        )
+    }
 }
 
 /// What is given of the memory, as upstream's `memory_manager_state` has it.
@@ -324,6 +353,20 @@ impl MemoryState {
                 }
             }
         }
+    }
+
+    /// What can be given, whether it is or not, as blocks of one node each.
+    #[cfg(all(feature = "plugins", target_os = "linux"))]
+    pub(super) fn allocatable(&self) -> Vec<Block> {
+        let tables = self.nodes.iter().flat_map(|(id, node)| {
+            node.memory_map.iter().map(move |(resource, table)| (*id, resource, table.allocatable))
+        });
+        let block = |(id, resource, size): (u32, &String, u64)| Block {
+            numa_affinity: vec![id],
+            resource: resource.clone(),
+            size,
+        };
+        tables.filter(|(.., size)| *size > 0).map(block).collect()
     }
 
     pub(super) fn of(&self, pod: &str, container: &str) -> Option<&[Block]> {

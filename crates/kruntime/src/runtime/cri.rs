@@ -32,6 +32,7 @@ use crate::{
 
 mod client;
 mod convert;
+mod images;
 mod pods;
 mod proto;
 mod restore;
@@ -258,12 +259,6 @@ impl Shared {
         answer.status.ok_or_else(|| Status::new(Code::NotFound, "no status"))
     }
 
-    async fn find_image(&self, image: &str) -> Result<Option<pb::Image>, Status> {
-        let request = pb::ImageStatusRequest { image: Some(spec(image)), verbose: false };
-        let answer: pb::ImageStatusResponse = self.client.call("ImageService/ImageStatus", request).await?;
-        Ok(answer.image)
-    }
-
     async fn remove_container(&self, id: &str) -> Result<(), RuntimeError> {
         let request = pb::ContainerId { container_id: id.to_owned() };
         gone(self.client.call::<_, pb::Empty>("RuntimeService/RemoveContainer", request).await).map(drop)
@@ -353,13 +348,14 @@ impl ContainerRuntime for CriRuntime {
         make_files(&path, &message).map_err(RuntimeError::io("making the container's files"))?;
         let hosts = Some(hosts_path(&pod.dir)).filter(|path| path.exists());
         let files = OwnFiles { hosts, message: message.clone(), log };
-        let wire = convert::container(
+        let mut wire = convert::container(
             (&shared.owner, uid.as_str(), &pod.config),
             config,
             &image,
             &files,
             shared.options.seccomp_dir.as_deref(),
         )?;
+        wire.mounts.extend(shared.image_mounts(config).await?);
         let id = shared.create(&pod, wire).await?;
         let (status, phase) = shared.begin(&id).await?;
         let known = Known {

@@ -13,6 +13,17 @@ pub struct Mount {
     pub propagation: Propagation,
 }
 
+/// An image that a container sees as files, and can only read (KEP-4639).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageMount {
+    /// The image's name, as the pod has it.
+    pub image: String,
+    /// Where the container sees it: an absolute path.
+    pub target: PathBuf,
+    /// What of the image it sees: a relative path without `..`; empty for all.
+    pub sub_path: String,
+}
+
 /// Which way later mounts go between host and container (`mountPropagation`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Propagation {

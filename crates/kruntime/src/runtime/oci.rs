@@ -40,6 +40,7 @@ mod container;
 mod engine;
 mod exec;
 mod holder;
+mod image_volumes;
 mod network;
 mod pause;
 mod rootfs;
@@ -274,7 +275,11 @@ impl Shared {
         let in_use: BTreeSet<Digest> = self
             .pods()
             .values()
-            .flat_map(|pod| pod.containers().iter().map(|c| c.saved.image.clone()).collect::<Vec<_>>())
+            .flat_map(|pod| {
+                let all = pod.containers();
+                let used = all.iter().flat_map(|c| c.saved.volumes.iter().chain([&c.saved.image]));
+                used.cloned().collect::<Vec<_>>()
+            })
             .collect();
         self.options.images.collect(policy, &in_use).await
     }

@@ -16,10 +16,10 @@ use serde_json::{Value, json};
 use crate::fake::FakeApi;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const RESOURCE: &str = "test.example/thing";
+pub(crate) const RESOURCE: &str = "test.example/thing";
 const NODE: &str = "/api/v1/nodes/node";
 
-struct World {
+pub(crate) struct World {
     api: FakeApi,
     dir: tempfile::TempDir,
     runtime: Arc<ProcessRuntime>,
@@ -29,7 +29,7 @@ struct World {
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(None).await
     }
 
@@ -66,12 +66,16 @@ impl World {
         tokio::time::timeout(PATIENCE, is_there).await.unwrap();
     }
 
-    fn node_dir(&self) -> PathBuf {
+    pub(crate) fn node_dir(&self) -> PathBuf {
         self.dir.path().join("node")
     }
 
     /// A plug-in that the node has taken and counted.
-    async fn plugin(&self, options: DevicePluginOptions, ids: &[(&'static str, bool)]) -> DevicePlugin {
+    pub(crate) async fn plugin(
+        &self,
+        options: DevicePluginOptions,
+        ids: &[(&'static str, bool)],
+    ) -> DevicePlugin {
         let plugin = DevicePlugin::start(&self.node_dir(), options, ids.iter().copied()).unwrap();
         plugin.register().await.unwrap();
         let healthy = ids.iter().filter(|(_, is_healthy)| *is_healthy).count();
@@ -88,7 +92,7 @@ impl World {
     }
 
     /// A pod with these containers, of a name and a number of devices each; names that begin with `init` are of init containers.
-    fn put_pod(&self, name: &str, containers: &[(&str, u32)]) {
+    pub(crate) fn put_pod(&self, name: &str, containers: &[(&str, u32)]) {
         let container = |(name, count): &(&str, u32)| {
             let script = "echo $DEVICES > /dev/termination-log";
             let stays = if name.starts_with("init") { "" } else { "; exec sleep 1000" };
@@ -108,12 +112,12 @@ impl World {
         }));
     }
 
-    async fn phase(&self, name: &str, phase: &str) -> Value {
+    pub(crate) async fn phase(&self, name: &str, phase: &str) -> Value {
         self.within(phase, self.api.until(|pods| pods[name]["status"]["phase"] == phase)).await;
         self.api.pods()[name]["status"].clone()
     }
 
-    async fn delete(&self, name: &str) {
+    pub(crate) async fn delete(&self, name: &str) {
         self.api.change(name, |pod| {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);

@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 use crate::fake::FakeApi;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const DRIVER: &str = "dra.example";
+pub(crate) const DRIVER: &str = "dra.example";
 const SLICES: &str = "/apis/resource.k8s.io/v1/resourceslices";
 
-struct World {
+pub(crate) struct World {
     api: FakeApi,
     dir: tempfile::TempDir,
     runtime: Arc<ProcessRuntime>,
@@ -27,7 +27,7 @@ struct World {
 }
 
 impl World {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (dir, block) = (tempfile::tempdir().unwrap(), LoopbackBlock::claim().unwrap());
         let addresses: AddressRange = block.pods()[0].parse().unwrap();
         let options =
@@ -50,19 +50,19 @@ impl World {
         self.running = Some(Manager::new().informers(&informers).add(Start::Always, agent).start());
     }
 
-    fn node_dir(&self) -> PathBuf {
+    pub(crate) fn node_dir(&self) -> PathBuf {
         self.dir.path().join("node")
     }
 
     /// A driver that the node has taken.
-    async fn driver(&self, options: DraDriverOptions) -> DraDriver {
+    pub(crate) async fn driver(&self, options: DraDriverOptions) -> DraDriver {
         let driver = DraDriver::start(&self.node_dir(), options).unwrap();
         self.within("the driver is registered", driver.called("NotifyRegistrationStatus", 1)).await;
         driver
     }
 
     /// A claim that is allocated, and reserved for these pods.
-    fn put_claim(&self, name: &str, pods: &[&str]) {
+    pub(crate) fn put_claim(&self, name: &str, pods: &[&str]) {
         let reserved: Vec<Value> =
             pods.iter().map(|pod| json!({"resource": "pods", "name": pod, "uid": pod})).collect();
         let result = json!({"request": "r", "driver": DRIVER, "pool": "pool", "device": name});
@@ -75,7 +75,7 @@ impl World {
     }
 
     /// A pod whose only container uses a claim; it ends by itself when `script` does.
-    fn put_pod(&self, name: &str, claim: &str, script: &str) {
+    pub(crate) fn put_pod(&self, name: &str, claim: &str, script: &str) {
         self.api.put(json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": name},
             "spec": {"nodeName": "node", "terminationGracePeriodSeconds": 1, "restartPolicy": "Never",
@@ -85,11 +85,11 @@ impl World {
         }));
     }
 
-    async fn phase(&self, name: &str, phase: &str) {
+    pub(crate) async fn phase(&self, name: &str, phase: &str) {
         self.within(phase, self.api.until(|pods| pods[name]["status"]["phase"] == phase)).await;
     }
 
-    async fn delete(&self, name: &str) {
+    pub(crate) async fn delete(&self, name: &str) {
         self.api.change(name, |pod| {
             pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
             pod["metadata"]["deletionGracePeriodSeconds"] = json!(0);

@@ -12,10 +12,14 @@ mod dra;
 mod fake;
 mod http_probes;
 #[cfg(all(feature = "oci", target_os = "linux"))]
+mod image_volumes;
+#[cfg(all(feature = "oci", target_os = "linux"))]
 mod images;
 mod managers;
 #[cfg(all(feature = "oci", target_os = "linux"))]
 mod oci;
+#[cfg(all(feature = "plugins", target_os = "linux"))]
+mod pod_resources;
 mod pressure;
 mod probes;
 mod process;

@@ -27,10 +27,10 @@ use crate::images::needs;
 
 const PROGRAMS: [&str; 2] = ["runc", "crun"];
 
-struct Subject {
-    runtime: Arc<OciRuntime>,
-    options: OciOptions,
-    dir: tempfile::TempDir,
+pub(crate) struct Subject {
+    pub(crate) runtime: Arc<OciRuntime>,
+    pub(crate) options: OciOptions,
+    pub(crate) dir: tempfile::TempDir,
 }
 
 fn has(program: &str) -> bool {
@@ -41,7 +41,7 @@ fn has(program: &str) -> bool {
 }
 
 /// The OCI runtimes that this machine has; none after saying so when something is missing.
-fn programs() -> Vec<&'static str> {
+pub(crate) fn programs() -> Vec<&'static str> {
     if !rustix::process::geteuid().is_root() {
         needs("root");
         return Vec::new();
@@ -61,7 +61,7 @@ fn programs() -> Vec<&'static str> {
         .collect()
 }
 
-async fn subject(program: &str, change: impl FnOnce(&mut OciOptions)) -> Subject {
+pub(crate) async fn subject(program: &str, change: impl FnOnce(&mut OciOptions)) -> Subject {
     let dir = tempfile::tempdir().unwrap();
     let clock = Arc::new(TokioClock::new());
     let images = ContentStore::open(dir.path().join("images"), clock.clone()).unwrap();
@@ -77,26 +77,26 @@ async fn subject(program: &str, change: impl FnOnce(&mut OciOptions)) -> Subject
     Subject { runtime, options, dir }
 }
 
-fn shell(name: &str, script: &str) -> ContainerConfig {
+pub(crate) fn shell(name: &str, script: &str) -> ContainerConfig {
     let command = ["sh", "-c", script].map(str::to_owned).to_vec();
     ContainerConfig { name: name.into(), image: "test".to_owned(), command, ..ContainerConfig::default() }
 }
 
-fn exit(phase: &ContainerPhase) -> Option<Exit> {
+pub(crate) fn exit(phase: &ContainerPhase) -> Option<Exit> {
     match phase {
         ContainerPhase::Exited(exit) => Some(exit.clone()),
         ContainerPhase::Running { .. } => None,
     }
 }
 
-async fn log(runtime: &OciRuntime, pod: &PodUid, name: &str) -> String {
+pub(crate) async fn log(runtime: &OciRuntime, pod: &PodUid, name: &str) -> String {
     let stream = runtime.logs(pod, name, LogOptions::default()).await.unwrap();
     let pieces: Vec<_> = stream.map(|piece| piece.unwrap()).collect().await;
     String::from_utf8_lossy(&pieces.concat()).into_owned()
 }
 
 /// Runs a container to its end: what it wrote, and how it ended.
-async fn run(runtime: &OciRuntime, pod: &PodUid, config: &ContainerConfig) -> (String, Exit) {
+pub(crate) async fn run(runtime: &OciRuntime, pod: &PodUid, config: &ContainerConfig) -> (String, Exit) {
     runtime.start(pod, config).await.unwrap();
     let ended = wait_for(runtime, pod, &config.name, |c| exit(&c.phase).is_some()).await;
     (log(runtime, pod, &config.name).await, exit(&ended.phase).unwrap())

@@ -5,7 +5,7 @@ use knet::{AddressRange, loopback::LoopbackBlock};
 use kruntime::{
     ContainerRuntime, PodUid,
     runtime::{
-        ContainerConfig, ContainerPhase, ExecRequest, LogOptions, Mount, Propagation,
+        ContainerConfig, ContainerPhase, ExecRequest, ImageMount, LogOptions, Mount, Propagation,
         process::{ProcessOptions, ProcessRuntime},
     },
     testing::{self, sandbox, wait_for},
@@ -49,6 +49,19 @@ fn sh(script: &str) -> ExecRequest {
 #[tokio::test]
 async fn keeps_the_suites_promises() {
     testing::check_runtime(subject(|_| {}).runtime).await;
+}
+
+/// Processes have no images that they could read.
+#[tokio::test]
+async fn refuses_image_volumes() {
+    let subject = subject(|_| {});
+    let uid = PodUid::from("images");
+    subject.runtime.run_pod(&uid, &sandbox("images")).await.unwrap();
+    let image = ImageMount { image: "i".to_owned(), target: "/i".into(), sub_path: String::new() };
+    let config = ContainerConfig { images: vec![image], ..shell("c", "true") };
+    let error = subject.runtime.start(&uid, &config).await.unwrap_err();
+    assert_eq!(error.waiting_reason(), "CreateContainerError");
+    assert_eq!(error.to_string(), "the runtime does not support image volumes: processes have no images");
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ pub(crate) struct NodeArguments {
     /// How the cluster is reached, and who the node is to it: `system:node:NAME` in `system:nodes`, or who else may do as much.
     #[arg(long)]
     kubeconfig: PathBuf,
-    /// How to ask for a kubeconfig where that one is not there yet, such as with a bootstrap token.
+    /// How to ask for a kubeconfig where that one is not there yet, or has ended, such as with a bootstrap token.
     #[arg(long)]
     bootstrap_kubeconfig: Option<PathBuf>,
     /// The node's name; the machine's by default.
@@ -59,9 +59,12 @@ pub(crate) struct NodeArguments {
     /// Its key.
     #[arg(long, requires = "tls_cert_file")]
     tls_private_key_file: Option<PathBuf>,
-    /// Ask the cluster for a serving certificate, which somebody has to approve there.
-    #[arg(long, conflicts_with = "tls_cert_file")]
+    /// Ask the cluster for a serving certificate, which somebody has to approve there, and again before it ends.
+    #[arg(long, alias = "rotate-server-certificates", conflicts_with = "tls_cert_file")]
     request_certificate: bool,
+    /// Ask for another client certificate before the node's own ends.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    rotate_certificates: bool,
     /// A DNS server of the cluster; may be repeated.
     #[arg(long)]
     cluster_dns: Vec<IpAddr>,
@@ -128,6 +131,7 @@ impl NodeArguments {
             _ if self.request_certificate => NodeCertificate::Requested,
             _ => NodeCertificate::SelfMade,
         };
+        options.rotate_certificates = self.rotate_certificates;
         options.cluster_dns.clone_from(&self.cluster_dns);
         options.cluster_domain.clone_from(&self.cluster_domain);
         options.labels = self.label.iter().cloned().collect();
@@ -143,6 +147,20 @@ async fn config_of(path: &Path) -> Result<Config> {
     Ok(Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await?)
 }
 
+/// Whether the node has a kubeconfig that it can still be known by.
+async fn is_joined(arguments: &NodeArguments) -> bool {
+    if !arguments.kubeconfig.exists() {
+        return false;
+    }
+    match config_of(&arguments.kubeconfig).await {
+        Ok(config) => node::is_joined(&config, &arguments.dir),
+        Err(error) => {
+            println!("note: {}: {error:#}", arguments.kubeconfig.display());
+            false
+        }
+    }
+}
+
 /// Runs as a node until a signal comes.
 pub(crate) async fn be_node(arguments: &NodeArguments) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -154,7 +172,7 @@ pub(crate) async fn be_node(arguments: &NodeArguments) -> Result<()> {
     let options = arguments.options(&name)?;
     let started = async {
         if let Some(bootstrap) = arguments.bootstrap_kubeconfig.as_deref()
-            && !arguments.kubeconfig.exists()
+            && !is_joined(arguments).await
         {
             println!("asking for a certificate as system:node:{name}");
             let joined = node::join(config_of(bootstrap).await?, &name).await?;

@@ -9,8 +9,8 @@ use std::{
 use super::proto as pb;
 use crate::managers::CpuSet;
 use crate::runtime::{
-    AppArmor, ContainerConfig, Device, Mount, PodUid, Propagation, Resources, RuntimeError, SandboxConfig,
-    Seccomp,
+    AppArmor, ContainerConfig, Device, ImageMount, Mount, PodUid, Propagation, Resources, RuntimeError,
+    SandboxConfig, Seccomp,
     oci::{MASKED, READ_ONLY},
 };
 
@@ -176,6 +176,7 @@ fn mount(mount: &Mount) -> pb::Mount {
             Propagation::Bidirectional => pb::MountPropagation::Bidirectional,
         }
         .into(),
+        ..pb::Mount::default()
     }
 }
 
@@ -195,6 +196,21 @@ fn mounts(config: &ContainerConfig, files: &OwnFiles) -> Vec<pb::Mount> {
         all.push(own(&files.message, path));
     }
     all.iter().map(mount).collect()
+}
+
+/// An image volume; `id` is the image's on the server.
+pub(super) fn image_mount(wanted: &ImageMount, id: &str) -> pb::Mount {
+    pb::Mount {
+        container_path: wanted.target.to_string_lossy().into_owned(),
+        readonly: true,
+        image: Some(pb::ImageSpec {
+            image: id.to_owned(),
+            user_specified_image: wanted.image.clone(),
+            ..pb::ImageSpec::default()
+        }),
+        image_sub_path: wanted.sub_path.clone(),
+        ..pb::Mount::default()
+    }
 }
 
 fn resources(wanted: &Resources) -> pb::LinuxContainerResources {

@@ -8,7 +8,7 @@ use std::{
 use serde_json::Value;
 
 use super::{
-    Pod, Shared, capabilities, rootfs, seccomp,
+    Pod, Shared, capabilities, image_volumes, rootfs, seccomp,
     spec::{PATH_DEFAULT, Parts, given_device, host_devices, spec},
     users,
 };
@@ -21,6 +21,8 @@ pub(super) struct Bundle {
     pub(super) id: String,
     pub(super) cgroup: String,
     pub(super) image: Digest,
+    /// The manifests of its image volumes.
+    pub(super) volumes: Vec<Digest>,
     pub(super) image_id: String,
     pub(super) stop_signal: i32,
 }
@@ -140,6 +142,9 @@ impl Bundle {
         let of_image = run.working_dir.as_ref().filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let id = new_id();
         let cgroup = shared.cgroups.path(&super::file_name(uid.as_str()), &id);
+        let (of_images, volumes) = image_volumes::make(shared, config, bundle)?;
+        let mut mounts = all_mounts(pod, config, &message);
+        mounts.extend(of_images);
         let given = config.devices.nodes.iter().map(given_device);
         let given = given.collect::<Result<Vec<Value>, RuntimeError>>()?;
         let parts = Parts {
@@ -151,7 +156,7 @@ impl Bundle {
             user: &user,
             capabilities,
             seccomp,
-            mounts: &all_mounts(pod, config, &message),
+            mounts: &mounts,
             namespaces: &pod.dir.join("ns"),
             processes: pod.pause.as_ref().map(super::pause::Pause::namespace),
             oom_score_min: capabilities::oom_score_min(shared.own_capabilities),
@@ -169,6 +174,7 @@ impl Bundle {
             id,
             cgroup,
             image: image.manifest.clone(),
+            volumes,
             image_id: image_id(config, image),
             stop_signal: signal_number(signal),
         })
@@ -212,8 +218,9 @@ fn profile(
 /// The container's volumes, the pod's files and the place for its termination message.
 fn all_mounts(pod: &Pod, config: &ContainerConfig, message: &Path) -> Vec<Mount> {
     let mut mounts = config.mounts.clone();
+    let is_image = |target: &Path| config.images.iter().any(|image| image.target == target);
     let mut file = |source: PathBuf, target: &Path, read_only: bool| {
-        if !mounts.iter().any(|mount| mount.target == target) {
+        if !mounts.iter().any(|mount| mount.target == target) && !is_image(target) {
             mounts.push(Mount {
                 source,
                 target: target.to_owned(),

@@ -53,6 +53,9 @@ pub(super) struct Saved {
     pub(super) cgroup: String,
     pub(super) image: Digest,
     pub(super) image_id: String,
+    /// The manifests of its image volumes.
+    #[serde(default)]
+    pub(super) volumes: Vec<Digest>,
     pub(super) message_from_log: bool,
     /// The handler of its pod.
     #[serde(default)]
@@ -320,6 +323,7 @@ pub(super) async fn start(
         cgroup: prepared.cgroup,
         image: prepared.image,
         image_id: prepared.image_id,
+        volumes: prepared.volumes,
         message_from_log: config.termination_message_from_log,
         handler: pod.config.runtime_handler.clone(),
         exit: None,

@@ -10,6 +10,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::images::{ContentStore, Image, ImageError};
 
+/// Where the roots of image volumes are in a bundle, each in a directory as a bundle's own is.
+pub(super) const IMAGES: &str = "images";
 /// The kernel takes the options of a mount in one page.
 const OPTIONS_BYTES_MAX: usize = 4000;
 
@@ -60,10 +62,13 @@ fn escape(path: &Path) -> String {
     path.to_string_lossy().replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:")
 }
 
-/// Takes the root away, as far as it is mounted; the bundle can be removed then.
+/// Takes the root and those of image volumes away, as far as they are mounted; the bundle can be removed then.
 pub(super) fn remove(bundle: &Path) {
     // Not mounted is what it is when the layers were unpacked into it.
     let _ = unmount(bundle.join("rootfs"), UnmountFlags::DETACH);
+    for image in std::fs::read_dir(bundle.join(IMAGES)).into_iter().flatten().flatten() {
+        let _ = unmount(image.path().join("rootfs"), UnmountFlags::DETACH);
+    }
 }
 
 /// Whether this machine can mount an overlay in `dir`.

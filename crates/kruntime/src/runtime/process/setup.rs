@@ -48,6 +48,9 @@ impl Setup {
         let image = shared.options.images.config(&config.image);
         let program = command_line(config, image.as_ref())?;
         config.devices.without_cdi()?;
+        if !config.images.is_empty() {
+            return Err(RuntimeError::Unsupported("image volumes: processes have no images"));
+        }
         if config.resources.cpuset_cpus.is_some() || config.resources.cpuset_mems.is_some() {
             let why =
                 "processes can't be bound to processors or memory: the node's managers need another runtime";

@@ -113,3 +113,13 @@ fn own_files_are_not_put_over_volumes() {
     assert_eq!(targets(&["/etc/hosts"], None), ["/v:/etc/hosts"]);
     assert_eq!(targets(&["/t"], Some("/t")), ["/v:/t", "/h:/etc/hosts"]);
 }
+
+/// As the wire has it (`api.proto` of CRI v1: `Mount` has `image = 9` and `image_sub_path = 10`).
+#[test]
+fn image_volumes_are_images_of_the_server() {
+    let wanted = ImageMount { image: "one:1".to_owned(), target: "/m".into(), sub_path: "a/b".to_owned() };
+    let found = prost::Message::encode_to_vec(&image_mount(&wanted, "sha256:1"));
+    let spec = [&b"\x0a\x08sha256:1"[..], b"\x92\x01\x05one:1"].concat();
+    let expected = [&b"\x0a\x02/m"[..], b"\x18\x01", b"\x4a\x12", &spec, b"\x52\x03a/b"].concat();
+    assert_eq!(found, expected);
+}

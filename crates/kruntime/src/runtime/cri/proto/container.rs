@@ -53,6 +53,10 @@ pub(in crate::runtime::cri) struct Mount {
     pub(in crate::runtime::cri) readonly: bool,
     #[prost(enumeration = "MountPropagation", tag = "5")]
     pub(in crate::runtime::cri) propagation: i32,
+    #[prost(message, optional, tag = "9")]
+    pub(in crate::runtime::cri) image: Option<ImageSpec>,
+    #[prost(string, tag = "10")]
+    pub(in crate::runtime::cri) image_sub_path: String,
 }
 
 /// What a container may use.

@@ -1,4 +1,8 @@
 //! A cluster as a whole: how fast it starts, what it weighs, how many pods a second it brings to Running.
+//!
+//! `cargo bench -p kplane-benches --bench cluster -- nodes` asks another question: 5,000 simulated nodes with 150,000 pods, in one process.
+
+mod nodes;
 
 use std::time::Duration;
 
@@ -24,8 +28,18 @@ const FURTHER: u64 = 20;
 const NODES: usize = 1_000;
 const PODS: i32 = 10_000;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() {
+fn main() {
+    // What cargo adds begins with dashes.
+    let part = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
+    let (mut builder, work): (_, std::pin::Pin<Box<dyn Future<Output = ()>>>) = match part.as_deref() {
+        None => (tokio::runtime::Builder::new_current_thread(), Box::pin(small())),
+        Some("nodes") => (tokio::runtime::Builder::new_multi_thread(), Box::pin(nodes::run())),
+        Some(other) => panic!("there is no part {other:?}: nodes, or none"),
+    };
+    builder.enable_all().build().expect("a runtime").block_on(work);
+}
+
+async fn small() {
     memory().await;
     start().await;
     pods().await;
