@@ -47,6 +47,8 @@ pub(crate) struct FakeApi {
     pub(crate) no_streaming_list: AtomicBool,
     /// Nothing is answered but 500.
     pub(crate) broken: AtomicBool,
+    /// It has no kinds.
+    pub(crate) empty: AtomicBool,
     pub(crate) writes: AtomicUsize,
     pub(crate) lists: AtomicUsize,
     cut: watch::Sender<u64>,
@@ -71,6 +73,7 @@ impl FakeApi {
             json_only: AtomicBool::new(false),
             no_streaming_list: AtomicBool::new(false),
             broken: AtomicBool::new(false),
+            empty: AtomicBool::new(false),
             writes: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             cut: watch::Sender::new(0),
@@ -225,6 +228,9 @@ impl FakeApi {
     async fn answer(self: &Arc<Self>, request: Request<Body>) -> Response<AnswerBody> {
         if self.broken.load(Ordering::Relaxed) {
             return failure(Status::internal("broken"));
+        }
+        if self.empty.load(Ordering::Relaxed) {
+            return failure(Status::no_such_path());
         }
         let (parts, body) = request.into_parts();
         if matches!(parts.uri.path(), "/api" | "/apis") {
