@@ -154,6 +154,13 @@ impl fmt::Debug for Socket {
 }
 
 #[cfg(target_os = "linux")]
+impl std::os::fd::AsRawFd for Socket {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+#[cfg(target_os = "linux")]
 impl Socket {
     /// One to a part of the kernel, such as `NETLINK_ROUTE`; `groups` are those whose news it hears, as bits.
     ///
