@@ -16,6 +16,10 @@ const HEADER_BYTES: usize = 4;
 /// The attribute that has the process (`NFTA_GEN_PROC_PID`), in the network's byte order.
 const PROCESS: u16 = 2;
 
+/// The namespace of this process's number, and the one whose numbers the kernel tells (`PROC_PID_INIT_INO`).
+const OWN_NAMESPACE: &str = "/proc/self/ns/pid";
+const FIRST_NAMESPACE: &str = "pid:[4026531836]";
+
 /// A socket that hears of them. It is kept: to close it takes as long as what it helps to pass over.
 #[derive(Debug)]
 pub(super) struct News(AsyncFd<Socket>);
@@ -24,8 +28,14 @@ impl News {
     /// Those of this thread's network namespace.
     ///
     /// # Errors
-    /// When there is no such socket, or the right to hear is lacking.
+    /// When there is no such socket, the right to hear is lacking, or processes have other numbers here than those that the kernel tells.
     pub(super) fn open() -> io::Result<Self> {
+        if !std::fs::read_link(OWN_NAMESPACE)?.as_os_str().eq_ignore_ascii_case(FIRST_NAMESPACE) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "this is not the first namespace of processes",
+            ));
+        }
         let socket = Socket::open(NETLINK_NETFILTER, GROUP)?;
         #[expect(
             deprecated,
@@ -41,7 +51,7 @@ impl News {
         while self.0.get_ref().news().is_err_and(|error| is_lost(&error)) {}
     }
 
-    /// Waits until a process has made so many transactions; forever when news are lost, or it is known by another number here.
+    /// Waits until a process has made so many transactions; forever when news are lost.
     pub(super) async fn made(&self, process: u32, transactions: usize) {
         let mut left = transactions;
         loop {
