@@ -25,6 +25,8 @@ use crate::program;
 
 /// How many programs that have done their work may still be about to end.
 const LEAVING_MAX: usize = 8;
+/// The longest input whose transactions are heard of, in bytes.
+const HEARD_BYTES_MAX: usize = 64 * 1024;
 
 /// Runs such programs, one after the other. It belongs to the network namespace of its first one.
 #[derive(Debug, Default)]
@@ -61,7 +63,8 @@ impl Commits {
         {
             note(ended);
         }
-        inner.open();
+        // Whoever hears of a transaction hears of all that is in it, which the kernel writes down for each: too much of many elements.
+        let hears = transactions > 0 && input.len() <= HEARD_BYTES_MAX && inner.hear(true);
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -83,13 +86,19 @@ impl Commits {
         });
         let output = tokio::select! {
             biased;
-            output = &mut rest => output?,
-            () = inner.made(process, transactions) => {
-                inner.leaving.spawn(rest);
-                return Ok(());
-            }
+            output = &mut rest => Some(output),
+            () = inner.made(process, transactions), if hears => None,
         };
-        program::checked(output).map(drop)
+        if hears {
+            inner.hear(false);
+        }
+        match output {
+            Some(output) => program::checked(output?).map(drop),
+            None => {
+                inner.leaving.spawn(rest);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -104,23 +113,20 @@ fn note(ended: Result<io::Result<Output>, JoinError>) {
 
 #[cfg(target_os = "linux")]
 impl Inner {
-    /// Hears of what happens from now on.
-    fn open(&mut self) {
-        match &self.news {
-            Some(news) => news.forget(),
-            None => match news::News::open() {
-                Ok(news) => self.news = Some(news),
-                Err(error) => {
-                    tracing::debug!(%error, "nobody tells of transactions: programs are waited for")
-                }
-            },
+    /// Hears of what happens from now on, or of nothing more. Whether that can be.
+    fn hear(&mut self, hears: bool) -> bool {
+        if self.news.is_none() {
+            self.news = news::News::open()
+                .inspect_err(|error| tracing::debug!(%error, "nobody tells of transactions"))
+                .ok();
         }
+        self.news.as_mut().is_some_and(|news| news.hear(hears).is_ok())
     }
 
     /// Waits until a process has made so many transactions. Forever when there are no such news.
     async fn made(&self, process: Option<u32>, transactions: usize) {
         match (&self.news, process) {
-            (Some(news), Some(process)) if transactions > 0 => news.made(process, transactions).await,
+            (Some(news), Some(process)) => news.made(process, transactions).await,
             _ => std::future::pending().await,
         }
     }
@@ -128,7 +134,9 @@ impl Inner {
 
 #[cfg(not(target_os = "linux"))]
 impl Inner {
-    fn open(&mut self) {}
+    fn hear(&mut self, _: bool) -> bool {
+        false
+    }
 
     async fn made(&self, _: Option<u32>, _: usize) {
         std::future::pending().await

@@ -197,6 +197,14 @@ impl Socket {
         Ok(answers)
     }
 
+    /// Hears the news of a group, by its number, or no longer.
+    ///
+    /// # Errors
+    /// When there is no such group, or the right to hear is lacking.
+    pub(crate) fn hear(&mut self, group: u32, hears: bool) -> io::Result<()> {
+        if hears { self.socket.add_membership(group) } else { self.socket.drop_membership(group) }
+    }
+
     /// The news since the last call.
     ///
     /// # Errors

@@ -7,8 +7,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use crate::netlink::{Socket, attributes};
 
-/// The group of news about nftables (`NFNLGRP_NFTABLES`), as a bit.
-const GROUP: u32 = 1 << 6;
+/// The group of news about nftables (`NFNLGRP_NFTABLES`).
+const GROUP: u32 = 7;
 /// A transaction was made (`NFT_MSG_NEWGEN` of the subsystem of nftables).
 const NEW_GENERATION: u16 = (10 << 8) | 15;
 /// The bytes of the header behind netlink's own.
@@ -28,7 +28,7 @@ impl News {
     /// Those of this thread's network namespace.
     ///
     /// # Errors
-    /// When there is no such socket, the right to hear is lacking, or processes have other numbers here than those that the kernel tells.
+    /// When there is no such socket, or processes have other numbers here than those that the kernel tells.
     pub(super) fn open() -> io::Result<Self> {
         if !std::fs::read_link(OWN_NAMESPACE)?.as_os_str().eq_ignore_ascii_case(FIRST_NAMESPACE) {
             return Err(io::Error::new(
@@ -36,7 +36,7 @@ impl News {
                 "this is not the first namespace of processes",
             ));
         }
-        let socket = Socket::open(NETLINK_NETFILTER, GROUP)?;
+        let socket = Socket::open(NETLINK_NETFILTER, 0)?;
         #[expect(
             deprecated,
             reason = "its successor asks by `unsafe` that the descriptor stays the socket's: it does"
@@ -45,8 +45,18 @@ impl News {
         Ok(Self(socket))
     }
 
+    /// Hears what happens from now on, or nothing more.
+    ///
+    /// # Errors
+    /// When the right to hear is lacking.
+    pub(super) fn hear(&mut self, hears: bool) -> io::Result<()> {
+        self.0.get_mut().hear(GROUP, hears)?;
+        self.forget();
+        Ok(())
+    }
+
     /// Passes over what was heard so far.
-    pub(super) fn forget(&self) {
+    fn forget(&self) {
         // What was lost is passed over, too.
         while self.0.get_ref().news().is_err_and(|error| is_lost(&error)) {}
     }
