@@ -1,6 +1,9 @@
 //! Connections and requests by way of the proxies here, and of nginx and haproxy in the same run, where those are installed. Each
 //! proxy is one process with one thread; so is the backend, and so are the clients.
 //! `cargo run --release -p knet --features testing --example compared_figures` (`-- SECONDS`; 3 by default).
+//!
+//! With `-- modes`, what a connection costs by each mode of the service proxy, beside a direct one; it changes the network of the namespace that it
+//! runs in (`unshare -n`), where nothing may be set up.
 
 use std::{
     convert::Infallible,
@@ -17,13 +20,13 @@ use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use knet::{
-    Redirects, ServiceProxy as _, Transport,
+    Redirects, ServiceProxy, Transport,
     http_proxy::{
         Action, Backend, BackendProtocol, HostName, HttpProxy, Match, PathMatch, PortRoutes, ProxyOptions,
         RouteTable, Rule,
     },
     loopback::LoopbackBlock,
-    proxy::userspace::UserspaceProxy,
+    proxy::{iptables::IptablesProxy, ipvs::IpvsProxy, nftables::NftablesProxy, userspace::UserspaceProxy},
     testing::{rule, table},
 };
 use tokio::{
@@ -37,6 +40,8 @@ const CLIENTS: usize = 32;
 const BODY_BYTES: usize = 1024;
 const REQUEST: &[u8] = b"GET /shop HTTP/1.1\r\nHost: shop.example\r\n\r\n";
 const ATTEMPTS_MAX: usize = 200;
+/// How many connections are made one after the other.
+const CONNECTIONS: usize = 2000;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -76,6 +81,10 @@ async fn main() -> Result<(), Failure> {
         ["backend", address] => return backend(address.parse()?).await,
         ["userspace", address, backend] => return userspace(address.parse()?, backend.parse()?).await,
         ["http", address, backend] => return http(address.parse()?, backend.parse()?).await,
+        ["kernel", mode, address, backend] => {
+            return kernel(mode, address.parse()?, backend.parse()?).await;
+        }
+        ["modes"] => return modes(Duration::from_secs(3)).await,
         _ => {}
     }
     let time = Duration::from_secs(arguments.first().and_then(|text| text.parse().ok()).unwrap_or(3));
@@ -105,13 +114,90 @@ async fn main() -> Result<(), Failure> {
     Ok(())
 }
 
+/// Each mode that the kernel has, one after the other.
+async fn modes(time: Duration) -> Result<(), Failure> {
+    // Ports of connections that are over can be used again at once: there are fewer than the connections made here.
+    let setup = "ip link set lo up && ip addr add 192.0.2.1/24 dev lo && ip route add local 10.96.0.0/16 dev lo \
+        && echo 0 >/proc/sys/net/ipv4/tcp_max_tw_buckets && echo 1024 65535 >/proc/sys/net/ipv4/ip_local_port_range";
+    if !Command::new("sh").args(["-c", setup]).status()?.success() {
+        return Err("the network can't be set up: run it by `unshare -n`".into());
+    }
+    let endpoint = SocketAddr::from(([192, 0, 2, 1], PORT));
+    let service = SocketAddr::from(([10, 96, 0, 9], PORT));
+    let _backend = own(&["backend", &endpoint.to_string()])?;
+    one_mode("no proxy", endpoint, None, time).await?;
+    let (endpoint, address) = (endpoint.to_string(), service.to_string());
+    let userspace = own(&["userspace", &address, &endpoint])?;
+    one_mode("userspace", service, Some(&userspace), time).await?;
+    drop(userspace);
+    let has_ipvs = Path::new("/proc/net/ip_vs").exists();
+    for mode in ["nftables", "iptables", "ipvs"].into_iter().filter(|mode| *mode != "ipvs" || has_ipvs) {
+        let mut proxy = own(&["kernel", mode, &address, &endpoint])?;
+        one_mode(mode, service, Some(&proxy), time).await?;
+        // It takes its rules away when nobody tells it anything any more.
+        drop(proxy.0.stdin.take());
+        proxy.0.wait()?;
+    }
+    Ok(())
+}
+
+/// The time until a connection is there, and until it has brought an answer, in the middle and for all but one of a hundred; then
+/// requests a second.
+async fn one_mode(
+    what: &str,
+    address: SocketAddr,
+    proxy: Option<&Process>,
+    time: Duration,
+) -> Result<(), Failure> {
+    println!("{what}:");
+    measure("requests on kept connections", address, proxy, Load::Kept, time).await?;
+    measure("connections with a request", address, proxy, Load::New, time).await?;
+    let length = first(address).await?;
+    let (mut connected, mut answered) = (Vec::new(), Vec::new());
+    let mut buffer = vec![0; length];
+    for _ in 0..CONNECTIONS {
+        let began = Instant::now();
+        let mut stream = TcpStream::connect(address).await?;
+        connected.push(began.elapsed());
+        stream.write_all(REQUEST).await?;
+        stream.read_exact(&mut buffer).await?;
+        answered.push(began.elapsed());
+    }
+    for (what, mut times) in [("connected", connected), ("answered", answered)] {
+        times.sort();
+        let at = |percent: usize| times[times.len() * percent / 100].as_secs_f64() * 1e6;
+        println!("  {what} after {:.0} us, p99 {:.0} us", at(50), at(99));
+    }
+    Ok(())
+}
+
+/// Has the kernel serve one Service until there is nothing more to read.
+async fn kernel(mode: &str, address: SocketAddr, backend: SocketAddr) -> Result<(), Failure> {
+    let rules = table(vec![rule(address, Transport::Tcp, &[backend])]);
+    let (nftables, iptables, ipvs) =
+        (NftablesProxy::default(), IptablesProxy::default(), IpvsProxy::default());
+    let proxy: &dyn ServiceProxy = match mode {
+        "nftables" => &nftables,
+        "iptables" => &iptables,
+        _ => &ipvs,
+    };
+    proxy.sync(&rules).await?;
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
+    match mode {
+        "nftables" => nftables.remove().await?,
+        "iptables" => iptables.remove().await?,
+        _ => ipvs.remove().await?,
+    }
+    Ok(())
+}
+
 fn compare(what: &str, own: (f64, f64), other: (f64, f64)) {
     println!("  {what}: {:.2} a second, {:.2} a CPU second", own.0 / other.0, own.1 / other.1);
 }
 
 /// This program in another role.
 fn own(arguments: &[&str]) -> Result<Process, Failure> {
-    Ok(Process(Command::new(std::env::current_exe()?).args(arguments).spawn()?))
+    Ok(Process(Command::new(std::env::current_exe()?).args(arguments).stdin(Stdio::piped()).spawn()?))
 }
 
 async fn backend(address: SocketAddr) -> Result<(), Failure> {

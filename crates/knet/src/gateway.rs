@@ -2,10 +2,10 @@
 //!
 //! [`compile`] is the pure function from the objects to a [`RouteTable`](crate::http_proxy::RouteTable) and to what their statuses say;
 //! [`GatewayAgent`] follows an API server, tells an [`HttpProxy`](crate::http_proxy::HttpProxy), and writes the statuses.
-//! [`types`] are the kinds; their definitions have to be in the cluster before the agent starts.
+//! [`types`] are the kinds; those whose definitions are not in the cluster are followed from when they are.
 //!
 //! What is done: GatewayClass, Gateway with listeners of `HTTP`, `HTTPS` and `TLS`
-//! that is passed on, HTTPRoute, GRPCRoute, TLSRoute, BackendTLSPolicy, ReferenceGrant. What the
+//! that is passed on, ListenerSet, HTTPRoute, GRPCRoute, TLSRoute, BackendTLSPolicy, ReferenceGrant. What the
 //! specification leaves open is done so:
 //! - All Gateways are served at the same addresses, so two that want the same host of the same port conflict: the older one has it, the
 //!   listener of the other has `PortUnavailable`. So has a port that the embedder does not serve.

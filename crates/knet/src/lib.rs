@@ -14,6 +14,7 @@ pub mod allocator;
 #[cfg(feature = "ingress")]
 pub mod backends;
 pub mod balance;
+mod commits;
 pub mod dns;
 #[cfg(feature = "gateway")]
 pub mod gateway;

@@ -154,6 +154,13 @@ impl fmt::Debug for Socket {
 }
 
 #[cfg(target_os = "linux")]
+impl std::os::fd::AsRawFd for Socket {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+#[cfg(target_os = "linux")]
 impl Socket {
     /// One to a part of the kernel, such as `NETLINK_ROUTE`; `groups` are those whose news it hears, as bits.
     ///
@@ -188,6 +195,14 @@ impl Socket {
             }
         }
         Ok(answers)
+    }
+
+    /// Hears the news of a group, by its number, or no longer.
+    ///
+    /// # Errors
+    /// When there is no such group, or the right to hear is lacking.
+    pub(crate) fn hear(&mut self, group: u32, hears: bool) -> io::Result<()> {
+        if hears { self.socket.add_membership(group) } else { self.socket.drop_membership(group) }
     }
 
     /// The news since the last call.

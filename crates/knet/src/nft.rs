@@ -13,7 +13,7 @@ mod netlink;
 use std::sync::{Mutex, PoisonError};
 use std::{io, path::Path};
 
-use crate::program;
+use crate::{commits::Commits, program};
 
 /// What makes transactions, one after the other. It belongs to the network namespace of its first one.
 #[derive(Debug, Default)]
@@ -22,6 +22,7 @@ pub(crate) struct Transactions {
     /// transaction.
     #[cfg(target_os = "linux")]
     socket: Mutex<Option<netlink::Batches>>,
+    commits: Commits,
 }
 
 impl Transactions {
@@ -37,7 +38,7 @@ impl Transactions {
                 Err(error) => tracing::debug!(%error, "the kernel refuses elements: nft says why"),
             }
         }
-        program::run(nft, ["-f", "-"], script).await.map(drop)
+        self.commits.run(nft, ["-f", "-"], script, 1).await
     }
 
     #[cfg(target_os = "linux")]

@@ -1,6 +1,11 @@
 //! Programs that change the network, run with what they are to read.
 
-use std::{ffi::OsStr, io, path::Path, process::Stdio};
+use std::{
+    ffi::OsStr,
+    io,
+    path::Path,
+    process::{Output, Stdio},
+};
 
 use tokio::{io::AsyncWriteExt, process::Command};
 
@@ -23,7 +28,7 @@ pub(crate) async fn run<A: AsRef<OsStr>>(
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", program.display())))?;
+        .map_err(|error| not_run(program, &error))?;
     let stdin = child.stdin.take();
     let write = async move {
         if let Some(mut stdin) = stdin {
@@ -32,7 +37,19 @@ pub(crate) async fn run<A: AsRef<OsStr>>(
         }
     };
     let ((), output) = tokio::join!(write, child.wait_with_output());
-    let output = output?;
+    checked(output?)
+}
+
+/// The error of a program that can't be run.
+pub(crate) fn not_run(program: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", program.display()))
+}
+
+/// What a program wrote.
+///
+/// # Errors
+/// When it has failed: what it said then is the message.
+pub(crate) fn checked(output: Output) -> io::Result<Vec<u8>> {
     if output.status.success() {
         return Ok(output.stdout);
     }

@@ -254,6 +254,7 @@ pub(crate) async fn admit_gateway(admin: &Client) -> Result<(), kube::Error> {
     let statuses = [
         "gatewayclasses/status",
         "gateways/status",
+        "listenersets/status",
         "httproutes/status",
         "grpcroutes/status",
         "tlsroutes/status",

@@ -170,7 +170,8 @@ impl Services {
                 services.proxy = Some((proxy, mode.to_string()));
             }
             ProxyMode::Ipvs(scheduler) => {
-                let proxy = Arc::new(ipvs(ground, scheduler));
+                let addresses = nodes.iter().filter_map(|node| node.address);
+                let proxy = Arc::new(ipvs(&of_single(ground, addresses), scheduler));
                 proxy.check().await.map_err(failed)?;
                 left_behind("nftables", nftables(ground).remove().await);
                 left_behind("iptables", iptables(ground).remove().await);
@@ -273,6 +274,17 @@ fn iptables(ground: &Ground) -> IptablesProxy {
     config.node_port_addresses.clone_from(&ground.node_port_addresses);
     config.loopback_endpoints = ground.is_loopback;
     IptablesProxy::new(config)
+}
+
+/// The same ground with the nodes' own addresses in place of their range, where that is of loopback addresses: these are the machine's without
+/// being any device's, and a virtual server has one address.
+fn of_single(ground: &Ground, addresses: impl Iterator<Item = IpAddr>) -> Ground {
+    let mut ground = ground.clone();
+    if ground.is_loopback {
+        let single = |address: IpAddr| format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+        ground.node_port_addresses = addresses.map(single).collect();
+    }
+    ground
 }
 
 fn ipvs(ground: &Ground, scheduler: Scheduler) -> IpvsProxy {

@@ -157,6 +157,8 @@ pub(crate) struct Shared {
     /// change fit together.
     readers: Mutex<Vec<std::sync::Weak<Pending>>>,
     synced: watch::Sender<bool>,
+    /// Whether the server has said, since the last list, that it does not have such a kind.
+    absent: watch::Sender<bool>,
     revision: watch::Sender<u64>,
 }
 
@@ -169,6 +171,7 @@ impl Shared {
             cache: RwLock::new(Cache::new()),
             readers: Mutex::default(),
             synced: watch::Sender::new(false),
+            absent: watch::Sender::new(false),
             revision: watch::Sender::new(0),
         }
     }
@@ -208,7 +211,13 @@ impl Shared {
     /// A whole new state, as of `revision`.
     pub(crate) fn replace(&self, objects: Vec<Arc<Stored>>, revision: u64) {
         self.update(revision, |cache| cache.replace(objects));
+        self.absent.send_replace(false);
         self.synced.send_replace(true);
+    }
+
+    /// The server does not have such a kind. Whether that is news.
+    pub(crate) fn is_absent(&self) -> bool {
+        !self.absent.send_replace(true)
     }
 
     /// Nothing more will come.
@@ -242,6 +251,15 @@ impl Shared {
             biased;
             done = synced.wait_for(|synced| *synced) => done.is_ok(),
             () = self.stop.cancelled() => false,
+        }
+    }
+
+    async fn settled(&self) -> bool {
+        let mut absent = self.absent.subscribe();
+        tokio::select! {
+            biased;
+            synced = self.synced() => synced,
+            _ = absent.wait_for(|absent| *absent) => false,
         }
     }
 }
@@ -305,6 +323,13 @@ impl<K> Informer<K> {
     /// Waits for the first list; `false` when the informer stopped before that.
     pub async fn synced(&self) -> bool {
         self.lister.shared.synced().await
+    }
+
+    /// Waits for the first list, or until the server says that it does not have such a kind (404), as before a custom resource
+    /// definition is made. Whether there was a list; without one the informer goes on trying, at least every
+    /// [`RETRY_MAX`](crate::reflector::RETRY_MAX), and has the objects when the kind is there.
+    pub async fn settled(&self) -> bool {
+        self.lister.shared.settled().await
     }
 
     /// Whether the first list has arrived.

@@ -99,6 +99,12 @@ impl Reflector {
                         continue;
                     }
                 }
+                Err(WatchError::Request(error)) if request::is_not_found(&error) => {
+                    // A kind that somebody has yet to define, perhaps: said once, and asked for again.
+                    if self.shared.is_absent() {
+                        tracing::warn!(resource, %error, "the server does not have this kind, trying again");
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(resource, %error, "list and watch failed, trying again");
                 }

@@ -31,8 +31,8 @@ use super::{
     CONTROLLER, Compiled, FEATURES, Input, compile,
     types::{
         BackendTLSPolicy, GRPCRoute, Gateway, GatewayClass, GatewayClassStatus, GatewayStatus, HTTPRoute,
-        PolicyAncestorStatus, PolicyStatus, ReferenceGrant, RouteParentStatus, RouteStatus, SupportedFeature,
-        TLSRoute,
+        ListenerSet, ListenerSetStatus, ListenerStatus, PolicyAncestorStatus, PolicyStatus, ReferenceGrant,
+        RouteParentStatus, RouteStatus, SupportedFeature, TLSRoute,
     },
 };
 use crate::{
@@ -45,7 +45,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Keeps a proxy up to date with the Gateways of the classes of [`CONTROLLER`], and writes what became of them and of their routes.
 ///
-/// It begins when the server serves all kinds of [`types`](super::types). The embedder serves the ports; Gateways that ask for others are told.
+/// Kinds of [`types`](super::types) that the server does not have are as if there were no objects of them; it follows them within
+/// [`RETRY_MAX`](kreconcile::reflector::RETRY_MAX) of when they are there. The embedder serves the ports; Gateways that ask for others are told.
 ///
 /// ```no_run
 /// # async fn example(informers: &kreconcile::Informers) -> std::io::Result<()> {
@@ -63,6 +64,7 @@ pub struct GatewayAgent {
     informers: Informers,
     classes: Informer<GatewayClass>,
     gateways: Informer<Gateway>,
+    listener_sets: Informer<ListenerSet>,
     http_routes: Informer<HTTPRoute>,
     grpc_routes: Informer<GRPCRoute>,
     tls_routes: Informer<TLSRoute>,
@@ -93,6 +95,7 @@ impl GatewayAgent {
             informers: informers.clone(),
             classes: informers.of(Selection::all()),
             gateways: informers.of(Selection::all()),
+            listener_sets: informers.of(Selection::all()),
             http_routes: informers.of(Selection::all()),
             grpc_routes: informers.of(Selection::all()),
             tls_routes: informers.of(Selection::all()),
@@ -135,6 +138,7 @@ impl GatewayAgent {
         let compiled = compile(&Input {
             classes: &self.classes.list(),
             gateways: &self.gateways.list(),
+            listener_sets: &self.listener_sets.list(),
             http_routes: &self.http_routes.list(),
             grpc_routes: &self.grpc_routes.list(),
             tls_routes: &self.tls_routes.list(),
@@ -150,6 +154,26 @@ impl GatewayAgent {
         (compiled, view.finish(), bundles.into_inner())
     }
 
+    /// Waits until all is known that counts. Kinds of the API need not be there.
+    async fn ready(&self) {
+        let objects = &self.objects;
+        tokio::join!(
+            self.classes.settled(),
+            self.gateways.settled(),
+            self.http_routes.settled(),
+            self.grpc_routes.settled(),
+            self.tls_routes.settled(),
+            self.grants.settled(),
+            self.policies.settled(),
+            self.listener_sets.settled(),
+            self.config_maps.synced(),
+            self.namespaces.synced(),
+            objects.services.synced(),
+            objects.slices.synced(),
+            objects.secrets.synced(),
+        );
+    }
+
     async fn follow(&self, told: &watch::Sender<Arc<Compiled>>) {
         let mut own = [
             self.classes.subscribe(),
@@ -160,20 +184,21 @@ impl GatewayAgent {
             self.grants.subscribe(),
             self.namespaces.subscribe(),
             self.policies.subscribe(),
+            self.listener_sets.subscribe(),
         ];
         let mut config_maps = self.config_maps.subscribe();
         let mut services = self.objects.services.subscribe();
         let mut slices = self.objects.slices.subscribe();
         let mut secrets = self.objects.secrets.subscribe();
         // The first table is told when it is whole, so that nothing is refused for want of its endpoints.
-        self.informers.synced().await;
+        self.ready().await;
         let (mut certificates, system) = (HashMap::new(), OnceCell::new());
         loop {
             let (compiled, used, bundles) = self.compile(&mut certificates, &system);
             self.proxy.set_table(compiled.table.clone());
             told.send_replace(Arc::new(compiled));
             loop {
-                let [classes, gateways, http, grpc, tls, grants, namespaces, policies] = &mut own;
+                let [classes, gateways, http, grpc, tls, grants, namespaces, policies, sets] = &mut own;
                 let object = |change: &Change| change.key().to_string();
                 let concerned = tokio::select! {
                     batch = classes.next() => batch.map(|_| true),
@@ -184,6 +209,7 @@ impl GatewayAgent {
                     batch = grants.next() => batch.map(|_| true),
                     batch = namespaces.next() => batch.map(|_| true),
                     batch = policies.next() => batch.map(|_| true),
+                    batch = sets.next() => batch.map(|_| true),
                     batch = config_maps.next() => batch.map(|batch| {
                         batch.iter().any(|change| bundles.contains(&object(change)))
                     }),
@@ -240,6 +266,17 @@ impl GatewayAgent {
             let status = merged_gateway(&known, wanted, now);
             if status != known {
                 good &= write(&Api::namespaced(client(), &key(&*gateway).0), &*gateway, &status).await;
+            }
+        }
+        for set in self.listener_sets.list() {
+            let Some(wanted) = compiled.listener_sets.get(&key(&*set)) else { continue };
+            let known = set.status.clone().unwrap_or_default();
+            let status = ListenerSetStatus {
+                conditions: merged(&known.conditions, &wanted.conditions, now),
+                listeners: merged_listeners(&known.listeners, &wanted.listeners, now),
+            };
+            if status != known {
+                good &= write(&Api::namespaced(client(), &key(&*set).0), &*set, &status).await;
             }
         }
         for route in self.http_routes.list() {
@@ -322,13 +359,21 @@ fn merged(known: &[Condition], wanted: &[Condition], now: Timestamp) -> Vec<Cond
 fn merged_gateway(known: &GatewayStatus, wanted: &GatewayStatus, now: Timestamp) -> GatewayStatus {
     let mut status = wanted.clone();
     status.conditions = merged(&known.conditions, &wanted.conditions, now);
-    let old: BTreeMap<_, _> =
-        known.listeners.iter().map(|listener| (&listener.name, &listener.conditions)).collect();
-    for listener in &mut status.listeners {
-        let known = old.get(&listener.name).map(|conditions| conditions.as_slice()).unwrap_or_default();
-        listener.conditions = merged(known, &listener.conditions, now);
-    }
+    status.listeners = merged_listeners(&known.listeners, &wanted.listeners, now);
     status
+}
+
+fn merged_listeners(
+    known: &[ListenerStatus],
+    wanted: &[ListenerStatus],
+    now: Timestamp,
+) -> Vec<ListenerStatus> {
+    let old: BTreeMap<_, _> = known.iter().map(|listener| (&listener.name, &listener.conditions)).collect();
+    let listeners = wanted.iter().map(|listener| {
+        let known = old.get(&listener.name).map(|conditions| conditions.as_slice()).unwrap_or_default();
+        ListenerStatus { conditions: merged(known, &listener.conditions, now), ..listener.clone() }
+    });
+    listeners.collect()
 }
 
 /// The parents that others have written stay; those of this controller are the wanted ones.

@@ -8,6 +8,7 @@ mod listener;
 mod policy;
 mod route;
 mod rule;
+mod set;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +23,7 @@ use k8s_openapi::{
 use kreconcile::conditions;
 
 use self::{
-    listener::{Bound, bind},
+    listener::{Bound, GATEWAY, Parent, bind},
     policy::Policies,
     route::RouteView,
 };
@@ -30,7 +31,8 @@ use super::{
     CONTROLLER,
     types::{
         BackendTLSPolicy, GRPCRoute, Gateway, GatewayAddress, GatewayClass, GatewayStatus, HTTPRoute,
-        ListenerStatus, PolicyAncestorStatus, ReferenceGrant, RouteParentStatus, TLSRoute,
+        ListenerSet, ListenerSetStatus, ListenerStatus, PolicyAncestorStatus, ReferenceGrant,
+        RouteParentStatus, TLSRoute,
     },
 };
 use crate::{
@@ -47,6 +49,8 @@ pub struct Input<'a> {
     pub classes: &'a [Arc<GatewayClass>],
     /// The Gateways.
     pub gateways: &'a [Arc<Gateway>],
+    /// The listeners that Gateways have besides.
+    pub listener_sets: &'a [Arc<ListenerSet>],
     /// The routes of HTTP.
     pub http_routes: &'a [Arc<HTTPRoute>],
     /// The routes of gRPC.
@@ -80,6 +84,8 @@ pub struct Compiled {
     pub classes: BTreeMap<String, Vec<Condition>>,
     /// The statuses of their Gateways.
     pub gateways: BTreeMap<Key, GatewayStatus>,
+    /// Those of the ListenerSets that name these Gateways.
+    pub listener_sets: BTreeMap<Key, ListenerSetStatus>,
     /// Those of HTTPRoutes at these Gateways.
     pub http_routes: BTreeMap<Key, Vec<RouteParentStatus>>,
     /// Those of GRPCRoutes.
@@ -134,7 +140,16 @@ pub fn compile(input: &Input<'_>) -> Compiled {
     let mut gateways: Vec<&Gateway> = input.gateways.iter().map(AsRef::as_ref).collect();
     gateways.retain(|gateway| usable.contains(&gateway.spec.gateway_class_name));
     gateways.sort_by_key(|gateway| age(&gateway.metadata));
-    let mut bound = bind(input, &gateways, &mut compiled.table);
+    let sets = set::attached(input, &gateways);
+    let with_sets: Vec<(&Gateway, Vec<&ListenerSet>)> = gateways
+        .iter()
+        .map(|gateway| (*gateway, sets.iter().filter_map(|set| set.allowed_by(gateway)).collect()))
+        .collect();
+    let mut bound = bind(input, &with_sets, &mut compiled.table);
+    for set in &sets {
+        // Routes at a set that is not allowed are told that there is nothing to be attached to.
+        bound.entry(set.parent()).or_default();
+    }
     let policies = Policies::of(input);
     let http = input.http_routes.iter().map(|route| RouteView::http(route, input, &policies));
     let grpc = input.grpc_routes.iter().map(|route| RouteView::grpc(route, input, &policies));
@@ -147,7 +162,10 @@ pub fn compile(input: &Input<'_>) -> Compiled {
         for parent in parents.iter().filter(|parent| parent.conditions.iter().any(is_accepted)) {
             let own = route.meta.namespace.as_ref();
             let namespace = parent.parent_ref.namespace.as_ref().or(own).cloned().unwrap_or_default();
-            let gateway = (namespace, parent.parent_ref.name.clone());
+            let named = (namespace, parent.parent_ref.name.clone());
+            let is_gateway = parent.parent_ref.kind.as_deref().unwrap_or(GATEWAY) == GATEWAY;
+            let set = sets.iter().find(|set| !is_gateway && set.parent().1 == named);
+            let gateway = set.map_or(named, |set| set.gateway.clone());
             for service in &route.services {
                 used.entry(service.clone()).or_default().insert(gateway.clone());
             }
@@ -163,10 +181,33 @@ pub fn compile(input: &Input<'_>) -> Compiled {
     }
     compiled.policies = policies.statuses(&used);
     for gateway in gateways {
-        let listeners = bound.remove(&key(&gateway.metadata)).unwrap_or_default();
-        compiled.gateways.insert(key(&gateway.metadata), gateway_status(input, gateway, &listeners));
+        let own = key(&gateway.metadata);
+        let mut status = gateway_status(input, gateway, listeners(&bound, &(GATEWAY, own.clone())));
+        let mut accepted = 0;
+        for set in sets.iter().filter(|set| set.gateway == own) {
+            let parent = set.parent();
+            let (set_status, is_accepted) = set.status(&status, listeners(&bound, &parent));
+            accepted += i32::from(is_accepted);
+            compiled.listener_sets.insert(parent.1, set_status);
+        }
+        status.attached_listener_sets = Some(accepted);
+        compiled.gateways.insert(own, status);
     }
     compiled
+}
+
+fn listeners<'a>(bound: &'a BTreeMap<Parent, Vec<Bound>>, parent: &Parent) -> &'a [Bound] {
+    bound.get(parent).map(Vec::as_slice).unwrap_or_default()
+}
+
+fn listener_statuses(meta: &ObjectMeta, listeners: &[Bound]) -> Vec<ListenerStatus> {
+    let statuses = listeners.iter().map(|listener| ListenerStatus {
+        name: listener.name.clone(),
+        supported_kinds: listener.kinds.iter().map(|kind| listener::group_kind(kind)).collect(),
+        attached_routes: listener.attached,
+        conditions: listener.conditions(meta),
+    });
+    statuses.collect()
 }
 
 fn gateway_status(input: &Input<'_>, gateway: &Gateway, listeners: &[Bound]) -> GatewayStatus {
@@ -175,7 +216,10 @@ fn gateway_status(input: &Input<'_>, gateway: &Gateway, listeners: &[Bound]) -> 
     let good = listeners.iter().filter(|listener| listener.programmed()).count();
     let accepted = match good {
         _ if chosen => condition(meta, "Accepted", false, "UnsupportedAddress", "addresses can't be chosen"),
-        0 => condition(meta, "Accepted", false, "ListenersNotValid", "no listener is valid"),
+        // Without listeners of its own it waits for those of sets.
+        0 if !listeners.is_empty() => {
+            condition(meta, "Accepted", false, "ListenersNotValid", "no listener is valid")
+        }
         _ if good < listeners.len() => {
             condition(meta, "Accepted", true, "ListenersNotValid", "some listeners are not valid")
         }
@@ -192,13 +236,13 @@ fn gateway_status(input: &Input<'_>, gateway: &Gateway, listeners: &[Bound]) -> 
     let addresses = addresses
         .map(|address| GatewayAddress { kind: Some("IPAddress".to_owned()), value: address.to_string() })
         .collect();
-    let listeners = listeners.iter().map(|listener| ListenerStatus {
-        name: listener.name.clone(),
-        supported_kinds: listener.kinds.iter().map(|kind| listener::group_kind(kind)).collect(),
-        attached_routes: listener.attached,
-        conditions: listener.conditions(meta),
-    });
-    GatewayStatus { addresses, conditions: vec![accepted, programmed], listeners: listeners.collect() }
+    let listeners = listener_statuses(meta, listeners);
+    GatewayStatus {
+        addresses,
+        conditions: vec![accepted, programmed],
+        listeners,
+        attached_listener_sets: None,
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 /// The names of the features that are there, sorted: `GatewayClass.status.supportedFeatures` (GEP-2162), by which the API's conformance suite
 /// chooses its tests.
-pub const FEATURES: [&str; 32] = [
+pub const FEATURES: [&str; 33] = [
     "BackendTLSPolicy",
     "BackendTLSPolicySANValidation",
     "GRPCRoute",
@@ -33,6 +33,7 @@ pub const FEATURES: [&str; 32] = [
     "HTTPRouteRetryBackendTimeout",
     "HTTPRouteRetryConnectionError",
     "HTTPRouteSchemeRedirect",
+    "ListenerSet",
     "ReferenceGrant",
     "TLSRoute",
 ];

@@ -2,6 +2,7 @@
 //!
 //! [`definitions`] gives what a cluster has to know of them. It may have upstream's instead: what those have besides is not looked at.
 
+mod listener_set;
 mod policy;
 mod route;
 
@@ -17,7 +18,7 @@ use serde_json::Value;
 /// The API group.
 pub const GROUP: &str = "gateway.networking.k8s.io";
 
-pub use self::{policy::*, route::*};
+pub use self::{listener_set::*, policy::*, route::*};
 
 /// The definitions of all kinds. As they are not upstream's, they say by the annotation `api-approved.kubernetes.io`, which kinds of such a
 /// group need (KEP-1111), that nobody has approved them.
@@ -26,6 +27,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
     let mut all = vec![
         GatewayClass::crd(),
         Gateway::crd(),
+        ListenerSet::crd(),
         HTTPRoute::crd(),
         GRPCRoute::crd(),
         TLSRoute::crd(),
@@ -106,6 +108,9 @@ pub struct GatewaySpec {
     /// Refused: addresses can't be chosen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<GatewayAddress>,
+    /// Which ListenerSets add listeners; by default none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allowed_listeners: Option<AllowedListeners>,
 }
 
 /// What is listened for.
@@ -152,10 +157,10 @@ pub struct AllowedRoutes {
     pub kinds: Vec<RouteGroupKind>,
 }
 
-/// Which namespaces routes may be in.
+/// Which namespaces routes or ListenerSets may be in.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 pub struct RouteNamespaces {
-    /// `Same`, the default, `All`, or `Selector`.
+    /// `Same`, `All`, `Selector`, or for ListenerSets `None`. By default `Same` for routes, and `None` for ListenerSets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// For `Selector`.
@@ -191,6 +196,7 @@ pub struct ObjectReference {
 
 /// What became of a Gateway.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct GatewayStatus {
     /// Where it is reached.
     #[serde(default)]
@@ -201,6 +207,9 @@ pub struct GatewayStatus {
     /// What became of the listeners.
     #[serde(default)]
     pub listeners: Vec<ListenerStatus>,
+    /// How many ListenerSets are accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attached_listener_sets: Option<i32>,
 }
 
 /// An address of a Gateway.
@@ -214,7 +223,7 @@ pub struct GatewayAddress {
     pub value: String,
 }
 
-/// What became of a listener.
+/// What became of a listener, of a Gateway or of a ListenerSet.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ListenerStatus {

@@ -57,6 +57,10 @@ impl Arrival {
 #[derive(Clone, Copy)]
 struct Own;
 
+/// Marks an error of the proxy itself that is told in gRPC: what it is in HTTP, and the `grpc-status`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct InGrpc(pub(super) StatusCode, pub(super) u8);
+
 /// An answer of the proxy itself.
 fn reply(status: StatusCode) -> Response<ProxyBody> {
     let text = format!("{} {}\n", status.as_u16(), status.canonical_reason().unwrap_or_default());
@@ -90,6 +94,7 @@ fn in_grpc(mut response: Response<ProxyBody>) -> Response<ProxyBody> {
     headers.insert("grpc-status", HeaderValue::from(u16::from(code)));
     let why = HeaderValue::from_static(status.canonical_reason().unwrap_or_default());
     headers.insert("grpc-message", why);
+    response.extensions_mut().insert(InGrpc(status, code));
     response
 }
 

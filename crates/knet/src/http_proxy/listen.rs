@@ -23,8 +23,8 @@ use tokio_util::{
 use super::{
     CONNECTIONS_MAX, FIRST_REQUEST_MAX, HANDSHAKE_MAX, HEAD_BYTES_MAX, IDLE_CLIENT_MAX, MIRRORS_MAX,
     STREAMS_MAX, TUNNELS_MAX,
-    forward::{self, Arrival},
-    metrics::{Metrics, OfRule},
+    forward::{self, Arrival, InGrpc},
+    metrics::{Answer, Metrics, OfRule},
     passthrough,
     pool::Pool,
     table::RouteTable,
@@ -166,8 +166,8 @@ impl HttpProxy {
         Ok(address)
     }
 
-    /// What is counted, as Prometheus reads it, with `name` as the label `proxy`: requests by rule and status, how long the heads of answers
-    /// take, tries that failed, connections. At most [`SERIES_MAX`](super::SERIES_MAX) pairs of rule and status are told apart.
+    /// What is counted, as Prometheus reads it, with `name` as the label `proxy`: requests by rule and status (errors that clients of gRPC are told of have
+    /// the label `grpc_status`, too, and the `code` that they would have in HTTP), how long the heads of answers take, tries that failed, connections. At most [`SERIES_MAX`](super::SERIES_MAX) pairs of rule and status are told apart.
     #[must_use]
     pub fn metrics(&self, name: &str) -> String {
         let tunnels = TUNNELS_MAX.saturating_sub(self.shared.tunnels.available_permits());
@@ -228,7 +228,11 @@ where
             let began = Instant::now();
             let mut response = forward::answer(&shared, &arrival, request).await;
             let rule = response.extensions_mut().remove::<OfRule>();
-            shared.metrics.answered(rule.as_ref(), response.status(), began.elapsed());
+            let answer = match response.extensions_mut().remove::<InGrpc>() {
+                None => Answer::from(response.status()),
+                Some(InGrpc(status, code)) => Answer { status, grpc: Some(code) },
+            };
+            shared.metrics.answered(rule.as_ref(), answer, began.elapsed());
             Ok::<_, Infallible>(response)
         }
     });

@@ -21,10 +21,25 @@ const BOUNDS_MS: [u64; 11] = [5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000,
 #[derive(Clone, Debug)]
 pub(super) struct OfRule(pub(super) Arc<str>);
 
+/// How a request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Answer {
+    /// The status; of an error in gRPC the one that it would have in HTTP, as there it is always 200.
+    pub(super) status: StatusCode,
+    /// The `grpc-status` of an error of the proxy's own.
+    pub(super) grpc: Option<u8>,
+}
+
+impl From<StatusCode> for Answer {
+    fn from(status: StatusCode) -> Self {
+        Self { status, grpc: None }
+    }
+}
+
 /// The counters of one proxy.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
-    requests: Mutex<BTreeMap<(Arc<str>, u16), u64>>,
+    requests: Mutex<BTreeMap<(Arc<str>, Answer), u64>>,
     /// By class; the last one has no end.
     durations: [AtomicU64; BOUNDS_MS.len() + 1],
     nanoseconds: AtomicU64,
@@ -33,10 +48,10 @@ pub(super) struct Metrics {
 
 impl Metrics {
     /// Counts an answer: its rule, if there was one, its status, and how long its head has taken.
-    pub(super) fn answered(&self, rule: Option<&OfRule>, status: StatusCode, took: Duration) {
+    pub(super) fn answered(&self, rule: Option<&OfRule>, answer: Answer, took: Duration) {
         let rule = rule.map_or_else(|| Arc::from(""), |OfRule(rule)| Arc::clone(rule));
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (rule, status.as_u16());
+        let key = (rule, answer);
         let key = if requests.len() < SERIES_MAX || requests.contains_key(&key) {
             key
         } else {
@@ -59,9 +74,11 @@ impl Metrics {
         };
         let name = "kplane_http_requests_total";
         head(&mut out, name, "counter", "Requests by rule and status.");
-        for ((rule, code), count) in &*self.requests.lock().unwrap_or_else(PoisonError::into_inner) {
-            let rule = escaped(rule);
-            let _ = writeln!(out, "{name}{{proxy=\"{proxy}\",rule=\"{rule}\",code=\"{code}\"}} {count}");
+        for ((rule, answer), count) in &*self.requests.lock().unwrap_or_else(PoisonError::into_inner) {
+            let (rule, code) = (escaped(rule), answer.status.as_u16());
+            let grpc = answer.grpc.map(|code| format!(",grpc_status=\"{code}\"")).unwrap_or_default();
+            let _ =
+                writeln!(out, "{name}{{proxy=\"{proxy}\",rule=\"{rule}\",code=\"{code}\"{grpc}}} {count}");
         }
         let name = "kplane_http_request_duration_seconds";
         head(&mut out, name, "histogram", "From the head of a request to the head of its answer.");
@@ -110,9 +127,9 @@ mod tests {
     fn what_is_counted_is_told() {
         let metrics = Metrics::default();
         let rule = OfRule("shop/\"web\"".into());
-        metrics.answered(Some(&rule), StatusCode::OK, Duration::from_millis(7));
-        metrics.answered(Some(&rule), StatusCode::OK, Duration::from_secs(60));
-        metrics.answered(None, StatusCode::NOT_FOUND, Duration::ZERO);
+        metrics.answered(Some(&rule), StatusCode::OK.into(), Duration::from_millis(7));
+        metrics.answered(Some(&rule), StatusCode::OK.into(), Duration::from_secs(60));
+        metrics.answered(None, StatusCode::NOT_FOUND.into(), Duration::ZERO);
         let text = metrics.text("ingress", 3, 1);
         for line in [
             "kplane_http_requests_total{proxy=\"ingress\",rule=\"shop/\\\"web\\\"\",code=\"200\"} 2",
@@ -133,7 +150,7 @@ mod tests {
         let metrics = Metrics::default();
         for number in 0..SERIES_MAX + 10 {
             let rule = OfRule(format!("r{number}").into());
-            metrics.answered(Some(&rule), StatusCode::OK, Duration::ZERO);
+            metrics.answered(Some(&rule), StatusCode::OK.into(), Duration::ZERO);
         }
         let text = metrics.text("x", 0, 0);
         assert!(text.contains("rule=\"other\",code=\"200\"} 10\n"));

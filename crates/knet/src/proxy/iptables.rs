@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 
 use self::state::State;
 use super::{RuleError, ServiceProxy, SyncError, conntrack};
-use crate::{program, redirect::Transport, rules::Table};
+use crate::{commits::Commits, program, redirect::Transport, rules::Table};
 
 /// What can be set, with its defaults.
 #[derive(Clone, Debug)]
@@ -90,6 +90,7 @@ pub struct IptablesProxy {
     config: IptablesConfig,
     /// What the kernel has, for each family; `None` when that is not known.
     state: Mutex<Option<[State; 2]>>,
+    commits: Commits,
 }
 
 /// Which family a state is of, by its place.
@@ -99,7 +100,7 @@ impl IptablesProxy {
     /// A proxy with these settings.
     #[must_use]
     pub fn new(config: IptablesConfig) -> Self {
-        Self { config, state: Mutex::default() }
+        Self { config, state: Mutex::default(), commits: Commits::default() }
     }
 
     /// Takes all its rules and chains away, and those that upstream's proxy left.
@@ -111,7 +112,7 @@ impl IptablesProxy {
         *state = None;
         for v4 in FAMILIES {
             let saved = self.saved(v4).await?;
-            self.restore(v4, &state::removal(&saved)).await?;
+            self.restore(v4, &state::removal(&saved), 0).await?;
         }
         Ok(())
     }
@@ -140,13 +141,14 @@ impl IptablesProxy {
         Ok(all)
     }
 
-    async fn restore(&self, v4: bool, script: &str) -> io::Result<()> {
+    /// Has a script written that makes so many transactions, or an unknown number: then the program is waited for.
+    async fn restore(&self, v4: bool, script: &str, transactions: usize) -> io::Result<()> {
         if script.is_empty() {
             return Ok(());
         }
         let program = self.config.program(v4, "-restore");
         let arguments = ["-w", "5", "--noflush", "--counters"];
-        program::run(&program, arguments, script).await.map(drop)
+        self.commits.run(&program, arguments, script, transactions).await
     }
 
     async fn apply(&self, known: Option<[State; 2]>, table: &Table) -> io::Result<[State; 2]> {
@@ -154,11 +156,16 @@ impl IptablesProxy {
         let known = known.map(|[four, six]| [Some(four), Some(six)]).unwrap_or_default();
         let mut next = [State::default(), State::default()];
         for ((v4, known), slot) in FAMILIES.into_iter().zip(known).zip(&mut next) {
-            let change = match known {
-                Some(known) => known.change(&self.config, v4, table),
-                None => State::fresh(&self.config, v4, table, &self.saved(v4).await?),
+            let (change, transactions) = match known {
+                Some(known) => {
+                    let change = known.change(&self.config, v4, table);
+                    let tables = change.script.lines().filter(|line| *line == "COMMIT").count();
+                    (change, tables)
+                }
+                // Tables that are not there yet may be made by transactions of their own.
+                None => (State::fresh(&self.config, v4, table, &self.saved(v4).await?), 0),
             };
-            self.restore(v4, &change.script).await?;
+            self.restore(v4, &change.script, transactions).await?;
             conntrack::end(&self.config.conntrack, &change.ended).await;
             *slot = change.state;
         }

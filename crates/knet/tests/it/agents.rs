@@ -1,7 +1,7 @@
 //! The agents that follow an API server: what it says reaches who has to know it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -32,10 +32,12 @@ use tokio_util::sync::CancellationToken;
 #[derive(Default)]
 pub(crate) struct Server {
     first: BTreeMap<&'static str, Vec<Value>>,
+    /// The kinds that it does not have.
+    absent: Mutex<BTreeSet<String>>,
     watches: Mutex<BTreeMap<String, mpsc::UnboundedSender<LocalEvent>>>,
     /// What was written: paths and bodies.
-    written: Mutex<Vec<(String, Value)>>,
-    writes: tokio::sync::Notify,
+    pub(crate) written: Mutex<Vec<(String, Value)>>,
+    pub(crate) writes: tokio::sync::Notify,
 }
 
 pub(crate) fn stored(mut object: Value, revision: u64) -> Arc<Stored> {
@@ -47,6 +49,11 @@ pub(crate) fn stored(mut object: Value, revision: u64) -> Arc<Stored> {
 impl Server {
     pub(crate) fn new(first: impl IntoIterator<Item = (&'static str, Vec<Value>)>) -> Arc<Self> {
         Arc::new(Self { first: first.into_iter().collect(), ..Self::default() })
+    }
+
+    /// Has only kinds from now on that are not among these.
+    pub(crate) fn lacks(&self, plurals: &[&str]) {
+        *self.absent.lock().unwrap() = plurals.iter().map(|plural| (*plural).to_owned()).collect();
     }
 
     pub(crate) fn informers(self: &Arc<Self>) -> Informers {
@@ -74,6 +81,13 @@ impl Server {
 
     fn watch(&self, request: &Request<Body>) -> Response<Body> {
         let plural = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        if self.absent.lock().unwrap().contains(&plural) {
+            let status = json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
+                "message": "the server could not find the requested resource"});
+            let mut response = Response::new(Body::from(status.to_string().into_bytes()));
+            *response.status_mut() = http::StatusCode::NOT_FOUND;
+            return response;
+        }
         let objects = self.first.get(plural.as_str()).cloned().unwrap_or_default();
         let mut batch: Vec<_> =
             objects.into_iter().map(|object| LocalEvent::Added(stored(object, 1))).collect();
@@ -94,7 +108,7 @@ impl Server {
     }
 }
 
-fn run(agent: impl Runnable + 'static) -> tokio_util::sync::DropGuard {
+pub(crate) fn run(agent: impl Runnable + 'static) -> tokio_util::sync::DropGuard {
     let stop = CancellationToken::new();
     let until = stop.clone();
     tokio::spawn(async move { agent.run(until).await });

@@ -1,7 +1,7 @@
 //! The HTTP proxy over real sockets: what clients and backends see of each other.
 
-mod backend_tls;
-mod parts;
+pub(crate) mod backend_tls;
+pub(crate) mod parts;
 mod paths;
 mod retries;
 mod rollover;

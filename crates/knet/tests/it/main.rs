@@ -4,6 +4,7 @@ mod agents;
 mod bridge;
 mod cni;
 mod dns;
+mod gateway;
 mod health;
 mod hosts;
 mod http_proxy;

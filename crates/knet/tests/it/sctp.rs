@@ -62,8 +62,14 @@ fn raw() -> UdpSocket {
     socket.into()
 }
 
-/// Where the packet of an association that `from` begins comes out; `None` when it doesn't.
+/// Where the packet of an association that `from` begins comes out; `None` when it doesn't. It is sent again each second, as it would be by who begins
+/// one (RFC 9260, section 5.1): it may be lost.
 fn arrives(socket: &UdpSocket, from: u16, to: &str, wait: Duration) -> Option<SocketAddr> {
+    let again = Duration::from_secs(1);
+    (0..wait.as_secs().max(1)).find_map(|_| arrives_once(socket, from, to, wait.min(again)))
+}
+
+fn arrives_once(socket: &UdpSocket, from: u16, to: &str, wait: Duration) -> Option<SocketAddr> {
     let to: SocketAddrV4 = to.parse().unwrap();
     socket.set_read_timeout(Some(wait)).unwrap();
     if socket.send_to(&init(from, to.port()), (*to.ip(), 0)).is_err() {

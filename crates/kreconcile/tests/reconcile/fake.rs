@@ -51,6 +51,8 @@ pub(crate) struct FakeApi {
     pub(crate) lost_answers: AtomicUsize,
     /// Watches of pods tell nothing.
     pub(crate) held: AtomicBool,
+    /// It has no kinds.
+    pub(crate) empty: AtomicBool,
     pub(crate) writes: AtomicUsize,
     pub(crate) lists: AtomicUsize,
     cut: watch::Sender<u64>,
@@ -77,6 +79,7 @@ impl FakeApi {
             broken: AtomicBool::new(false),
             lost_answers: AtomicUsize::new(0),
             held: AtomicBool::new(false),
+            empty: AtomicBool::new(false),
             writes: AtomicUsize::new(0),
             lists: AtomicUsize::new(0),
             cut: watch::Sender::new(0),
@@ -231,6 +234,9 @@ impl FakeApi {
     async fn answer(self: &Arc<Self>, request: Request<Body>) -> Response<AnswerBody> {
         if self.broken.load(Ordering::Relaxed) {
             return failure(Status::internal("broken"));
+        }
+        if self.empty.load(Ordering::Relaxed) {
+            return failure(Status::no_such_path());
         }
         let (parts, body) = request.into_parts();
         if matches!(parts.uri.path(), "/api" | "/apis") {

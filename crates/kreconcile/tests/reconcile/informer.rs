@@ -103,6 +103,29 @@ async fn an_informer_waits_for_a_server_that_fails() {
     assert_eq!(names(&maps), "a");
 }
 
+/// Who can do without a kind need not wait for it, and has its objects when it is there; a server that fails says nothing of kinds.
+#[tokio::test(start_paused = true)]
+async fn an_informer_settles_without_its_kind_and_finds_it_later() {
+    for streaming in [true, false] {
+        let api = api();
+        api.no_streaming_list.store(!streaming, Ordering::Relaxed);
+        api.add("configmaps", map("a", "one"));
+        api.broken.store(true, Ordering::Relaxed);
+        let informers = Informers::new(api.client());
+        let maps = informers.of::<ConfigMap>(Selection::all());
+        let wait = tokio::time::timeout(std::time::Duration::from_secs(100), maps.settled());
+        assert!(wait.await.is_err());
+        api.empty.store(true, Ordering::Relaxed);
+        api.broken.store(false, Ordering::Relaxed);
+        assert!(!maps.settled().await && !maps.has_synced());
+        let mut changes = maps.subscribe();
+        api.empty.store(false, Ordering::Relaxed);
+        assert_eq!(changes.next().await.unwrap().len(), 1);
+        assert!(maps.settled().await);
+        assert_eq!(names(&maps), "a");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn informers_are_shared_and_end_with_their_factory() {
     let api = api();

@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use kcore::selector::LabelSelector;
 
 use super::{
-    super::types::{GROUP, Gateway, Listener, RouteGroupKind, RouteNamespaces},
+    super::types::{GROUP, Gateway, Listener, ListenerSet, RouteGroupKind, RouteNamespaces},
     Input, Key, condition, grant, key,
 };
 use crate::{
@@ -23,6 +23,21 @@ pub(super) enum Allowed {
     All,
     Selected(LabelSelector),
     None,
+}
+
+impl Allowed {
+    /// Whether objects of a namespace are meant by one of another.
+    pub(super) fn allows(&self, input: &Input<'_>, own_namespace: &str, namespace: &str) -> bool {
+        match self {
+            Self::Same => namespace == own_namespace,
+            Self::All => true,
+            Self::Selected(selector) => {
+                let labels = (input.labels)(namespace);
+                selector.matches_with(|key| labels.get(key).map(String::as_str))
+            }
+            Self::None => false,
+        }
+    }
 }
 
 /// A listener, and what is known of it.
@@ -55,23 +70,8 @@ impl Bound {
     }
 
     /// Whether routes of this kind in this namespace may be attached.
-    pub(super) fn allows(
-        &self,
-        input: &Input<'_>,
-        gateway_namespace: &str,
-        kind: &str,
-        namespace: &str,
-    ) -> bool {
-        self.kinds.contains(&kind)
-            && match &self.allowed {
-                Allowed::Same => namespace == gateway_namespace,
-                Allowed::All => true,
-                Allowed::Selected(selector) => {
-                    let labels = (input.labels)(namespace);
-                    selector.matches_with(|key| labels.get(key).map(String::as_str))
-                }
-                Allowed::None => false,
-            }
+    pub(super) fn allows(&self, input: &Input<'_>, own_namespace: &str, kind: &str, namespace: &str) -> bool {
+        self.kinds.contains(&kind) && self.allowed.allows(input, own_namespace, namespace)
     }
 
     pub(super) fn conditions(&self, meta: &ObjectMeta) -> Vec<Condition> {
@@ -95,57 +95,93 @@ impl Bound {
     }
 }
 
-/// Looks at all listeners, and gives those that are served their ports.
+/// What routes name as their parent: an object with listeners, by kind, namespace and name.
+pub(super) type Parent = (&'static str, Key);
+
+/// The kinds of parents.
+pub(super) const GATEWAY: &str = "Gateway";
+pub(super) const LISTENER_SET: &str = "ListenerSet";
+
+/// Who has ports, by their numbers: the protocol, and the hosts.
+type Ports = BTreeMap<i32, (String, BTreeSet<String>)>;
+
+fn take(ports: &mut Ports, listener: &Listener) {
+    let (_, hosts) =
+        ports.entry(listener.port).or_insert_with(|| (listener.protocol.clone(), BTreeSet::new()));
+    hosts.insert(hostname(listener));
+}
+
+/// Whether another protocol, or the same host, is at the listener's port already: the reason of that conflict.
+fn clash(ports: &Ports, listener: &Listener) -> Option<&'static str> {
+    let (protocol, hosts) = ports.get(&listener.port)?;
+    if *protocol != listener.protocol {
+        return Some("ProtocolConflict");
+    }
+    hosts.contains(&hostname(listener)).then_some("HostnameConflict")
+}
+
+/// Looks at all listeners, those of each Gateway before those of its sets, and gives those that are served their ports.
 pub(super) fn bind(
     input: &Input<'_>,
-    gateways: &[&Gateway],
+    gateways: &[(&Gateway, Vec<&ListenerSet>)],
     table: &mut RouteTable,
-) -> BTreeMap<Key, Vec<Bound>> {
-    let mut taken: BTreeMap<i32, (String, BTreeSet<String>)> = BTreeMap::new();
+) -> BTreeMap<Parent, Vec<Bound>> {
+    let mut taken = Ports::new();
     let mut all = BTreeMap::new();
-    for gateway in gateways {
-        let listeners = &gateway.spec.listeners;
-        let mut bound = Vec::with_capacity(listeners.len());
-        for listener in listeners {
-            let (mut one, certificate) = look_at(input, gateway, listener);
-            one.conflict = conflict(listener, listeners);
-            if one.accepted.is_ok()
-                && one.conflict.is_none()
-                && let Some((protocol, hosts)) = taken.get(&one.port)
-                && (*protocol != listener.protocol || hosts.contains(&one.hostname))
-            {
-                one.accepted = Err(("PortUnavailable", "an older gateway has this host or port".to_owned()));
-            }
-            if one.programmed() && gateway.spec.addresses.is_empty() {
-                let port = u16::try_from(one.port).unwrap_or_default();
-                let routes = table.ports.entry(port).or_default();
-                let host = HostName::gateway(&one.hostname);
-                if listener.protocol == "TLS" {
-                    routes.passthrough.entry(host.clone());
-                } else {
-                    routes.listeners.entry(host.clone());
+    for (gateway, sets) in gateways {
+        let is_served = gateway.spec.addresses.is_empty();
+        let own = ((GATEWAY, key(&gateway.metadata)), &gateway.spec.listeners);
+        let more = sets.iter().map(|set| ((LISTENER_SET, key(&set.metadata)), &set.spec.listeners));
+        // What older Gateways serve, and what this one has taken, by its own listeners or by an older set.
+        let (older, mut merged) = (taken.clone(), Ports::new());
+        for (parent, listeners) in std::iter::once(own).chain(more) {
+            let mut bound = Vec::with_capacity(listeners.len());
+            for listener in listeners {
+                let (mut one, certificate) = look_at(input, &parent, listener);
+                one.conflict = conflict(listener, listeners).or_else(|| clash(&merged, listener));
+                if one.accepted.is_ok() && one.conflict.is_none() && clash(&older, listener).is_some() {
+                    let message = "an older gateway has this host or port".to_owned();
+                    one.accepted = Err(("PortUnavailable", message));
                 }
-                if let Some(certificate) = certificate {
-                    routes.tls.get_or_insert_default().insert(host, certificate);
+                if one.programmed() && is_served {
+                    serve(table, listener, &one, certificate);
+                }
+                bound.push(one);
+            }
+            for (listener, one) in listeners.iter().zip(&bound) {
+                if one.conflict.is_none() {
+                    take(&mut merged, listener);
+                }
+                if one.programmed() {
+                    take(&mut taken, listener);
                 }
             }
-            bound.push(one);
+            all.insert(parent, bound);
         }
-        for (listener, one) in listeners.iter().zip(&bound).filter(|(_, one)| one.programmed()) {
-            let (_, hosts) =
-                taken.entry(one.port).or_insert_with(|| (listener.protocol.clone(), BTreeSet::new()));
-            hosts.insert(one.hostname.clone());
-        }
-        all.insert(key(&gateway.metadata), bound);
     }
     all
+}
+
+/// Gives a listener its place in the table.
+fn serve(table: &mut RouteTable, listener: &Listener, bound: &Bound, certificate: Option<Certificate>) {
+    let port = u16::try_from(bound.port).unwrap_or_default();
+    let routes = table.ports.entry(port).or_default();
+    let host = HostName::gateway(&bound.hostname);
+    if listener.protocol == "TLS" {
+        routes.passthrough.entry(host.clone());
+    } else {
+        routes.listeners.entry(host.clone());
+    }
+    if let Some(certificate) = certificate {
+        routes.tls.get_or_insert_default().insert(host, certificate);
+    }
 }
 
 fn hostname(listener: &Listener) -> String {
     listener.hostname.as_deref().unwrap_or_default().to_ascii_lowercase()
 }
 
-/// Whether another listener of the same Gateway wants the same.
+/// Whether another listener of the same object wants the same.
 fn conflict(listener: &Listener, all: &[Listener]) -> Option<&'static str> {
     let others = || all.iter().filter(|other| other.name != listener.name && other.port == listener.port);
     if others().any(|other| other.protocol != listener.protocol) {
@@ -154,7 +190,7 @@ fn conflict(listener: &Listener, all: &[Listener]) -> Option<&'static str> {
     others().any(|other| hostname(other) == hostname(listener)).then_some("HostnameConflict")
 }
 
-fn look_at(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> (Bound, Option<Certificate>) {
+fn look_at(input: &Input<'_>, parent: &Parent, listener: &Listener) -> (Bound, Option<Certificate>) {
     let mut certificate = None;
     let (mut accepted, mut resolved) = (Ok(()), Ok(()));
     match listener.protocol.as_str() {
@@ -166,7 +202,7 @@ fn look_at(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> (Bound,
                     Err(("UnsupportedValue", format!("the TLS mode {mode:?} is not supported for TLS")));
             }
         }
-        "HTTPS" => match find_certificate(input, gateway, listener) {
+        "HTTPS" => match find_certificate(input, parent, listener) {
             Ok(found) => certificate = Some(found),
             Err(fault @ ("UnsupportedValue", _)) => accepted = Err(fault),
             Err(fault) => resolved = Err(fault),
@@ -200,7 +236,7 @@ fn look_at(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> (Bound,
         hostname: hostname(listener),
         kinds,
         attached: 0,
-        allowed: allowed(namespaces),
+        allowed: allowed(namespaces, "Same"),
         accepted,
         resolved,
         conflict: None,
@@ -208,8 +244,9 @@ fn look_at(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> (Bound,
     (bound, certificate)
 }
 
-fn allowed(namespaces: Option<&RouteNamespaces>) -> Allowed {
-    let from = namespaces.and_then(|namespaces| namespaces.from.as_deref()).unwrap_or("Same");
+/// Which namespaces are meant; `default` when it is not said.
+pub(super) fn allowed(namespaces: Option<&RouteNamespaces>, default: &str) -> Allowed {
+    let from = namespaces.and_then(|namespaces| namespaces.from.as_deref()).unwrap_or(default);
     match from {
         "Same" => Allowed::Same,
         "All" => Allowed::All,
@@ -221,20 +258,21 @@ fn allowed(namespaces: Option<&RouteNamespaces>) -> Allowed {
     }
 }
 
-fn find_certificate(input: &Input<'_>, gateway: &Gateway, listener: &Listener) -> Result<Certificate, Fault> {
+fn find_certificate(input: &Input<'_>, parent: &Parent, listener: &Listener) -> Result<Certificate, Fault> {
     let tls = listener.tls.clone().unwrap_or_default();
     if let Some(mode) = tls.mode.as_deref().filter(|mode| *mode != "Terminate") {
         return Err(("UnsupportedValue", format!("the TLS mode {mode:?} is not supported")));
     }
-    let own = gateway.metadata.namespace.as_deref().unwrap_or_default();
+    // What a Gateway may refer to its sets may not, and the other way round.
+    let (parent_kind, (own, _)) = parent;
     let mut fault = ("InvalidCertificateRef", "no certificate is named".to_owned());
     for reference in &tls.certificate_refs {
         let group = reference.group.as_deref().unwrap_or_default();
         let kind = reference.kind.as_deref().unwrap_or("Secret");
-        let namespace = reference.namespace.as_deref().unwrap_or(own);
+        let namespace = reference.namespace.as_deref().unwrap_or(own.as_str());
         if (group, kind) != ("", "Secret") {
             fault.1 = format!("certificates of the kind {kind:?} are not supported");
-        } else if !grant::permits(input, ("Gateway", own), ("", "Secret", namespace, &reference.name)) {
+        } else if !grant::permits(input, (parent_kind, own), ("", "Secret", namespace, &reference.name)) {
             let message = format!("no ReferenceGrant allows the secret {namespace}/{}", reference.name);
             fault = ("RefNotPermitted", message);
         } else {

@@ -13,7 +13,7 @@ use super::{
         types::{GROUP, GRPCRoute, HTTPRoute, ParentReference, RouteParentStatus, TLSRoute},
     },
     Input, Key, condition, key,
-    listener::{Bound, Fault},
+    listener::{Bound, Fault, GATEWAY, LISTENER_SET, Parent},
     policy::Policies,
     rule::{Rules, grpc_rules, http_rules, tls_rules},
 };
@@ -85,21 +85,24 @@ impl<'a> RouteView<'a> {
     pub(super) fn attach(
         &self,
         input: &Input<'_>,
-        bound: &mut BTreeMap<Key, Vec<Bound>>,
+        bound: &mut BTreeMap<Parent, Vec<Bound>>,
         table: &mut RouteTable,
     ) -> Vec<RouteParentStatus> {
         let own = self.meta.namespace.as_deref().unwrap_or_default();
         let mut statuses = Vec::new();
         for parent in self.parents {
-            let is_gateway = parent.group.as_deref().unwrap_or(GROUP) == GROUP
-                && parent.kind.as_deref().unwrap_or("Gateway") == "Gateway";
-            let namespace = parent.namespace.as_deref().unwrap_or(own);
-            let Some(listeners) = bound.get_mut(&(namespace.to_owned(), parent.name.clone())) else {
-                continue;
-            };
-            if !is_gateway {
+            if parent.group.as_deref().unwrap_or(GROUP) != GROUP {
                 continue;
             }
+            // It is attached to the listeners of the object that it names, not to those of a Gateway's sets.
+            let kind = parent.kind.as_deref().unwrap_or(GATEWAY);
+            let Some(kind) = [GATEWAY, LISTENER_SET].into_iter().find(|known| *known == kind) else {
+                continue;
+            };
+            let namespace = parent.namespace.as_deref().unwrap_or(own);
+            let Some(listeners) = bound.get_mut(&(kind, (namespace.to_owned(), parent.name.clone()))) else {
+                continue;
+            };
             let accepted = self.attach_to(input, (parent, namespace), listeners, table);
             let told = |kind: &str, result: &Result<(), Fault>, good: &str| match result {
                 Ok(()) => condition(self.meta, kind, true, good, ""),
@@ -120,7 +123,7 @@ impl<'a> RouteView<'a> {
     fn attach_to(
         &self,
         input: &Input<'_>,
-        (parent, gateway_namespace): (&ParentReference, &str),
+        (parent, own_namespace): (&ParentReference, &str),
         listeners: &mut [Bound],
         table: &mut RouteTable,
     ) -> Result<(), Fault> {
@@ -131,9 +134,9 @@ impl<'a> RouteView<'a> {
         };
         let mut meant: Vec<_> = listeners.iter_mut().filter(|listener| is_meant(listener)).collect();
         if meant.is_empty() {
-            return Err(("NoMatchingParent", "the gateway has no such listener".to_owned()));
+            return Err(("NoMatchingParent", "the parent has no such listener".to_owned()));
         }
-        meant.retain(|listener| listener.allows(input, gateway_namespace, self.kind, &own.0));
+        meant.retain(|listener| listener.allows(input, own_namespace, self.kind, &own.0));
         if meant.is_empty() {
             return Err(("NotAllowedByListeners", "no listener allows the route".to_owned()));
         }

@@ -46,6 +46,7 @@ impl Objects for Fixed {
 #[derive(Default)]
 struct Case {
     gateways: Vec<Arc<Gateway>>,
+    sets: Vec<Arc<ListenerSet>>,
     http: Vec<Arc<HTTPRoute>>,
     grpc: Vec<Arc<GRPCRoute>>,
     tls: Vec<Arc<TLSRoute>>,
@@ -57,6 +58,7 @@ struct Case {
 fn object<K: DeserializeOwned>(namespace: &str, name: &str, created: usize, spec: Value) -> Arc<K> {
     let kinds = [
         "Gateway",
+        "ListenerSet",
         "HTTPRoute",
         "GRPCRoute",
         "TLSRoute",
@@ -105,6 +107,7 @@ impl Case {
         compile(&Input {
             classes: &[class("own", CONTROLLER), class("other", "example.com/other")],
             gateways: &self.gateways,
+            listener_sets: &self.sets,
             http_routes: &self.http,
             grpc_routes: &self.grpc,
             tls_routes: &self.tls,
@@ -557,6 +560,7 @@ fn classes_of_others_are_left_alone() {
 }
 
 mod asked;
+mod listener_sets;
 mod policies;
 
 /// The definitions are such as a server takes.
@@ -566,6 +570,7 @@ fn the_kinds_can_be_defined() {
     let plurals = [
         "gatewayclasses",
         "gateways",
+        "listenersets",
         "httproutes",
         "grpcroutes",
         "tlsroutes",

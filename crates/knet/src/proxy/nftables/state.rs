@@ -79,7 +79,7 @@ impl State {
         // Nobody knows what was there before, so no flow is told to end.
         change.ended.clear();
         script.push_str(&change.script);
-        change.script = script;
+        change.script = gathered(&script);
         change
     }
 
@@ -104,6 +104,31 @@ impl State {
         change.settle(config, counts);
         change
     }
+}
+
+/// How many elements one command adds.
+const ELEMENTS_MAX: usize = 512;
+
+/// The same commands with those that add elements at the end, and such of one map or set in one: `nft` takes twice as long for as many commands as there
+/// are elements. What elements lead to is made before them.
+fn gathered(script: &str) -> String {
+    let (mut out, mut sets) = (String::with_capacity(script.len()), BTreeMap::<&str, Vec<&str>>::new());
+    for line in script.lines() {
+        let element = line.strip_suffix(" }").and_then(|line| line.split_once(" { "));
+        match element.filter(|(head, _)| head.starts_with("add element ")) {
+            Some((head, element)) => sets.entry(head).or_default().push(element),
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    for (head, elements) in sets {
+        for some in elements.chunks(ELEMENTS_MAX) {
+            out.push_str(&format!("{head} {{ {} }}\n", some.join(", ")));
+        }
+    }
+    out
 }
 
 /// By how much the counts of addresses change.

@@ -20,9 +20,9 @@ use tokio_rustls::TlsAcceptor;
 
 use super::parts::{Client, backend, one_rule, proxy};
 
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Issuer = CertifiedIssuer<'static, KeyPair>;
 
-fn authority() -> Issuer {
+pub(crate) fn authority() -> Issuer {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
@@ -33,7 +33,7 @@ fn authorities(issuer: &Issuer) -> Authorities {
 }
 
 /// Serves with a certificate that has these names, and answers with the name that was asked for, the protocol, the scheme and the host.
-async fn serve(issuer: &Issuer, names: &[SanType]) -> SocketAddr {
+pub(crate) async fn serve(issuer: &Issuer, names: &[SanType]) -> SocketAddr {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.subject_alt_names = names.to_vec();
@@ -81,7 +81,7 @@ fn sealed(endpoint: SocketAddr, protocol: BackendProtocol, tls: BackendTls) -> R
     one_rule(Action::Forward(vec![backend]))
 }
 
-fn dns(name: &str) -> SanType {
+pub(crate) fn dns(name: &str) -> SanType {
     SanType::DnsName(Ia5String::try_from(name).unwrap())
 }
 

@@ -222,13 +222,13 @@ pub(super) async fn closes_after(closes: fn(usize) -> bool) -> Rude {
 }
 
 /// One connection to the proxy.
-pub(super) enum Client {
+pub(crate) enum Client {
     Http1(http1::SendRequest<Body>),
     Http2(http2::SendRequest<Body>),
 }
 
 impl Client {
-    pub(super) async fn http1(address: SocketAddr) -> Self {
+    pub(crate) async fn http1(address: SocketAddr) -> Self {
         Self::http1_over(TcpStream::connect(address).await.unwrap()).await
     }
 
@@ -277,7 +277,7 @@ impl Client {
         (status, String::from_utf8_lossy(&body).into_owned())
     }
 
-    pub(super) async fn get(&mut self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&mut self, path: &str) -> (u16, String) {
         self.exchange("GET", path, full("")).await
     }
 

@@ -132,7 +132,7 @@ async fn clients_of_grpc_are_told_in_grpc() {
         (Action::Forward(vec![invalid]), "/shop.Shop/Get", "14", 500),
         (Action::Forward(vec![backend(&[dead])]), "/shop.Shop/Get", "14", 502),
     ] {
-        let (_proxy, address) = proxy(table(action)).await;
+        let (proxy, address) = proxy(table(action)).await;
         let mut client = Client::http2(address).await;
         for (kind, expected) in [
             ("application/grpc", Some(code)),
@@ -148,5 +148,13 @@ async fn clients_of_grpc_are_told_in_grpc() {
             let is_empty = response.into_body().collect().await.unwrap().to_bytes().is_empty();
             assert_eq!(is_empty, expected.is_some());
         }
+        // They are counted as the errors that they are, not as answers with the status 200.
+        let rule = if status == 404 { "" } else { "all" };
+        let counted = proxy.metrics("it");
+        for labels in [format!("code=\"{status}\""), format!("code=\"{status}\",grpc_status=\"{code}\"")] {
+            let line = format!("kplane_http_requests_total{{proxy=\"it\",rule=\"{rule}\",{labels}}} 2");
+            assert!(counted.lines().any(|found| found == line), "{line}\n{counted}");
+        }
+        assert!(!counted.contains("code=\"200\""), "{counted}");
     }
 }

@@ -119,6 +119,17 @@ fn chain_of(config: &NftablesConfig, rule: &Rule) -> Vec<String> {
 
 /// What upstream's kube-proxy does in its mode nftables (KEP-3866, `pkg/proxy/nftables/proxier.go`).
 #[test]
+fn elements_of_a_fresh_start_come_last_and_many_at_once() {
+    let script = "add map ip t m { type ipv4_addr : verdict ; }\nadd element ip t m { 10.0.0.1 : goto c }\nadd chain ip t c\n\
+        add element ip6 t m { fd00::1 : drop }\nadd rule ip t c ip saddr { 10.0.0.0/8 } drop\nadd element ip t m { 10.0.0.2 : drop }\n";
+    let expected = "add map ip t m { type ipv4_addr : verdict ; }\nadd chain ip t c\nadd rule ip t c ip saddr { 10.0.0.0/8 } drop\n\
+        add element ip t m { 10.0.0.1 : goto c, 10.0.0.2 : drop }\nadd element ip6 t m { fd00::1 : drop }\n";
+    assert_eq!(gathered(script), expected);
+    let many = "add element ip t m { 10.0.0.1 }\n".repeat(ELEMENTS_MAX + 1);
+    assert_eq!(gathered(&many).lines().count(), 2);
+}
+
+#[test]
 fn rules_become_chains() {
     let config = NftablesConfig {
         pod_ranges: vec!["10.244.0.0/16".to_owned(), "fd00::/8".to_owned()],
