@@ -18,7 +18,7 @@ use ahash::RandomState;
 use tokio::time::Instant;
 
 pub use in_flight::IN_FLIGHT_EVENTS_MAX;
-use in_flight::{InFlight, Missed};
+use in_flight::InFlight;
 
 use crate::{
     event::{ClusterEvent, Hint},
@@ -368,35 +368,6 @@ impl SchedulingQueue {
                 };
             }
         }
-    }
-
-    /// A pod that has left the queue waits for a permission: what happens meanwhile is kept for it.
-    pub(crate) fn takes_off(&mut self, pod: &PodInfo) {
-        self.in_flight.takes_off(&pod.uid);
-    }
-
-    /// Its wait and its binding have ended: what it has missed, if it had to wait.
-    pub(crate) fn lands(&mut self, pod: &PodInfo) -> Option<Missed> {
-        self.in_flight.lands(&pod.uid)
-    }
-
-    /// The first of the missed events that helps against this plug-in's refusal, by its name (upstream's
-    /// `determineSchedulingHintForInFlightPod`).
-    pub(crate) fn helped_by(
-        &self,
-        queued: &QueuedPod,
-        plugin: &Arc<str>,
-        missed: &Missed,
-    ) -> Option<&'static str> {
-        let mut refused = queued.clone();
-        refused.rejected_by = vec![Arc::clone(plugin)];
-        let helps = missed.events.iter().find(|event| self.helps(&refused, event)).map(ClusterEvent::label);
-        helps.or(missed.is_cut.then_some(FORCED))
-    }
-
-    /// Counts what is kept for pods in flight.
-    pub(crate) fn measure(&self) {
-        self.in_flight.measure(&self.metrics);
     }
 
     /// When there will be something to do without any event.

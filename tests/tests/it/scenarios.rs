@@ -429,6 +429,7 @@ scenarios! {
     claims_for_devices,
     classes_of_attributes_in_use,
     cron_job_in_the_hour_that_comes_twice,
+    cron_jobs_over_thirty_days,
     cron_jobs_whose_runs_overlap_or_are_missed,
     daemon_set_on_changing_nodes,
     deployment_that_recreates_scales_and_pauses,
