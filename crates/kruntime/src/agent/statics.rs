@@ -168,15 +168,10 @@ impl Inner {
 
     /// Ends the pods that aren't wanted any more, and begins those that are, each after the one of its name has ended.
     fn sync_static_pods(&self, node: &Arc<Node>, found: &Found) {
-        let here: Vec<Arc<PodEntry>> = {
-            let entries = self.entries();
-            entries
-                .values()
-                .filter(|e| e.is_static && e.node.config.name == node.config.name)
-                .cloned()
-                .collect()
-        };
-        for entry in here {
+        // Those that are static alone: an agent may have very many other pods, and very many nodes that ask.
+        let running: Vec<PodUid> = self.statics.known().running.values().cloned().collect();
+        let here = running.iter().filter_map(|uid| self.entry(uid));
+        for entry in here.filter(|entry| entry.node.config.name == node.config.name) {
             let pod = entry.pod();
             if found.pods.get(&key(&pod)).is_none_or(|wanted| wanted.metadata.uid != pod.metadata.uid) {
                 entry.set_gone();
